@@ -1,0 +1,1 @@
+"""dpq_cli: the dpq command."""

@@ -1,0 +1,138 @@
+"""The plugin contract: what a domain (LLMs, diffusion, splats, yours) tells dpq.
+
+``open`` and ``select`` are enough for ``dpq compress`` and ``inspect``. Everything else is added
+capability by capability; ``Adapter.capabilities`` says which ones an adapter has.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from dpq_core.errors import AdapterError
+from dpq_core.progress import Progress, silent
+
+if TYPE_CHECKING:
+    import torch
+
+    from dpq_core.artifact import Artifact, Manifest
+    from dpq_core.checkpoint import Checkpoint
+    from dpq_core.layout import Layout
+    from dpq_core.plan import Override
+    from dpq_core.spec import QuantSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One measured number, with everything needed to compare it.
+
+    Attributes:
+        name: e.g. ``perplexity``.
+        value: the number.
+        higher_is_better: direction of improvement.
+        protocol: what was measured on what, e.g. ``context 512, 98,304 tokens of heldout.txt``.
+    """
+
+    name: str
+    value: float
+    higher_is_better: bool
+    protocol: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The metrics of one model, and whatever else belongs in ``--json``."""
+
+    metrics: tuple[Metric, ...]
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """What a model made: texts to read, files to open."""
+
+    texts: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """How a capability is run: the same for every adapter and verb.
+
+    Attributes:
+        device: torch device name, ``auto`` picks CUDA where there is one.
+        seed: the only source of randomness.
+        progress: called as work goes on.
+    """
+
+    device: str = "auto"
+    seed: int = 0
+    progress: Progress = silent
+
+
+class Adapter(ABC):
+    """One domain. In-tree adapters have exactly the standing of a third party's.
+
+    Class attributes:
+        name: the entry-point name, as in ``--adapter NAME``.
+        summary: one line for ``dpq adapters``.
+        weights_name: stem of the weight files in an artifact (``model`` -> ``model.safetensors``).
+        options: verb (``evaluate``, ``sample``, ...) -> frozen dataclass of that verb's options;
+            every field has a default and ``metadata={"help": ...}``. The CLI turns them into flags.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    weights_name: ClassVar[str] = "model"
+    options: ClassVar[Mapping[str, type]] = {}
+
+    @abstractmethod
+    def open(self, source: str) -> Checkpoint:
+        """Open a path, hub id or ``builtin:NAME`` without reading its tensors.
+
+        Raises:
+            SourceError: it does not exist, or is not of this domain.
+        """
+
+    @abstractmethod
+    def select(self, name: str, shape: tuple[int, ...]) -> Layout | None:
+        """How the tensor is viewed as a matrix when it is compressed; None keeps it as it is."""
+
+    def overrides(self, spec: QuantSpec) -> tuple[Override, ...]:
+        """The adapter's own policy for sensitive tensors; the user's overrides come after it."""
+        return ()
+
+    def generated_files(self, checkpoint: Checkpoint, manifest: Manifest) -> Mapping[str, bytes]:
+        """Files to write beside the weights (config, model card): relative path -> content."""
+        return {}
+
+    def load(self, source: str, run: Run) -> Any:
+        """A runnable model from an artifact or from an uncompressed source."""
+        raise self._lacks("load models")
+
+    def evaluate(self, source: str, options: Any, run: Run) -> Evaluation:
+        """Measure an artifact or an uncompressed source on the domain's own task."""
+        raise self._lacks("evaluate")
+
+    def sample(self, source: str, options: Any, run: Run, out: Path | None) -> Sampling:
+        """Let the model make something a person can look at; files go to ``out``."""
+        raise self._lacks("sample")
+
+    def probe(self, artifact: Artifact, run: Run) -> Mapping[str, torch.Tensor]:
+        """Outputs of the loaded artifact on a fixed input, to be stored and compared later."""
+        raise self._lacks("probe")
+
+    @classmethod
+    def capabilities(cls) -> tuple[str, ...]:
+        """The optional verbs that this adapter implements."""
+        return tuple(
+            verb
+            for verb in ("load", "evaluate", "sample", "probe")
+            if getattr(cls, verb) is not getattr(Adapter, verb)
+        )
+
+    def _lacks(self, what: str) -> AdapterError:
+        return AdapterError(f"adapter {self.name!r} cannot {what} (see `dpq adapters`)")

@@ -1,0 +1,122 @@
+"""Checkpoint: the named tensors of a source, read one at a time, and the files around them."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from dpq_core.errors import SourceError
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What is known of a tensor before it is read."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the dense tensor."""
+        return self.numel * self.dtype.itemsize
+
+
+class Checkpoint(ABC):
+    """A source that an adapter has opened.
+
+    Attributes:
+        source: what the user named (a path, a hub id, ``builtin:NAME``).
+        tensors: name -> shape and dtype, in storage order; nothing is read yet.
+        side_files: relative path in the artifact -> file to copy there (tokenizer, scheduler, ...).
+        fingerprint: changes whenever the source does; guards ``--resume``.
+    """
+
+    source: str
+    tensors: Mapping[str, TensorInfo]
+    side_files: Mapping[str, Path]
+    fingerprint: str
+
+    @abstractmethod
+    def read(self, name: str) -> Tensor:
+        """The tensor called ``name``, on the CPU; only this one is brought into memory."""
+
+
+@dataclass
+class SafetensorsCheckpoint(Checkpoint):
+    """Tensors of one or more safetensors files, opened lazily.
+
+    Raises:
+        SourceError: a file is missing, is not safetensors, or two files hold the same name.
+    """
+
+    source: str
+    files: list[Path]
+    side_files: Mapping[str, Path] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Read the headers only."""
+        self._home: dict[str, Path] = {}
+        self.tensors: dict[str, TensorInfo] = {}
+        digest = hashlib.sha256()
+        for path in self.files:
+            self._add(path)
+            stat = path.stat()
+            digest.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+        for name, info in self.tensors.items():
+            digest.update(f"{name} {info.shape} {info.dtype}\n".encode())
+        self.fingerprint = digest.hexdigest()
+
+    def _add(self, path: Path) -> None:
+        if not path.is_file():
+            raise SourceError(f"{path}: no such file; the checkpoint is incomplete")
+        try:
+            with safe_open(path, framework="pt") as handle:
+                for name in handle.offset_keys():
+                    if name in self._home:
+                        raise SourceError(f"{path}: tensor {name!r} is also in {self._home[name]}")
+                    part = handle.get_slice(name)
+                    dtype = _DTYPES.get(part.get_dtype())
+                    if dtype is None:
+                        raise SourceError(f"{path}: {name!r} has dtype {part.get_dtype()}")
+                    self._home[name] = path
+                    self.tensors[name] = TensorInfo(tuple(part.get_shape()), dtype)
+        except (SafetensorError, OSError) as error:
+            raise SourceError(f"{path}: not a readable safetensors file ({error})") from None
+
+    def read(self, name: str) -> Tensor:
+        """Read one tensor; the file is opened anew, so that no mapped page stays resident."""
+        try:
+            with safe_open(self._home[name], framework="pt") as handle:
+                tensor: Tensor = handle.get_tensor(name)
+                return tensor.clone()
+        except (SafetensorError, OSError) as error:
+            raise SourceError(f"{self._home[name]}: cannot read {name!r} ({error})") from None
+
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}

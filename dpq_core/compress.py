@@ -1,0 +1,181 @@
+"""Stage 1 of a whole model: the one file that knows the order of the steps.
+
+open -> plan -> for each tensor: read, quantize, write -> side files -> probe -> finish. Tensors are
+read and written one at a time, so that peak memory is set by the largest tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import resource
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dpq_core.adapter import Adapter, Run
+from dpq_core.artifact import FORMAT_VERSION, ArtifactWriter
+from dpq_core.checkpoint import Checkpoint
+from dpq_core.plan import Override, Plan, TensorPlan, make_plan
+from dpq_core.probe import store_probe
+from dpq_core.quantize import quantize
+from dpq_core.spec import QuantSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressOptions:
+    """How the output is written.
+
+    Attributes:
+        resume: continue a half-written output of the same source and spec.
+        overwrite: replace an existing output.
+        shard_bytes: start a new weight file beyond this size.
+        probe: store outputs of the loaded artifact on a fixed input, where the adapter can.
+    """
+
+    resume: bool = False
+    overwrite: bool = False
+    shard_bytes: int = 4 << 30
+    probe: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorReport:
+    """What became of one tensor; ``relative_error`` is None when it was kept."""
+
+    name: str
+    shape: tuple[int, ...]
+    nbytes: int
+    bits_per_weight: float
+    relative_error: float | None
+    seconds: float
+    resumed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressReport:
+    """What became of the model.
+
+    Attributes:
+        artifact: where it is.
+        tensors: one report per tensor.
+        weights: number of weights.
+        source_nbytes: bytes of the source's tensors.
+        nbytes: bytes on disk of the artifact, every file counted.
+        seconds: wall time of this run.
+        peak_memory: highest resident memory of this process in bytes.
+    """
+
+    artifact: Path
+    tensors: tuple[TensorReport, ...]
+    weights: int
+    source_nbytes: int
+    nbytes: int
+    seconds: float
+    peak_memory: int
+
+
+def compress(
+    adapter: Adapter,
+    source: str,
+    out: Path,
+    spec: QuantSpec,
+    overrides: Iterable[Override] = (),
+    *,
+    options: CompressOptions | None = None,
+    run: Run | None = None,
+) -> CompressReport:
+    """Quantize a source into an artifact, data-free, tensor by tensor.
+
+    Raises:
+        SourceError: the source cannot be opened or read.
+        SpecError: the spec or an override does not fit a tensor.
+        ArtifactError: the output exists, belongs to another run, or cannot be written.
+    """
+    options, run = options or CompressOptions(), run or Run()
+    started = time.perf_counter()
+    checkpoint = adapter.open(source)
+    plan = make_plan(checkpoint, adapter, spec, overrides)
+    writer = ArtifactWriter(
+        out,
+        plan,
+        adapter=adapter.name,
+        source=source,
+        fingerprint=fingerprint(checkpoint, plan, adapter.name),
+        weights_name=adapter.weights_name,
+        shard_bytes=options.shard_bytes,
+        resume=options.resume,
+        overwrite=options.overwrite,
+    )
+    with writer:
+        reports = _write_tensors(checkpoint, plan, writer, run)
+        for relative, path in checkpoint.side_files.items():
+            writer.add_file(relative, path)
+        generated = adapter.generated_files(checkpoint, writer.manifest_draft)
+        for relative, content in generated.items():
+            writer.add_file(relative, content)
+        if options.probe:
+            store_probe(adapter, writer, run)
+        artifact = writer.finish()
+    return CompressReport(
+        artifact=artifact.path,
+        tensors=tuple(reports),
+        weights=sum(t.info.numel for t in plan),
+        source_nbytes=sum(t.info.nbytes for t in plan),
+        nbytes=artifact.nbytes,
+        seconds=time.perf_counter() - started,
+        peak_memory=peak_memory(),
+    )
+
+
+def fingerprint(checkpoint: Checkpoint, plan: Plan, adapter: str) -> str:
+    """Hash of everything that decides the output's bytes; guards ``resume``."""
+    specs = {t.name: t.spec and t.spec.to_json() for t in plan}
+    text = json.dumps([FORMAT_VERSION, adapter, checkpoint.fingerprint, specs], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def peak_memory() -> int:
+    """Highest resident memory of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _write_tensors(
+    checkpoint: Checkpoint, plan: Plan, writer: ArtifactWriter, run: Run
+) -> list[TensorReport]:
+    total = sum(t.info.numel for t in plan)
+    done, reports = 0, []
+    for tensor in plan:
+        run.progress(tensor.name, done, total)
+        started = time.perf_counter()
+        resumed = tensor.name in writer.done
+        error = writer.done[tensor.name] if resumed else _write(checkpoint, tensor, writer)
+        done += tensor.info.numel
+        reports.append(
+            TensorReport(
+                name=tensor.name,
+                shape=tensor.info.shape,
+                nbytes=tensor.nbytes,
+                bits_per_weight=8 * tensor.nbytes / max(1, tensor.info.numel),
+                relative_error=error,
+                seconds=time.perf_counter() - started,
+                resumed=resumed,
+            )
+        )
+    run.progress("done", total, total)
+    return reports
+
+
+def _write(checkpoint: Checkpoint, tensor: TensorPlan, writer: ArtifactWriter) -> float | None:
+    """Read, quantize and write one tensor; returns its relative error."""
+    weight = checkpoint.read(tensor.name)
+    if tensor.spec is None or tensor.partition is None:
+        writer.write(tensor.name, {tensor.name: weight}, None)
+        return None
+    result = quantize(weight, tensor.partition, tensor.spec, tensor.name)
+    parts = {f"{tensor.name}.{part}": value for part, value in result.pq.parts().items()}
+    writer.write(tensor.name, parts, result.relative_error)
+    return result.relative_error

@@ -1,0 +1,57 @@
+"""Look-up table product for few tokens on a CPU (METHODS A8).
+
+``y[r] = s[r] * sum_j table[j, codes[j, r]]`` with ``table[j, k] = <x_j, c_k>``: K inner products
+per group and token instead of one per row. Parallel over blocks of OUTPUT rows, so that no two
+threads ever add to the same output (the race of the published PQ CPU kernel, AQLM issue 86).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from dpq_core.runtime.weight import PQWeight
+
+_ROW_BLOCK = 512
+"""Rows per task: their float32 sums stay in the L1 cache."""
+
+
+@numba.njit(parallel=True, cache=True, fastmath=True, nogil=True)
+def _sum_by_code(table, codes, out):  # type: ignore[no-untyped-def]
+    """Table float32 [T, G, K], codes uint8/uint16 [G, rows], out float32 [T, rows]."""
+    tokens, groups, _ = table.shape
+    rows = codes.shape[1]
+    blocks = (rows + _ROW_BLOCK - 1) // _ROW_BLOCK
+    for task in numba.prange(tokens * blocks):
+        token, first = task // blocks, (task % blocks) * _ROW_BLOCK
+        count = min(_ROW_BLOCK, rows - first)
+        total = np.zeros(_ROW_BLOCK, np.float32)
+        for group in range(groups):
+            line = table[token, group]
+            code = codes[group, first : first + count]
+            for r in range(count):
+                total[r] += line[code[r]]
+        out[token, first : first + count] = total[:count]
+
+
+def linear(tokens: Tensor, weight: PQWeight) -> Tensor:
+    """Activations ``[T, cols]`` -> ``[T, rows]`` in the dtype of ``tokens``, W never decoded."""
+    p = weight.partition
+    padded = tokens.new_zeros((len(tokens), p.codebooks * p.tie, p.d), dtype=torch.float32)
+    padded.view(len(tokens), -1)[:, : p.cols] = tokens
+    books = weight.codebooks.detach().float()  # [C, K, d]
+    by_book = padded.view(len(tokens), p.codebooks, p.tie, p.d)
+    table = torch.einsum("tcgd,ckd->tcgk", by_book, books)
+    table = table.reshape(len(tokens), -1, p.K)[:, : p.groups].contiguous()
+    codes = weight.codes.numpy()
+    out = np.empty((len(tokens), p.rows), np.float32)
+    _sum_by_code(table.numpy(), codes if p.code_bits == 8 else codes.view("<u2"), out)
+    result = torch.from_numpy(out)
+    if weight.row_scale is not None:
+        result = result * weight.row_scale.detach().float()
+    return result.to(tokens.dtype)

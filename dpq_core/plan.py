@@ -1,0 +1,149 @@
+"""Plan: which spec for which tensor, and exactly how many bytes that will take."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dpq_core.checkpoint import Checkpoint, TensorInfo
+from dpq_core.errors import SpecError
+from dpq_core.partition import Partition
+from dpq_core.pq_tensor import Part, expected_parts
+from dpq_core.spec import PRESET_D, QuantSpec
+
+if TYPE_CHECKING:
+    from dpq_core.adapter import Adapter
+
+
+@dataclass(frozen=True)
+class Override:
+    """Change the spec of the tensors whose name matches a pattern, or keep them uncompressed.
+
+    Attributes:
+        pattern: shell pattern on the tensor name, e.g. ``model.layers.0.*``.
+        changes: fields of QuantSpec to change; None keeps the tensor as it is.
+    """
+
+    pattern: str
+    changes: Mapping[str, Any] | None = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> Override:
+        """Read ``PATTERN=keep``, ``PATTERN=4`` (bits) or ``PATTERN=d=2,K=1024,scope=tensor``.
+
+        Raises:
+            SpecError: the text has none of these forms, or names an unknown field.
+        """
+        pattern, _, value = text.partition("=")
+        if not pattern or not value:
+            raise SpecError(f"override {text!r}: write PATTERN=keep, PATTERN=4 or PATTERN=d=2,K=64")
+        if value == "keep":
+            return cls(pattern, None)
+        if value.isdigit():
+            if int(value) not in PRESET_D:
+                raise SpecError(f"override {text!r}: bits must be 1, 2, 3 or 4")
+            return cls(pattern, {"d": PRESET_D[int(value)], "K": 256})
+        pairs = (item.partition("=") for item in value.split(","))
+        changes = {key: _value(raw) for key, _, raw in pairs}
+        QuantSpec().replace(**changes)
+        return cls(pattern, changes)
+
+    def apply(self, spec: QuantSpec) -> QuantSpec | None:
+        """The changed spec, or None to keep the tensor."""
+        return None if self.changes is None else spec.replace(**self.changes)
+
+
+def _value(raw: str) -> Any:
+    """A word of the command line as the value it spells: bool, int, float or text."""
+    if raw.lower() in ("true", "false"):
+        return raw.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(raw)
+        except ValueError:
+            continue
+    return raw
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorPlan:
+    """What happens to one tensor: ``spec`` and ``partition`` are None when it is kept."""
+
+    name: str
+    info: TensorInfo
+    spec: QuantSpec | None = None
+    partition: Partition | None = None
+
+    def stored(self) -> dict[str, Part]:
+        """Stored tensor name -> dtype and shape (FORMAT.md: ``X.codes`` or plain ``X``)."""
+        if self.spec is None or self.partition is None:
+            return {self.name: (self.info.dtype, self.info.shape)}
+        dtype: torch.dtype = getattr(torch, self.spec.codebook_dtype)
+        parts = expected_parts(self.partition, codebook_dtype=dtype, row_scale=self.spec.row_scale)
+        return {f"{self.name}.{part}": value for part, value in parts.items()}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that will be stored, headers apart."""
+        return sum(dtype.itemsize * math.prod(shape) for dtype, shape in self.stored().values())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The plans of all tensors of a checkpoint, in its order."""
+
+    tensors: tuple[TensorPlan, ...]
+
+    def __iter__(self) -> Iterator[TensorPlan]:
+        """The tensors in storage order."""
+        return iter(self.tensors)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all stored tensors."""
+        return sum(t.nbytes for t in self.tensors)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits stored per weight over the whole model, kept tensors included."""
+        return 8 * self.nbytes / sum(t.info.numel for t in self.tensors)
+
+
+def make_plan(
+    checkpoint: Checkpoint, adapter: Adapter, spec: QuantSpec, overrides: Iterable[Override] = ()
+) -> Plan:
+    """Decide for every tensor: ``adapter.select``, then its policy, then the user's overrides.
+
+    Later overrides win; they can change or keep a selected tensor, not select a new one.
+
+    Raises:
+        SpecError: an override of the user matches no compressible tensor, or does not fit one.
+    """
+    user = tuple(overrides)
+    policy = adapter.overrides(spec)
+    plans: list[TensorPlan] = []
+    used: set[int] = set()
+    for name, info in checkpoint.tensors.items():
+        layout = adapter.select(name, info.shape) if info.dtype.is_floating_point else None
+        if layout is None:
+            plans.append(TensorPlan(name=name, info=info))
+            continue
+        chosen: QuantSpec | None = spec
+        for index, rule in enumerate((*policy, *user)):
+            if fnmatch.fnmatchcase(name, rule.pattern):
+                used.add(index - len(policy))
+                chosen = rule.apply(chosen or spec)
+        try:
+            partition = Partition.of(info.shape, layout, chosen) if chosen else None
+        except SpecError as error:
+            raise SpecError(f"tensor {name!r} {list(info.shape)}: {error}") from None
+        plans.append(TensorPlan(name=name, info=info, spec=chosen, partition=partition))
+    for index, rule in enumerate(user):
+        if index not in used:
+            raise SpecError(f"override {rule.pattern!r} matches no compressible tensor")
+    return Plan(tuple(plans))

@@ -1,0 +1,117 @@
+"""Stage 1 for one tensor: weight -> scales -> subvectors -> k-means -> PQTensor."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dpq_core.errors import SpecError
+from dpq_core.kmeans import IterationStats, kmeans
+from dpq_core.packing import pack
+from dpq_core.partition import Partition
+from dpq_core.pq_tensor import PQTensor
+from dpq_core.spec import QuantSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantized:
+    """A quantized tensor and how well it went.
+
+    Attributes:
+        pq: what is stored.
+        relative_error: ||W - W_hat||^2 / ||W||^2, of the stored values.
+        stats: one record per k-means iteration.
+    """
+
+    pq: PQTensor
+    relative_error: float
+    stats: tuple[IterationStats, ...]
+
+
+def quantize(weight: Tensor, partition: Partition, spec: QuantSpec, name: str = "") -> Quantized:
+    """Quantize one weight as it is, without data (METHODS 1.1-1.4, 1.6).
+
+    Args:
+        weight: of ``partition.shape``, any floating dtype, on any device.
+        partition: ``Partition.of(weight.shape, layout, spec)``.
+        spec: all choices.
+        name: of the tensor; mixed into the seed so that equal shapes get different draws.
+
+    Raises:
+        SpecError: the weight holds NaN or infinite values, or its codebooks overflow the
+            spec's ``codebook_dtype``.
+    """
+    matrix = partition.to_matrix(weight).float()
+    if not bool(torch.isfinite(matrix).all()):
+        raise SpecError(f"tensor {name!r} holds NaN or infinite values; repair it or keep it")
+    scale = _row_scale(matrix) if spec.row_scale else None
+    if scale is not None:
+        matrix = matrix / _divisor(scale)[:, None]
+    points = partition.to_subvectors(matrix)
+    del matrix
+    result = kmeans(
+        points,
+        K=partition.K,
+        tie=partition.tie,
+        pad=partition.pad,
+        spec=spec.kmeans,
+        seed=tensor_seed(spec.seed, name),
+    )
+    pq = PQTensor(
+        partition=partition,
+        dtype=weight.dtype,
+        codes=pack(result.codes, partition.code_bits),
+        codebooks=_cast(result.codebooks, spec.codebook_dtype, name),
+        row_scale=scale,
+    )
+    error = relative_error(points, result.codes, pq)
+    return Quantized(pq=pq, relative_error=error, stats=result.stats)
+
+
+def tensor_seed(seed: int, name: str) -> int:
+    """A 63-bit seed that depends on the spec's seed and the tensor's name only."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def relative_error(points: Tensor, codes: Tensor, pq: PQTensor) -> float:
+    """||W - W_hat||^2 / ||W||^2 from scaled subvectors ``[groups, d, points]``, group by group."""
+    p = pq.partition
+    books = pq.codebooks.float()
+    scale = torch.ones(p.rows) if pq.row_scale is None else _divisor(pq.row_scale).cpu()
+    square = torch.nn.functional.pad(scale.double().square(), (0, p.groups * p.d - p.rows))
+    lost = total = 0.0
+    for group in range(p.groups):
+        size = p.d - p.pad if group == p.groups - 1 else p.d
+        true = points[group, :size]
+        wrong = true - books[group // p.tie][codes[group].long()].T[:size]
+        if p.orientation == "input":
+            weight = square[None, : p.rows]
+        else:
+            weight = square[group * p.d : group * p.d + size, None]
+        weight = weight.to(true.device)
+        lost += float((wrong.double().square() * weight).sum())
+        total += float((true.double().square() * weight).sum())
+    return lost / total if total else 0.0
+
+
+def _row_scale(matrix: Tensor) -> Tensor:
+    """RMS of each row as float16 ``[rows]``; 0 only for rows that are (next to) zero."""
+    rms = matrix.double().square().mean(dim=1).sqrt()
+    return rms.clamp(max=torch.finfo(torch.float16).max).half()
+
+
+def _divisor(scale: Tensor) -> Tensor:
+    """The scales as float32 divisors ``[rows]``: zero rows are divided by one."""
+    values = scale.float()
+    return torch.where(values == 0, 1.0, values)
+
+
+def _cast(codebooks: Tensor, dtype: str, name: str) -> Tensor:
+    stored = codebooks.to(getattr(torch, dtype))
+    if not bool(torch.isfinite(stored).all()):
+        raise SpecError(f"tensor {name!r}: codebooks overflow {dtype}; use codebook_dtype=float32")
+    return stored.contiguous()

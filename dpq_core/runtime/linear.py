@@ -1,0 +1,68 @@
+"""PQLinear: a Linear layer on a quantized weight."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dpq_core.runtime.weight import PQWeight
+
+
+class PQLinear(nn.Module):
+    """``y = x W^T + b`` with W quantized.
+
+    For many tokens the rows of W are decoded a chunk at a time and multiplied (decode-then-GEMM);
+    for few tokens on a CPU, without gradients, inner products with all codewords are tabulated
+    once per token and summed by code (METHODS A8), so that W never exists.
+    """
+
+    def __init__(self, weight: PQWeight, bias: Tensor | None = None) -> None:
+        """Wrap a quantized weight ``[out, in]`` and an optional bias ``[out]``."""
+        super().__init__()
+        self.weight = weight
+        self.bias = None if bias is None else nn.Parameter(bias)
+
+    @property
+    def in_features(self) -> int:
+        """Columns of the weight."""
+        return self.weight.partition.cols
+
+    @property
+    def out_features(self) -> int:
+        """Rows of the weight."""
+        return self.weight.partition.rows
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Activations ``[..., in]`` -> ``[..., out]`` in the dtype of ``x``."""
+        tokens = x.reshape(-1, self.in_features)
+        out = self._tabulated(tokens) if self._few(tokens) else self._decoded(tokens)
+        if self.bias is not None:
+            out = out + self.bias.to(out.dtype)
+        return out.reshape(*x.shape[:-1], self.out_features)
+
+    def _few(self, tokens: Tensor) -> bool:
+        p = self.weight.partition
+        return (
+            tokens.device.type == "cpu"
+            and 0 < len(tokens) <= p.d  # beyond, decoding is faster (suites/runtime.py)
+            and p.orientation == "input"
+            and p.code_bits in (8, 16)
+            and p.rows * 8 >= p.K  # otherwise the table costs more than the product
+            and not torch.is_grad_enabled()
+        )
+
+    def _tabulated(self, tokens: Tensor) -> Tensor:
+        from dpq_core.kernels import lut  # numba loads on first use
+
+        return lut.linear(tokens, self.weight)
+
+    def _decoded(self, tokens: Tensor) -> Tensor:
+        chunks = [
+            nn.functional.linear(tokens, rows) for _, rows in self.weight.row_chunks(tokens.dtype)
+        ]
+        return chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=-1)
+
+    def extra_repr(self) -> str:
+        """Sizes for ``print(model)``."""
+        p = self.weight.partition
+        return f"in={p.cols}, out={p.rows}, d={p.d}, K={p.K}, codebooks={p.codebooks}"

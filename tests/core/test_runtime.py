@@ -1,0 +1,103 @@
+"""PQLinear and PQEmbedding against the plain reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from builders import random_pq
+
+from dpq_core.layout import Layout
+from dpq_core.runtime import PQEmbedding, PQLinear, PQWeight, reference
+from dpq_core.runtime import weight as weight_module
+from dpq_core.spec import QuantSpec
+
+SPECS = {
+    "pq": QuantSpec(d=4, K=64, scope="subspace"),
+    "vq": QuantSpec(d=8, K=256, scope="tensor"),
+    "tied-odd": QuantSpec(d=3, K=100, scope=4),
+    "outputs": QuantSpec(d=4, K=32, scope="tensor", orientation="output"),
+    "outputs-tied": QuantSpec(d=5, K=16, scope=3, orientation="output", row_scale=False),
+    "scalar": QuantSpec(d=1, K=256, scope="tensor"),
+    "16-bit": QuantSpec(d=2, K=300, scope="tensor", row_scale=False),
+    "wide-code": QuantSpec(d=2, K=65_536, scope="tensor"),
+}
+SHAPE = (333, 90)
+
+
+@pytest.fixture(params=SPECS.values(), ids=SPECS)
+def pq(request: pytest.FixtureRequest):
+    return random_pq(SHAPE, request.param)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 4, 5, 64])
+def test_linear_equals_the_reference(pq, tokens):
+    x = torch.randn(tokens, SHAPE[1], generator=torch.Generator().manual_seed(1))
+    bias = torch.randn(SHAPE[0], generator=torch.Generator().manual_seed(2))
+    layer = PQLinear(PQWeight.from_pq(pq), bias)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), reference.linear(x, pq, bias), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(layer(x), reference.linear(x, pq, bias), rtol=1e-4, atol=1e-3)
+
+
+def test_weight_decodes_to_the_stored_tensor(pq):
+    assert torch.equal(PQWeight.from_pq(pq).decode(torch.float32), pq.decode())
+
+
+def test_chunks_do_not_change_the_result(pq, monkeypatch):
+    whole = PQWeight.from_pq(pq).decode(torch.float32)
+    monkeypatch.setattr(weight_module, "CHUNK_BYTES", 4096)
+    assert torch.equal(PQWeight.from_pq(pq).decode(torch.float32), whole)
+
+
+def test_embedding_equals_the_reference(pq):
+    index = torch.tensor([[0, 332, 5], [7, 7, 100]])
+    layer = PQEmbedding(PQWeight.from_pq(pq))
+    assert torch.equal(layer(index), reference.embedding(index, pq, torch.float32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_activations_decide_the_dtype(pq, dtype):
+    x = torch.randn(3, SHAPE[1], dtype=dtype)
+    with torch.no_grad():
+        assert PQLinear(PQWeight.from_pq(pq))(x).dtype == dtype
+
+
+def test_forward_and_backward_never_change_the_state(pq):
+    layer = PQLinear(PQWeight.from_pq(pq), torch.zeros(SHAPE[0]))
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    layer(torch.randn(9, SHAPE[1])).sum().backward()
+    with torch.no_grad():
+        layer(torch.randn(1, SHAPE[1]))
+    after = layer.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_state_names_are_the_stored_names(pq):
+    names = set(PQLinear(PQWeight.from_pq(pq)).state_dict())
+    assert names == {f"weight.{part}" for part in pq.parts()}
+
+
+def test_codebook_gradient_is_the_scatter_add_of_the_weight_gradient():
+    spec = QuantSpec(d=4, K=16, scope="subspace", codebook_dtype="float32")
+    pq = random_pq((40, 24), spec)
+    layer = PQLinear(PQWeight.from_pq(pq))
+    x = torch.randn(10, 24)
+    layer(x).square().sum().backward()
+    dense = pq.decode().requires_grad_()
+    torch.nn.functional.linear(x, dense).square().sum().backward()
+    p = pq.partition
+    expected = torch.zeros_like(pq.codebooks)
+    scaled = dense.grad * pq.row_scale.float()[:, None]
+    for group in range(p.groups):
+        block = scaled[:, group * p.d : (group + 1) * p.d]
+        expected[group].index_add_(0, pq.codes_of(group).long(), block)
+    torch.testing.assert_close(layer.weight.codebooks.grad, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_embedding_of_an_embedding_layout():
+    pq = random_pq((100, 16), QuantSpec(d=4, K=32), Layout.EMBEDDING)
+    layer = PQEmbedding(PQWeight.from_pq(pq), padding_idx=0, dtype=torch.bfloat16)
+    out = layer(torch.arange(100))
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, pq.decode(torch.bfloat16))

@@ -1,0 +1,34 @@
+"""Hypothesis strategies for specs and shapes."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from dpq_core.spec import CODEBOOK_DTYPES, CONV_LAYOUTS, INITS, KMeansSpec, QuantSpec
+
+kmeans_specs = st.builds(
+    KMeansSpec,
+    iterations=st.integers(0, 100),
+    tail=st.integers(0, 5),
+    noise_power=st.floats(0, 4),
+    init=st.sampled_from(INITS),
+)
+
+specs = st.builds(
+    QuantSpec,
+    d=st.integers(1, 32),
+    K=st.integers(2, 65_536),
+    scope=st.sampled_from(["auto", "tensor", "subspace", 1]),
+    codebook_share=st.floats(0.01, 1),
+    orientation=st.sampled_from(["input", "output"]),
+    conv_layout=st.sampled_from(CONV_LAYOUTS),
+    row_scale=st.booleans(),
+    codebook_dtype=st.sampled_from(CODEBOOK_DTYPES),
+    kmeans=kmeans_specs,
+    seed=st.integers(0, 2**63 - 1),
+)
+
+matrix_shapes = st.tuples(st.integers(1, 40), st.integers(1, 40))
+conv_shapes = st.tuples(
+    st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3]), st.sampled_from([1, 3])
+)
