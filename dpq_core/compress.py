@@ -15,9 +15,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from dpq_core.adapter import Adapter, Run
 from dpq_core.artifact import FORMAT_VERSION, ArtifactWriter
 from dpq_core.checkpoint import Checkpoint
+from dpq_core.device import resolve
 from dpq_core.plan import Override, Plan, TensorPlan, make_plan
 from dpq_core.probe import store_probe
 from dpq_core.quantize import quantize
@@ -147,12 +150,13 @@ def _write_tensors(
     checkpoint: Checkpoint, plan: Plan, writer: ArtifactWriter, run: Run
 ) -> list[TensorReport]:
     total = sum(t.info.numel for t in plan)
+    device = resolve(run.device)
     done, reports = 0, []
     for tensor in plan:
         run.progress(tensor.name, done, total)
         started = time.perf_counter()
         resumed = tensor.name in writer.done
-        error = writer.done[tensor.name] if resumed else _write(checkpoint, tensor, writer)
+        error = writer.done[tensor.name] if resumed else _write(checkpoint, tensor, writer, device)
         done += tensor.info.numel
         reports.append(
             TensorReport(
@@ -169,13 +173,15 @@ def _write_tensors(
     return reports
 
 
-def _write(checkpoint: Checkpoint, tensor: TensorPlan, writer: ArtifactWriter) -> float | None:
+def _write(
+    checkpoint: Checkpoint, tensor: TensorPlan, writer: ArtifactWriter, device: torch.device
+) -> float | None:
     """Read, quantize and write one tensor; returns its relative error."""
     weight = checkpoint.read(tensor.name)
     if tensor.spec is None or tensor.partition is None:
         writer.write(tensor.name, {tensor.name: weight}, None)
         return None
-    result = quantize(weight, tensor.partition, tensor.spec, tensor.name)
-    parts = {f"{tensor.name}.{part}": value for part, value in result.pq.parts().items()}
+    result = quantize(weight.to(device), tensor.partition, tensor.spec, tensor.name)
+    parts = {f"{tensor.name}.{part}": value.cpu() for part, value in result.pq.parts().items()}
     writer.write(tensor.name, parts, result.relative_error)
     return result.relative_error

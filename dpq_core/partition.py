@@ -93,11 +93,11 @@ class Partition:
         return weight.reshape(self.rows, self.cols)
 
     def from_matrix(self, matrix: Tensor) -> Tensor:
-        """The inverse of ``to_matrix``: ``[rows, cols]`` back to ``shape``."""
+        """The inverse of ``to_matrix``: ``[rows, cols]``, or only some rows, back to ``shape``."""
         if self.layout is Layout.CONV and self.conv_layout == "channel":
-            out, channels, *kernel = self.shape
-            return matrix.reshape(out, *kernel, channels).movedim(-1, 1).contiguous()
-        return matrix.reshape(self.shape)
+            _, channels, *kernel = self.shape
+            return matrix.reshape(-1, *kernel, channels).movedim(-1, 1).contiguous()
+        return matrix.reshape(-1, *self.shape[1:])
 
     def to_subvectors(self, matrix: Tensor) -> Tensor:
         """``[rows, cols]`` -> contiguous subvectors ``[groups, d, points]``, zero-padded."""

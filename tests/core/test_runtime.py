@@ -7,7 +7,7 @@ import torch
 from builders import random_pq
 
 from dpq_core.layout import Layout
-from dpq_core.runtime import PQEmbedding, PQLinear, PQWeight, reference
+from dpq_core.runtime import PQConv2d, PQEmbedding, PQLinear, PQWeight, reference
 from dpq_core.runtime import weight as weight_module
 from dpq_core.spec import QuantSpec
 
@@ -101,3 +101,26 @@ def test_embedding_of_an_embedding_layout():
     out = layer(torch.arange(100))
     assert out.dtype == torch.bfloat16
     assert torch.equal(out, pq.decode(torch.bfloat16))
+
+
+@pytest.mark.parametrize("conv_layout", ["spatial", "channel"])
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        {"kernel_size": 3, "padding": 1},
+        {"kernel_size": 1, "bias": False},
+        {"kernel_size": 3, "stride": 2, "dilation": 2, "groups": 2, "padding": 1},
+        {"kernel_size": (3, 5), "padding": "same", "padding_mode": "reflect"},
+    ],
+    ids=["3x3", "1x1", "grouped", "reflect"],
+)
+def test_convolution_equals_conv2d_on_the_decoded_kernel(conv_layout, geometry, monkeypatch):
+    conv = torch.nn.Conv2d(6, 20, **geometry)
+    spec = QuantSpec(d=3, K=64, scope="tensor", conv_layout=conv_layout)
+    pq = random_pq(tuple(conv.weight.shape), spec, Layout.CONV)
+    layer = PQConv2d(PQWeight.from_pq(pq), conv)
+    x = torch.randn(2, 6, 9, 11)
+    conv.weight = torch.nn.Parameter(pq.decode())
+    monkeypatch.setattr(weight_module, "CHUNK_BYTES", 2048)
+    torch.testing.assert_close(layer(x), conv(x), rtol=1e-4, atol=1e-4)
+    assert set(layer.state_dict()) - {"bias"} == {f"weight.{part}" for part in pq.parts()}

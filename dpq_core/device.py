@@ -1,0 +1,24 @@
+"""Which torch device a name means."""
+
+from __future__ import annotations
+
+import torch
+
+from dpq_core.errors import SpecError
+
+
+def resolve(name: str) -> torch.device:
+    """``auto`` (CUDA where there is one, else the CPU) or any torch device name.
+
+    Raises:
+        SpecError: the name is unknown or this machine has no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise SpecError(f"device {name!r} cannot be used ({reason}); try auto or cpu") from None
+    return device

@@ -1,0 +1,56 @@
+"""PQConv2d: a convolution on a quantized kernel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dpq_core.runtime.weight import PQWeight
+
+
+class PQConv2d(nn.Module):
+    """``Conv2d`` with its kernel quantized; the kernel is decoded a chunk of outputs at a time.
+
+    Kernels are small and their activations many, so decoding always precedes the convolution
+    (METHODS 1.10). Grouped convolutions decode as a whole: a chunk could cut through a group.
+    """
+
+    def __init__(self, weight: PQWeight, conv: nn.Conv2d) -> None:
+        """Take the geometry and the bias of ``conv``, and ``weight`` in place of its kernel."""
+        super().__init__()
+        self.weight = weight
+        self.bias = conv.bias
+        self.in_channels, self.out_channels = conv.in_channels, conv.out_channels
+        self.kernel_size, self.stride, self.dilation = conv.kernel_size, conv.stride, conv.dilation
+        self.groups, self.padding_mode = conv.groups, conv.padding_mode
+        self.padding = conv.padding
+        # What Conv2d itself pads with where padding is not zeros, innermost axis first.
+        self._pad = conv._reversed_padding_repeated_twice
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images ``[N, Cin, H, W]`` -> ``[N, Cout, H', W']`` in the dtype of ``x``."""
+        padding: str | int | tuple[int, ...] = self.padding
+        if self.padding_mode != "zeros":
+            x, padding = nn.functional.pad(x, self._pad, mode=self.padding_mode), 0
+        kernels = self._kernels(x.dtype)
+        parts = [
+            nn.functional.conv2d(x, kernel, None, self.stride, padding, self.dilation, self.groups)
+            for kernel in kernels
+        ]
+        out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return out if self.bias is None else out + self.bias.to(out.dtype)[:, None, None]
+
+    def _kernels(self, dtype: torch.dtype) -> list[Tensor]:
+        """The kernel, cut along its outputs: each ``[chunk, Cin / groups, kh, kw]``."""
+        if self.groups > 1:
+            return [self.weight.decode(dtype)]
+        p = self.weight.partition
+        return [p.from_matrix(rows) for _, rows in self.weight.row_chunks(dtype)]
+
+    def extra_repr(self) -> str:
+        """Sizes for ``print(model)``."""
+        p = self.weight.partition
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
+            f"d={p.d}, K={p.K}, codebooks={p.codebooks}"
+        )
