@@ -122,7 +122,10 @@ class Adapter(ABC):
         raise self._lacks("sample")
 
     def probe(self, artifact: Artifact, run: Run) -> Mapping[str, torch.Tensor]:
-        """Outputs of the loaded artifact on a fixed input, to be stored and compared later."""
+        """Outputs of the loaded artifact on a fixed input, to be stored and compared later.
+
+        The artifact may still be unfinished: load it by ``artifact.path``, do not open it anew.
+        """
         raise self._lacks("probe")
 
     @classmethod

@@ -88,7 +88,7 @@ class SafetensorsCheckpoint(Checkpoint):
                     if name in self._home:
                         raise SourceError(f"{path}: tensor {name!r} is also in {self._home[name]}")
                     part = handle.get_slice(name)
-                    dtype = _DTYPES.get(part.get_dtype())
+                    dtype = DTYPES.get(part.get_dtype())
                     if dtype is None:
                         raise SourceError(f"{path}: {name!r} has dtype {part.get_dtype()}")
                     self._home[name] = path
@@ -106,7 +106,7 @@ class SafetensorsCheckpoint(Checkpoint):
             raise SourceError(f"{self._home[name]}: cannot read {name!r} ({error})") from None
 
 
-_DTYPES = {
+DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -120,3 +120,4 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+"""Dtype code of safetensors -> torch dtype."""

@@ -38,7 +38,9 @@ def store_probe(adapter: Adapter, writer: ArtifactWriter, run: Run) -> None:
     if "probe" not in adapter.capabilities() or writer.nbytes > MAX_ARTIFACT_BYTES:
         return
     outputs = adapter.probe(writer.preview(), run)
-    writer.add_file(PROBE_NAME, save({name: t.float().cpu() for name, t in outputs.items()}))
+    writer.add_file(
+        PROBE_NAME, save({name: t.float().cpu().contiguous() for name, t in outputs.items()})
+    )
 
 
 def check_probe(adapter: Adapter, artifact: Artifact, run: Run) -> ProbeResult | None:

@@ -82,7 +82,7 @@ def relative_error(points: Tensor, codes: Tensor, pq: PQTensor) -> float:
     p = pq.partition
     books = pq.codebooks.float()
     scale = torch.ones(p.rows) if pq.row_scale is None else _divisor(pq.row_scale).cpu()
-    square = torch.nn.functional.pad(scale.double().square(), (0, p.groups * p.d - p.rows))
+    square = torch.nn.functional.pad(scale.double().square(), (0, max(0, p.groups * p.d - p.rows)))
     lost = total = 0.0
     for group in range(p.groups):
         size = p.d - p.pad if group == p.groups - 1 else p.d

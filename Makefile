@@ -1,0 +1,33 @@
+# Thin verbs; each makes .venv if it is missing. Another interpreter: make test PYTHON=python3.12
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint bench format
+
+demo: $(STAMP)  ## compress the built-in models to 4, 3, 2 and 1 bits and compare
+	$(BIN)/dpq demo
+
+test: $(STAMP)  ## every test; those marked gpu skip themselves where there is no CUDA
+	$(BIN)/python -P -m pytest
+
+lint: $(STAMP)  ## style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## what lint would complain about, mended where a tool can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)  ## the benchmarks; one record per line in benchmarks/results
+	for suite in benchmarks/suites/*.py; do \
+		PYTHONPATH=benchmarks $(BIN)/python $$suite || exit 1; \
+	done
+
+# Entry points live in installed metadata, so pyproject.toml decides when to install again.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@

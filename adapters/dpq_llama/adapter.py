@@ -1,0 +1,82 @@
+"""LlamaAdapter: what dpq has to know about LLaMA-style causal language models.
+
+Everything that needs torch is imported by the method that uses it: `dpq adapters` stays quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from dpq_core.adapter import Adapter, Evaluation, Run, Sampling
+from dpq_core.errors import AdapterError
+from dpq_llama.options import EvaluateOptions, SampleOptions
+
+if TYPE_CHECKING:
+    import torch
+
+    from dpq_core.artifact import Artifact, Manifest
+    from dpq_core.checkpoint import Checkpoint
+    from dpq_core.layout import Layout
+    from dpq_core.plan import Override
+    from dpq_core.spec import QuantSpec
+
+
+class LlamaAdapter(Adapter):
+    """Llama checkpoints in safetensors: local folders, hub ids and ``builtin:NAME``."""
+
+    name: ClassVar[str] = "llama"
+    summary: ClassVar[str] = "LLaMA-style causal language models (Hugging Face folders, hub ids)"
+    options: ClassVar[Mapping[str, type]] = {"evaluate": EvaluateOptions, "sample": SampleOptions}
+
+    def open(self, source: str) -> Checkpoint:
+        """Open an uncompressed model without reading its tensors."""
+        from dpq_llama.source import open_checkpoint
+
+        return open_checkpoint(source)
+
+    def select(self, name: str, shape: tuple[int, ...]) -> Layout | None:
+        """Compress the Linear weights, the embedding and the head; keep norms and biases."""
+        from dpq_llama.architecture import layout_of
+
+        return layout_of(name, shape)
+
+    def overrides(self, spec: QuantSpec) -> tuple[Override, ...]:
+        """Give the embedding and the head the bits that measurement showed to pay off."""
+        from dpq_llama.architecture import policy
+
+        return policy(spec)
+
+    def generated_files(self, checkpoint: Checkpoint, manifest: Manifest) -> Mapping[str, bytes]:
+        """The config that ``from_pretrained`` reads, a model card, a loader stub."""
+        from dpq_llama.files import generated_files
+        from dpq_llama.source import LlamaCheckpoint
+
+        if not isinstance(checkpoint, LlamaCheckpoint):
+            raise AdapterError(f"{checkpoint.source}: not opened by the llama adapter")
+        return generated_files(checkpoint, manifest)
+
+    def load(self, source: str, run: Run) -> Any:
+        """The transformers model, ready for inference."""
+        from dpq_llama.loading import load_model
+
+        return load_model(source, run.device)
+
+    def evaluate(self, source: str, options: Any, run: Run) -> Evaluation:
+        """Perplexity of a text, lm-eval tasks, or both."""
+        from dpq_llama.evaluation import evaluate
+
+        return evaluate(source, options or EvaluateOptions(), run)
+
+    def sample(self, source: str, options: Any, run: Run, out: Path | None) -> Sampling:
+        """Continue prompts; with ``out``, each text also becomes a file."""
+        from dpq_llama.generation import sample
+
+        return sample(source, options or SampleOptions(), run, out)
+
+    def probe(self, artifact: Artifact, run: Run) -> Mapping[str, torch.Tensor]:
+        """Logits of a fixed token sequence."""
+        from dpq_llama.generation import probe
+
+        return probe(artifact.path, run)

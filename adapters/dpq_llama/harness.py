@@ -1,0 +1,119 @@
+"""Tasks of EleutherAI's lm-evaluation-harness, through its Python API."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpq_core.adapter import Metric
+from dpq_core.errors import SourceError, SpecError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_BOOTSTRAP = 1000
+"""Resamplings behind the standard error of metrics that have no closed form."""
+
+
+def evaluate_tasks(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[str],
+    *,
+    limit: int,
+    batch_size: int,
+    seed: int,
+) -> tuple[list[Metric], dict[str, Any]]:
+    """Metrics of every task, and the harness's own results for ``--json``.
+
+    Args:
+        model: loaded on its device.
+        tokenizer: of the model.
+        tasks: names (comma-separated), paths of task YAMLs, or folders of them.
+        limit: documents per task; 0 for all.
+        batch_size: requests per forward pass.
+        seed: of few-shot choices and the harness's generators.
+
+    Raises:
+        SpecError: a task is not known.
+        SourceError: a task's data cannot be had.
+    """
+    import lm_eval
+    from datasets.exceptions import DatasetsError  # type: ignore[import-untyped]
+    from lm_eval.models.huggingface import HFLM
+
+    names = [name for task in tasks for name in task.split(",") if name]
+    manager, wanted = _resolve(names)
+    try:
+        results = lm_eval.simple_evaluate(
+            model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+            tasks=wanted,
+            task_manager=manager,
+            limit=limit or None,
+            bootstrap_iters=_BOOTSTRAP,
+            log_samples=False,
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
+        )
+    except (DatasetsError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise SourceError(f"tasks {', '.join(names)}: cannot load the data ({reason})") from None
+    documents = f", first {limit} documents" if limit else ""
+    protocol = f"lm-eval {lm_eval.__version__}{documents}"
+    kept = {key: results[key] for key in ("results", "versions", "n-shot", "n-samples")}
+    return _metrics(results, protocol), kept
+
+
+def _resolve(names: list[str]) -> tuple[Any, list[str]]:
+    """The harness's task manager, and what to ask it for."""
+    from lm_eval.tasks import TaskManager
+
+    wanted: list[str] = []
+    registered: list[str] = []
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            local = TaskManager(include_path=str(path), include_defaults=False)
+            if not local.all_tasks:
+                raise SpecError(f"--tasks {name}: the folder defines no task")
+            wanted += [str(local.task_index[task].yaml_path) for task in local.all_subtasks]
+        elif path.suffix in (".yaml", ".yml"):
+            if not path.is_file():
+                raise SpecError(f"--tasks {name}: no such file")
+            wanted.append(str(path.resolve()))
+        else:
+            registered.append(name)
+    manager = TaskManager(include_defaults=bool(registered))
+    for name in registered:
+        if not manager.match_tasks([name]):
+            near = difflib.get_close_matches(name, manager.all_tasks, n=3)
+            hint = f"did you mean {' or '.join(near)}? " if near else ""
+            raise SpecError(f"--tasks {name}: no such task; {hint}see `lm-eval ls tasks`")
+        wanted += manager.match_tasks([name])
+    return manager, wanted
+
+
+def _metrics(results: dict[str, Any], protocol: str) -> list[Metric]:
+    metrics = []
+    for task, values in results["results"].items():
+        directions = results.get("higher_is_better", {}).get(task, {})
+        shots = results.get("n-shot", {}).get(task, 0)
+        for key, value in values.items():
+            name, _, chosen = key.partition(",")
+            if not isinstance(value, int | float) or not chosen or name.endswith("_stderr"):
+                continue
+            spread = values.get(f"{name}_stderr,{chosen}")
+            spread = f", standard error {spread:.4f}" if isinstance(spread, float) else ""
+            metrics.append(
+                Metric(
+                    name=f"{task}/{name}" + (f",{chosen}" if chosen != "none" else ""),
+                    value=float(value),
+                    higher_is_better=bool(directions.get(name, True)),
+                    protocol=f"{protocol}, {shots}-shot{spread}",
+                )
+            )
+    return metrics

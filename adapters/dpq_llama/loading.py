@@ -1,0 +1,110 @@
+"""From a source, compressed or not, to a runnable model and its tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dpq_core.artifact import Artifact
+from dpq_core.device import resolve
+from dpq_core.errors import ArtifactError, SourceError
+from dpq_llama.source import BUILTIN_SCHEME, locate, open_checkpoint, read_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load_model(source: str, device: str, dtype: str = "auto") -> PreTrainedModel:
+    """Load an artifact or an uncompressed checkpoint for inference.
+
+    Raises:
+        SourceError: there is no such source, or it is not a Llama.
+        ArtifactError: the artifact is damaged.
+    """
+    where = resolve(device)
+    folder = locate(source)
+    if Artifact.is_artifact(folder):
+        open_artifact(folder)
+    elif not is_dpq(read_config(folder)):  # a model that transformers saved again has no manifest
+        open_checkpoint(source)
+    return load_folder(folder, where, dtype)
+
+
+def open_artifact(folder: Path) -> Artifact:
+    """Check an artifact of this adapter without reading its tensors.
+
+    Raises:
+        ArtifactError: it is damaged, half-written or of another adapter.
+    """
+    artifact = Artifact.open(folder)
+    if artifact.manifest.adapter != "llama":
+        raise ArtifactError(f"{folder}: made by the adapter {artifact.manifest.adapter!r}")
+    return artifact
+
+
+def load_folder(
+    folder: Path, device: torch.device, dtype: str = "auto", *, head: bool = True
+) -> PreTrainedModel:
+    """``from_pretrained`` on a folder that has been checked, with or without the head."""
+    from transformers import LlamaForCausalLM, LlamaModel
+
+    kind = LlamaForCausalLM if head else LlamaModel
+    with _quietly():
+        model: PreTrainedModel = kind.from_pretrained(
+            folder, dtype=dtype, device_map={"": device}, local_files_only=True
+        )
+    return model
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """The tokenizer that belongs to a source.
+
+    Raises:
+        SourceError: the folder has none, or it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    folder = locate(source)
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        raise SourceError(f"{folder}: no tokenizer.json or tokenizer.model, so text cannot be read")
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True
+        )
+    except (OSError, ValueError, ImportError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise SourceError(f"{folder}: the tokenizer cannot be loaded ({reason})") from None
+    return tokenizer
+
+
+def is_dpq(config: dict[str, Any]) -> bool:
+    """Whether a config is that of an artifact (or of one that transformers saved again)."""
+    quantization = config.get("quantization_config")
+    return isinstance(quantization, dict) and quantization.get("quant_method") == "dpq"
+
+
+def origin(source: str) -> str | None:
+    """NAME when the source is ``builtin:NAME`` or an artifact made from it."""
+    folder = None if source.startswith(BUILTIN_SCHEME) else locate(source)
+    if folder is not None and Artifact.is_artifact(folder):
+        source = open_artifact(folder).manifest.source
+    known = source.startswith(BUILTIN_SCHEME)
+    return source.removeprefix(BUILTIN_SCHEME) if known else None
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without transformers' own progress bar: dpq reports progress through ``Run``."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,0 +1,254 @@
+"""Where models come from: folders, ``builtin:NAME`` and hub ids; safetensors only."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from dpq_core.artifact import Artifact
+from dpq_core.artifact.files import PARTIAL_SUFFIX
+from dpq_core.checkpoint import SafetensorsCheckpoint
+from dpq_core.errors import SourceError
+from dpq_llama.architecture import expected_tensors, has_head
+
+BUILTIN = Path(__file__).parent / "builtin"
+BUILTIN_SCHEME = "builtin:"
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+SIDE_FILES = (
+    "added_tokens.json",
+    "chat_template*",
+    "generation_config.json",
+    "LICENSE*",
+    "merges.txt",
+    "NOTICE*",
+    "special_tokens_map.json",
+    "tokenizer*",
+    "USE_POLICY*",
+    "vocab.json",
+)
+"""Copied into an artifact as they are."""
+
+_MAX_JSON_BYTES = 64 << 20
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?")
+
+
+class LlamaCheckpoint(SafetensorsCheckpoint):
+    """An uncompressed Llama checkpoint.
+
+    Attributes:
+        folder: where its files are.
+        config: the content of its ``config.json``.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+
+
+def open_checkpoint(source: str) -> LlamaCheckpoint:
+    """Open an uncompressed checkpoint without reading its tensors.
+
+    Raises:
+        SourceError: it does not exist, is damaged or incomplete, or is not an uncompressed Llama.
+    """
+    folder = locate(source)
+    config = read_config(folder)
+    _check_config(folder, config)
+    files, promised = _weight_files(folder)
+    checkpoint = LlamaCheckpoint(source, files, _side_files(folder))
+    checkpoint.folder, checkpoint.config = folder, config
+    for name in sorted(promised - set(checkpoint.tensors)):
+        raise SourceError(f"{folder / INDEX}: tensor {name!r} is in none of the shards")
+    for name in [n for n in checkpoint.tensors if n.endswith("rotary_emb.inv_freq")]:
+        del checkpoint.tensors[name]  # derived from the config; transformers computes it
+    _untangle_head(checkpoint)
+    _check_tensors(checkpoint)
+    return checkpoint
+
+
+def locate(source: str) -> Path:
+    """The local folder of a source; a hub id is downloaded (or found in the cache).
+
+    Raises:
+        SourceError: there is no such folder, builtin model or repository.
+        ArtifactError: it is an artifact that is only half-written.
+    """
+    if source.startswith(BUILTIN_SCHEME):
+        return _builtin(source.removeprefix(BUILTIN_SCHEME))
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.with_name(folder.name + PARTIAL_SUFFIX).is_dir():
+        Artifact.open(folder)  # says that it is half-written, and how to go on
+    if folder.exists():
+        raise SourceError(f"{source}: a file; give the model's folder instead")
+    if not _HUB_ID.fullmatch(source):
+        raise SourceError(f"{source}: no such folder, and not a hub id (owner/name)")
+    return _download(source)
+
+
+def builtin_names() -> list[str]:
+    """Names of the models that ship with this package."""
+    return sorted(path.parent.name for path in BUILTIN.glob(f"*/{CONFIG}"))
+
+
+def _builtin(name: str) -> Path:
+    names = builtin_names()
+    if name in names:
+        return BUILTIN / name
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {BUILTIN_SCHEME}{near[0]}? " if near else ""
+    raise SourceError(
+        f"no builtin model {name!r}; {hint}available: "
+        + (", ".join(BUILTIN_SCHEME + n for n in names) or "none")
+    )
+
+
+def _download(source: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    repo, _, revision = source.partition("@")
+    where = f"{source}: no such folder, and as a hub id it"
+    patterns = [CONFIG, "dpq.json", "model*.safetensors", INDEX, *SIDE_FILES]
+    try:
+        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=patterns))
+    except GatedRepoError:
+        raise SourceError(f"{where} is gated: accept its terms, then `hf auth login`") from None
+    except RepositoryNotFoundError:
+        raise SourceError(f"{where} does not exist or is private (`hf auth login`)") from None
+    except RevisionNotFoundError:
+        raise SourceError(f"{where} has no revision {revision!r}") from None
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
+        raise SourceError(f"{where} is not in the cache, and the hub cannot be reached") from None
+    except HFValidationError:
+        raise SourceError(f"{where} is not valid (owner/name)") from None
+    except (HfHubHTTPError, OSError) as error:
+        raise SourceError(f"{where} cannot be downloaded ({type(error).__name__})") from None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of ``config.json``.
+
+    Raises:
+        SourceError: it is missing, too large or not a JSON object.
+    """
+    if not (folder / CONFIG).is_file():
+        hint = "; convert Meta's original format with transformers' convert_llama_weights_to_hf.py"
+        original = (folder / "params.json").is_file()
+        raise SourceError(
+            f"{folder}: no {CONFIG}, so not a Hugging Face model folder" + hint * original
+        )
+    return _read_json(folder / CONFIG)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise SourceError(f"{path}: larger than {_MAX_JSON_BYTES} bytes")
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise SourceError(f"{path}: not readable JSON ({reason})") from None
+    if not isinstance(value, dict):
+        raise SourceError(f"{path}: not a JSON object")
+    return value
+
+
+def _check_config(folder: Path, config: dict[str, Any]) -> None:
+    found = config.get("model_type")
+    if found != "llama":
+        raise SourceError(
+            f"{folder / CONFIG}: model_type is {found!r}, this adapter reads 'llama' only"
+        )
+    quantization = config.get("quantization_config")
+    if quantization is not None:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+        raise SourceError(
+            f"{folder}: already quantized (quant_method {method!r}); compress the original instead"
+        )
+
+
+def _weight_files(folder: Path) -> tuple[list[Path], set[str]]:
+    """The weight files, and the tensors that the index promises (none without an index)."""
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS], set()
+    if not (folder / INDEX).is_file():
+        pickles = any(folder.glob("pytorch_model*.bin"))
+        raise SourceError(
+            f"{folder}: only pickled weights (pytorch_model.bin), which dpq never opens; convert "
+            "once: AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW)"
+            if pickles
+            else f"{folder}: no {WEIGHTS} and no {INDEX}"
+        )
+    index = folder / INDEX
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise SourceError(f"{index}: no weight_map")
+    files: dict[str, Path] = {}
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or not re.fullmatch(r"[\w][\w.-]*\.safetensors", shard):
+            raise SourceError(f"{index}: {name!r} points to {shard!r}, not a file of this folder")
+        files[shard] = folder / shard
+        if not files[shard].is_file():
+            raise SourceError(f"{folder}: shard {shard} is missing; download the model again")
+    return [files[shard] for shard in sorted(files)], set(weight_map)
+
+
+def _side_files(folder: Path) -> dict[str, Path]:
+    paths = sorted({path for pattern in SIDE_FILES for path in folder.glob(pattern)})
+    return {
+        path.name: path
+        for path in paths
+        if path.is_file() and path.suffix not in (".safetensors", ".bin", ".py", ".pt", ".pth")
+    }
+
+
+def _untangle_head(checkpoint: LlamaCheckpoint) -> None:
+    """Drop a stored copy of a tied head; where it differs, the model is not tied after all.
+
+    transformers does the same: it ties only weights that are equal.
+    """
+    names, config = checkpoint.tensors, checkpoint.config
+    embedding = next((n for n in names if n.endswith("embed_tokens.weight")), None)
+    if not config.get("tie_word_embeddings", False) or embedding is None:
+        return
+    if "lm_head.weight" in names:
+        if checkpoint.read("lm_head.weight").equal(checkpoint.read(embedding)):
+            del checkpoint.tensors["lm_head.weight"]
+        else:
+            checkpoint.config = {**config, "tie_word_embeddings": False}
+
+
+def _check_tensors(checkpoint: LlamaCheckpoint) -> None:
+    """Everything that the config promises must be there, in its shape."""
+    where = checkpoint.folder
+    bare = "embed_tokens.weight" in checkpoint.tensors  # a LlamaModel, without a head
+    try:
+        expected = expected_tensors(checkpoint.config, prefix="" if bare else "model.")
+    except ValueError as error:
+        raise SourceError(f"{where / CONFIG}: not a valid Llama config ({error})") from None
+    if bare or not has_head(checkpoint.config) or checkpoint.config.get("tie_word_embeddings"):
+        expected.pop("lm_head.weight", None)
+    for name, shape in expected.items():
+        info = checkpoint.tensors.get(name)
+        if info is None:
+            raise SourceError(f"{where}: tensor {name!r} is missing from the weights")
+        if info.shape != shape:
+            raise SourceError(
+                f"{where}: tensor {name!r} is {list(info.shape)}, the config asks for {list(shape)}"
+            )

@@ -1,0 +1,102 @@
+"""The ``dpq`` command: one Typer app, one file per command, and the exit codes."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from dpq_cli.commands import adapters, compress, demo, doctor, evaluate, inspect, sample
+from dpq_core import __version__
+from dpq_core.errors import DPQError
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it (128 + SIGINT)."""
+
+
+class Group(TyperGroup):
+    """Turns what a command raises into one line on stderr and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; see docs/cli.md for the exit codes."""
+        try:
+            return super().invoke(ctx)
+        except DPQError as error:
+            self._fail(ctx, str(error))
+        except KeyboardInterrupt as stop:
+            raise _exit_with(f"interrupted{_advice(stop)}", INTERRUPTED) from None
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # `dpq sample ... | head`
+                raise
+            self._fail(ctx, _os_error(error))
+        except Exception as error:
+            if isinstance(error, typer.Abort) or hasattr(error, "exit_code"):
+                raise  # --help, --version and usage errors (exit code 2) are Typer's business
+            advice = "this is a bug in dpq or the adapter; see it with `dpq --debug ...`"
+            self._fail(ctx, f"{type(error).__name__}: {error} ({advice})")
+
+    def _fail(self, ctx: Any, message: str) -> None:
+        if ctx.params.get("debug"):
+            typer.echo(traceback.format_exc(), err=True)
+        raise _exit_with(f"error: {message}", 1)
+
+
+def _exit_with(message: str, code: int) -> typer.Exit:
+    typer.echo(f"dpq: {' '.join(message.split())}", err=True)
+    return typer.Exit(code)
+
+
+def _advice(stop: KeyboardInterrupt) -> str:
+    return f"; {stop}" if str(stop) else ""
+
+
+def _os_error(error: OSError) -> str:
+    if error.errno == errno.ENOSPC:
+        return f"disk full{_where(error)}; free some space, then continue with --resume"
+    return f"{error.strerror or error}{_where(error)}"
+
+
+def _where(error: OSError) -> str:
+    return f": {error.filename}" if error.filename else ""
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"dpq {__version__}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    cls=Group,
+    name="dpq",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Shrink trained generative models to 1-4 bits per weight by product quantization.",
+)
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error (before the command).")
+    ] = False,
+) -> None:
+    """Shrink trained generative models to 1-4 bits per weight by product quantization."""
+
+
+EXTRA_ARGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+app.command("compress")(compress.command)
+app.command("eval", context_settings=EXTRA_ARGS)(evaluate.command)
+app.command("sample", context_settings=EXTRA_ARGS)(sample.command)
+app.command("inspect")(inspect.command)
+app.command("adapters")(adapters.command)
+app.command("demo")(demo.command)
+app.command("doctor")(doctor.command)

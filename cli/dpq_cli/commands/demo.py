@@ -1,0 +1,122 @@
+"""``dpq demo``: compress the built-in models to 4, 3, 2 and 1 bits and compare."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dpq_cli import render
+from dpq_cli.commands.evaluate import format_value, measure
+from dpq_cli.shared import Device, Json, Seed, adapter_options, using
+from dpq_cli.sizes import format_size
+from dpq_core import registry
+from dpq_core.errors import AdapterError
+
+if TYPE_CHECKING:
+    from dpq_core.adapter import Adapter, Run
+
+
+@dataclass(frozen=True)
+class Demo:
+    """An adapter, one of its built-in sources, and options that keep its demo short."""
+
+    adapter: str
+    source: str
+    evaluate: tuple[str, ...] = ()
+    sample: tuple[str, ...] = ()
+
+
+DEMOS = (
+    Demo(
+        "llama",
+        "builtin:tiny-llama",
+        evaluate=("--limit", "24"),
+        sample=("--max-new-tokens", "48"),
+    ),
+)
+
+WIDTHS = (4, 3, 2, 1)
+"""Bits per weight."""
+
+
+def command(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the artifacts; replaced if there.")
+    ] = Path("demo-out"),
+    device: Device = "auto",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Compress the built-in models to 4, 3, 2 and 1 bits; compare quality, size and samples."""
+    results = {}
+    installed = {entry.name for entry in registry.available()}
+    for demo in (demo for demo in DEMOS if demo.adapter in installed):
+        adapter = registry.load(demo.adapter)
+        with using(adapter, device=device, seed=seed) as run:
+            results[demo.adapter] = _rows(demo, adapter, output, run)
+        if not as_json:
+            _show(demo.source, results[demo.adapter])
+    if not results:
+        raise AdapterError("no adapter with a demo is installed: pip install 'dpq[llama]'")
+    if as_json:
+        render.emit_json(results)
+    else:
+        render.note(f"The artifacts are in {output}: try `dpq inspect {output}/*-2bit --verify`")
+
+
+def _rows(demo: Demo, adapter: Adapter, output: Path, run: Run) -> list[dict[str, Any]]:
+    """One row per width, the uncompressed model first."""
+    from dpq_core.compress import CompressOptions, compress
+    from dpq_core.spec import QuantSpec
+
+    samples = output / "samples"
+    original = samples / f"{adapter.name}-original"
+    rows = [_row(demo, adapter, demo.source, run, original) | {"width": "original"}]
+    for bits in WIDTHS:
+        out = output / f"{adapter.name}-{bits}bit"
+        spec = QuantSpec.preset(bits, seed=run.seed)
+        options = CompressOptions(overwrite=True)
+        report = compress(adapter, demo.source, out, spec, options=options, run=run)
+        row = _row(demo, adapter, str(out), run, samples / out.name) | {"width": f"{bits} bits"}
+        row["bits_per_weight"] = 8 * report.nbytes / report.weights
+        row["ratio"] = rows[0]["nbytes"] / report.nbytes
+        row["seconds"] = report.seconds
+        rows.append(row)
+    return rows
+
+
+def _row(demo: Demo, adapter: Adapter, source: str, run: Run, samples: Path) -> dict[str, Any]:
+    measured = measure(adapter, source, adapter_options(adapter, "evaluate", demo.evaluate), run)
+    options = adapter_options(adapter, "sample", demo.sample)
+    samples.mkdir(parents=True, exist_ok=True)
+    made = adapter.sample(source, options, run, samples)
+    files = [str(path) for path in made.files]
+    return {**measured.to_json(), "texts": list(made.texts), "files": files}
+
+
+def _show(source: str, rows: list[dict[str, Any]]) -> None:
+    metrics = rows[0]["metrics"]
+    columns = ["model", ">on disk", ">smaller", ">true bits/weight", ">seconds"]
+    columns += [f">{metric['name']}" for metric in metrics]
+    lines = [
+        [
+            row["width"],
+            format_size(row["nbytes"]),
+            f"{row['ratio']:.2f}x" if "ratio" in row else None,
+            f"{row['bits_per_weight']:.3f}" if "ratio" in row else None,
+            f"{row['seconds']:.1f}" if "ratio" in row else None,
+            *(format_value(metric["value"]) for metric in row["metrics"]),
+        ]
+        for row in rows
+    ]
+    render.table(source, columns, lines)
+    for metric in metrics:
+        render.note(f"{metric['name']}: {metric['protocol']}")
+    for row in rows:
+        for text in row["texts"][:1]:
+            render.note(f"\n--- {row['width']} ---\n{text}")
+        for file in row["files"][:1]:
+            render.note(f"{row['width']}: {file}")

@@ -1,0 +1,72 @@
+"""What people see (stderr, by rich) and what machines read (stdout, JSON)."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+LOG_WIDTH = 140
+"""Columns when stderr is a file or a pipe: tensor names stay whole."""
+
+
+def console() -> Console:
+    """A console on stderr."""
+    from rich.console import Console
+
+    fixed = sys.stderr.isatty() or "COLUMNS" in os.environ
+    return Console(stderr=True, width=None if fixed else LOG_WIDTH, highlight=False)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table; a column whose heading starts with ``>`` is aligned to the right."""
+    view = _new_table(title)
+    for column in columns:
+        right = column.startswith(">")
+        view.add_column(
+            column.removeprefix(">"), justify="right" if right else "left", overflow="fold"
+        )
+    for row in rows:
+        view.add_row(*(_cell(value) for value in row))
+    console().print(view)
+
+
+def facts(title: str, rows: Iterable[tuple[str, object]]) -> None:
+    """Print a table of names and values, without a heading row."""
+    view = _new_table(title, show_header=False)
+    view.add_column(style="bold")
+    view.add_column(overflow="fold")
+    for name, value in rows:
+        view.add_row(_cell(name), _cell(value))
+    console().print(view)
+
+
+def note(text: str) -> None:
+    """Print one line for people, as it is."""
+    console().print(text, markup=False, soft_wrap=True)
+
+
+def emit_json(data: Any) -> None:
+    """Print machine output on stdout."""
+    typer.echo(json.dumps(data, indent=2, ensure_ascii=False, default=str))
+
+
+def _new_table(title: str, **options: Any) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    return Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, **options)
+
+
+def _cell(value: object) -> str:
+    from rich.markup import escape
+
+    return escape("-" if value is None else str(value))

@@ -1,0 +1,144 @@
+"""The parts of a manifest: their types, and reading them from JSON with every check."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch
+
+from dpq_core.artifact import header, strict_json
+from dpq_core.artifact.files import check_name
+from dpq_core.artifact.strict_json import integer, one_line, shown, typed
+from dpq_core.checkpoint import DTYPES
+from dpq_core.errors import ArtifactError, SpecError
+from dpq_core.layout import Layout
+from dpq_core.spec import QuantSpec
+
+MAX_FILES = 10_000
+MAX_TEXT_BYTES = 4096
+
+DTYPE_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorEntry:
+    """One tensor of the model.
+
+    Attributes:
+        name: full name in the model, e.g. ``model.layers.0.mlp.up_proj.weight``.
+        shape: of the original tensor.
+        dtype: of the original tensor, as torch spells it (``bfloat16``).
+        layout: how it is viewed as a matrix; None when it is kept dense.
+        spec: index into ``Manifest.specs``; None when it is kept dense.
+        relative_error: |W - decode|^2 / |W|^2 as measured on writing, where it was.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    layout: Layout | None = None
+    spec: int | None = None
+    relative_error: float | None = None
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype of the original tensor."""
+        return DTYPE_NAMES[self.dtype]
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size in bytes and sha256 (lower-case hex) of one file."""
+
+    bytes: int
+    sha256: str
+
+
+def entry_from_json(value: object, specs: int, where: str) -> TensorEntry:
+    """One tensor of a manifest that has ``specs`` specs.
+
+    Raises:
+        ArtifactError: a key, type or value that the format does not allow.
+    """
+    fields = strict_json.exactly(value, TensorEntry.__dataclass_fields__, f"{where}: a tensor")
+    name = strict_json.text(fields["name"], header.MAX_NAME_BYTES, f"{where}: tensor name")
+    where = f"{where}: tensor {shown(name)}"
+    dtype = typed(fields["dtype"], str, f"{where}: dtype")
+    if dtype not in DTYPE_NAMES:
+        raise ArtifactError(f"{where}: unknown dtype {shown(dtype)}")
+    layout, spec, error = fields["layout"], fields["spec"], fields["relative_error"]
+    if (layout is None) != (spec is None):
+        raise ArtifactError(f"{where}: layout and spec must both be null, or neither")
+    if layout is not None and typed(layout, str, f"{where}: layout") not in list(Layout):
+        raise ArtifactError(f"{where}: unknown layout {shown(layout)}")
+    if spec is not None and integer(spec, header.MAX_ELEMENTS, f"{where}: spec") >= specs:
+        raise ArtifactError(f"{where}: spec {spec} does not exist; there are {specs}")
+    if spec is not None and not DTYPE_NAMES[dtype].is_floating_point:
+        raise ArtifactError(f"{where}: a quantized tensor cannot be {dtype}")
+    if error is not None and not (type(error) in (int, float) and 0 <= error < 1e300):
+        raise ArtifactError(f"{where}: relative_error {shown(error)} is not a number >= 0")
+    return TensorEntry(
+        name=name,
+        shape=strict_json.shape(
+            fields["shape"], header.MAX_RANK, header.MAX_ELEMENTS, f"{where}: shape"
+        ),
+        dtype=dtype,
+        layout=None if layout is None else Layout(layout),
+        spec=spec,
+        relative_error=None if error is None else float(error),
+    )
+
+
+def spec_from_json(value: object, where: str) -> QuantSpec:
+    """One spec; every field must be given, since a default may change between versions.
+
+    Raises:
+        ArtifactError: a key, type or value that the format does not allow.
+    """
+    data = typed(value, dict, where)
+    try:
+        spec = QuantSpec.from_json(data)
+    except (SpecError, TypeError, ValueError) as error:  # a value of an unforeseen type
+        raise ArtifactError(f"{where}: {one_line(error)}") from None
+    full = spec.to_json()
+    strict_json.exactly(data, full, where)
+    strict_json.exactly(data["kmeans"], full["kmeans"], f"{where}: kmeans")
+    return spec
+
+
+def files_from_json(value: object, where: str) -> dict[str, FileEntry]:
+    """Relative name -> size and sha256.
+
+    Raises:
+        ArtifactError: a key, type or value that the format does not allow.
+    """
+    files = typed(value, dict, f"{where}: files")
+    if len(files) > MAX_FILES:
+        raise ArtifactError(f"{where}: {len(files)} files are more than {MAX_FILES}")
+    result = {}
+    for name, value in files.items():
+        check_name(name, where)
+        fields = strict_json.exactly(value, ("bytes", "sha256"), f"{where}: file {shown(name)}")
+        size = integer(fields["bytes"], header.MAX_FILE_BYTES, f"{where}: file {shown(name)}")
+        sha256 = typed(fields["sha256"], str, f"{where}: file {shown(name)}")
+        if not _SHA256.fullmatch(sha256):
+            raise ArtifactError(f"{where}: file {shown(name)}: {shown(sha256)} is no sha256")
+        result[name] = FileEntry(size, sha256)
+    return result
+
+
+def versions_from_json(value: object, where: str) -> dict[str, str]:
+    """Library -> version.
+
+    Raises:
+        ArtifactError: a key, type or value that the format does not allow.
+    """
+    versions = typed(value, dict, where)
+    if len(versions) > 64:
+        raise ArtifactError(f"{where}: {len(versions)} libraries are more than 64")
+    for library, number in versions.items():
+        strict_json.text(library, MAX_TEXT_BYTES, where)
+        strict_json.text(number, MAX_TEXT_BYTES, f"{where}: {shown(library)}")
+    return versions

@@ -1,0 +1,194 @@
+"""Files of an artifact: which names are safe, and how bytes get to disk and stay there."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from dpq_core.artifact import strict_json
+from dpq_core.artifact.strict_json import shown
+from dpq_core.errors import ArtifactError
+
+MANIFEST_NAME = "dpq.json"
+JOURNAL_NAME = "journal.jsonl"
+PARTIAL_SUFFIX = ".partial"
+REPLACED_SUFFIX = ".replaced"
+DISCARDED_SUFFIX = ".discarded"
+MAX_PATH_BYTES = 500
+BLOCK_BYTES = 1 << 22
+"""Bytes read, hashed or copied at a time."""
+
+
+def check_name(name: object, where: str) -> str:
+    """``name`` when it is a plain relative path with ``/`` between its segments.
+
+    Raises:
+        ArtifactError: absolute, with ``..`` or empty segments, a backslash, a colon (drives), a
+            character that is not printable, or one of the names that dpq keeps for itself.
+    """
+    path = strict_json.text(name, MAX_PATH_BYTES, f"{where}: file name")
+    segments = path.split("/")
+    if any(s in ("", ".", "..") for s in segments) or "\\" in path or ":" in path:
+        raise ArtifactError(f"{where}: file name {shown(path)} is not a plain relative path")
+    if path in (MANIFEST_NAME, JOURNAL_NAME):
+        raise ArtifactError(f"{where}: file name {shown(path)} is reserved")
+    return path
+
+
+def locate(root: Path, name: str) -> tuple[Path, int]:
+    """The regular file ``name`` below ``root`` and its size in bytes.
+
+    Symbolic links may not lead out of ``root``; the one exception is the Hugging Face cache,
+    where ``<repo>/snapshots/<revision>/`` consists of links into ``<repo>/blobs/``.
+
+    Raises:
+        ArtifactError: the file is missing, leads elsewhere or is not a regular file.
+    """
+    path = root / name
+    try:
+        home, real = root.resolve(strict=True), path.resolve(strict=True)
+        status = real.stat()
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
+        reason = getattr(error, "strerror", None) or "a loop of symbolic links"
+        raise ArtifactError(f"{path}: cannot be opened ({reason})") from None
+    cached = home.parent.name == "snapshots" and real.is_relative_to(home.parent.parent / "blobs")
+    if not real.is_relative_to(home) and not cached:
+        raise ArtifactError(f"{path}: a symbolic link that leads out of the artifact")
+    if not stat.S_ISREG(status.st_mode):
+        raise ArtifactError(f"{path}: not a regular file")
+    return path, status.st_size
+
+
+def walk(root: Path) -> Iterator[str]:
+    """Relative names of everything below ``root`` that is not a folder; links are not followed."""
+    for folder, _, names in os.walk(root, followlinks=False):
+        for name in names:
+            yield PurePosixPath((Path(folder) / name).relative_to(root)).as_posix()
+
+
+def hash_file(path: Path, tick: Callable[[int], None]) -> str:
+    """Sha256 of a file, read block by block; ``tick`` is called with the bytes of each block."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+            tick(len(block))
+    return digest.hexdigest()
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an OSError (disk full, permission, ...) into one line that says how to go on.
+
+    Raises:
+        ArtifactError: the operating system refused.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ArtifactError(
+            f"{path}: cannot write ({error.strerror or error}); finished tensors are kept: "
+            "mend this and run the same command with --resume"
+        ) from None
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn an OSError into one line.
+
+    Raises:
+        ArtifactError: the operating system refused.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot read ({error.strerror or error})") from None
+
+
+def blocks(content: bytes | Path) -> Iterator[bytes]:
+    """Content given as bytes or as a file, block by block.
+
+    Raises:
+        ArtifactError: the file cannot be read.
+    """
+    if isinstance(content, bytes):
+        yield content
+        return
+    with reading(content), content.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            yield block
+
+
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
+    """``os.write`` until everything is written (one call takes at most 2 GiB)."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def sync_folder(path: Path) -> None:
+    """Make the entries of a folder durable, where the system can (not on Windows)."""
+    if sys.platform != "win32":
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def publish(partial: Path, out: Path, *, replace: bool) -> None:
+    """Rename ``partial`` to ``out``; ``replace`` swaps an artifact there out and deletes it.
+
+    Raises:
+        OSError: the file system refused, or a folder that is not empty is in the way.
+    """
+    if not (replace and (out / MANIFEST_NAME).exists()):
+        partial.rename(out)  # atomic; replaces an empty folder, refuses any other
+    elif not _exchange(partial, out):
+        # A moment without ``out``; a kill in it leaves a whole ``partial`` for --resume.
+        old = out.with_name(out.name + REPLACED_SUFFIX)
+        discard(old)
+        out.rename(old)
+        partial.rename(out)
+    sync_folder(out.parent)
+    clear(out)
+
+
+def clear(out: Path) -> None:
+    """Delete what was replaced by ``out``, also by a run that was killed before it could."""
+    for suffix in (PARTIAL_SUFFIX, REPLACED_SUFFIX):
+        old = out.with_name(out.name + suffix)
+        if (old / MANIFEST_NAME).is_file() and not (old / JOURNAL_NAME).exists():
+            discard(old)
+        shutil.rmtree(old.with_name(old.name + DISCARDED_SUFFIX), ignore_errors=True)
+
+
+def discard(path: Path) -> None:
+    """Delete a folder; it is renamed first, so that a kill never leaves half of it in place."""
+    if path.exists():
+        doomed = path.with_name(path.name + DISCARDED_SUFFIX)
+        if doomed.exists():
+            shutil.rmtree(doomed)
+        path.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two folders in one atomic step; False where the system cannot."""
+    if sys.platform != "linux":
+        return False
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    names = os.fsencode(a), os.fsencode(b)
+    return bool(rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0)

@@ -1,0 +1,190 @@
+"""The journal of a half-written artifact: what is finished, and a lock on the right to write.
+
+The first line is the identity of the run; every other line is one finished tensor, appended only
+after its bytes are durable. The journal can therefore lag behind the data, never run ahead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dpq_core.artifact import strict_json
+from dpq_core.artifact.files import sync_folder, write_all
+from dpq_core.artifact.strict_json import integer, typed
+from dpq_core.errors import ArtifactError
+
+JOURNAL_VERSION = 1
+MAX_JOURNAL_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One finished tensor.
+
+    Attributes:
+        name: of the model tensor.
+        shard: relative name of its file.
+        end: bytes of that file once the tensor was written.
+        sha256: of those ``end`` bytes, header included.
+        relative_error: as measured, or None.
+    """
+
+    name: str
+    shard: str
+    end: int
+    sha256: str
+    relative_error: float | None
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], where: str) -> Finished:
+        """Read one line of the journal.
+
+        Raises:
+            ArtifactError: a key is missing or unknown, or a value is of the wrong type.
+        """
+        fields = strict_json.exactly(dict(data), cls.__dataclass_fields__, where)
+        error = fields["relative_error"]
+        return cls(
+            name=typed(fields["name"], str, where),
+            shard=typed(fields["shard"], str, where),
+            end=integer(fields["end"], 2**62, where),
+            sha256=typed(fields["sha256"], str, where),
+            relative_error=None if error is None else typed(error, float, where),
+        )
+
+
+class Journal:
+    """The open, locked journal of one writer; it must be closed."""
+
+    def __init__(self, path: Path, *, create: bool) -> None:
+        """Open and lock.
+
+        Raises:
+            ArtifactError: another process holds the lock.
+            OSError: the file cannot be opened.
+        """
+        self.path = path
+        self._end = 0
+        flags = os.O_RDWR
+        for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_BINARY"):  # as far as the system has them
+            flags |= getattr(os, name, 0)
+        self._descriptor: int | None = os.open(path, flags | (os.O_CREAT if create else 0), 0o666)
+        try:
+            self._lock()
+        except BaseException:
+            self.close()
+            raise
+
+    def _lock(self) -> None:
+        assert self._descriptor is not None
+        if sys.platform != "win32":
+            import fcntl
+
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise self._taken() from None
+            except OSError:  # a file system without locks: better unguarded than unusable
+                pass
+            # The holder may have finished, and the folder may be gone, while we opened the file.
+            if not self.path.exists() or not os.path.samestat(
+                os.fstat(self._descriptor), self.path.stat()
+            ):
+                raise self._taken()
+
+    def _taken(self) -> ArtifactError:
+        return ArtifactError(f"{self.path.parent}: another dpq is writing here; wait for it")
+
+    def start(self, identity: Mapping[str, Any]) -> None:
+        """Write the first line, durably."""
+        assert self._descriptor is not None
+        os.ftruncate(self._descriptor, 0)
+        self._end = 0
+        self._append([{"journal": JOURNAL_VERSION, **identity}])
+        os.fsync(self._descriptor)
+        sync_folder(self.path.parent)
+
+    def append(self, finished: Iterable[Finished]) -> None:
+        """Add lines; the caller has made the tensors' bytes durable."""
+        self._append(asdict(line) for line in finished)
+
+    def _append(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        assert self._descriptor is not None
+        # From the last good end: after a full disk, the retry overwrites what was cut.
+        os.lseek(self._descriptor, self._end, os.SEEK_SET)
+        text = "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+        write_all(self._descriptor, text.encode("ascii"))
+        self._end += len(text)
+
+    def load(self, identity: Mapping[str, Any]) -> list[Finished] | None:
+        """The finished tensors, or None when not even the first line was completed.
+
+        A last line without its newline was cut by a kill; it is dropped, here and in the file.
+
+        Raises:
+            ArtifactError: the journal belongs to another run, or is damaged.
+        """
+        assert self._descriptor is not None
+        size = os.fstat(self._descriptor).st_size
+        if size > MAX_JOURNAL_BYTES:
+            raise self._damaged(f"{size} bytes are over the limit {MAX_JOURNAL_BYTES}")
+        with self.path.open("rb") as file:
+            whole = file.read(size)
+        whole = whole[: whole.rfind(b"\n") + 1]
+        os.ftruncate(self._descriptor, len(whole))
+        self._end = len(whole)
+        first, *rest = whole.splitlines() or [b""]
+        if not first:
+            return None
+        self._check_identity(strict_json.parse(first, f"{self.path}: line 1"), identity)
+        lines = []
+        for number, line in enumerate(rest, 2):
+            where = f"{self.path}: line {number}"
+            lines.append(Finished.from_json(strict_json.parse(line, where), where))
+        return lines
+
+    def _check_identity(self, found: dict[str, Any], wanted: Mapping[str, Any]) -> None:
+        version = found.pop("journal", None)
+        if version != JOURNAL_VERSION:
+            raise self._damaged(f"journal version {strict_json.shown(version)} is not known")
+        check_identity(self.path.parent, found, wanted)
+
+    def _damaged(self, why: str) -> ArtifactError:
+        return ArtifactError(f"{self.path}: {why}; delete {self.path.parent} to start over")
+
+    def close(self) -> None:
+        """Release the lock; harmless when repeated."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    __del__ = close
+
+
+def check_identity(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuse to continue the work of a run that would have written other bytes.
+
+    Raises:
+        ArtifactError: source, spec or library versions differ; says which.
+    """
+    different = [key for key in (*wanted, *found) if found.get(key) != wanted.get(key)]
+    if not different:
+        return
+    if different[0] == "versions":
+        before, now = found.get("versions"), wanted["versions"]
+        if isinstance(before, dict):
+            library = next(k for k in (*now, *before) if before.get(k) != now.get(k))
+            raise ArtifactError(
+                f"{path}: was begun with {library} {before.get(library)}, this is "
+                f"{now.get(library)}; go back to that version, or delete it to start over"
+            )
+    raise ArtifactError(
+        f"{path}: this half-written output belongs to another source or spec "
+        f"({different[0]} differs); delete it, or drop --resume and use --overwrite"
+    )

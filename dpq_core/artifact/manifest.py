@@ -1,0 +1,226 @@
+"""The manifest ``dpq.json``: what an artifact holds, and the promise against which it is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from dpq_core import __version__
+from dpq_core.artifact import strict_json
+from dpq_core.artifact.entries import (
+    DTYPE_NAMES,
+    MAX_TEXT_BYTES,
+    FileEntry,
+    TensorEntry,
+    entry_from_json,
+    files_from_json,
+    spec_from_json,
+    versions_from_json,
+)
+from dpq_core.artifact.files import check_name
+from dpq_core.artifact.strict_json import one_line, shown, typed
+from dpq_core.errors import ArtifactError, SpecError
+from dpq_core.partition import Partition
+from dpq_core.plan import Plan
+from dpq_core.pq_tensor import Part, expected_parts
+from dpq_core.spec import QuantSpec
+
+FORMAT_VERSION = 1
+"""Raised when an older reader could misread a newer artifact (FORMAT.md, Versions)."""
+
+MAX_MANIFEST_BYTES = 32 << 20
+MAX_TENSORS = 100_000
+ERROR_BYTES = 24
+"""A relative error is a float of at most this many digits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Everything that is said about an artifact; nothing in it varies between identical runs.
+
+    Attributes:
+        format_version: of the whole directory.
+        adapter: name of the adapter that made it.
+        source: what the user named as the source.
+        fingerprint: of source and plan; guards ``--resume``.
+        weights_name: stem of the weight files, folders included.
+        specs: the distinct specs, referred to by index.
+        tensors: in storage order.
+        files: relative name -> size and hash, of all files but the manifest itself.
+        versions: library -> version that wrote the artifact.
+    """
+
+    format_version: int = FORMAT_VERSION
+    adapter: str
+    source: str
+    fingerprint: str
+    weights_name: str = "model"
+    specs: tuple[QuantSpec, ...]
+    tensors: tuple[TensorEntry, ...]
+    files: Mapping[str, FileEntry]
+    versions: Mapping[str, str]
+
+    def partition(self, entry: TensorEntry) -> Partition | None:
+        """The partition of a quantized tensor, None for a kept one.
+
+        Raises:
+            SpecError: shape, layout and spec do not fit together.
+        """
+        if entry.spec is None or entry.layout is None:
+            return None
+        return Partition.of(entry.shape, entry.layout, self.specs[entry.spec])
+
+    def stored(self, entry: TensorEntry) -> dict[str, Part]:
+        """Stored name -> dtype and shape, for one tensor of the model.
+
+        Raises:
+            ArtifactError: shape, layout and spec do not fit together.
+        """
+        try:
+            partition = self.partition(entry)
+        except SpecError as error:
+            raise ArtifactError(f"tensor {shown(entry.name)}: {one_line(error)}") from None
+        if partition is None or entry.spec is None:
+            return {entry.name: (entry.torch_dtype, entry.shape)}
+        spec = self.specs[entry.spec]
+        parts = expected_parts(
+            partition,
+            codebook_dtype=DTYPE_NAMES[spec.codebook_dtype],
+            row_scale=spec.row_scale,
+        )
+        return {f"{entry.name}.{part}": value for part, value in parts.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest as plain JSON values, in the order in which they are written."""
+        return {
+            "format_version": self.format_version,
+            "adapter": self.adapter,
+            "source": self.source,
+            "fingerprint": self.fingerprint,
+            "weights_name": self.weights_name,
+            "versions": dict(sorted(self.versions.items())),
+            "specs": [spec.to_json() for spec in self.specs],
+            "files": {name: vars(self.files[name]) for name in sorted(self.files)},
+            "tensors": [
+                {**vars(t), "shape": list(t.shape), "layout": t.layout and str(t.layout)}
+                for t in self.tensors
+            ],
+        }
+
+    def to_bytes(self) -> bytes:
+        """The content of ``dpq.json``: one line per spec, file and tensor."""
+        lines = []
+        for key, value in self.to_json().items():
+            if isinstance(value, list):
+                items, ends = [_dumps(item) for item in value], "[]"
+            elif isinstance(value, dict):
+                items, ends = [f"{_dumps(k)}: {_dumps(v)}" for k, v in value.items()], "{}"
+            else:
+                lines.append(f" {_dumps(key)}: {_dumps(value)}")
+                continue
+            body = ",\n  ".join(items)
+            lines.append(f" {_dumps(key)}: {ends[0]}\n  {body}\n {ends[1]}")
+        return ("{\n" + ",\n".join(lines) + "\n}\n").encode("utf-8")
+
+    @classmethod
+    def from_bytes(cls, data: bytes, where: str) -> Manifest:
+        """The inverse of ``to_bytes``; ``where`` begins every error message.
+
+        Raises:
+            ArtifactError: not strict JSON, or anything that ``from_json`` refuses.
+        """
+        return cls.from_json(strict_json.parse(data, where), where)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], where: str = "manifest") -> Manifest:
+        """The inverse of ``to_json``: every key, type and range is checked.
+
+        Raises:
+            ArtifactError: unknown version, unknown or missing key, wrong type, value out of range.
+        """
+        found = data.get("format_version")
+        if type(found) is int and found != FORMAT_VERSION:
+            raise ArtifactError(
+                f"{where}: format version {shown(found)} is not known; this dpq reads version "
+                f"{FORMAT_VERSION}, upgrade dpq"
+            )
+        fields = strict_json.exactly(dict(data), cls.__dataclass_fields__, where)
+        typed(fields["format_version"], int, f"{where}: format_version")
+        adapter, source, fingerprint = (
+            strict_json.text(fields[key], MAX_TEXT_BYTES, f"{where}: {key}")
+            for key in ("adapter", "source", "fingerprint")
+        )
+        specs = _list(fields["specs"], MAX_TENSORS, f"{where}: specs")
+        entries = _list(fields["tensors"], MAX_TENSORS, f"{where}: tensors")
+        tensors = tuple(entry_from_json(entry, len(specs), where) for entry in entries)
+        names = {t.name for t in tensors}
+        if len(names) != len(tensors):
+            raise ArtifactError(f"{where}: two tensors have the same name")
+        return cls(
+            adapter=adapter,
+            source=source,
+            fingerprint=fingerprint,
+            weights_name=check_name(fields["weights_name"], f"{where}: weights_name"),
+            specs=tuple(spec_from_json(spec, f"{where}: spec {i}") for i, spec in enumerate(specs)),
+            tensors=tensors,
+            files=files_from_json(fields["files"], where),
+            versions=versions_from_json(fields["versions"], f"{where}: versions"),
+        )
+
+
+def draft(plan: Plan, *, adapter: str, source: str, fingerprint: str, weights: str) -> Manifest:
+    """The manifest of a plan before anything is written: no errors, no files.
+
+    Raises:
+        ArtifactError: a reader would refuse it (an unusable name, too many tensors, ...).
+    """
+    specs: list[QuantSpec] = list(dict.fromkeys(t.spec for t in plan if t.spec is not None))
+    manifest = Manifest(
+        adapter=adapter,
+        source=source,
+        fingerprint=fingerprint,
+        weights_name=weights,
+        specs=tuple(specs),
+        tensors=tuple(
+            TensorEntry(
+                name=t.name,
+                shape=tuple(t.info.shape),
+                dtype=str(t.info.dtype).removeprefix("torch."),
+                layout=t.partition.layout if t.partition else None,
+                spec=specs.index(t.spec) if t.spec else None,
+            )
+            for t in plan
+        ),
+        files={},
+        versions=library_versions(),
+    )
+    Manifest.from_json(manifest.to_json(), "plan")
+    room = (1 << 20) + ERROR_BYTES * len(manifest.tensors)
+    if len(manifest.to_bytes()) + room > MAX_MANIFEST_BYTES:
+        raise ArtifactError(f"plan: its manifest would exceed {MAX_MANIFEST_BYTES} bytes")
+    return manifest
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of all that decides the bytes of an artifact."""
+    versions = {"dpq": __version__}
+    for library in ("numba", "numpy", "safetensors", "torch"):
+        try:
+            versions[library] = version(library)
+        except PackageNotFoundError:  # vendored or built without metadata
+            versions[library] = "unknown"
+    return versions
+
+
+def _dumps(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _list(value: object, limit: int, where: str) -> list[Any]:
+    items = typed(value, list, where)
+    if len(items) > limit:
+        raise ArtifactError(f"{where}: {len(items)} items are more than {limit}")
+    return items

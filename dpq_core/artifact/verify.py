@@ -1,0 +1,68 @@
+"""Reading every byte of an artifact: hashes, code ranges, finite values, unlisted files."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from dpq_core.artifact import files
+from dpq_core.artifact.strict_json import shown
+from dpq_core.errors import ArtifactError
+from dpq_core.progress import Progress
+
+if TYPE_CHECKING:
+    from dpq_core.artifact.reader import Artifact
+
+LOADED_SUFFIXES = frozenset(
+    (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf", ".py", ".json", ".jinja")
+)
+"""Files that a library may act upon just because they lie there: weights, code, configuration."""
+
+
+def problems(artifact: Artifact, progress: Progress) -> list[str]:
+    """One line per problem; progress counts bytes, those of weight files twice (hash, values)."""
+    listed = artifact.manifest.files
+    total = 2 * sum(entry.bytes for entry in listed.values())
+    found: list[str] = []
+    done = 0
+
+    def tick(count: int) -> None:
+        nonlocal done
+        done += count
+        progress("verify", done, total)
+
+    for name, entry in listed.items():
+        try:
+            path, _ = files.locate(artifact.path, name)
+            with files.reading(path):
+                sha256 = files.hash_file(path, tick)
+        except ArtifactError as error:
+            found.append(str(error))
+            continue
+        if sha256 != entry.sha256:
+            found.append(f"{path}: its sha256 is {sha256}, the manifest says {entry.sha256}")
+    for name in artifact.names():
+        try:
+            if artifact.entry(name).spec is None:
+                parts = artifact.read_parts(name)
+            else:
+                parts = artifact.read_pq(name).parts()
+            tick(sum(part.nbytes for part in parts.values()))
+        except ArtifactError as error:
+            found.append(str(error))
+    found.extend(_unlisted(artifact))
+    progress("verify", total, total)
+    return found
+
+
+def _unlisted(artifact: Artifact) -> list[str]:
+    """Files that the manifest does not list: documentation and the like may be added freely."""
+    known = {*artifact.manifest.files, files.MANIFEST_NAME}
+    return [
+        f"{artifact.path / name}: {shown(name)} is not in the manifest, yet a library might load "
+        "it; remove it"
+        for name in sorted(files.walk(artifact.path))
+        if name not in known
+        and not name.startswith(".")  # .git, .cache of the hub: no library loads from there
+        and PurePosixPath(name).suffix.lower() in LOADED_SUFFIXES
+    ]

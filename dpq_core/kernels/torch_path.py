@@ -1,0 +1,153 @@
+"""Nearest codeword and Lloyd sums in plain torch operations, for any device; memory is bounded."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from dpq_core.kernels.units import shared_tail
+
+TILE_FLOATS = 1 << 24  # one tile of scores; at most three are alive: 192 MB
+MAX_POINTS = 1 << 14  # points of one group per tile
+MAX_EXACT_D = 3  # up to here sum (x - c)^2 costs little more than |c|^2 / 2 - x.c
+
+
+class TorchLloyd:
+    """The passes of dpq_core.kernels.Lloyd; arguments as in dpq_core.kernels.lloyd.
+
+    Clusters are summed as 64-bit integers of ``value * 2^bits / max |value|``: integer additions
+    commute, so the sums do not depend on the order in which a GPU's threads arrive.
+    """
+
+    def __init__(
+        self, points: Tensor, *, K: int, tie: int = 1, pad: int = 0, weights: Tensor | None = None
+    ) -> None:
+        self.points, self.weights = points, weights
+        self.K, self.tie, self.pad = K, tie, pad
+        G, d, N = points.shape
+        self.codes = torch.full((G, N), -1, dtype=torch.int32, device=points.device)
+        # A padded group that shares its codebook stays out of the sums.
+        self.trained = G - int(pad > 0 and shared_tail(G, tie))
+        self.columns = d + 1 + (weights is not None)
+        self.batch = max(1, TILE_FLOATS // (4 * N * self.columns))  # groups; int64 and float64
+        heaviest = 1.0 if weights is None else float(weights.max())
+        largest = float(points.abs().max()) * heaviest
+        bits = 62 - (G * N).bit_length()
+        self.scales = torch.tensor(
+            [_power_of_two(largest, bits)] * d
+            + [_power_of_two(heaviest, bits)]
+            + [_power_of_two(heaviest * heaviest, bits)] * (weights is not None),
+            dtype=torch.float64,
+            device=points.device,
+        )
+
+    def moments(self) -> Tensor:
+        """See dpq_core.kernels.Lloyd."""
+        G, d, _ = self.points.shape
+        C = -(-G // self.tie)
+        rows = self.scales.new_zeros(C * self.tie, 2 * d + 1)
+        for first in range(0, self.trained, self.batch):
+            part = slice(first, min(first + self.batch, self.trained))
+            x = self.points[part].double()
+            w = self._weights(part)
+            rows[part, :d] = (w * x).sum(2)
+            rows[part, d : 2 * d] = (w * x * x).sum(2)
+            rows[part, 2 * d] = w.sum((1, 2))
+        return rows.view(C, self.tie, -1).sum(1)
+
+    def assign(self, codebooks: Tensor) -> int:
+        """See dpq_core.kernels.Lloyd."""
+        codes = _nearest(self.points, codebooks, tie=self.tie, pad=self.pad)
+        moved = int((codes != self.codes).sum())
+        self.codes = codes
+        return moved
+
+    def step(self, codebooks: Tensor) -> tuple[int, Tensor]:
+        """See dpq_core.kernels.Lloyd."""
+        moved = self.assign(codebooks)
+        C, K, _ = codebooks.shape
+        sums = torch.zeros(C * K, self.columns, dtype=torch.int64, device=self.points.device)
+        for first in range(0, self.trained, self.batch):
+            part = slice(first, min(first + self.batch, self.trained))
+            w = self._weights(part)
+            values = [w * self.points[part].double(), w]
+            if self.weights is not None:
+                values.append(w * w)
+            columns = torch.cat(values, dim=1).movedim(1, 2) * self.scales  # [groups, N, columns]
+            book = torch.arange(part.start, part.stop, device=sums.device) // self.tie
+            rows = book[:, None] * K + self.codes[part]
+            sums.index_add_(0, rows.reshape(-1), columns.round().long().reshape(-1, self.columns))
+        return moved, (sums / self.scales).view(C, K, self.columns)
+
+    def result(self) -> Tensor:
+        """See dpq_core.kernels.Lloyd."""
+        return self.codes
+
+    def _weights(self, part: slice) -> Tensor:
+        """float64 [groups, 1, N]."""
+        if self.weights is not None:
+            return self.weights[part, None].double()
+        groups, N = part.stop - part.start, self.points.shape[2]
+        return self.scales.new_ones(1, 1, 1).expand(groups, 1, N)
+
+
+def assign(points: Tensor, codebooks: Tensor, *, tie: int, pad: int) -> tuple[Tensor, Tensor]:
+    """See dpq_core.kernels.assign."""
+    codes = _nearest(points, codebooks, tie=tie, pad=pad)
+    G, d, N = points.shape
+    book = torch.arange(G, device=points.device)[:, None] // tie
+    distances = torch.zeros(G, N, device=points.device)
+    for i in range(d):
+        # The last group ignores its pad coordinates.
+        part = slice(0, G - 1 if i >= d - pad else G)
+        distances[part] += (points[part, i] - codebooks[book[part], codes[part], i]).square()
+    return codes, distances
+
+
+def _nearest(points: Tensor, codebooks: Tensor, *, tie: int, pad: int) -> Tensor:
+    """Codes int32 [G, N], tile by tile over groups, points and codewords."""
+    (G, d, N), K = points.shape, codebooks.shape[1]
+    run = min(N, MAX_POINTS)
+    batch = max(1, TILE_FLOATS // (max(run, d) * K))
+    codes = torch.empty(G, N, dtype=torch.int32, device=points.device)
+    for first in range(0, G, batch):
+        groups = torch.arange(first, min(first + batch, G), device=points.device)
+        books = codebooks[groups // tie]  # [groups, K, d], a copy
+        x = points[first : first + batch]
+        if pad and first + batch >= G:
+            x = x.clone()
+            x[-1, d - pad :] = 0
+            books[-1, :, d - pad :] = 0
+        centre = books.mean(dim=1, keepdim=True)  # keeps |x|^2, and with it the rounding, small
+        for start in range(0, N, run):
+            block = x[:, :, start : start + run].movedim(1, 2)  # [groups, run, d]
+            codes[first : first + batch, start : start + run] = _scan(block, books, centre)
+    return codes
+
+
+def _scan(x: Tensor, books: Tensor, centre: Tensor) -> Tensor:
+    """Index of the best codeword of each point, int64 [groups, run]."""
+    step = max(1, TILE_FLOATS // (x.shape[0] * x.shape[1]))
+    best = x.new_full(x.shape[:2], math.inf)
+    codes = torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device)
+    for first in range(0, books.shape[1], step):
+        c = books[:, first : first + step]
+        if x.shape[2] <= MAX_EXACT_D:
+            scores = (x[:, :, None, 0] - c[:, None, :, 0]).square_()
+            for i in range(1, x.shape[2]):
+                scores += (x[:, :, None, i] - c[:, None, :, i]).square_()
+        else:
+            c = c - centre
+            half_norms = c.square().sum(2)[:, None] / 2
+            scores = torch.baddbmm(half_norms, x - centre, c.movedim(1, 2), alpha=-1)
+        score, code = scores.min(dim=2)
+        codes = torch.where(score < best, code + first, codes)
+        best = torch.minimum(best, score)
+    return codes
+
+
+def _power_of_two(largest: float, bits: int) -> float:
+    """The power of two that brings values up to ``largest`` just below 2^bits."""
+    return math.ldexp(1.0, bits - math.frexp(largest)[1]) if 0 < largest < math.inf else 1.0

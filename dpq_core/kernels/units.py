@@ -1,0 +1,68 @@
+"""How the points of a tensor are cut into pieces of work, independently of the thread count."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+UNIT_POINTS = 2048  # points whose coordinates stay in the L2 cache together
+MAX_SLOTS = 64  # partial sums over all codebooks, so parallel accumulation scales to that
+MAX_SLOT_BYTES = 1 << 28  # memory of all partial sums together
+BATCHES = 32  # calls into the kernel per pass; the threads take them as they become free
+
+GROUP, START, STOP, BOOK, SLOT = range(5)  # columns of Units.table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Units:
+    """Units of work: runs of points of one group.
+
+    Attributes:
+        table: int64 [units, 5]: group, first point, past-the-end point, packed codebook, slot.
+            Units of one slot are adjacent; slot -1 (the last units) takes no part in sums.
+        slots: partial sums per codebook; codebook c owns slots [c * slots, (c + 1) * slots).
+    """
+
+    table: NDArray[np.int64]
+    slots: int
+
+    @classmethod
+    def of(cls, *, groups: int, points: int, tie: int, pad: int, K: int, width: int) -> Units:
+        """Cut ``groups * points`` points; ``width`` is the number of float64 sums per codeword.
+
+        A padded last group is compared with its own packed copy of its codebook, and stays out of
+        the sums where it shares the codebook: its pad coordinates mean nothing to the others.
+        """
+        books = -(-groups // tie)
+        runs = max(1, -(-points // UNIT_POINTS))
+        bounds = np.arange(runs + 1, dtype=np.int64) * points // runs
+        group = np.repeat(np.arange(groups, dtype=np.int64), runs)
+        run = np.tile(np.arange(runs, dtype=np.int64), groups)
+        book = group // tie
+        fit = MAX_SLOT_BYTES // max(1, books * K * width * 8)
+        slots = int(max(1, min(-(-MAX_SLOTS // books), tie * runs, fit)))
+        slot = book * slots + ((group - book * tie) * runs + run) * slots // (tie * runs)
+        if pad:
+            last = group == groups - 1
+            book = np.where(last, books, book)
+            if shared_tail(groups, tie):
+                slot = np.where(last, -1, slot)
+        table = np.stack([group, bounds[run], bounds[run + 1], book, slot], axis=1)
+        return cls(table=np.ascontiguousarray(table), slots=slots)
+
+    def batches(self, threads: int) -> list[tuple[int, int]]:
+        """Ranges of units, never cutting through a slot."""
+        slot = self.table[:, SLOT]
+        starts = np.flatnonzero(np.r_[True, (slot[1:] != slot[:-1]) | (slot[1:] < 0)])
+        wanted = min(len(starts), max(BATCHES, 4 * threads))
+        cuts = starts[np.arange(wanted) * len(starts) // wanted]
+        ends: list[Any] = [*cuts[1:], len(slot)]
+        return [(int(a), int(b)) for a, b in zip(cuts, ends, strict=True)]
+
+
+def shared_tail(groups: int, tie: int) -> bool:
+    """Whether the last group shares its codebook with another group."""
+    return groups - (groups - 1) // tie * tie > 1

@@ -1,0 +1,156 @@
+"""Options of one adapter verb: a frozen dataclass turned into command-line flags, and back.
+
+A field ``max_new_tokens: int = 64`` becomes ``--max-new-tokens 64``; a bool becomes
+``--flag/--no-flag``; a ``tuple[str, ...]`` is given by repeating its flag.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dpq_core.errors import AdapterError, SpecError
+
+T = TypeVar("T")
+
+KINDS: tuple[type, ...] = (int, float, str, bool, Path)
+"""What a field, or an item of a tuple field, can be."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One field of an options class, as the command line sees it.
+
+    Attributes:
+        field: name of the dataclass field.
+        kind: int, float, str, bool or Path.
+        repeated: the field is a tuple; the flag can be given many times.
+        default: value when the flag is not given.
+        help: one line from the field's ``metadata["help"]``.
+    """
+
+    field: str
+    kind: type
+    repeated: bool
+    default: Any
+    help: str
+
+    @property
+    def flag(self) -> str:
+        """``--max-new-tokens``."""
+        return "--" + self.field.replace("_", "-")
+
+    @property
+    def usage(self) -> str:
+        """``--limit INT``, ``--tasks STR (repeatable)`` or ``--raw/--no-raw``."""
+        if self.kind is bool:
+            return f"{self.flag}/--no-{self.flag[2:]}"
+        repeat = " (repeatable)" if self.repeated else ""
+        return f"{self.flag} {self.kind.__name__.upper()}{repeat}"
+
+
+def describe(cls: type) -> tuple[Option, ...]:
+    """The options of a class, in the order of its fields.
+
+    Raises:
+        AdapterError: the class is not a frozen dataclass, or a field has no default, no help or a
+            type that no flag can spell. These are mistakes of the adapter's author.
+    """
+    if not dataclasses.is_dataclass(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        raise AdapterError(f"options class {cls.__name__} must be a frozen dataclass")
+    hints = typing.get_type_hints(cls)
+    return tuple(_option(cls, field, hints[field.name]) for field in dataclasses.fields(cls))
+
+
+def parse(cls: type[T], argv: Sequence[str]) -> T:
+    """An instance of ``cls`` from command-line words such as ``--context 512 --no-raw``.
+
+    Raises:
+        SpecError: an unknown flag, a missing or malformed value, a flag given twice, or a value
+            that the class itself refuses.
+    """
+    options = describe(cls)
+    flags = {option.flag: option for option in options}
+    negations = {f"--no-{o.flag[2:]}": o for o in options if o.kind is bool}
+    values: dict[str, Any] = {}
+    words = list(argv)
+    while words:
+        flag, equals, attached = words.pop(0).partition("=")
+        option = flags.get(flag) or negations.get(flag)
+        if option is None:
+            raise SpecError(_unknown(flag, [*flags, *negations]))
+        if option.kind is bool:
+            if equals:
+                raise SpecError(f"option {flag} takes no value; write {option.usage}")
+            value: Any = flag == option.flag
+        elif not equals and not words:
+            raise SpecError(f"option {flag} needs a value: {option.usage}")
+        else:
+            value = _convert(option, attached if equals else words.pop(0))
+        if option.repeated:
+            values[option.field] = (*values.get(option.field, ()), value)
+        elif option.field in values:
+            raise SpecError(f"option {flag} is given twice")
+        else:
+            values[option.field] = value
+    return cls(**values)
+
+
+def _option(cls: type, field: dataclasses.Field[Any], hint: Any) -> Option:
+    where = f"options class {cls.__name__}: field {field.name!r}"
+    if field.default_factory is not dataclasses.MISSING:
+        default = field.default_factory()
+    elif field.default is not dataclasses.MISSING:
+        default = field.default
+    else:
+        raise AdapterError(f"{where} needs a default")
+    if not field.metadata.get("help"):
+        raise AdapterError(f'{where} needs metadata={{"help": "..."}}')
+    kind, repeated = _kind(hint)
+    if kind not in KINDS or (repeated and kind is bool):
+        raise AdapterError(
+            f"{where} has type {hint}; use int, float, str, bool, Path, one of them or None, "
+            "or a tuple such as tuple[str, ...]"
+        )
+    return Option(
+        field=field.name,
+        kind=kind,
+        repeated=repeated,
+        default=default,
+        help=field.metadata["help"],
+    )
+
+
+def _kind(hint: Any) -> tuple[Any, bool]:
+    """``int | None`` -> (int, False); ``tuple[str, ...]`` -> (str, True)."""
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        inner = [arg for arg in typing.get_args(hint) if arg is not types.NoneType]
+        return _kind(inner[0]) if len(inner) == 1 else (hint, False)
+    if typing.get_origin(hint) is tuple:
+        args = typing.get_args(hint)
+        return (args[0], True) if args[1:] == (Ellipsis,) else (hint, False)
+    return hint, False
+
+
+def _convert(option: Option, word: str) -> Any:
+    try:
+        return option.kind(word)
+    except ValueError:
+        wanted = {int: "a whole number", float: "a number"}[option.kind]
+        raise SpecError(f"option {option.flag}: {word!r} is not {wanted}") from None
+
+
+def _unknown(word: str, flags: Sequence[str]) -> str:
+    if not word.startswith("-"):
+        return f"unexpected argument {word!r}"
+    if not flags:
+        return f"unknown option {word}; this adapter has no options here"
+    near = difflib.get_close_matches(word, flags, n=2, cutoff=0.6)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return f"unknown option {word}; {hint}the adapter's options: {', '.join(flags)}"

@@ -1,0 +1,102 @@
+"""``dpq adapters``, ``dpq doctor``, and the top level."""
+
+from __future__ import annotations
+
+import pytest
+from cli_runs import dpq, dpq_process, install_toy
+from plugins import install_plugin
+
+from dpq_core import __version__
+
+
+@pytest.fixture(autouse=True)
+def _installed(monkeypatch, tmp_path):
+    install_toy(monkeypatch, tmp_path / "site")
+
+
+def test_the_list_names_every_adapter():
+    done = dpq("adapters")
+    assert (done.code, done.out) == (0, "")
+    assert "llama" in done.err
+    assert "two-layer perceptrons" in done.err
+    assert "evaluate" in done.err
+
+
+def test_json():
+    found = {a["name"]: a for a in dpq("adapters", "--json").json}
+    assert found["llama"]["ok"]
+    assert found["mlp"] == {
+        "name": "mlp",
+        "distribution": "dpq-mlp",
+        "target": "toy_adapter:MLPAdapter",
+        "ok": True,
+        "error": None,
+        "summary": "two-layer perceptrons (w1, b1, w2) in a .safetensors file",
+        "capabilities": ["load", "evaluate", "sample", "probe"],
+    }
+
+
+def test_a_broken_one_is_shown_with_its_reason_and_spoils_nothing(monkeypatch, tmp_path):
+    install_plugin(
+        monkeypatch,
+        tmp_path / "bad",
+        distribution="dpq-bad",
+        points={"bad": "no_such_module:Bad", "mlp": "rival:MLP"},
+    )
+    done = dpq("adapters")
+    assert done.code == 0
+    shown = " ".join(done.err.split())
+    assert "BROKEN" in shown
+    found = {(a["name"], a["distribution"]): a for a in dpq("adapters", "--json").json}
+    assert "No module named 'no_such_module'" in found["bad", "dpq-bad"]["error"]
+    for claimant in ("dpq-bad", "dpq-mlp"):
+        assert "claimed by dpq-bad" in found["mlp", claimant]["error"]
+    assert found["llama", "dpq"]["ok"]
+
+
+def test_one_adapters_options():
+    done = dpq("adapters", "mlp")
+    assert "--rows INT" in done.err
+    assert "256" in done.err
+    assert "options of dpq eval" in done.err
+    found = dpq("adapters", "mlp", "--json").json
+    assert found["options"]["sample"] == [
+        {"flag": "--count", "usage": "--count INT", "default": 3, "help": "outputs to show"}
+    ]
+
+
+def test_an_unknown_adapter():
+    done = dpq("adapters", "lama")
+    assert done.code == 1
+    assert done.err.startswith("dpq: error: no adapter 'lama'; did you mean llama?")
+
+
+def test_doctor():
+    found = dpq("doctor", "--json").json
+    assert found["dpq"] == __version__
+    assert found["libraries"]["torch"]
+    assert found["devices"][0] == "cpu"
+    assert found["threads"]["torch"] >= 1
+    assert found["disk_free"] > 0
+    assert all(isinstance(compiled, bool) for compiled in found["kernels"].values())
+    assert found["kernels"]
+    assert {a["name"] for a in found["adapters"]} >= {"llama", "mlp"}
+
+
+def test_doctor_for_people_is_plain_ascii(monkeypatch, tmp_path):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = dpq_process("doctor", cwd=tmp_path)
+    assert (done.code, done.out) == (0, "")
+    assert done.err.isascii()
+    for text in ("CPU kernels", "disk here", "adapter llama"):
+        assert text in done.err
+
+
+def test_version():
+    assert dpq("--version").out == f"dpq {__version__}\n"
+
+
+def test_help_lists_every_command():
+    shown = dpq("--help").out
+    for command in ("compress", "eval", "sample", "inspect", "adapters", "demo", "doctor"):
+        assert command in shown

@@ -1,0 +1,194 @@
+"""FORMAT.md: golden bytes, decoding by the letter of the text, a test for every clause."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from artifact_model import snapshot, stored_of, tiny_plan, write_tiny
+
+import dpq_core.artifact
+from dpq_core.artifact import FORMAT_VERSION, Artifact, files, manifest, verify
+from dpq_core.layout import Layout
+from dpq_core.packing import pack
+from dpq_core.partition import Partition
+from dpq_core.spec import QuantSpec
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+FORMAT = Path(dpq_core.artifact.__file__).with_name("FORMAT.md")
+VERSIONS = {"dpq": "0", "numpy": "0", "torch": "0"}
+
+# sha256 of every file of tests/golden/v1, so that the folder itself cannot drift.
+GOLDEN_V1 = dict(
+    line.split()
+    for line in """
+config.json f68a01c5183a987078f1551e41df128be7273510adba30d0a83cc905e36d13a8
+dpq.json 0df5dbf11d4d787d0171cf90dd68d94f551ae675d8dc13114c4106b08aaca32a
+model-00001-of-00002.safetensors c3faafb2c030855fcff703bda66225718f75fd05ad75e24b03223c67ba8b69b8
+model-00002-of-00002.safetensors 0a75adbc9d3110f8d465b702e03c3ce4765c0a6fcc7bb59ec382a657751c35b7
+model.safetensors.index.json 1e4e7e240aafbbf4c59a50eb81adafb90046c42e0b8d36dc52c1be8827fdf6ae
+vae /
+vae/model.safetensors 6d229884c1268bb0ab32d8da315d0fe52f9147228bd830a37bc9fb28a954940d
+""".strip().splitlines()
+)
+
+# Data of `block.0.weight`: codebooks F16 [3, 4, 4], row_scale F16 [6], codes U8 [3, 2] of two bits.
+LINEAR_HEX = (
+    "00bc00bb00ba00b900b800b600b400b0000000300034003600380039003a003b"
+    "003c803c003d803d003e803e003f803f004040408040c040004140418041c041"
+    "004240428042c042004340438043c04300442044404460448044a044c044e044"
+    "003c003d003e003f004080"
+    "40e4044e0ee404"
+)
+# Its decoded value: codewords of codes 0 1 2 3 | 0 1, times the row scales 1, 1.25, ... 2.25.
+LINEAR_VALUES = {
+    (0, 0): -1.0,  # group 0, code 0, row scale 1
+    (1, 0): -0.5 * 1.25,  # code 1
+    (3, 3): 0.875 * 1.75,  # code 3, last coordinate
+    (0, 4): 2.0,  # group 1 goes on with code 6 mod 4 = 2
+    (5, 9): 3.625 * 2.25,  # group 2, code 17 mod 4 = 1; columns 10 and 11 are padding
+}
+
+
+def test_golden_bytes_are_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """F24, F10: the same tensors give the same files, byte for byte, forever."""
+    monkeypatch.setattr(manifest, "library_versions", lambda: VERSIONS)
+    write_tiny(tmp_path / "out", shard_bytes=260)
+    assert FORMAT_VERSION == 1
+    assert snapshot(tmp_path / "out") == snapshot(GOLDEN / "v1") == GOLDEN_V1
+
+
+def test_golden_artifact_is_read(tmp_path: Path) -> None:
+    """F24: every stored value is the literal one, and decoding gives literal values."""
+    artifact = Artifact.open(GOLDEN / "v1")
+    assert artifact.problems() == []
+    assert artifact.manifest.versions == VERSIONS
+    for tensor in tiny_plan():
+        for name, value in stored_of(tensor).items():
+            part = artifact.read_parts(tensor.name)[name[len(tensor.name) + 1 :]]
+            assert torch.equal(part, value)
+    weight = artifact.read("block.0.weight")
+    assert weight.dtype == torch.bfloat16
+    for (row, col), value in LINEAR_VALUES.items():
+        assert weight[row, col] == torch.tensor(value).bfloat16()
+
+
+def test_bytes_of_one_tensor_by_hand() -> None:
+    """F11, F17: little-endian values, two-bit codes least significant first, rows byte-aligned."""
+    data = (GOLDEN / "v1" / "model-00001-of-00002.safetensors").read_bytes()
+    assert bytes.fromhex(LINEAR_HEX) in data
+    length = int.from_bytes(data[:8], "little")
+    assert length % 8 == 0
+    start = (
+        b'{"__metadata__":{"format":"pt"},"embed.weight.codebooks":{"dtype":"F32","shape":[1,15,2],'
+    )
+    assert data[8 : 8 + length].startswith(start)
+    codes = torch.tensor([[0, 1, 2, 3, 2, 1]])
+    assert pack(codes, 2).tolist() == [[0b11_10_01_00, 0b01_10]]
+    assert pack(torch.tensor([[5, 6, 1]]), 3).tolist() == [[0b01_110_101, 0b0]]
+
+
+def by_the_letter(
+    shape: tuple[int, ...], layout: Layout, spec: QuantSpec, stored: dict[str, torch.Tensor]
+) -> torch.Tensor:
+    """F13 to F19 in plain loops, from the text alone."""
+    rows, cols = shape[0], math.prod(shape[1:])
+    A, P = (cols, rows) if spec.orientation == "input" else (rows, cols)
+    G = -(-A // spec.d)
+    if spec.scope == "auto":
+        b = math.ceil(math.log2(spec.K))
+        v = 4 if spec.codebook_dtype == "float32" else 2
+        B = G * math.ceil(P * b / 8)
+        n = min(G, max(1, math.floor(spec.codebook_share * B / (spec.K * spec.d * v))))
+        tie = math.ceil(G / n)
+    else:
+        tie = {"tensor": G, "subspace": 1}.get(str(spec.scope)) or math.ceil(G / int(spec.scope))
+    K = min(spec.K, max(2, tie * P))
+    b = max(1, math.ceil(math.log2(K)))
+    codebooks, packed = stored["codebooks"].float(), stored["codes"]
+    assert codebooks.shape == (math.ceil(G / tie), K, spec.d)
+    assert packed.shape == (G, math.ceil(P * b / 8))
+    matrix = torch.empty(rows, cols)
+    for r, c in itertools.product(range(rows), range(cols)):
+        a, p = (c, r) if spec.orientation == "input" else (r, c)
+        j = a // spec.d
+        bits = [int(packed[j, i // 8]) >> (i % 8) & 1 for i in range(p * b, p * b + b)]
+        code = sum(bit << i for i, bit in enumerate(bits))
+        matrix[r, c] = codebooks[j // tie, code, a % spec.d]
+        if spec.row_scale:
+            matrix[r, c] *= float(stored["row_scale"][r])
+    if layout is Layout.CONV and spec.conv_layout == "channel":
+        moved = (shape[0], *shape[2:], shape[1])
+        return matrix.reshape(moved).movedim(-1, 1)
+    return matrix.reshape(shape)
+
+
+def test_decoding_by_the_letter_of_the_golden_artifact() -> None:
+    """F13, F14, F15, F16, F17, F18, F19."""
+    artifact = Artifact.open(GOLDEN / "v1")
+    for name in artifact.names():
+        entry = artifact.entry(name)
+        if entry.spec is not None and entry.layout is not None:
+            spec = artifact.manifest.specs[entry.spec]
+            value = by_the_letter(entry.shape, entry.layout, spec, artifact.read_parts(name))
+            assert torch.equal(value.to(entry.torch_dtype), artifact.read(name))
+
+
+@pytest.mark.parametrize("orientation", ["input", "output"])
+@pytest.mark.parametrize("scope", ["auto", "tensor", "subspace", 2])
+@pytest.mark.parametrize(("d", "K"), [(1, 2), (3, 5), (4, 256), (7, 300)])
+def test_decoding_by_the_letter(orientation: str, scope: str | int, d: int, K: int) -> None:
+    """F14, F15, F16: sizes and sharing follow from the text for every scope."""
+    from builders import random_pq
+
+    spec = QuantSpec(d=d, K=K, scope=scope, orientation=orientation, codebook_share=0.5)
+    pq = random_pq((18, 23), spec, seed=d)
+    expected = by_the_letter((18, 23), Layout.LINEAR, spec, pq.parts())
+    assert torch.equal(pq.decode(), expected)
+    unused = pq.partition.group_bytes * 8 - pq.partition.points * pq.partition.code_bits
+    assert int((pq.codes[:, -1].int() >> (8 - unused)).max() if unused else 0) == 0
+
+
+def test_auto_sharing_in_numbers() -> None:
+    """F15: 4096 x 4096 at 2 bits: 1/8 of 4 MiB of codes pays for 256 codebooks of 2 KiB."""
+    p = Partition.of((4096, 4096), Layout.LINEAR, QuantSpec(d=4, K=256, codebook_share=1 / 8))
+    assert (p.groups, p.tie, p.codebooks) == (1024, 4, 256)
+
+
+def test_every_clause_has_a_test() -> None:
+    """And the tests name no clause that does not exist."""
+    clauses = re.findall(r"^- \*\*(F\d+)\*\*", FORMAT.read_text(), re.MULTILINE)
+    assert clauses == [f"F{number}" for number in range(1, len(clauses) + 1)]
+    tests = "".join(p.read_text() for p in Path(__file__).parent.glob("test_artifact*.py"))
+    named = set(re.findall(r"\bF(\d+)\b(?=[,:. ]| to )", tests))
+    assert {f"F{number}" for number in named if int(number) < 30} == set(clauses)
+
+
+def test_the_text_states_the_limits_of_the_code() -> None:
+    """F1, F4, F5, F8, F9, F11, F21: numbers in FORMAT.md are those that are enforced."""
+    text = re.sub(r"\s+", " ", FORMAT.read_text())
+    from dpq_core.artifact import entries, header
+
+    assert (files.MAX_PATH_BYTES, header.MAX_NAME_BYTES) == (500, 500)
+    assert f"at most {manifest.MAX_MANIFEST_BYTES >> 20} MiB" in text
+    assert f"at most {manifest.MAX_TENSORS:,}" in text
+    assert f"at most {entries.MAX_TEXT_BYTES} bytes" in text
+    assert f"at most {header.MAX_HEADER_BYTES:,} bytes" in text
+    assert f"plus {header.HEADER_BYTES_PER_TENSOR >> 10} KiB per stored tensor" in text
+    assert f"at most {header.MAX_RANK} axes" in text
+    assert header.MAX_ELEMENTS == 2**62
+    assert set(header.DTYPES) == set(re.search(r"Dtypes: ([A-Z0-9_ ]+)\.", text)[1].split())
+    listed = re.search(r"configuration \(`([^`]+)`\)", text)
+    assert set(listed[1].split()) == verify.LOADED_SUFFIXES
+    assert files.PARTIAL_SUFFIX in text
+    assert files.JOURNAL_NAME in text
+
+
+def test_golden_folder_is_small() -> None:
+    assert sum(path.stat().st_size for path in GOLDEN.rglob("*") if path.is_file()) < 50_000
+    assert hashlib.sha256(b"opaque").hexdigest() == GOLDEN_V1["vae/model.safetensors"]

@@ -1,0 +1,64 @@
+"""Samples: reproducible text; the probe: small, fixed, and different for a different model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dpq_core.adapter import Run
+from dpq_core.artifact import Artifact
+from dpq_core.errors import SourceError, SpecError
+from dpq_llama.adapter import LlamaAdapter
+from dpq_llama.options import SampleOptions
+
+RUN = Run(device="cpu")
+TINY = "builtin:tiny-llama"
+
+
+def sample(out=None, seed=0, **options):
+    chosen = SampleOptions(max_new_tokens=6, **options)
+    return LlamaAdapter().sample(TINY, chosen, Run(device="cpu", seed=seed), out)
+
+
+def test_text_continues_its_prompt_and_depends_on_the_seed_only(tmp_path):
+    prompts = ("import os\n", "class ")
+    state = torch.get_rng_state()
+    first = sample(tmp_path / "out", prompt=prompts, temperature=1.5)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [t.startswith(p) for t, p in zip(first.texts, prompts, strict=True)] == [True, True]
+    assert first.texts == sample(prompt=prompts, temperature=1.5).texts
+    assert first.texts != sample(prompt=prompts, temperature=1.5, seed=1).texts
+    assert [path.read_text("utf-8") for path in first.files] == list(first.texts)
+
+
+def test_temperature_zero_needs_no_seed():
+    first = sample(prompt=("def ",), temperature=0)
+    assert first.texts == sample(prompt=("def ",), temperature=0, seed=9).texts
+    assert first.files == ()
+
+
+def test_a_prompt_beyond_the_context_is_refused():
+    with pytest.raises(SpecError, match="the model takes 1 to 1023"):
+        sample(prompt=("x = 1\n" * 2000,))
+
+
+def test_a_model_without_a_tokenizer_is_refused(make_folder):
+    with pytest.raises(SourceError, match=r"no tokenizer\.json"):
+        LlamaAdapter().sample(str(make_folder()), None, RUN, None)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_new_tokens": 0}, {"temperature": -1}, {"top_p": 0}, {"dtype": "x"}], ids=str
+)
+def test_options_out_of_range(wrong):
+    with pytest.raises(SpecError, match="option --"):
+        SampleOptions(**wrong)
+
+
+def test_the_probe_recognises_the_model(tied, make_folder, make_artifact):
+    probe = LlamaAdapter().probe(Artifact.open(tied), RUN)["logits"]
+    assert probe.shape == (4, 211)
+    assert probe.dtype == torch.float32
+    other = make_artifact(make_folder(tie_word_embeddings=True, num_key_value_heads=2, seed=5))
+    different = LlamaAdapter().probe(Artifact.open(other), RUN)["logits"]
+    assert not torch.allclose(probe, different, atol=0.5)

@@ -1,0 +1,102 @@
+"""How dpq gets into transformers, and what happens to those who forget to import it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from dpq_llama.registration import marked, unmarked
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a new interpreter, offline."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def printed(code: str) -> str:
+    done = run(code)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+REGISTERED = """
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING as Q
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING as C
+print(Q["dpq"].__name__, C["dpq"].__name__)
+"""
+
+
+@pytest.mark.slow  # every case starts an interpreter and imports transformers
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import dpq_llama",
+        "import transformers.modeling_utils; import dpq_llama",
+        "import dpq_llama.quantizer",
+        "import dpq_llama, importlib; importlib.reload(dpq_llama)",
+    ],
+)
+def test_importing_dpq_llama_registers_before_or_after_transformers(first):
+    assert printed(first + REGISTERED) == "DPQQuantizer DPQConfig"
+
+
+def test_importing_dpq_llama_does_not_import_transformers_or_torch():
+    code = "import sys, dpq_llama.adapter\nprint({'torch', 'transformers'} & set(sys.modules))"
+    assert printed(code) == "set()"
+
+
+@pytest.mark.slow
+def test_without_the_import_every_way_to_a_model_fails_and_says_what_to_do(tied, resaved):
+    code = f"""
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaForCausalLM
+for folder in ({str(tied)!r}, {str(resaved)!r}):
+    AutoConfig.from_pretrained(folder)
+    for loader in (AutoModel, AutoModelForCausalLM, LlamaForCausalLM):
+        try:
+            loader.from_pretrained(folder)
+        except Exception as error:
+            print(error)
+"""
+    lines = printed(code).splitlines()
+    assert len(lines) == 6
+    assert all("import dpq_llama first" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_trust_remote_code_needs_no_import(tied):
+    code = (
+        "from transformers import AutoModelForCausalLM as A\n"
+        f"print(A.from_pretrained({str(tied)!r}, trust_remote_code=True).is_quantized)"
+    )
+    assert printed(code) == "True"
+
+
+def test_the_mark_keeps_every_activation_apart_and_is_undone():
+    assert marked("silu") != marked("gelu") != "gelu"
+    assert unmarked(marked("silu")) == unmarked("silu") == "silu"
+    assert marked(marked("silu")) == marked("silu")
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu", "gelu_pytorch_tanh"])
+def test_models_with_another_activation_keep_it(activation, make_folder, make_artifact):
+    from transformers import AutoModelForCausalLM
+
+    source = make_folder(hidden_act=activation)
+    expected = AutoModelForCausalLM.from_pretrained(source).model.layers[0].mlp.act_fn
+    model = AutoModelForCausalLM.from_pretrained(make_artifact(source))
+    assert type(model.model.layers[0].mlp.act_fn) is type(expected)
+
+
+def test_the_config_says_all_that_the_loader_needs(tied):
+    config = json.loads((tied / "config.json").read_text())
+    assert config["model_type"] == "llama"
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    assert config["dtype"] == "float32"
+    quantization = config["quantization_config"]
+    assert quantization["quant_method"] == "dpq"
+    assert len(quantization["specs"]) == 2  # the blocks, and the embedding by policy
+    assert len(quantization["tensors"]) == 2 * 7 + 1
+    assert (tied / "README.md").read_text().startswith("# `import dpq_llama` first\n")

@@ -1,0 +1,232 @@
+"""Which folders are opened, which are refused, and what is read from them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from llama_models import SHAPES, llama_config
+from safetensors.torch import load_file, save_file
+
+from dpq_core.errors import ArtifactError, SourceError
+from dpq_core.layout import Layout
+from dpq_core.plan import Override, make_plan
+from dpq_core.spec import QuantSpec
+from dpq_llama.adapter import LlamaAdapter
+from dpq_llama.architecture import expected_tensors, layout_of
+from dpq_llama.source import open_checkpoint
+
+
+def edit_weights(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.fixture
+def folder(make_folder, tmp_path):
+    """A copy of a plain model that may be spoiled."""
+    return Path(shutil.copytree(make_folder(), tmp_path / "model"))
+
+
+@pytest.fixture
+def sharded(make_folder, tmp_path):
+    return Path(shutil.copytree(make_folder(max_shard_size="50KB"), tmp_path / "sharded"))
+
+
+def refused(source, words, kind=SourceError):
+    with pytest.raises(kind, match=words) as caught:
+        open_checkpoint(str(source))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_expected_tensors_are_those_of_transformers(shape):
+    from transformers import LlamaForCausalLM
+
+    config = llama_config(**SHAPES[shape])
+    with torch.device("meta"):
+        state = LlamaForCausalLM(config).state_dict()
+    expected = {name: tuple(value.shape) for name, value in state.items()}
+    assert expected_tensors(config.to_dict(), prefix="model.") == expected
+
+
+def test_sizes_that_a_config_leaves_out_are_those_of_transformers():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    with torch.device("meta"):
+        state = LlamaForCausalLM(LlamaConfig()).state_dict()
+    expected = {name: tuple(value.shape) for name, value in state.items()}
+    assert expected_tensors({}, prefix="model.") == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "layout"),
+    [
+        ("model.layers.3.self_attn.q_proj.weight", (8, 8), Layout.LINEAR),
+        ("layers.3.mlp.down_proj.weight", (8, 8), Layout.LINEAR),
+        ("lm_head.weight", (8, 8), Layout.LINEAR),
+        ("model.embed_tokens.weight", (8, 8), Layout.EMBEDDING),
+        ("model.layers.3.self_attn.q_proj.bias", (8,), None),
+        ("model.layers.3.input_layernorm.weight", (8,), None),
+        ("model.norm.weight", (8,), None),
+        ("score.weight", (2, 8), None),
+        ("model.layers.3.mlp.down_proj.weight", (8, 0), None),
+    ],
+)
+def test_what_is_compressed(name, shape, layout):
+    assert layout_of(name, shape) is layout
+
+
+def test_the_policy_comes_before_the_user(make_folder):
+    adapter = LlamaAdapter()
+    checkpoint = adapter.open(str(make_folder()))
+    plan = {t.name: t.spec for t in make_plan(checkpoint, adapter, QuantSpec.preset(1))}
+    assert plan["model.embed_tokens.weight"].d == plan["lm_head.weight"].d == 2
+    assert plan["model.layers.0.mlp.up_proj.weight"].d == 8
+    user = [Override("lm_head.weight", {"d": 3}), Override("*embed*", None)]
+    plan = {t.name: t.spec for t in make_plan(checkpoint, adapter, QuantSpec.preset(1), user)}
+    assert plan["lm_head.weight"].d == 3
+    assert plan["model.embed_tokens.weight"] is None
+    assert adapter.overrides(QuantSpec.preset(4)) == ()
+
+
+def test_shards_hold_the_same_as_one_file(make_folder, sharded):
+    whole, parts = open_checkpoint(str(make_folder())), open_checkpoint(str(sharded))
+    assert len(parts.files) > 2
+    assert dict(whole.tensors).keys() == dict(parts.tensors).keys()
+    assert all(torch.equal(whole.read(name), parts.read(name)) for name in whole.tensors)
+
+
+@pytest.mark.parametrize(
+    "shard",
+    [
+        "../model.safetensors",
+        "/etc/passwd",
+        "a/b.safetensors",
+        "x.bin",
+        "",
+        None,
+        3,
+        ".safetensors",
+    ],
+)
+def test_an_index_cannot_point_elsewhere(shard, sharded):
+    index = sharded / "model.safetensors.index.json"
+    data = json.loads(index.read_text())
+    data["weight_map"]["model.norm.weight"] = shard
+    index.write_text(json.dumps(data))
+    refused(sharded, "not a file of this folder")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"weight_map": []}', "{}", "[" * 100_000])
+def test_a_broken_index(text, sharded):
+    (sharded / "model.safetensors.index.json").write_text(text)
+    refused(sharded, "index.json")
+
+
+def test_a_missing_shard_is_named(sharded):
+    (sharded / "model-00002-of-00009.safetensors").unlink(missing_ok=True)
+    victim = sorted(sharded.glob("model-*.safetensors"))[1]
+    victim.unlink(missing_ok=True)
+    refused(sharded, "model-0000[23]-of-.* is missing")
+
+
+def test_a_tensor_that_the_index_promises_is_in_no_shard(sharded):
+    index = sharded / "model.safetensors.index.json"
+    data = json.loads(index.read_text())
+    data["weight_map"]["ghost"] = next(iter(data["weight_map"].values()))
+    index.write_text(json.dumps(data))
+    refused(sharded, "'ghost' is in none of the shards")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model_type": "mistral"}, "model_type is 'mistral'"),
+        ({"model_type": None}, "model_type is None"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "already quantized .*'gptq'"),
+        ({"hidden_size": "big"}, "hidden_size is 'big'"),
+        ({"num_hidden_layers": 10**12}, "num_hidden_layers is 1000000000000"),
+        ({"num_key_value_heads": "x"}, "num_key_value_heads is 'x'"),
+        ({"intermediate_size": 97}, r"is \[96, 64\], the config asks for \[97, 64\]"),
+        ({"num_hidden_layers": 3}, "'model.layers.2.* is missing"),
+        ({"attention_bias": True}, r"q_proj.bias' is missing"),
+    ],
+    ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
+)
+def test_configs_that_do_not_fit(changes, words, folder, edit_config):
+    edit_config(folder, **changes)
+    refused(folder, words)
+
+
+def test_folders_that_are_no_model(tmp_path, folder):
+    refused(tmp_path / "none", "no such folder")
+    refused(folder / "config.json", "give the model's folder")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "no config.json")
+    (tmp_path / "empty" / "params.json").write_text("{}")
+    refused(tmp_path / "empty", "convert_llama_weights_to_hf")
+    (folder / "model.safetensors").unlink()
+    refused(folder, "no model.safetensors and no")
+    (folder / "pytorch_model.bin").write_bytes(b"pickle")
+    refused(folder, "save_pretrained")
+    (folder / "config.json").write_text("{")
+    refused(folder, "not readable JSON")
+
+
+def test_a_damaged_weight_file(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-50])
+    refused(folder, "not a readable safetensors file")
+
+
+def test_a_half_written_artifact_is_named(tmp_path):
+    (tmp_path / "out.partial").mkdir()
+    refused(tmp_path / "out", "half-written", ArtifactError)
+
+
+def test_an_untied_model_without_a_head_is_refused(folder):
+    edit_weights(folder, lambda t: t.pop("lm_head.weight"))
+    refused(folder, "'lm_head.weight' is missing")
+
+
+def test_a_copy_of_a_tied_head_is_dropped_and_another_head_is_kept(make_folder, tmp_path):
+    folder = Path(shutil.copytree(make_folder(tie_word_embeddings=True), tmp_path / "model"))
+    embedding = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
+    edit_weights(folder, lambda t: t.update({"lm_head.weight": embedding.clone()}))
+    checkpoint = open_checkpoint(str(folder))
+    assert "lm_head.weight" not in checkpoint.tensors
+    assert checkpoint.config["tie_word_embeddings"] is True
+    edit_weights(folder, lambda t: t["lm_head.weight"].add_(1))
+    checkpoint = open_checkpoint(str(folder))
+    assert "lm_head.weight" in checkpoint.tensors
+    assert checkpoint.config["tie_word_embeddings"] is False
+
+
+def test_rotary_buffers_of_old_checkpoints_are_left_out(folder):
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    edit_weights(folder, lambda t: t.update({name: torch.ones(8)}))
+    assert name not in open_checkpoint(str(folder)).tensors
+
+
+def test_side_files_are_the_tokenizer_and_the_licence_never_code_or_weights(folder):
+    for name in ("tokenizer.json", "tokenizer.py", "LICENSE.txt", "notes.txt", "tokenizer.bin"):
+        (folder / name).write_text("x")
+    found = set(open_checkpoint(str(folder)).side_files)
+    assert found == {"generation_config.json", "tokenizer.json", "LICENSE.txt"}
+
+
+def test_unknown_builtin_names_list_the_known_ones():
+    refused("builtin:tiny-lama", "did you mean builtin:tiny-llama.*available: ")
+    refused("builtin:../builtin/tiny-llama", "no builtin model")
+
+
+@pytest.mark.parametrize("source", ["owner/none", "gpt2-none", "owner/name@main"])
+def test_hub_ids_without_network_are_one_line(source, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    refused(source, "not in the cache, and the hub cannot be reached")

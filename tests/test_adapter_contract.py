@@ -1,0 +1,90 @@
+"""The contract holds for the toy adapter, and finds the faults of adapters that break it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cli_runs import install_toy, write_mlp
+from toy_adapter import MLPAdapter
+
+from dpq_core.adapter import Adapter, Run, Sampling
+from dpq_core.errors import DPQError
+from dpq_core.layout import Layout
+from dpq_core.testing import AdapterContract
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _installed(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        site = tmp_path_factory.mktemp("site")
+        install_toy(monkeypatch, site)
+        yield
+
+
+class TestToyAdapter(AdapterContract):
+    adapter_class = MLPAdapter
+
+    @pytest.fixture
+    def source(self, tmp_path: Path) -> str:
+        return str(write_mlp(tmp_path / "net.safetensors"))
+
+
+class SelectsNothing(MLPAdapter):
+    def select(self, name: str, shape: tuple[int, ...]) -> Layout | None:
+        return None
+
+
+class WrongLayout(MLPAdapter):
+    def select(self, name: str, shape: tuple[int, ...]) -> Layout | None:
+        return Layout.CONV
+
+
+class Unseeded(MLPAdapter):
+    def sample(self, source: str, options: Any, run: Run, out: Path | None) -> Sampling:
+        return Sampling(texts=(str(torch.rand(1).item()),))
+
+
+class Silent(MLPAdapter):
+    def sample(self, source: str, options: Any, run: Run, out: Path | None) -> Sampling:
+        return Sampling()
+
+
+class Wordy(MLPAdapter):
+    summary = "two\nlines"
+
+
+class UnusedOptions(MLPAdapter):
+    options = {**MLPAdapter.options, "export": dict}  # noqa: RUF012
+
+
+@pytest.mark.parametrize(
+    ("cls", "test"),
+    [
+        (SelectsNothing, "test_it_selects_tensors_that_can_be_cut"),
+        (WrongLayout, "test_it_selects_tensors_that_can_be_cut"),
+        (Unseeded, "test_samples_are_reproducible"),
+        (Silent, "test_samples_are_reproducible"),
+        (Wordy, "test_its_summary_is_one_line"),
+        (UnusedOptions, "test_its_options_become_flags"),
+    ],
+)
+def test_the_contract_can_fail(cls: type[Adapter], test: str, tmp_path: Path) -> None:
+    contract = AdapterContract()
+    contract.adapter_class = cls  # type: ignore[misc]
+    source = str(write_mlp(tmp_path / "net.safetensors"))
+    values = {"adapter": cls(), "source": source, "tmp_path": tmp_path}
+    if test == "test_samples_are_reproducible":
+        values["artifact"] = _Stub()
+    method = getattr(contract, test)
+    wanted = method.__code__.co_varnames[1 : method.__code__.co_argcount]
+    with pytest.raises((AssertionError, DPQError)):
+        method(**{name: values[name] for name in wanted})
+
+
+class _Stub:
+    """Stands for an artifact where only its path is used."""
+
+    path = Path("unused")

@@ -1,0 +1,139 @@
+"""The documentation's examples are run, and what it lists is what the code has."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from doc_blocks import blocks, commands
+from plugins import install_plugin
+from repo import ROOT
+from typer.main import get_command
+
+DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+RUNNABLE = ("bash", "python")
+SHOWN = ("text", "console", "toml", "json", "make", "")
+
+SHELL_ONLY = ("pip ", "git ", "cd ", "python -m venv", "python3 -m venv", ". ", "source ")
+"""Commands of a shell block that need a network or change the environment: not run."""
+
+
+def documented() -> list[Path]:
+    return [path for path in DOCS if any(b.language in RUNNABLE for b in blocks(path))]
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", documented(), ids=relative)
+def test_examples_run(path, tmp_path, monkeypatch):
+    """The blocks of one file run in order in one empty folder."""
+    scripts = str(Path(sys.executable).parent)
+    monkeypatch.setenv("PATH", scripts + os.pathsep + os.environ["PATH"])
+    for block in blocks(path):
+        if block.not_run:
+            continue
+        if block.file:
+            (tmp_path / block.file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / block.file).write_text(block.text)
+        elif block.language == "python":
+            _run([sys.executable, "-W", "error::SyntaxWarning", "-"], block.text, tmp_path, block)
+        elif block.language == "bash":
+            for line in commands(block):
+                _run_line(line, tmp_path, block)
+
+
+def _run_line(line: str, folder: Path, block) -> None:
+    if line.startswith("make "):
+        targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert shlex.split(line, comments=True)[1] in targets, line
+    elif line.startswith("dpq "):
+        _run(["bash", "-euo", "pipefail", "-c", line], "", folder, block)
+    else:
+        assert line.startswith(SHELL_ONLY), f"line {block.line}: {line!r} is not tested"
+
+
+def _run(command: list[str], text: str, folder: Path, block) -> None:
+    done = subprocess.run(command, input=text, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, f"block in line {block.line}: {command}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("path", DOCS, ids=relative)
+def test_every_block_says_what_it_is(path):
+    assert [b.line for b in blocks(path) if b.language not in (*RUNNABLE, *SHOWN)] == []
+
+
+@pytest.mark.parametrize("path", DOCS, ids=relative)
+def test_links_lead_somewhere(path):
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", path.read_text())
+    local = [link for link in links if "://" not in link and not link.startswith("mailto:")]
+    assert [link for link in local if not (path.parent / link).exists()] == []
+
+
+def test_the_example_runner_can_fail(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```python\n1 / 0\n```\n<!-- not run: a joke -->\n```bash\nrm -rf x\n```\n")
+    python, shell = blocks(page)
+    with pytest.raises(AssertionError, match="ZeroDivisionError"):
+        _run([sys.executable, "-"], python.text, tmp_path, python)
+    with pytest.raises(AssertionError, match="is not tested"):
+        _run_line(commands(shell)[0], tmp_path, shell)
+    assert shell.not_run == "a joke"
+
+
+def cli_words() -> dict[str, list[str]]:
+    """Command -> its long options, as Typer has them."""
+    from dpq_cli.app import app
+
+    root = get_command(app)
+    return {
+        name: sorted(
+            option
+            for param in command.params
+            for option in (*param.opts, *param.secondary_opts)
+            if option.startswith("--")
+        )
+        for name, command in root.commands.items()  # type: ignore[attr-defined]
+    }
+
+
+@pytest.mark.parametrize("command", sorted(cli_words()))
+def test_every_command_and_option_is_documented(command):
+    """docs/cli.md has a section per command that names every one of its options."""
+    sections = re.split(r"^## ", (ROOT / "docs" / "cli.md").read_text(), flags=re.MULTILINE)
+    (section,) = [s for s in sections if s.startswith(f"dpq {command}\n")]
+    words = set(re.findall(r"--[A-Za-z][A-Za-z-]*", section))
+    assert sorted(set(cli_words()[command]) - words - {"--help"}) == []
+
+
+def test_the_documentation_names_no_command_that_is_gone():
+    sections = re.findall(r"^## dpq (\S+)$", (ROOT / "docs" / "cli.md").read_text(), re.MULTILINE)
+    assert sorted(sections) == sorted(cli_words())
+
+
+def test_the_adapter_guides_example_is_the_tested_one():
+    guide = {b.file: b.text for b in blocks(ROOT / "docs" / "adapters.md") if b.file}
+    assert guide["dpq_mlp.py"] == (ROOT / "tests" / "toy_adapter.py").read_text()
+
+
+@pytest.mark.slow
+def test_the_adapter_guides_contract_passes(tmp_path, monkeypatch):
+    """The guide's files, installed as the guide says, under pytest in a new process."""
+    for block in blocks(ROOT / "docs" / "adapters.md"):
+        if block.file:
+            (tmp_path / block.file).write_text(block.text)
+    points = {"mlp": "dpq_mlp:MLPAdapter"}
+    install_plugin(monkeypatch, tmp_path, distribution="dpq-mlp", points=points)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run([*command, "."], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert "skipped" not in done.stdout
