@@ -15,6 +15,9 @@ from dpq_core.partition import Partition
 from dpq_core.pq_tensor import PQTensor
 from dpq_core.spec import QuantSpec
 
+_CHUNK = 1 << 20
+"""Elements that are widened to float64 at a time."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Quantized:
@@ -44,14 +47,12 @@ def quantize(weight: Tensor, partition: Partition, spec: QuantSpec, name: str = 
         SpecError: the weight holds NaN or infinite values, or its codebooks overflow the
             spec's ``codebook_dtype``.
     """
-    matrix = partition.to_matrix(weight).float()
-    if not bool(torch.isfinite(matrix).all()):
+    matrix = partition.to_matrix(weight)
+    rms = _row_rms(matrix)
+    if not bool(torch.isfinite(rms).all()):
         raise SpecError(f"tensor {name!r} holds NaN or infinite values; repair it or keep it")
-    scale = _row_scale(matrix) if spec.row_scale else None
-    if scale is not None:
-        matrix = matrix / _divisor(scale)[:, None]
-    points = partition.to_subvectors(matrix)
-    del matrix
+    scale = rms.clamp(max=torch.finfo(torch.float16).max).half() if spec.row_scale else None
+    points = _scaled_subvectors(matrix, partition, scale)
     result = kmeans(
         points,
         K=partition.K,
@@ -98,10 +99,26 @@ def relative_error(points: Tensor, codes: Tensor, pq: PQTensor) -> float:
     return lost / total if total else 0.0
 
 
-def _row_scale(matrix: Tensor) -> Tensor:
-    """RMS of each row as float16 ``[rows]``; 0 only for rows that are (next to) zero."""
-    rms = matrix.double().square().mean(dim=1).sqrt()
-    return rms.clamp(max=torch.finfo(torch.float16).max).half()
+def _row_rms(matrix: Tensor) -> Tensor:
+    """Root mean square of each row, float64 ``[rows]``, a few rows at a time."""
+    step = max(1, _CHUNK // max(1, matrix.shape[1]))
+    squares = [chunk.double().square().mean(dim=1) for chunk in torch.split(matrix, step)]
+    return torch.cat(squares).sqrt()
+
+
+def _scaled_subvectors(matrix: Tensor, partition: Partition, scale: Tensor | None) -> Tensor:
+    """Float32 subvectors ``[groups, d, points]`` of the rows over their scales.
+
+    Cut in the original dtype and scaled in place, so that one float32 copy exists, not three.
+    """
+    p = partition
+    points = p.to_subvectors(matrix).to(torch.float32, copy=True)
+    if scale is None:
+        return points
+    if p.orientation == "input":
+        return points.div_(_divisor(scale))
+    divisor = torch.nn.functional.pad(_divisor(scale), (0, p.pad), value=1.0)
+    return points.div_(divisor.view(p.groups, p.d, 1))
 
 
 def _divisor(scale: Tensor) -> Tensor:

@@ -14,19 +14,25 @@ kmeans_specs = st.builds(
     init=st.sampled_from(INITS),
 )
 
-specs = st.builds(
-    QuantSpec,
-    d=st.integers(1, 32),
-    K=st.integers(2, 65_536),
-    scope=st.sampled_from(["auto", "tensor", "subspace", 1]),
-    codebook_share=st.floats(0.01, 1),
-    orientation=st.sampled_from(["input", "output"]),
-    conv_layout=st.sampled_from(CONV_LAYOUTS),
-    row_scale=st.booleans(),
-    codebook_dtype=st.sampled_from(CODEBOOK_DTYPES),
-    kmeans=kmeans_specs,
-    seed=st.integers(0, 2**63 - 1),
-)
+
+def specs_up_to(*, d: int = 32, K: int = 65_536) -> st.SearchStrategy[QuantSpec]:
+    """Valid specs of any kind with at most this subvector length and codebook size."""
+    return st.builds(
+        QuantSpec,
+        d=st.integers(1, d),
+        K=st.integers(2, K),
+        scope=st.sampled_from(["auto", "tensor", "subspace", 1]),
+        codebook_share=st.floats(0.01, 1),
+        orientation=st.sampled_from(["input", "output"]),
+        conv_layout=st.sampled_from(CONV_LAYOUTS),
+        row_scale=st.booleans(),
+        codebook_dtype=st.sampled_from(CODEBOOK_DTYPES),
+        kmeans=kmeans_specs,
+        seed=st.integers(0, 2**63 - 1),
+    )
+
+
+specs = specs_up_to()
 
 matrix_shapes = st.tuples(st.integers(1, 40), st.integers(1, 40))
 conv_shapes = st.tuples(

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dpq_core.kernels.small import is_small
+
 if TYPE_CHECKING:
     from dpq_core.runtime.weight import PQWeight
 
@@ -21,22 +23,50 @@ _ROW_BLOCK = 512
 """Rows per task: their float32 sums stay in the L1 cache."""
 
 
-@numba.njit(parallel=True, cache=True, fastmath=True, nogil=True)
-def _sum_by_code(table, codes, out):  # type: ignore[no-untyped-def]
-    """Table float32 [T, G, K], codes uint8/uint16 [G, rows], out float32 [T, rows]."""
-    tokens, groups, _ = table.shape
+@numba.njit(cache=True, fastmath=True, nogil=True)
+def _sum_block(table, codes, out, task):  # type: ignore[no-untyped-def]
+    """One task: one token's sums for ``_ROW_BLOCK`` rows."""
+    _, groups, _ = table.shape
     rows = codes.shape[1]
     blocks = (rows + _ROW_BLOCK - 1) // _ROW_BLOCK
-    for task in numba.prange(tokens * blocks):
-        token, first = task // blocks, (task % blocks) * _ROW_BLOCK
-        count = min(_ROW_BLOCK, rows - first)
-        total = np.zeros(_ROW_BLOCK, np.float32)
-        for group in range(groups):
-            line = table[token, group]
-            code = codes[group, first : first + count]
-            for r in range(count):
-                total[r] += line[code[r]]
-        out[token, first : first + count] = total[:count]
+    token, first = task // blocks, (task % blocks) * _ROW_BLOCK
+    count = min(_ROW_BLOCK, rows - first)
+    total = np.zeros(_ROW_BLOCK, np.float32)
+    for group in range(groups):
+        line = table[token, group]
+        code = codes[group, first : first + count]
+        for r in range(count):
+            total[r] += line[code[r]]
+    out[token, first : first + count] = total[:count]
+
+
+@numba.njit(cache=True, nogil=True)
+def _sum_serial(table, codes, out, tasks):  # type: ignore[no-untyped-def]
+    for task in range(tasks):
+        _sum_block(table, codes, out, task)
+
+
+@numba.njit(parallel=True, cache=True, nogil=True)
+def _sum_parallel(table, codes, out, tasks):  # type: ignore[no-untyped-def]
+    for task in numba.prange(tasks):
+        _sum_block(table, codes, out, task)
+
+
+def sum_by_code(table: Tensor, codes: Tensor) -> Tensor:
+    """``out[t, r] = sum_j table[t, j, codes[j, r]]``.
+
+    Args:
+        table: float32 ``[T, groups, K]``.
+        codes: uint8 or uint16 ``[groups, rows]``, every code below K.
+
+    Returns:
+        Float32 ``[T, rows]``.
+    """
+    tokens, rows = len(table), codes.shape[1]
+    out = np.empty((tokens, rows), np.float32)
+    run = _sum_serial if is_small(tokens * codes.numel()) else _sum_parallel
+    run(table.numpy(), codes.numpy(), out, tokens * -(-rows // _ROW_BLOCK))
+    return torch.from_numpy(out)
 
 
 def linear(tokens: Tensor, weight: PQWeight) -> Tensor:
@@ -48,10 +78,8 @@ def linear(tokens: Tensor, weight: PQWeight) -> Tensor:
     by_book = padded.view(len(tokens), p.codebooks, p.tie, p.d)
     table = torch.einsum("tcgd,ckd->tcgk", by_book, books)
     table = table.reshape(len(tokens), -1, p.K)[:, : p.groups].contiguous()
-    codes = weight.codes.numpy()
-    out = np.empty((len(tokens), p.rows), np.float32)
-    _sum_by_code(table.numpy(), codes if p.code_bits == 8 else codes.view("<u2"), out)
-    result = torch.from_numpy(out)
+    codes = weight.codes if p.code_bits == 8 else weight.codes.view(torch.uint16)
+    result = sum_by_code(table, codes)
     if weight.row_scale is not None:
         result = result * weight.row_scale.detach().float()
     return result.to(tokens.dtype)

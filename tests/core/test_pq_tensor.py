@@ -6,14 +6,14 @@ import pytest
 import torch
 from builders import random_pq
 from hypothesis import given
-from strategies import matrix_shapes, specs
+from strategies import matrix_shapes, specs_up_to
 
 from dpq_core.errors import ArtifactError
 from dpq_core.pq_tensor import PQTensor
 from dpq_core.spec import QuantSpec
 
 
-@given(matrix_shapes, specs.filter(lambda s: s.K <= 512))
+@given(matrix_shapes, specs_up_to(K=512))
 def test_decode_is_the_gather(shape, spec):
     pq = random_pq(shape, spec)
     p = pq.partition

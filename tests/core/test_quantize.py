@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from hypothesis import given, settings
-from strategies import conv_shapes, matrix_shapes, specs
+from strategies import conv_shapes, matrix_shapes, specs_up_to
 
 from dpq_core.errors import SpecError
 from dpq_core.layout import Layout
@@ -27,13 +27,13 @@ def measured_error(weight, result):
 
 
 @settings(max_examples=25, deadline=None)
-@given(matrix_shapes, specs.filter(lambda s: s.K <= 64 and s.d <= 8))
+@given(matrix_shapes, specs_up_to(d=8, K=64))
 def test_reported_error_is_that_of_the_decoded_matrix(shape, spec):
     check_error(torch.randn(shape), Layout.LINEAR, spec)
 
 
 @settings(max_examples=25, deadline=None)
-@given(conv_shapes, specs.filter(lambda s: s.K <= 64 and s.d <= 8))
+@given(conv_shapes, specs_up_to(d=8, K=64))
 def test_reported_error_is_that_of_the_decoded_convolution(shape, spec):
     check_error(torch.randn(shape), Layout.CONV, spec)
 
@@ -49,7 +49,8 @@ def check_error(weight, layout, spec):
 
 def test_a_codeword_per_subvector_is_lossless():
     weight = torch.randn(64, 24)
-    result = run(weight, d=4, K=64, scope="subspace", row_scale=False)
+    kmeans = KMeansSpec(iterations=4, tail=1, noise_power=0)
+    result = run(weight, d=4, K=64, scope="subspace", row_scale=False, kmeans=kmeans)
     assert torch.equal(result.pq.decode(), weight)
     assert result.relative_error == 0
 
