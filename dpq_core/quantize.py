@@ -53,6 +53,8 @@ def quantize(weight: Tensor, partition: Partition, spec: QuantSpec, name: str = 
         raise SpecError(f"tensor {name!r} holds NaN or infinite values; repair it or keep it")
     scale = rms.clamp(max=torch.finfo(torch.float16).max).half() if spec.row_scale else None
     points = _scaled_subvectors(matrix, partition, scale)
+    dtype = weight.dtype
+    del weight, matrix  # often the last references to it: k-means needs only the subvectors
     result = kmeans(
         points,
         K=partition.K,
@@ -63,7 +65,7 @@ def quantize(weight: Tensor, partition: Partition, spec: QuantSpec, name: str = 
     )
     pq = PQTensor(
         partition=partition,
-        dtype=weight.dtype,
+        dtype=dtype,
         codes=pack(result.codes, partition.code_bits),
         codebooks=_cast(result.codebooks, spec.codebook_dtype, name),
         row_scale=scale,

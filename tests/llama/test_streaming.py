@@ -1,0 +1,129 @@
+"""`dpq compress` on a checkpoint of 2 GB: bounded memory, and kill -9 in the middle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+MAIN = "from dpq_cli.app import app; app()"
+MEGABYTE = 10**6
+
+
+def command(source: Path, out: Path, *more: str) -> list[str]:
+    words = ["compress", "-a", "llama", str(source), "--bits", "2", "-o", str(out), "--json"]
+    return [sys.executable, "-P", "-c", MAIN, *words, "--no-probe", *more]
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
+
+
+def write_llama(folder: Path, *, hidden: int, intermediate: int, layers: int, shards: int) -> int:
+    """A Llama folder of random bfloat16 weights in shards; returns the bytes of its tensors."""
+    from transformers import LlamaConfig
+
+    folder.mkdir()
+    vocabulary = 4096
+    LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 64,
+        num_key_value_heads=hidden // 64,
+        tie_word_embeddings=False,
+        architectures=["LlamaForCausalLM"],
+        dtype="bfloat16",
+    ).save_pretrained(folder)
+    shapes = {"model.embed_tokens.weight": (vocabulary, hidden), "model.norm.weight": (hidden,)}
+    for layer in range(layers):
+        for name in ("q", "k", "v", "o"):
+            shapes[f"model.layers.{layer}.self_attn.{name}_proj.weight"] = (hidden, hidden)
+        for name, shape in (("gate", (intermediate, hidden)), ("up", (intermediate, hidden))):
+            shapes[f"model.layers.{layer}.mlp.{name}_proj.weight"] = shape
+        shapes[f"model.layers.{layer}.mlp.down_proj.weight"] = (hidden, intermediate)
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            shapes[f"model.layers.{layer}.{name}.weight"] = (hidden,)
+    shapes["lm_head.weight"] = (vocabulary, hidden)
+    noise = torch.randn(max(a[0] * (a[1] if len(a) > 1 else 1) for a in shapes.values()))
+    noise = noise.bfloat16()
+    names = list(shapes)
+    weight_map = {}
+    for shard in range(shards):
+        file = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
+        mine = names[shard * len(names) // shards : (shard + 1) * len(names) // shards]
+        tensors = {
+            name: noise[: torch.Size(shapes[name]).numel()].reshape(shapes[name]).clone()
+            for name in mine
+        }
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(mine, file))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
+    return 2 * sum(torch.Size(shape).numel() for shape in shapes.values())
+
+
+@pytest.mark.slow
+def test_two_gigabytes_are_compressed_within_700_megabytes(tmp_path):
+    source, out = tmp_path / "source", tmp_path / "out"
+    size = write_llama(source, hidden=2048, intermediate=5504, layers=20, shards=8)
+    assert size > 2000 * MEGABYTE
+    done = subprocess.run(
+        command(source, out, "--iterations", "1"), capture_output=True, text=True, check=True
+    )
+    report = json.loads(done.stdout)
+    assert report["peak_memory"] < 700 * MEGABYTE
+    assert report["nbytes"] < size / 7
+
+
+@pytest.mark.slow
+def test_a_killed_compression_resumes_to_the_same_bytes(tmp_path):
+    source = tmp_path / "source"
+    write_llama(source, hidden=512, intermediate=1376, layers=6, shards=3)
+    subprocess.run(command(source, tmp_path / "whole"), capture_output=True, check=True)
+
+    out, partial = tmp_path / "out", tmp_path / "out.partial"
+    process = subprocess.Popen(
+        command(source, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    journal = partial / "journal.jsonl"
+    deadline = time.monotonic() + 120
+    while not (journal.is_file() and journal.read_bytes().count(b"\n") > 5):
+        assert process.poll() is None, "finished before it could be killed"
+        assert time.monotonic() < deadline, "never began to write"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert partial.is_dir()
+    assert not out.exists()
+
+    inspected = [sys.executable, "-P", "-c", MAIN, "inspect", str(out)]
+    half = subprocess.run(inspected, capture_output=True, text=True)
+    assert half.returncode == 1
+    assert "half-written" in half.stderr
+    again = subprocess.run(command(source, out), capture_output=True, text=True)
+    assert again.returncode == 1
+    assert "--resume" in again.stderr
+
+    done = subprocess.run(
+        command(source, out, "--resume"), capture_output=True, text=True, check=True
+    )
+    resumed = [tensor["resumed"] for tensor in json.loads(done.stdout)["tensors"]]
+    assert sum(resumed) >= 5
+    assert not all(resumed)
+    assert not partial.exists()
+    assert hashes(out) == hashes(tmp_path / "whole")
