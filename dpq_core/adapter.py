@@ -79,14 +79,13 @@ class Adapter(ABC):
     Class attributes:
         name: the entry-point name, as in ``--adapter NAME``.
         summary: one line for ``dpq adapters``.
-        weights_name: stem of the weight files in an artifact (``model`` -> ``model.safetensors``).
-        options: verb (``evaluate``, ``sample``, ...) -> frozen dataclass of that verb's options;
-            every field has a default and ``metadata={"help": ...}``. The CLI turns them into flags.
+        options: verb (``compress``, ``evaluate``, ``sample``) -> frozen dataclass of that verb's
+            options; every field has a default and ``metadata={"help": ...}``. The CLI turns them
+            into flags.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
-    weights_name: ClassVar[str] = "model"
     options: ClassVar[Mapping[str, type]] = {}
 
     @abstractmethod
@@ -97,9 +96,21 @@ class Adapter(ABC):
             SourceError: it does not exist, or is not of this domain.
         """
 
+    def open_with(self, source: str, options: Any) -> Checkpoint:
+        """``open`` with the adapter's own options for ``compress``, or None for their defaults."""
+        return self.open(source)
+
     @abstractmethod
     def select(self, name: str, shape: tuple[int, ...]) -> Layout | None:
         """How the tensor is viewed as a matrix when it is compressed; None keeps it as it is."""
+
+    def weights_names(self, checkpoint: Checkpoint) -> Mapping[str, str]:
+        """Component -> stem of its weight files (``model`` -> ``model.safetensors``).
+
+        A model of several parts calls the tensors of part C ``C/...``; each part has weight files
+        of its own, in which the names lack the prefix.
+        """
+        return {"": "model"}
 
     def overrides(self, spec: QuantSpec) -> tuple[Override, ...]:
         """The adapter's own policy for sensitive tensors; the user's overrides come after it."""

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,12 +37,14 @@ class CompressOptions:
         overwrite: replace an existing output.
         shard_bytes: start a new weight file beyond this size.
         probe: store outputs of the loaded artifact on a fixed input, where the adapter can.
+        adapter: an instance of ``Adapter.options["compress"]``; None for its defaults.
     """
 
     resume: bool = False
     overwrite: bool = False
     shard_bytes: int = 4 << 30
     probe: bool = True
+    adapter: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +102,7 @@ def compress(
     """
     options, run = options or CompressOptions(), run or Run()
     started = time.perf_counter()
-    checkpoint = adapter.open(source)
+    checkpoint = adapter.open_with(source, options.adapter)
     plan = make_plan(checkpoint, adapter, spec, overrides)
     writer = ArtifactWriter(
         out,
@@ -107,7 +110,7 @@ def compress(
         adapter=adapter.name,
         source=source,
         fingerprint=fingerprint(checkpoint, plan, adapter.name),
-        weights_name=adapter.weights_name,
+        weights=adapter.weights_names(checkpoint),
         shard_bytes=options.shard_bytes,
         resume=options.resume,
         overwrite=options.overwrite,
@@ -141,7 +144,15 @@ def fingerprint(checkpoint: Checkpoint, plan: Plan, adapter: str) -> str:
 
 
 def peak_memory() -> int:
-    """Highest resident memory of this process so far, in bytes."""
+    """Highest resident memory of this process so far, in bytes.
+
+    Linux's ``ru_maxrss`` survives ``exec``: a child of a large process would report its parent.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -177,11 +188,12 @@ def _write(
     checkpoint: Checkpoint, tensor: TensorPlan, writer: ArtifactWriter, device: torch.device
 ) -> float | None:
     """Read, quantize and write one tensor; returns its relative error."""
-    weight = checkpoint.read(tensor.name)
+    name = tensor.name
     if tensor.spec is None or tensor.partition is None:
-        writer.write(tensor.name, {tensor.name: weight}, None)
+        writer.write(name, {name: checkpoint.read(name)}, None)
         return None
-    result = quantize(weight.to(device), tensor.partition, tensor.spec, tensor.name)
-    parts = {f"{tensor.name}.{part}": value.cpu() for part, value in result.pq.parts().items()}
-    writer.write(tensor.name, parts, result.relative_error)
+    # No name for the weight here: quantize() can then free it before k-means.
+    result = quantize(checkpoint.read(name).to(device), tensor.partition, tensor.spec, name)
+    parts = {f"{name}.{part}": value.cpu() for part, value in result.pq.parts().items()}
+    writer.write(name, parts, result.relative_error)
     return result.relative_error

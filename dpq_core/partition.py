@@ -59,9 +59,11 @@ class Partition:
         """Derive all sizes.
 
         Raises:
-            SpecError: the shape is empty or does not suit the layout, or the spec asks for more
-                codebooks than there are groups.
+            SpecError: the shape is empty or does not suit the layout, the spec asks for more
+                codebooks than there are groups, or leaves the orientation open.
         """
+        if spec.orientation == "auto":
+            raise SpecError("orientation auto must be resolved by a plan first")
         rows, cols = _matrix_shape(shape, layout)
         axis, points = (cols, rows) if spec.orientation == "input" else (rows, cols)
         groups = math.ceil(axis / spec.d)

@@ -12,6 +12,7 @@ import torch
 
 from dpq_core.checkpoint import Checkpoint, TensorInfo
 from dpq_core.errors import SpecError
+from dpq_core.layout import Layout
 from dpq_core.partition import Partition
 from dpq_core.pq_tensor import Part, expected_parts
 from dpq_core.spec import PRESET_D, QuantSpec
@@ -139,11 +140,23 @@ def make_plan(
                 used.add(index - len(policy))
                 chosen = rule.apply(chosen or spec)
         try:
-            partition = Partition.of(info.shape, layout, chosen) if chosen else None
+            plans.append(_plan_tensor(name, info, layout, chosen))
         except SpecError as error:
             raise SpecError(f"tensor {name!r} {list(info.shape)}: {error}") from None
-        plans.append(TensorPlan(name=name, info=info, spec=chosen, partition=partition))
     for index, rule in enumerate(user):
         if index not in used:
             raise SpecError(f"override {rule.pattern!r} matches no compressible tensor")
     return Plan(tuple(plans))
+
+
+def _plan_tensor(name: str, info: TensorInfo, layout: Layout, spec: QuantSpec | None) -> TensorPlan:
+    """One tensor; an open orientation becomes the one that takes fewer bytes, else ``input``."""
+    if spec is None:
+        return TensorPlan(name=name, info=info)
+    axes = ("input", "output") if spec.orientation == "auto" else (spec.orientation,)
+    specs = [spec.replace(orientation=axis) for axis in axes]
+    plans = [
+        TensorPlan(name=name, info=info, spec=s, partition=Partition.of(info.shape, layout, s))
+        for s in specs
+    ]
+    return min(plans, key=lambda plan: plan.nbytes)

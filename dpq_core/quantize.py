@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dpq_core.errors import SpecError
+from dpq_core.kernels.error import weighted_error
 from dpq_core.kmeans import IterationStats, kmeans
 from dpq_core.packing import pack
 from dpq_core.partition import Partition
@@ -81,23 +82,25 @@ def tensor_seed(seed: int, name: str) -> int:
 
 
 def relative_error(points: Tensor, codes: Tensor, pq: PQTensor) -> float:
-    """||W - W_hat||^2 / ||W||^2 from scaled subvectors ``[groups, d, points]``, group by group."""
+    """||W - W_hat||^2 / ||W||^2 from scaled subvectors ``[groups, d, points]`` and their codes."""
     p = pq.partition
-    books = pq.codebooks.float()
     scale = torch.ones(p.rows) if pq.row_scale is None else _divisor(pq.row_scale).cpu()
-    square = torch.nn.functional.pad(scale.double().square(), (0, max(0, p.groups * p.d - p.rows)))
-    lost = total = 0.0
-    for group in range(p.groups):
-        size = p.d - p.pad if group == p.groups - 1 else p.d
-        true = points[group, :size]
-        wrong = true - books[group // p.tie][codes[group].long()].T[:size]
-        if p.orientation == "input":
-            weight = square[None, : p.rows]
-        else:
-            weight = square[group * p.d : group * p.d + size, None]
-        weight = weight.to(true.device)
-        lost += float((wrong.double().square() * weight).sum())
-        total += float((true.double().square() * weight).sum())
+    along = torch.zeros(p.groups * p.d, dtype=torch.float64)  # of the cut axis; the pad counts 0
+    squares = scale.double().square()
+    if p.orientation == "input":
+        along[: p.cols] = 1
+        by_point = squares
+    else:
+        along[: p.rows] = squares
+        by_point = torch.ones(p.points, dtype=torch.float64)
+    lost, total = weighted_error(
+        points,
+        codes,
+        pq.codebooks.float(),
+        tie=p.tie,
+        by_point=by_point,
+        by_coordinate=along.view(p.groups, p.d),
+    )
     return lost / total if total else 0.0
 
 

@@ -27,7 +27,7 @@ PRESET_D = {1: 8, 2: 4, 3: 3, 4: 2}
 """
 
 SCOPES = ("auto", "tensor", "subspace")
-ORIENTATIONS = ("input", "output")
+ORIENTATIONS = ("input", "output", "auto")
 CONV_LAYOUTS = ("spatial", "channel")
 INITS = ("random", "kmeans++")
 CODEBOOK_DTYPES = ("float16", "bfloat16", "float32")
@@ -78,7 +78,8 @@ class QuantSpec:
         codebook_share: for ``auto``: codebook bytes over code bytes, at most this. Small, because
             bytes buy more in a larger shared codebook than in more codebooks (measured on trained
             weights: +0.2 bits of codebooks lower the error by 7 %, +0.3 bits of K by 30 %).
-        orientation: subvectors run along the ``input`` axis (columns) or the ``output`` axis.
+        orientation: subvectors run along the ``input`` axis (columns) or the ``output`` axis; with
+            ``auto`` a plan chooses, tensor by tensor, what takes fewer bytes, else ``input``.
         conv_layout: a convolution kernel is flattened ``spatial`` (Cin, kh, kw) or ``channel``
             (kh, kw, Cin) before it is cut into subvectors.
         row_scale: divide each output row by its RMS before k-means; stored as float16 ``[rows]``.

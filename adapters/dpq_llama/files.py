@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from dpq_core.runtime.config import describe
 from dpq_llama.registration import marked
 from dpq_llama.source import CONFIG, LlamaCheckpoint
 
@@ -54,10 +54,8 @@ def artifact_config(checkpoint: LlamaCheckpoint, manifest: Manifest) -> dict[str
     config["auto_map"] = {"AutoModelForCausalLM": f"{STUB.removesuffix('.py')}.DPQLlamaForCausalLM"}
     config["quantization_config"] = {
         "quant_method": "dpq",
-        "version": 1,
-        "specs": [spec.to_json() for spec in manifest.specs],
+        **describe(manifest),
         "dtype": dtype,
-        "tensors": {t.name: t.spec for t in manifest.tensors if t.spec is not None},
     }
     return config
 
@@ -66,7 +64,7 @@ def model_card(checkpoint: LlamaCheckpoint, manifest: Manifest) -> str:
     """A README whose first line is what every user has to know."""
     before = sum(info.nbytes for info in checkpoint.tensors.values())
     weights = sum(info.numel for info in checkpoint.tensors.values())
-    after = _stored_bytes(manifest)
+    after = manifest.stored_nbytes
     rows = "\n".join(
         f"| {spec.d} | {spec.K} | {sum(1 for t in manifest.tensors if t.spec == index)} |"
         for index, spec in enumerate(manifest.specs)
@@ -98,15 +96,3 @@ Everything stored is counted: codes, codebooks, scales and what was left uncompr
 Check the files and the loaded model with `dpq inspect --verify`. The licence of the original model
 applies.
 """
-
-
-def _stored_bytes(manifest: Manifest) -> int:
-    total = 0
-    for entry in manifest.tensors:
-        parts: Mapping[str, Any] = manifest.stored(entry)
-        for dtype, shape in parts.values():
-            size = dtype.itemsize
-            for axis in shape:
-                size *= axis
-            total += size
-    return total

@@ -21,7 +21,9 @@ from transformers.quantizers.base import HfQuantizer  # noqa: TID253
 from transformers.utils.quantization_config import QuantizationConfigMixin  # noqa: TID253
 
 from dpq_core.artifact import MANIFEST_NAME, Artifact
-from dpq_core.errors import ArtifactError, SpecError
+from dpq_core.errors import ArtifactError
+from dpq_core.runtime import config
+from dpq_core.runtime.swap import check_loaded
 from dpq_core.spec import QuantSpec
 from dpq_llama import swap
 from dpq_llama.registration import marked
@@ -30,9 +32,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 QUANT_METHOD = "dpq"
-
-CONFIG_VERSION = 1
-"""Version of ``quantization_config``; raised when the meaning of a key changes."""
 
 
 class DPQConfig(QuantizationConfigMixin):
@@ -50,17 +49,11 @@ class DPQConfig(QuantizationConfigMixin):
         specs: list[dict[str, Any]],
         tensors: dict[str, int],
         dtype: str,
-        version: int = CONFIG_VERSION,
+        version: int = config.CONFIG_VERSION,
         quant_method: str = QUANT_METHOD,
         **unknown: Any,
     ) -> None:
-        if version != CONFIG_VERSION:
-            raise ArtifactError(
-                f"quantization_config version {version!r} is not known; this dpq reads "
-                f"{CONFIG_VERSION}: update dpq"
-            )
-        if unknown:
-            raise ArtifactError(f"quantization_config: unknown key {sorted(unknown)[0]!r}")
+        config.check_keys(version, unknown)
         self.quant_method = quant_method  # type: ignore[assignment]  # an enum of their own
         self.version = version
         self.specs = specs
@@ -75,14 +68,7 @@ class DPQConfig(QuantizationConfigMixin):
         Raises:
             ArtifactError: a spec or an index is not valid.
         """
-        try:
-            specs = [QuantSpec.from_json(spec) for spec in self.specs]
-            indices = {name: int(index) for name, index in self.tensors.items()}
-            if not all(0 <= index < len(specs) for index in indices.values()):
-                raise ValueError("a tensor's spec index is out of range")
-        except (AttributeError, TypeError, ValueError, SpecError) as error:
-            raise ArtifactError(f"quantization_config is damaged: {error}") from None
-        return {name: specs[index] for name, index in indices.items()}
+        return config.spec_of(self.specs, self.tensors)
 
 
 class DPQQuantizer(HfQuantizer):
@@ -127,7 +113,7 @@ class DPQQuantizer(HfQuantizer):
         Raises:
             ArtifactError: a code is out of range, or a codebook is not finite.
         """
-        swap.check_loaded(model)
+        check_loaded(model)
         model.requires_grad_(False)
         if not type(model).is_remote_code() and hasattr(model.config, "auto_map"):
             del model.config.auto_map  # save_pretrained does not copy the file it points to

@@ -8,11 +8,8 @@ where transformers is not loaded yet, an import hook registers at the moment it 
 from __future__ import annotations
 
 import importlib
-import importlib.abc
-import importlib.machinery
-import sys
-from collections.abc import Sequence
-from types import ModuleType
+
+from dpq_core.import_hook import after_import
 
 _TARGET = "transformers.quantizers.auto"
 """Holds the tables of quantizers; every ``from_pretrained`` imports it."""
@@ -38,41 +35,8 @@ def unmarked(activation: str) -> str:
 
 def register() -> None:
     """Register with transformers now if it is loaded, else as soon as it is. Idempotent."""
-    if _TARGET in sys.modules:
-        _register_now()
-    elif not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _AfterImport())
+    after_import(_TARGET, _register_now)
 
 
 def _register_now() -> None:
     importlib.import_module("dpq_llama.quantizer")  # enters itself in the tables, once
-
-
-class _AfterImport(importlib.abc.MetaPathFinder):
-    """Finds only ``_TARGET``, as the other finders would, and registers once it is executed."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        """The ordinary spec with a loader that registers afterwards; None for other modules."""
-        if fullname != _TARGET:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
-        if spec is not None and spec.loader is not None:
-            spec.loader = _RegisteringLoader(spec.loader)
-        return spec
-
-
-class _RegisteringLoader(importlib.abc.Loader):
-    def __init__(self, loader: importlib.abc.Loader) -> None:
-        self._loader = loader
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
-        return self._loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        if module.__spec__ is not None:
-            module.__spec__.loader = module.__loader__ = self._loader
-        self._loader.exec_module(module)
-        _register_now()

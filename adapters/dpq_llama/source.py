@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +9,17 @@ from dpq_core.artifact import Artifact
 from dpq_core.artifact.files import PARTIAL_SUFFIX
 from dpq_core.checkpoint import SafetensorsCheckpoint
 from dpq_core.errors import SourceError
+from dpq_core.sources import (
+    BUILTIN_SCHEME,
+    download,
+    is_hub_id,
+    read_json,
+    shards,
+    unknown_builtin,
+)
 from dpq_llama.architecture import expected_tensors, has_head
 
 BUILTIN = Path(__file__).parent / "builtin"
-BUILTIN_SCHEME = "builtin:"
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -34,9 +38,6 @@ SIDE_FILES = (
     "vocab.json",
 )
 """Copied into an artifact as they are."""
-
-_MAX_JSON_BYTES = 64 << 20
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?")
 
 
 class LlamaCheckpoint(SafetensorsCheckpoint):
@@ -88,9 +89,9 @@ def locate(source: str) -> Path:
         Artifact.open(folder)  # says that it is half-written, and how to go on
     if folder.exists():
         raise SourceError(f"{source}: a file; give the model's folder instead")
-    if not _HUB_ID.fullmatch(source):
+    if not is_hub_id(source):
         raise SourceError(f"{source}: no such folder, and not a hub id (owner/name)")
-    return _download(source)
+    return download(source, [CONFIG, "dpq.json", "model*.safetensors", INDEX, *SIDE_FILES])
 
 
 def builtin_names() -> list[str]:
@@ -102,43 +103,7 @@ def _builtin(name: str) -> Path:
     names = builtin_names()
     if name in names:
         return BUILTIN / name
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {BUILTIN_SCHEME}{near[0]}? " if near else ""
-    raise SourceError(
-        f"no builtin model {name!r}; {hint}available: "
-        + (", ".join(BUILTIN_SCHEME + n for n in names) or "none")
-    )
-
-
-def _download(source: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    repo, _, revision = source.partition("@")
-    where = f"{source}: no such folder, and as a hub id it"
-    patterns = [CONFIG, "dpq.json", "model*.safetensors", INDEX, *SIDE_FILES]
-    try:
-        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=patterns))
-    except GatedRepoError:
-        raise SourceError(f"{where} is gated: accept its terms, then `hf auth login`") from None
-    except RepositoryNotFoundError:
-        raise SourceError(f"{where} does not exist or is private (`hf auth login`)") from None
-    except RevisionNotFoundError:
-        raise SourceError(f"{where} has no revision {revision!r}") from None
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
-        raise SourceError(f"{where} is not in the cache, and the hub cannot be reached") from None
-    except HFValidationError:
-        raise SourceError(f"{where} is not valid (owner/name)") from None
-    except (HfHubHTTPError, OSError) as error:
-        raise SourceError(f"{where} cannot be downloaded ({type(error).__name__})") from None
+    raise unknown_builtin(name, names)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -153,20 +118,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise SourceError(
             f"{folder}: no {CONFIG}, so not a Hugging Face model folder" + hint * original
         )
-    return _read_json(folder / CONFIG)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise SourceError(f"{path}: larger than {_MAX_JSON_BYTES} bytes")
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise SourceError(f"{path}: not readable JSON ({reason})") from None
-    if not isinstance(value, dict):
-        raise SourceError(f"{path}: not a JSON object")
-    return value
+    return read_json(folder / CONFIG)
 
 
 def _check_config(folder: Path, config: dict[str, Any]) -> None:
@@ -183,10 +135,10 @@ def _check_config(folder: Path, config: dict[str, Any]) -> None:
         )
 
 
-def _weight_files(folder: Path) -> tuple[list[Path], set[str]]:
+def _weight_files(folder: Path) -> tuple[list[Path], frozenset[str]]:
     """The weight files, and the tensors that the index promises (none without an index)."""
     if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS], set()
+        return [folder / WEIGHTS], frozenset()
     if not (folder / INDEX).is_file():
         pickles = any(folder.glob("pytorch_model*.bin"))
         raise SourceError(
@@ -195,18 +147,7 @@ def _weight_files(folder: Path) -> tuple[list[Path], set[str]]:
             if pickles
             else f"{folder}: no {WEIGHTS} and no {INDEX}"
         )
-    index = folder / INDEX
-    weight_map = _read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise SourceError(f"{index}: no weight_map")
-    files: dict[str, Path] = {}
-    for name, shard in weight_map.items():
-        if not isinstance(shard, str) or not re.fullmatch(r"[\w][\w.-]*\.safetensors", shard):
-            raise SourceError(f"{index}: {name!r} points to {shard!r}, not a file of this folder")
-        files[shard] = folder / shard
-        if not files[shard].is_file():
-            raise SourceError(f"{folder}: shard {shard} is missing; download the model again")
-    return [files[shard] for shard in sorted(files)], set(weight_map)
+    return shards(folder, folder / INDEX)
 
 
 def _side_files(folder: Path) -> dict[str, Path]:

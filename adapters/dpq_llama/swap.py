@@ -10,11 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from dpq_core.checkpoint import SafetensorsCheckpoint
-from dpq_core.errors import ArtifactError, SourceError, SpecError
-from dpq_core.layout import Layout
-from dpq_core.partition import Partition
-from dpq_core.pq_tensor import PQTensor, expected_parts
-from dpq_core.runtime import PQEmbedding, PQLinear, PQWeight
+from dpq_core.errors import ArtifactError, SourceError
+from dpq_core.runtime import PQEmbedding, PQLinear, PQWeight, swap
 from dpq_core.spec import QuantSpec
 from dpq_llama.registration import unmarked
 
@@ -62,16 +59,7 @@ def swap_in(model: PreTrainedModel, specs: Mapping[str, QuantSpec]) -> dict[str,
         path = _module_path(model, name)
         if path is None:
             continue
-        module = model.get_submodule(path)
-        if isinstance(module, nn.Embedding):
-            weights[name] = _empty_weight(name, module.weight, Layout.EMBEDDING, spec)
-            swapped: nn.Module = PQEmbedding(weights[name], module.padding_idx, module.weight.dtype)
-        elif isinstance(module, nn.Linear):
-            weights[name] = _empty_weight(name, module.weight, Layout.LINEAR, spec)
-            swapped = PQLinear(weights[name], module.bias)
-        else:
-            raise ArtifactError(f"quantization_config: {name!r} is no Linear or Embedding weight")
-        _replace(model, path, swapped)
+        weights[name] = swap.swap_in(model, path, spec)
     _tie(model)
     _norm_first(model)
     return weights
@@ -87,19 +75,6 @@ def _module_path(model: PreTrainedModel, name: str) -> str | None:
     if name == "lm_head.weight":
         return None
     raise ArtifactError(f"quantization_config names {name!r}, which the model does not have")
-
-
-def _empty_weight(name: str, dense: Tensor, layout: Layout, spec: QuantSpec) -> PQWeight:
-    try:
-        partition = Partition.of(tuple(dense.shape), layout, spec)
-    except SpecError as error:
-        raise ArtifactError(f"quantization_config: {name!r}: {error}") from None
-    return PQWeight(
-        partition,
-        codebook_dtype=getattr(torch, spec.codebook_dtype),
-        row_scale=spec.row_scale,
-        device=dense.device,
-    )
 
 
 def _tie(model: PreTrainedModel) -> None:
@@ -129,33 +104,10 @@ def _norm_first(model: PreTrainedModel) -> None:
 
 def swap_out(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Replace every quantized module by a dense one of the decoded weight (the inverse)."""
-    dense: dict[PQWeight, nn.Parameter] = {}
-    for path, module in list(model.named_modules()):
-        if isinstance(module, PQLinear | PQEmbedding):
-            if module.weight not in dense:
-                value = module.weight.decode(dtype)
-                dense[module.weight] = nn.Parameter(value, requires_grad=False)
-            _replace(model, path, _dense(module, dense[module.weight]))
+    swap.swap_out(model, dtype)
     model.__dict__.pop("_tied_weights_keys", None)
     model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
     model.config.hidden_act = unmarked(model.config.hidden_act)
-
-
-def _dense(module: PQLinear | PQEmbedding, weight: nn.Parameter) -> nn.Module:
-    rows, cols = weight.shape
-    result: nn.Linear | nn.Embedding
-    if isinstance(module, PQEmbedding):
-        result = nn.Embedding(rows, cols, module.padding_idx, device="meta")
-    else:
-        result = nn.Linear(cols, rows, bias=False, device="meta")
-        result.register_parameter("bias", module.bias)
-    result.weight = weight
-    return result
-
-
-def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, module)
 
 
 def check_stored(
@@ -172,37 +124,10 @@ def check_stored(
         stored = SafetensorsCheckpoint("artifact", list(files)).tensors
     except SourceError as error:
         raise ArtifactError(str(error)) from None
-    for name, weight in weights.items():
-        parts = expected_parts(
-            weight.partition, codebook_dtype=weight.dtype, row_scale=weight.row_scale is not None
-        )
-        for part, (dtype, shape) in parts.items():
-            info = stored.get(f"{name}.{part}")
-            if info is None:
-                raise ArtifactError(f"tensor '{name}.{part}' is missing from the weight files")
-            if (info.dtype, info.shape) != (dtype, shape):
-                raise ArtifactError(
-                    f"tensor '{name}.{part}' is {info.dtype} {list(info.shape)}, the config asks "
-                    f"for {dtype} {list(shape)}"
-                )
+    swap.check_stored(weights, stored)
     found = {name.removeprefix(BASE_PREFIX) for name in stored}
     for name in model.state_dict():
         short = name.removeprefix(BASE_PREFIX)
         ours = short.startswith(("embed_tokens.", "layers.", "norm.", "lm_head."))
         if ours and short not in found and name not in model.all_tied_weights_keys:
             raise ArtifactError(f"tensor {name!r} is missing from the weight files")
-
-
-def check_loaded(model: nn.Module) -> None:
-    """Check the values of all quantized weights that are in memory.
-
-    Raises:
-        ArtifactError: a code is out of range, or a codebook or scale is not finite.
-    """
-    for path, module in model.named_modules():
-        if isinstance(module, PQWeight) and module.device.type != "meta":
-            parts = {name: value.detach() for name, value in module.state_dict().items()}
-            try:
-                PQTensor.from_parts(module.partition, torch.float32, parts)
-            except ArtifactError as error:
-                raise ArtifactError(f"{path}: {error}") from None

@@ -93,7 +93,7 @@ def main(
 
 EXTRA_ARGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
-app.command("compress")(compress.command)
+app.command("compress", context_settings=EXTRA_ARGS)(compress.command)
 app.command("eval", context_settings=EXTRA_ARGS)(evaluate.command)
 app.command("sample", context_settings=EXTRA_ARGS)(sample.command)
 app.command("inspect")(inspect.command)

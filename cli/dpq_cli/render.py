@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -55,8 +56,20 @@ def note(text: str) -> None:
 
 
 def emit_json(data: Any) -> None:
-    """Print machine output on stdout."""
-    typer.echo(json.dumps(data, indent=2, ensure_ascii=False, default=str))
+    """Print machine output on stdout; infinity and NaN, which JSON lacks, become strings."""
+    text = json.dumps(_jsonable(data), indent=2, ensure_ascii=False, allow_nan=False, default=str)
+    typer.echo(text)
+
+
+def _jsonable(value: Any) -> Any:
+    """``inf``, ``-inf`` and ``nan`` as text, in every depth; ``float()`` reads them back."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    return value
 
 
 def _new_table(title: str, **options: Any) -> Table:

@@ -129,6 +129,25 @@ def files_from_json(value: object, where: str) -> dict[str, FileEntry]:
     return result
 
 
+def weights_from_json(value: object, where: str) -> dict[str, str]:
+    """Component -> stem of its weight files.
+
+    Raises:
+        ArtifactError: no component, "" beside others, a name with a folder, or a stem twice.
+    """
+    weights = typed(value, dict, where)
+    if not 1 <= len(weights) <= 64:
+        raise ArtifactError(f"{where}: {len(weights)} components are not between 1 and 64")
+    for component, stem in weights.items():
+        check_name(stem, where)
+        alone = component == "" and len(weights) == 1
+        if not alone and ("/" in check_name(component, where)):
+            raise ArtifactError(f"{where}: component {shown(component)} must not hold a folder")
+    if len(set(weights.values())) < len(weights):
+        raise ArtifactError(f"{where}: two components have the same weight files")
+    return weights
+
+
 def versions_from_json(value: object, where: str) -> dict[str, str]:
     """Library -> version.
 

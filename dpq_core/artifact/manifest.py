@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -19,8 +20,9 @@ from dpq_core.artifact.entries import (
     files_from_json,
     spec_from_json,
     versions_from_json,
+    weights_from_json,
 )
-from dpq_core.artifact.files import check_name
+from dpq_core.artifact.shards import component_of
 from dpq_core.artifact.strict_json import one_line, shown, typed
 from dpq_core.errors import ArtifactError, SpecError
 from dpq_core.partition import Partition
@@ -46,7 +48,8 @@ class Manifest:
         adapter: name of the adapter that made it.
         source: what the user named as the source.
         fingerprint: of source and plan; guards ``--resume``.
-        weights_name: stem of the weight files, folders included.
+        weights: component -> stem of its weight files, folders included; "" is the only component
+            of a model that has no parts.
         specs: the distinct specs, referred to by index.
         tensors: in storage order.
         files: relative name -> size and hash, of all files but the manifest itself.
@@ -57,7 +60,7 @@ class Manifest:
     adapter: str
     source: str
     fingerprint: str
-    weights_name: str = "model"
+    weights: Mapping[str, str]
     specs: tuple[QuantSpec, ...]
     tensors: tuple[TensorEntry, ...]
     files: Mapping[str, FileEntry]
@@ -93,6 +96,15 @@ class Manifest:
         )
         return {f"{entry.name}.{part}": value for part, value in parts.items()}
 
+    @property
+    def stored_nbytes(self) -> int:
+        """Bytes of all stored tensors, headers apart."""
+        return sum(
+            dtype.itemsize * math.prod(shape)
+            for entry in self.tensors
+            for dtype, shape in self.stored(entry).values()
+        )
+
     def to_json(self) -> dict[str, Any]:
         """The manifest as plain JSON values, in the order in which they are written."""
         return {
@@ -100,7 +112,7 @@ class Manifest:
             "adapter": self.adapter,
             "source": self.source,
             "fingerprint": self.fingerprint,
-            "weights_name": self.weights_name,
+            "weights": dict(self.weights),
             "versions": dict(sorted(self.versions.items())),
             "specs": [spec.to_json() for spec in self.specs],
             "files": {name: vars(self.files[name]) for name in sorted(self.files)},
@@ -156,6 +168,10 @@ class Manifest:
         specs = _list(fields["specs"], MAX_TENSORS, f"{where}: specs")
         entries = _list(fields["tensors"], MAX_TENSORS, f"{where}: tensors")
         tensors = tuple(entry_from_json(entry, len(specs), where) for entry in entries)
+        weights = weights_from_json(fields["weights"], f"{where}: weights")
+        for entry in tensors:
+            if component_of(entry.name, weights) is None:
+                raise ArtifactError(f"{where}: tensor {shown(entry.name)} belongs to no component")
         names = {t.name for t in tensors}
         if len(names) != len(tensors):
             raise ArtifactError(f"{where}: two tensors have the same name")
@@ -163,7 +179,7 @@ class Manifest:
             adapter=adapter,
             source=source,
             fingerprint=fingerprint,
-            weights_name=check_name(fields["weights_name"], f"{where}: weights_name"),
+            weights=weights,
             specs=tuple(spec_from_json(spec, f"{where}: spec {i}") for i, spec in enumerate(specs)),
             tensors=tensors,
             files=files_from_json(fields["files"], where),
@@ -171,7 +187,9 @@ class Manifest:
         )
 
 
-def draft(plan: Plan, *, adapter: str, source: str, fingerprint: str, weights: str) -> Manifest:
+def draft(
+    plan: Plan, *, adapter: str, source: str, fingerprint: str, weights: Mapping[str, str]
+) -> Manifest:
     """The manifest of a plan before anything is written: no errors, no files.
 
     Raises:
@@ -182,7 +200,7 @@ def draft(plan: Plan, *, adapter: str, source: str, fingerprint: str, weights: s
         adapter=adapter,
         source=source,
         fingerprint=fingerprint,
-        weights_name=weights,
+        weights=dict(weights),
         specs=tuple(specs),
         tensors=tuple(
             TensorEntry(

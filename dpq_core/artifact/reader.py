@@ -219,36 +219,38 @@ def _homes(path: Path, manifest: Manifest, paths: Mapping[str, Path]) -> dict[st
         if clash := [part for part in stored if part in promised]:
             raise ArtifactError(f"{where}: two tensors are stored as {shown(clash[0])}")
         promised.update(stored)
-    files = shards.find_files(manifest.weights_name, manifest.files, where)
     homes: dict[str, Home] = {}
-    slots_of: dict[str, list[Slot]] = {}
-    for name in files:
-        file = paths[name]
-        with reading(file):
-            start, slots = header.read(file, manifest.files[name].bytes, len(promised))
-        for slot in slots.values():
-            _check_slot(file, slot, promised, homes)
-            homes[slot.name] = Home(file, start, slot)
-        slots_of[name] = list(slots.values())
+    for component, stem in manifest.weights.items():
+        slots_of: dict[str, list[Slot]] = {}
+        for name in shards.find_files(stem, manifest.files, where):
+            file = paths[name]
+            with reading(file):
+                start, slots = header.read(file, manifest.files[name].bytes, len(promised))
+            for slot in slots.values():
+                full = f"{component}/{slot.name}" if component else slot.name
+                _check_slot(file, full, slot, promised, homes)
+                homes[full] = Home(file, start, slot)
+            slots_of[name] = list(slots.values())
+        if len(slots_of) > 1:
+            _check_index(manifest, stem, paths, slots_of, where)
     if missing := set(promised) - set(homes):
         raise ArtifactError(f"{where}: tensor {shown(min(missing))} is in no weight file")
-    if len(files) > 1:
-        _check_index(manifest, paths, slots_of, where)
     return homes
 
 
 def _check_slot(
     file: Path,
+    name: str,
     slot: Slot,
     promised: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
     homes: Mapping[str, Home],
 ) -> None:
     where = f"{file}: tensor {shown(slot.name)}"
-    if slot.name not in promised:
+    if name not in promised:
         raise ArtifactError(f"{where} is not in the manifest")
-    if slot.name in homes:
-        raise ArtifactError(f"{where} is also in {homes[slot.name].file.name}")
-    dtype, shape = promised[slot.name]
+    if name in homes:
+        raise ArtifactError(f"{where} is also in {homes[name].file.name}")
+    dtype, shape = promised[name]
     if (slot.dtype, slot.shape) != (dtype, shape):
         raise ArtifactError(
             f"{where} is {slot.dtype} {shown(list(slot.shape))}, but the manifest makes it "
@@ -257,10 +259,14 @@ def _check_slot(
 
 
 def _check_index(
-    manifest: Manifest, paths: Mapping[str, Path], slots: Mapping[str, list[Slot]], where: str
+    manifest: Manifest,
+    stem: str,
+    paths: Mapping[str, Path],
+    slots: Mapping[str, list[Slot]],
+    where: str,
 ) -> None:
     """Other libraries load through the index, so it must say what the headers say."""
-    name = manifest.weights_name + shards.INDEX_SUFFIX
+    name = stem + shards.INDEX_SUFFIX
     if name not in manifest.files:
         raise ArtifactError(f"{where}: lists several weight files but no {name}")
     path = paths[name]

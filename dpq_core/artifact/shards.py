@@ -6,11 +6,12 @@ then tensor after tensor, with one tensor in memory.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dpq_core.artifact import header
 from dpq_core.artifact.header import Slot
@@ -25,11 +26,13 @@ class Shard:
     """One weight file.
 
     Attributes:
+        component: of the model, "" where a model has only one.
         file: relative name.
         header: length prefix and header, the first bytes of the file.
         tensors: model tensor -> its stored tensors, in the order in which they are written.
     """
 
+    component: str
     file: str
     header: bytes
     tensors: dict[str, tuple[Slot, ...]]
@@ -44,31 +47,62 @@ class Shard:
         return len(self.header) + self.tensors[tensor][-1].end
 
 
-def lay_out(plan: Plan, weights_name: str, shard_bytes: int) -> tuple[Shard, ...]:
+def component_of(name: str, weights: Mapping[str, str]) -> str | None:
+    """The component that a tensor belongs to: what stands before its first "/" (FORMAT.md, F8)."""
+    component = "" if "" in weights else name.partition("/")[0]
+    return component if component in weights and (not component or "/" in name) else None
+
+
+def local(name: str, component: str) -> str:
+    """The name of a stored tensor within the weight files of its component."""
+    return name.removeprefix(f"{component}/") if component else name
+
+
+def lay_out(plan: Plan, weights: Mapping[str, str], shard_bytes: int) -> tuple[Shard, ...]:
     """Cut a plan into shards of at most ``shard_bytes`` of data; a larger tensor gets its own.
 
+    Args:
+        plan: its tensors are written in this order, component by component.
+        weights: component -> stem of its weight files.
+        shard_bytes: data bytes of one weight file, at most.
+
     Raises:
-        ArtifactError: two stored tensors have one name, or a name or dtype cannot be stored.
+        ArtifactError: two stored tensors have one name, a tensor belongs to no component or comes
+            between those of another, or a name or dtype cannot be stored.
     """
+    names = [name for tensor in plan for name in tensor.stored()]
+    if len(set(names)) != len(names):
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        raise ArtifactError(f"two stored tensors would be called {twice!r}; keep one dense")
+    found: list[Shard] = []
+    by_component: dict[str, list[TensorPlan]] = {}
+    for component, group in itertools.groupby(plan, lambda t: component_of(t.name, weights)):
+        tensors = list(group)
+        if component is None:
+            raise ArtifactError(f"tensor {tensors[0].name!r} belongs to none of {list(weights)}")
+        if component in by_component:
+            raise ArtifactError(f"the tensors of component {component!r} do not stand together")
+        by_component[component] = tensors
+    for component in sorted(weights, key=[*by_component, *weights].index):
+        groups = _groups(by_component.get(component, []), shard_bytes)
+        files = file_names(weights[component], len(groups))
+        found.extend(_shard(component, g, file) for g, file in zip(groups, files, strict=True))
+    return tuple(found)
+
+
+def _groups(tensors: Iterable[TensorPlan], shard_bytes: int) -> list[list[TensorPlan]]:
     groups: list[list[TensorPlan]] = [[]]
     filled = 0
-    for tensor in plan:
+    for tensor in tensors:
         if groups[-1] and filled + tensor.nbytes > shard_bytes:
             groups.append([])
             filled = 0
         groups[-1].append(tensor)
         filled += tensor.nbytes
-    names = [name for tensor in plan for name in tensor.stored()]
-    if len(set(names)) != len(names):
-        twice = next(name for i, name in enumerate(names) if name in names[:i])
-        raise ArtifactError(f"two stored tensors would be called {twice!r}; keep one dense")
-    return tuple(
-        _shard(group, file)
-        for group, file in zip(groups, file_names(weights_name, len(groups)), strict=True)
-    )
+    return groups
 
 
-def _shard(group: Iterable[TensorPlan], file: str) -> Shard:
+def _shard(component: str, group: Iterable[TensorPlan], file: str) -> Shard:
     tensors: dict[str, tuple[Slot, ...]] = {}
     position = 0
     for tensor in group:
@@ -80,39 +114,45 @@ def _shard(group: Iterable[TensorPlan], file: str) -> Shard:
             slots.append(Slot(name, dtype, tuple(shape), position, end))
             position = end
         tensors[tensor.name] = tuple(slots)
-    flat = (slot for slots in tensors.values() for slot in slots)
-    return Shard(file, header.encode(flat), tensors)
+    flat = [slot for slots in tensors.values() for slot in slots]
+    return Shard(component, file, header.encode(_local(flat, component)), tensors)
 
 
-def file_names(weights_name: str, count: int) -> list[str]:
+def _local(slots: Iterable[Slot], component: str) -> list[Slot]:
+    return [replace(slot, name=local(slot.name, component)) for slot in slots]
+
+
+def file_names(stem: str, count: int) -> list[str]:
     """Names of ``count`` shards, as the Hugging Face libraries expect them."""
     if count == 1:
-        return [f"{weights_name}.safetensors"]
-    width = f"{weights_name}-{{:05d}}-of-{count:05d}.safetensors"
+        return [f"{stem}.safetensors"]
+    width = f"{stem}-{{:05d}}-of-{count:05d}.safetensors"
     return [width.format(number) for number in range(1, count + 1)]
 
 
-def is_weights(weights_name: str, name: str) -> bool:
+def is_weights(weights: Mapping[str, str], name: str) -> bool:
     """Whether ``name`` is reserved for a weight file or its index."""
-    return name == weights_name + INDEX_SUFFIX or bool(_pattern(weights_name).fullmatch(name))
+    return any(
+        name == stem + INDEX_SUFFIX or _pattern(stem).fullmatch(name) for stem in weights.values()
+    )
 
 
-def _pattern(weights_name: str) -> re.Pattern[str]:
-    return re.compile(rf"{re.escape(weights_name)}(-[0-9]{{5}}-of-([0-9]{{5}}))?\.safetensors")
+def _pattern(stem: str) -> re.Pattern[str]:
+    return re.compile(rf"{re.escape(stem)}(-[0-9]{{5}}-of-([0-9]{{5}}))?\.safetensors")
 
 
-def find_files(weights_name: str, names: Iterable[str], where: str) -> list[str]:
+def find_files(stem: str, names: Iterable[str], where: str) -> list[str]:
     """The weight files among ``names``: one file, or all shards of one complete set.
 
     Raises:
         ArtifactError: there is none, a shard is missing, or two sets are mixed.
     """
-    pattern = _pattern(weights_name)
+    pattern = _pattern(stem)
     found = {name: match for name in names if (match := pattern.fullmatch(name))}
     if not found:
-        raise ArtifactError(f"{where}: lists no weight file {weights_name}.safetensors")
+        raise ArtifactError(f"{where}: lists no weight file {stem}.safetensors")
     counts = {int(match[2]) if match[2] else 1 for match in found.values()}
-    wanted = file_names(weights_name, counts.pop())
+    wanted = file_names(stem, counts.pop())
     if counts or set(wanted) != set(found):
         missing = sorted(set(wanted) ^ set(found))[0]
         raise ArtifactError(f"{where}: weight files are not one complete set; see {missing!r}")
@@ -120,7 +160,11 @@ def find_files(weights_name: str, names: Iterable[str], where: str) -> list[str]
 
 
 def index_json(files: Mapping[str, Iterable[Slot]]) -> dict[str, object]:
-    """The Hugging Face index of several shards: which stored tensor is in which file."""
+    """The Hugging Face index of several shards: which stored tensor is in which file.
+
+    Args:
+        files: relative name -> its slots, under the names that they have in the file.
+    """
     total = sum(slot.end - slot.begin for slots in files.values() for slot in slots)
     weight_map = {
         slot.name: file.rpartition("/")[2] for file, slots in files.items() for slot in slots
@@ -129,7 +173,10 @@ def index_json(files: Mapping[str, Iterable[Slot]]) -> dict[str, object]:
 
 
 def index_bytes(shards: Iterable[Shard]) -> bytes:
-    """``index_json`` of planned shards, as it is written."""
-    files = {s.file: [slot for slots in s.tensors.values() for slot in slots] for s in shards}
+    """``index_json`` of the planned shards of one component, as it is written."""
+    files = {
+        shard.file: _local((s for slots in shard.tensors.values() for s in slots), shard.component)
+        for shard in shards
+    }
     text = json.dumps(index_json(files), indent=2, sort_keys=True, ensure_ascii=False)
     return f"{text}\n".encode()

@@ -53,7 +53,7 @@ class ArtifactWriter:
         adapter: str,
         source: str,
         fingerprint: str,
-        weights_name: str = "model",
+        weights: Mapping[str, str] = MappingProxyType({"": "model"}),
         shard_bytes: int = 4 * 2**30,
         resume: bool = False,
         overwrite: bool = False,
@@ -66,7 +66,7 @@ class ArtifactWriter:
             adapter: name for the manifest.
             source: what the user named as the source, for the manifest.
             fingerprint: of source and plan; a run with another one is not resumed.
-            weights_name: stem of the weight files; may hold folders (``transformer/model``).
+            weights: component -> stem of its weight files, folders included (FORMAT.md, F3).
             shard_bytes: data bytes of one weight file, at most (a larger tensor gets its own).
             resume: continue where an earlier run stopped; a finished ``out`` is left as it is.
             overwrite: replace an artifact at ``out``; without ``resume``, start over.
@@ -81,10 +81,9 @@ class ArtifactWriter:
         self._partial = self.out.with_name(self.out.name + PARTIAL_SUFFIX)
         self._plans = {tensor.name: tensor for tensor in plan}
         self._order = tuple(self._plans)
-        self._draft = draft(
-            plan, adapter=adapter, source=source, fingerprint=fingerprint, weights=weights_name
-        )
-        self._shards = shards.lay_out(plan, weights_name, shard_bytes)
+        names = {"adapter": adapter, "source": source, "fingerprint": fingerprint}
+        self._draft = draft(plan, **names, weights=weights)
+        self._shards = shards.lay_out(plan, weights, shard_bytes)
         self._shard_of = {name: shard for shard in self._shards for name in shard.tensors}
         self._errors: dict[str, float | None] = {}
         self.done: Mapping[str, float | None] = MappingProxyType(self._errors)
@@ -195,7 +194,7 @@ class ArtifactWriter:
         check_name(relative, str(self._partial))
         if self._whole is not None:
             return
-        if relative in self._files or shards.is_weights(self._draft.weights_name, relative):
+        if relative in self._files or shards.is_weights(self._draft.weights, relative):
             raise ArtifactError(f"{self._partial}: file {relative!r} is written already")
         self._store(relative, content)
 
@@ -272,12 +271,14 @@ class ArtifactWriter:
             raise ArtifactError(f"{self._partial}: tensor {first!r} was not written")
 
     def _store_rest(self) -> None:
-        """What no call wrote: the index of several shards, the empty shard of an empty plan."""
-        name = self._draft.weights_name + shards.INDEX_SUFFIX
-        if len(self._shards) > 1 and name not in self._files:
-            self._store(name, shards.index_bytes(self._shards))
-        if not self._order:
-            self._store(self._shards[0].file, self._shards[0].header)
+        """What no call wrote: the index of several shards, the shard of a component without any."""
+        for component, stem in self._draft.weights.items():
+            mine = [shard for shard in self._shards if shard.component == component]
+            name = stem + shards.INDEX_SUFFIX
+            if len(mine) > 1 and name not in self._files:
+                self._store(name, shards.index_bytes(mine))
+            if not mine[0].tensors:
+                self._store(mine[0].file, mine[0].header)
 
     def close(self) -> None:
         """Release the lock; finished tensors stay for ``resume``. Harmless when repeated."""

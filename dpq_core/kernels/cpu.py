@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dpq_core.kernels import cpu_jit, cpu_sums
+from dpq_core.kernels.threads import thread_count
 from dpq_core.kernels.units import Units
 
 MAX_FAST_RESOLUTION = 1024.0
@@ -39,7 +40,7 @@ class CPULloyd:
         self.units = Units.of(groups=G, points=N, tie=tie, pad=pad, K=K, width=self.width)
         self.codes: NDArray[np.int32] = np.full((G, N), -1, np.int32)
         self._sums: NDArray[np.float64] = np.empty((0, 0, 0))
-        threads = torch.get_num_threads()
+        threads = thread_count(len(self.units.table), G * N * K)
         self._batches = [self.units.table[a:b] for a, b in self.units.batches(threads)]
         self._map: Callable[..., Iterable[int]] = map
         if min(threads, len(self._batches)) > 1:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpq_core.kernels.small import is_small
+from dpq_core.kernels.threads import spread
 
 _ROW_BLOCK = 32
 _UNROLLED = (1, 2, 3, 4, 8)
@@ -23,32 +23,24 @@ _UNROLLED = (1, 2, 3, 4, 8)
 
 
 @functools.cache
-def _kernels(d: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The serial and the parallel kernel for a constant d; 0 means any d."""
+def _kernel(d: int) -> Callable[..., Any]:
+    """The kernel for a constant d; 0 means any d."""
 
     @numba.njit(cache=True, nogil=True)
-    def decode_block(codes, books, tie, scale, out, first):  # type: ignore[no-untyped-def]
+    def decode(codes, books, tie, scale, out, first_block, last_block):  # type: ignore[no-untyped-def]
         """Codes uint [G, n], books float32 [C, K, D], scale float32 [n], out [n, G * D]."""
         size = d if d > 0 else books.shape[2]
-        last = min(first + _ROW_BLOCK, codes.shape[1])
-        for group in range(codes.shape[0]):
-            book = books[group // tie]
-            for r in range(first, last):
-                word = book[codes[group, r]]
-                for i in range(size):
-                    out[r, group * size + i] = word[i] * scale[r]
+        for block in range(first_block, last_block):
+            first = block * _ROW_BLOCK
+            last = min(first + _ROW_BLOCK, codes.shape[1])
+            for group in range(codes.shape[0]):
+                book = books[group // tie]
+                for r in range(first, last):
+                    word = book[codes[group, r]]
+                    for i in range(size):
+                        out[r, group * size + i] = word[i] * scale[r]
 
-    @numba.njit(cache=True, nogil=True)
-    def decode_serial(codes, books, tie, scale, out):  # type: ignore[no-untyped-def]
-        for first in range(0, codes.shape[1], _ROW_BLOCK):
-            decode_block(codes, books, tie, scale, out, first)
-
-    @numba.njit(parallel=True, cache=True, nogil=True)
-    def decode_parallel(codes, books, tie, scale, out):  # type: ignore[no-untyped-def]
-        for block in numba.prange((codes.shape[1] + _ROW_BLOCK - 1) // _ROW_BLOCK):
-            decode_block(codes, books, tie, scale, out, block * _ROW_BLOCK)
-
-    return decode_serial, decode_parallel
+    return decode
 
 
 def rows(
@@ -67,7 +59,7 @@ def rows(
     n = codes.shape[1]
     dense = torch.empty(n, codes.shape[0] * d)
     factors = np.ones(n, np.float32) if scale is None else scale.numpy()
-    serial, parallel = _kernels(d if d in _UNROLLED else 0)
-    run = serial if is_small(dense.numel()) else parallel
-    run(codes.numpy(), books.numpy(), tie, factors, dense.numpy())
+    kernel = _kernel(d if d in _UNROLLED else 0)
+    arrays = (codes.numpy(), books.numpy(), tie, factors, dense.numpy())
+    spread(lambda first, last: kernel(*arrays, first, last), -(-n // _ROW_BLOCK), dense.numel())
     return dense.to(dtype)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpq_core.kernels.small import is_small
+from dpq_core.kernels.threads import spread
 
 if TYPE_CHECKING:
     from dpq_core.runtime.weight import PQWeight
@@ -24,32 +24,20 @@ _ROW_BLOCK = 512
 
 
 @numba.njit(cache=True, fastmath=True, nogil=True)
-def _sum_block(table, codes, out, task):  # type: ignore[no-untyped-def]
-    """One task: one token's sums for ``_ROW_BLOCK`` rows."""
-    _, groups, _ = table.shape
-    rows = codes.shape[1]
+def _sum(table, codes, out, first_task, last_task):  # type: ignore[no-untyped-def]
+    """Some tasks; a task is one token's sums for ``_ROW_BLOCK`` rows."""
+    groups, rows = codes.shape
     blocks = (rows + _ROW_BLOCK - 1) // _ROW_BLOCK
-    token, first = task // blocks, (task % blocks) * _ROW_BLOCK
-    count = min(_ROW_BLOCK, rows - first)
-    total = np.zeros(_ROW_BLOCK, np.float32)
-    for group in range(groups):
-        line = table[token, group]
-        code = codes[group, first : first + count]
-        for r in range(count):
-            total[r] += line[code[r]]
-    out[token, first : first + count] = total[:count]
-
-
-@numba.njit(cache=True, nogil=True)
-def _sum_serial(table, codes, out, tasks):  # type: ignore[no-untyped-def]
-    for task in range(tasks):
-        _sum_block(table, codes, out, task)
-
-
-@numba.njit(parallel=True, cache=True, nogil=True)
-def _sum_parallel(table, codes, out, tasks):  # type: ignore[no-untyped-def]
-    for task in numba.prange(tasks):
-        _sum_block(table, codes, out, task)
+    for task in range(first_task, last_task):
+        token, first = task // blocks, (task % blocks) * _ROW_BLOCK
+        count = min(_ROW_BLOCK, rows - first)
+        total = np.zeros(_ROW_BLOCK, np.float32)
+        for group in range(groups):
+            line = table[token, group]
+            code = codes[group, first : first + count]
+            for r in range(count):
+                total[r] += line[code[r]]
+        out[token, first : first + count] = total[:count]
 
 
 def sum_by_code(table: Tensor, codes: Tensor) -> Tensor:
@@ -64,8 +52,9 @@ def sum_by_code(table: Tensor, codes: Tensor) -> Tensor:
     """
     tokens, rows = len(table), codes.shape[1]
     out = np.empty((tokens, rows), np.float32)
-    run = _sum_serial if is_small(tokens * codes.numel()) else _sum_parallel
-    run(table.numpy(), codes.numpy(), out, tokens * -(-rows // _ROW_BLOCK))
+    arrays = (table.numpy(), codes.numpy(), out)
+    tasks = tokens * -(-rows // _ROW_BLOCK)
+    spread(lambda first, last: _sum(*arrays, first, last), tasks, tokens * codes.numel())
     return torch.from_numpy(out)
 
 

@@ -29,6 +29,10 @@ class PQConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images ``[N, Cin, H, W]`` -> ``[N, Cout, H', W']`` in the dtype of ``x``."""
+        out: Tensor = self.weight(self._convolve, x)
+        return out if self.bias is None else out + self.bias.to(out.dtype)[:, None, None]
+
+    def _convolve(self, x: Tensor) -> Tensor:
         padding: str | int | tuple[int, ...] = self.padding
         if self.padding_mode != "zeros":
             x, padding = nn.functional.pad(x, self._pad, mode=self.padding_mode), 0
@@ -37,8 +41,7 @@ class PQConv2d(nn.Module):
             nn.functional.conv2d(x, kernel, None, self.stride, padding, self.dilation, self.groups)
             for kernel in kernels
         ]
-        out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        return out if self.bias is None else out + self.bias.to(out.dtype)[:, None, None]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def _kernels(self, dtype: torch.dtype) -> list[Tensor]:
         """The kernel, cut along its outputs: each ``[chunk, Cin / groups, kh, kw]``."""

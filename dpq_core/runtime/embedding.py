@@ -35,5 +35,8 @@ class PQEmbedding(nn.Module):
 
     def forward(self, index: Tensor) -> Tensor:
         """Integer ``[...]`` -> ``[..., dim]``."""
-        rows = self.weight.rows(index.reshape(-1).long(), self.dtype)
+        rows: Tensor = self.weight(self._rows, index.reshape(-1).long())
         return rows.view(*index.shape, self.embedding_dim)
+
+    def _rows(self, index: Tensor) -> Tensor:
+        return self.weight.rows(index, self.dtype)

@@ -34,11 +34,13 @@ class PQLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Activations ``[..., in]`` -> ``[..., out]`` in the dtype of ``x``."""
-        tokens = x.reshape(-1, self.in_features)
-        out = self._tabulated(tokens) if self._few(tokens) else self._decoded(tokens)
+        out: Tensor = self.weight(self._product, x.reshape(-1, self.in_features))
         if self.bias is not None:
             out = out + self.bias.to(out.dtype)
         return out.reshape(*x.shape[:-1], self.out_features)
+
+    def _product(self, tokens: Tensor) -> Tensor:
+        return self._tabulated(tokens) if self._few(tokens) else self._decoded(tokens)
 
     def _few(self, tokens: Tensor) -> bool:
         p = self.weight.partition

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,14 @@ class PQWeight(nn.Module):
         )
         weight.load_state_dict(pq.parts(), assign=True)
         return weight
+
+    def forward(self, use: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """``use(*inputs)``, while the parts are in place.
+
+        Libraries that offload weights (accelerate) bring a module's tensors around its own forward
+        pass; so whoever decodes this weight does it in here.
+        """
+        return use(*inputs)
 
     @property
     def shape(self) -> torch.Size:

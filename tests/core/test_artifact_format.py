@@ -28,7 +28,7 @@ GOLDEN_V1 = dict(
     line.split()
     for line in """
 config.json f68a01c5183a987078f1551e41df128be7273510adba30d0a83cc905e36d13a8
-dpq.json 0df5dbf11d4d787d0171cf90dd68d94f551ae675d8dc13114c4106b08aaca32a
+dpq.json 1d7ff999439e5aeffd4d6c56f694ed7198584b970aada098e88d33391bab62a6
 model-00001-of-00002.safetensors c3faafb2c030855fcff703bda66225718f75fd05ad75e24b03223c67ba8b69b8
 model-00002-of-00002.safetensors 0a75adbc9d3110f8d465b702e03c3ce4765c0a6fcc7bb59ec382a657751c35b7
 model.safetensors.index.json 1e4e7e240aafbbf4c59a50eb81adafb90046c42e0b8d36dc52c1be8827fdf6ae

@@ -119,6 +119,10 @@ def entry(name: str, **fields: Any) -> Edit:
     return lambda m: m["files"][name].update(fields)
 
 
+def weights(value: Any) -> Edit:
+    return lambda m: m.update(weights=value)
+
+
 def listed(name: Any) -> Edit:
     return lambda m: m["files"].__setitem__(name, m["files"]["config.json"])
 
@@ -161,11 +165,17 @@ MANIFEST_EDITS: dict[str, tuple[Edit, str]] = {
     "F1 NUL": (listed("a\0b"), "file name"),
     "F1 long": (listed("a" * 501), "file name"),
     "F1 the manifest itself": (listed("dpq.json"), "reserved"),
-    "F1 weights_name": (lambda m: m.update(weights_name="../model"), "not a plain relative path"),
+    "F1 weights": (weights({"": "../model"}), "not a plain relative path"),
     "F2 file missing": (listed("gone.json"), "gone.json: cannot be opened"),
     "F3 no weights": (lambda m: m["files"].pop(WEIGHTS), "lists no weight file"),
     "F3 mixed sets": (listed("model-00001-of-00002.safetensors"), "model-00001-of-00002"),
-    "F3 other weights_name": (lambda m: m.update(weights_name="other"), "lists no weight file"),
+    "F3 other weights": (weights({"": "other"}), "lists no weight file"),
+    "F3 no component": (weights({}), "0 components"),
+    "F3 component with a folder": (weights({"a/b": "model"}), "must not hold a folder"),
+    "F3 component unnamed beside others": (weights({"": "model", "a": "b"}), "file name: ''"),
+    "F3 same weights": (weights({"a": "model", "b": "model"}), "the same weight files"),
+    "F3 weights a list": (weights([]), "weights"),
+    "F8 tensor of no component": (weights({"a": "model"}), "belongs to no component"),
     "F7 spec unknown key": (spec(0, extra=1), "spec 0: spec: unknown key extra"),
     "F7 spec missing key": (lambda m: m["specs"][0].pop("d"), "key 'd' is missing"),
     "F7 kmeans missing key": (lambda m: m["specs"][0]["kmeans"].pop("tail"), "'tail' is missing"),
@@ -176,6 +186,7 @@ MANIFEST_EDITS: dict[str, tuple[Edit, str]] = {
     "F7 d huge": (spec(0, d=2**60), "d must be"),
     "F7 d true": (spec(0, d=True), "d must be"),
     "F7 K negative": (spec(0, K=-256), "K must be"),
+    "F14 orientation open": (spec(0, orientation="auto"), "must be resolved"),
     "F7 scope a list": (spec(0, scope=[]), "scope must be"),
     "F7 scope too many": (spec(0, scope=1000), "codebooks"),
     "F7 dtype object": (spec(0, codebook_dtype="object"), "codebook_dtype must be"),

@@ -62,7 +62,7 @@ def test_what_is_written_is_read_by_us_and_by_safetensors(tmp_path: Path, shard_
 
 def test_index_is_the_one_of_hugging_face(tmp_path: Path) -> None:
     """F3: file names are relative to the index, total_size counts data."""
-    write_tiny(tmp_path / "out", shard_bytes=130, weights_name="transformer/weights")
+    write_tiny(tmp_path / "out", shard_bytes=130, weights={"": "transformer/weights"})
     folder = tmp_path / "out" / "transformer"
     index = json.loads((folder / "weights.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == tiny_plan().nbytes
@@ -75,7 +75,7 @@ def test_index_is_the_one_of_hugging_face(tmp_path: Path) -> None:
 @given(sizes=st.lists(st.integers(0, 40), max_size=12), shard_bytes=st.integers(1, 120))
 def test_shards_are_full_but_never_overfull(sizes: list[int], shard_bytes: int) -> None:
     plan = Plan(tuple(kept(f"t{i}", n, dtype=torch.uint8) for i, n in enumerate(sizes)))
-    found = lay_out(plan, "model", shard_bytes)
+    found = lay_out(plan, {"": "model"}, shard_bytes)
     assert [name for shard in found for name in shard.tensors] == [t.name for t in plan]
     for shard in found:
         assert len(shard.header) % 8 == 0

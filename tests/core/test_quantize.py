@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from strategies import conv_shapes, matrix_shapes, specs_up_to
 
 from dpq_core.errors import SpecError
+from dpq_core.kernels import error
 from dpq_core.layout import Layout
 from dpq_core.partition import Partition
 from dpq_core.quantize import quantize, tensor_seed
@@ -114,3 +115,24 @@ def test_codebooks_that_overflow_say_what_to_do():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_the_original_dtype_comes_back(dtype):
     assert run(torch.randn(32, 32).to(dtype)).pq.decode().dtype == dtype
+
+
+@pytest.mark.parametrize(("tie", "groups"), [(1, 5), (3, 7), (7, 7)])
+def test_both_error_kernels_are_the_plain_sum(tie, groups, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(groups, 4, 50, generator=generator)
+    books = torch.randn(-(-groups // tie), 16, 4, generator=generator)
+    codes = torch.randint(16, (groups, 50), generator=generator, dtype=torch.int32)
+    by_point = torch.rand(50, generator=generator, dtype=torch.float64)
+    by_coordinate = torch.rand(groups, 4, generator=generator, dtype=torch.float64)
+    words = torch.stack([books[g // tie][codes[g].long()].T for g in range(groups)])
+    weights = by_coordinate[:, :, None] * by_point
+    expected = [
+        float((weights * values.double().square()).sum()) for values in (points - words, points)
+    ]
+    weights = {"by_point": by_point, "by_coordinate": by_coordinate}
+    fast = error.weighted_error(points, codes, books, tie=tie, **weights)
+    monkeypatch.setattr(error, "_CHUNK", 400)  # two groups at a time
+    plain = error._by_torch(points, codes, books, tie, by_point, by_coordinate)
+    assert fast == pytest.approx(expected, rel=1e-5)
+    assert plain == pytest.approx(expected, rel=1e-5)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dpq_cli import render
-from dpq_cli.shared import Device, Json, Seed, using
+from dpq_cli.shared import MORE_OPTIONS, Device, Json, Seed, adapter_options, using
 from dpq_cli.sizes import format_seconds, format_size, parse_size
 from dpq_core import registry
 from dpq_core.errors import SpecError
@@ -26,6 +26,7 @@ COLUMNS = ("tensor", "shape", ">bits/weight", ">relative error", ">size", ">seco
 
 
 def command(  # one parameter per option is Typer's interface
+    ctx: typer.Context,
     source: Annotated[
         str, typer.Argument(help="A model folder or file, a hub id, or builtin:NAME.")
     ],
@@ -89,14 +90,17 @@ def command(  # one parameter per option is Typer's interface
     shard_bytes = parse_size(shard_size)
     overrides = _overrides(override or [])
     chosen = registry.load(adapter)
+    own = adapter_options(chosen, "compress", ctx.args)
 
     if dry_run:
-        _dry_run(chosen, source, spec, overrides, as_json)
+        with registry.explain_missing(adapter):
+            plan = _plan(chosen, source, own, spec, overrides)
+        _show_plan(plan, source, as_json)
         return
     from dpq_core.compress import CompressOptions, compress
 
     options = CompressOptions(
-        resume=resume, overwrite=overwrite, shard_bytes=shard_bytes, probe=probe
+        resume=resume, overwrite=overwrite, shard_bytes=shard_bytes, probe=probe, adapter=own
     )
     try:
         with using(chosen, device=device, seed=seed) as run:
@@ -107,6 +111,9 @@ def command(  # one parameter per option is Typer's interface
         render.emit_json(report_json(report))
     else:
         _show(report)
+
+
+command.__doc__ = f"{command.__doc__}\n\n{MORE_OPTIONS}"
 
 
 def make_spec(bits: int | None, d: int | None, **changes: Any) -> QuantSpec:
@@ -151,17 +158,16 @@ def _overrides(texts: list[str]) -> tuple[Override, ...]:
     return tuple(Override.parse(text) for text in texts)
 
 
-def _dry_run(
-    adapter: Adapter,
-    source: str,
-    spec: QuantSpec,
-    overrides: tuple[Override, ...],
-    as_json: bool,
-) -> None:
+def _plan(
+    adapter: Adapter, source: str, own: Any, spec: QuantSpec, overrides: tuple[Override, ...]
+) -> Plan:
+    """The plan of a source; ``own`` are the adapter's options for compressing."""
     from dpq_core.plan import make_plan
 
-    with registry.explain_missing(adapter.name):
-        plan = make_plan(adapter.open(source), adapter, spec, overrides)
+    return make_plan(adapter.open_with(source, own), adapter, spec, overrides)
+
+
+def _show_plan(plan: Plan, source: str, as_json: bool) -> None:
     if as_json:
         render.emit_json(_plan_json(plan))
         return

@@ -1,0 +1,102 @@
+"""DiffusionAdapter: what dpq has to know about diffusion pipelines.
+
+Everything that needs torch is imported by the method that uses it: `dpq adapters` stays quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from dpq_core.adapter import Adapter, Evaluation, Run, Sampling
+from dpq_core.errors import AdapterError
+from dpq_diffusion.compress_options import CompressOptions
+from dpq_diffusion.options import EvaluateOptions, SampleOptions
+
+if TYPE_CHECKING:
+    import torch
+
+    from dpq_core.artifact import Artifact, Manifest
+    from dpq_core.checkpoint import Checkpoint
+    from dpq_core.layout import Layout
+    from dpq_core.plan import Override
+    from dpq_core.spec import QuantSpec
+    from dpq_diffusion.source import DiffusionCheckpoint
+
+
+class DiffusionAdapter(Adapter):
+    """Pipelines of diffusers in safetensors, and original DiT and LDM checkpoints."""
+
+    name: ClassVar[str] = "diffusion"
+    summary: ClassVar[str] = "diffusion models (diffusers folders, hub ids, DiT .pt, LDM .ckpt)"
+    options: ClassVar[Mapping[str, type]] = {
+        "compress": CompressOptions,
+        "evaluate": EvaluateOptions,
+        "sample": SampleOptions,
+    }
+
+    def open(self, source: str) -> Checkpoint:
+        """Open the denoiser without reading its tensors."""
+        return self.open_with(source, None)
+
+    def open_with(self, source: str, options: Any) -> Checkpoint:
+        """Open the components to compress, by default the denoiser."""
+        from dpq_diffusion.source import open_checkpoint
+
+        chosen = options or CompressOptions()
+        return open_checkpoint(source, chosen.names)
+
+    def weights_names(self, checkpoint: Checkpoint) -> Mapping[str, str]:
+        """Each component has its own weight file, where diffusers looks for it."""
+        return _own(checkpoint).weights
+
+    def select(self, name: str, shape: tuple[int, ...]) -> Layout | None:
+        """Compress Linear and Conv2d weights and class tables; keep norms, biases and the small."""
+        from dpq_diffusion.architecture import layout_of
+
+        return layout_of(name, shape)
+
+    def overrides(self, spec: QuantSpec) -> tuple[Override, ...]:
+        """Give the sensitive first and last layers the bits that they need."""
+        from dpq_diffusion.architecture import policy
+
+        return policy(spec)
+
+    def generated_files(self, checkpoint: Checkpoint, manifest: Manifest) -> Mapping[str, bytes]:
+        """The configs that ``from_pretrained`` reads, and a model card."""
+        from dpq_diffusion.files import generated_files
+
+        return generated_files(_own(checkpoint), manifest)
+
+    def load(self, source: str, run: Run) -> Any:
+        """The diffusers pipeline, ready to sample."""
+        from dpq_diffusion.loading import load_pipeline
+
+        return load_pipeline(source, run)
+
+    def evaluate(self, source: str, options: Any, run: Run) -> Evaluation:
+        """Fréchet distances, precision and recall, fidelity to the uncompressed model."""
+        from dpq_diffusion.evaluation import evaluate
+
+        return evaluate(source, options or EvaluateOptions(), run)
+
+    def sample(self, source: str, options: Any, run: Run, out: Path | None) -> Sampling:
+        """Draw images: a grid, a folder of PNG files, an ADM batch."""
+        from dpq_diffusion.sampling import sample
+
+        return sample(source, options or SampleOptions(), run, out)
+
+    def probe(self, artifact: Artifact, run: Run) -> Mapping[str, torch.Tensor]:
+        """Outputs of the compressed components on fixed inputs."""
+        from dpq_diffusion.probing import probe
+
+        return probe(artifact.path, run)
+
+
+def _own(checkpoint: Checkpoint) -> DiffusionCheckpoint:
+    from dpq_diffusion.source import DiffusionCheckpoint
+
+    if not isinstance(checkpoint, DiffusionCheckpoint):
+        raise AdapterError(f"{checkpoint.source}: not opened by the diffusion adapter")
+    return checkpoint

@@ -1,0 +1,79 @@
+"""Which tensors of a diffusion pipeline are compressed, by name and shape alone.
+
+No model is ever instantiated for this: in the models of diffusers and transformers a two-axis
+``*.weight`` is a Linear unless its name is that of an embedding, and a four-axis one a Conv2d.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+from dpq_core.layout import Layout
+from dpq_core.plan import Override
+from dpq_core.spec import QuantSpec
+
+MIN_WEIGHTS = 4096
+"""Smaller tensors are kept: a codebook of 256 codewords takes 1-4 KB, half of them or more."""
+
+_TABLE = re.compile(
+    r"(^|[./])(class_embedder\.embedding_table|class_embedding|token_embedding)\.weight$"
+)
+"""Embeddings that are only ever looked up: classes, and the tokens of CLIP."""
+
+_KEPT = re.compile(
+    r"(^|[./])(quantize\.embedding|position_embedding|relative_attention_bias|shared|embed_tokens"
+    r"|wte|wpe)\.weight$"
+)
+"""Embeddings that are used in other ways too: distances to a VQ codebook, tied or biased tables."""
+
+_SENSITIVE = (
+    "pos_embed.proj",  # patch embedding (DiT, PixArt)
+    "x_embedder",  # idem (FLUX)
+    "conv_in",
+    "context_embedder",
+    "caption_projection.linear_?",
+    "time_embedding.linear_?",
+    "add_embedding.linear_?",
+    "class_embedding.linear_?",
+    "time_text_embed.*",
+    "adaln_single.emb.*",
+    "transformer_blocks.*.norm1.emb.timestep_embedder.linear_?",
+    "norm_out.linear",
+    "proj_out",
+    "proj_out_?",  # DiT: final modulation and final projection
+    "conv_out",
+)
+"""Layers at either end: every step and every token passes them, and they are few."""
+
+_TABLES = ("*class_embedder.embedding_table", "class_embedding", "*token_embedding")
+
+
+def layout_of(name: str, shape: tuple[int, ...]) -> Layout | None:
+    """How a tensor is compressed; None keeps it (norms, biases, tables that are not looked up)."""
+    if not name.endswith(".weight") or math.prod(shape) < MIN_WEIGHTS or _KEPT.search(name):
+        return None
+    if len(shape) == 2:
+        return Layout.EMBEDDING if _TABLE.search(name) else Layout.LINEAR
+    return Layout.CONV if len(shape) == 4 else None
+
+
+def policy(spec: QuantSpec) -> tuple[Override, ...]:
+    """8 bits per weight for the layers at either end, at least 4 for the looked-up tables.
+
+    The patterns match top-level layers only, with and without a component before them; the user's
+    own overrides come later and win.
+    """
+    rules: list[tuple[str, dict[str, Any]]] = []
+    if spec.scope == "subspace" and spec.orientation == "input":
+        rules.append(("*", {"orientation": "auto"}))  # one codebook per d columns, or per d rows
+    if spec.code_bits / spec.d < 4:
+        rules += [(pattern, {"d": 2, "K": 256}) for pattern in _TABLES]
+    if spec.code_bits / spec.d < 8:
+        rules += [(pattern, {"d": 1, "K": 256}) for pattern in _SENSITIVE]
+    return tuple(
+        Override(f"{prefix}{pattern}.weight", changes)
+        for pattern, changes in rules
+        for prefix in ("", "*/")
+    )

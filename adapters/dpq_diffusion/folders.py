@@ -1,0 +1,206 @@
+"""Where pipelines come from, and what lies in their folders; safetensors only."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpq_core.artifact import MANIFEST_NAME, Artifact
+from dpq_core.artifact.files import PARTIAL_SUFFIX
+from dpq_core.errors import SourceError
+from dpq_core.sources import (
+    BUILTIN_SCHEME,
+    download,
+    is_hub_id,
+    read_json,
+    shards,
+    unknown_builtin,
+)
+
+BUILTIN = Path(__file__).parent / "builtin"
+
+INDEX = "model_index.json"
+CONFIG = "config.json"
+STEMS = ("diffusion_pytorch_model", "model")
+"""Stem of the weight files in diffusers' own and in transformers' components."""
+
+ORIGINAL_SUFFIXES = (".pt", ".pth", ".ckpt")
+
+SIDE_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".safetensors")
+"""Files that are copied into an artifact as they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Component:
+    """A folder with a config and weights.
+
+    Attributes:
+        folder: where it is.
+        config: the content of its ``config.json``.
+        stem: of its weight files, without variant: ``diffusion_pytorch_model`` or ``model``.
+        files: its weight files.
+        promised: names of the tensors that an index promises; empty without an index.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    stem: str
+    files: tuple[Path, ...]
+    promised: frozenset[str]
+
+
+def locate(source: str) -> Path:
+    """The local folder of a source; a hub id is downloaded, an original checkpoint converted.
+
+    Raises:
+        SourceError: there is no such folder, file, builtin model or repository.
+        ArtifactError: it is an artifact that is only half-written.
+    """
+    if source.startswith(BUILTIN_SCHEME):
+        return _builtin(source.removeprefix(BUILTIN_SCHEME))
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if path.with_name(path.name + PARTIAL_SUFFIX).is_dir():
+        Artifact.open(path)  # says that it is half-written, and how to go on
+    if path.is_file():
+        if path.suffix not in ORIGINAL_SUFFIXES:
+            raise SourceError(
+                f"{source}: a file; give a diffusers folder, a DiT .pt or an LDM .ckpt instead"
+            )
+        from dpq_diffusion.original import converted
+
+        return converted(path)
+    if path.suffix in ORIGINAL_SUFFIXES or not is_hub_id(source):
+        raise SourceError(f"{source}: no such file or folder, and not a hub id (owner/name)")
+    return _download(source)
+
+
+def _builtin(name: str) -> Path:
+    names = sorted(path.parent.name for path in BUILTIN.glob(f"*/{INDEX}"))
+    if name in names:
+        return BUILTIN / name
+    raise unknown_builtin(name, names)
+
+
+def _download(source: str) -> Path:
+    # Weights of single-file releases lie at the top; those of the pipeline in its folders.
+    patterns = [INDEX, MANIFEST_NAME, CONFIG, "*/*.json", "*/*.txt", "*/*.model", "LICENSE*"]
+    patterns += [f"{folder}{stem}*.safetensors" for stem in STEMS for folder in ("", "*/")]
+    return download(source, patterns)
+
+
+def is_pipeline(folder: Path) -> bool:
+    """Whether the folder holds a whole pipeline, not a single component."""
+    return (folder / INDEX).is_file()
+
+
+def components_of(folder: Path) -> tuple[str, ...]:
+    """Names of the components with weights, in the order of ``model_index.json``.
+
+    Raises:
+        SourceError: the index is unreadable, or a component that it names is not there.
+    """
+    found = []
+    for name, value in read_json(folder / INDEX).items():
+        is_component = isinstance(value, list) and len(value) == 2 and None not in value
+        if name.startswith("_") or not is_component or not re.fullmatch(r"\w+", name):
+            continue
+        if not (folder / name).is_dir():
+            raise SourceError(f"{folder}: component {name!r} of {INDEX} is missing")
+        if any(p.suffix in (".safetensors", ".bin") for p in (folder / name).iterdir()):
+            found.append(name)
+    return tuple(found)
+
+
+def component(folder: Path) -> Component:
+    """Find the weight files of a component; of several variants the plain one.
+
+    Raises:
+        SourceError: there are none in safetensors, a shard is missing, or the config is unreadable.
+    """
+    config = read_json(folder / CONFIG)
+    for stem in STEMS:
+        for found in (f"{stem}.safetensors", f"{stem}.fp16.safetensors"):
+            if (folder / found).is_file():
+                return Component(
+                    folder=folder,
+                    config=config,
+                    stem=stem,
+                    files=(folder / found,),
+                    promised=frozenset(),
+                )
+            for index in (f"{found}.index.json", found.replace(".safetensors", _FP16_INDEX)):
+                if (folder / index).is_file():
+                    files, promised = shards(folder, folder / index)
+                    return Component(
+                        folder=folder,
+                        config=config,
+                        stem=stem,
+                        files=tuple(files),
+                        promised=promised,
+                    )
+    pickles = any(folder.glob("*.bin"))
+    raise SourceError(
+        f"{folder}: only pickled weights (.bin), which dpq never opens; convert once with "
+        "DiffusionPipeline.from_pretrained(OLD).save_pretrained(NEW)"
+        if pickles
+        else f"{folder}: no weights ({', '.join(f'{stem}.safetensors' for stem in STEMS)})"
+    )
+
+
+_FP16_INDEX = ".safetensors.index.fp16.json"
+"""diffusers puts the variant of an index behind ``index``."""
+
+
+def side_files(folder: Path, compressed: Mapping[str, Component]) -> dict[str, Path]:
+    """Files that belong to the pipeline beside what is compressed: relative name -> path.
+
+    Of components that are not compressed, the weights of one variant; never pickles or code.
+    """
+    result: dict[str, Path] = {}
+    folders = [folder] if "" in compressed else [folder, *_folders(folder)]
+    for place in folders:
+        name = "" if place == folder else place.name
+        weights = None if name in compressed or not name else _weights_of(place)
+        for path in sorted(place.iterdir()):
+            if not path.is_file() or path.suffix not in SIDE_SUFFIXES or path.name == MANIFEST_NAME:
+                continue
+            if _is_weight(path.name) and (weights is None or path not in weights):
+                continue
+            if name in compressed and path.name == CONFIG:
+                continue  # written anew
+            # Loaders look for the plain variant unless they are told otherwise.
+            plain = path.name.replace(".fp16.safetensors", ".safetensors")
+            plain = plain.replace(".index.fp16.json", ".index.json")
+            result[f"{name}/{plain}" if name else plain] = path
+    for path in sorted(folder.glob("LICENSE*")):
+        result[path.name] = path
+    return result
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Folders of the parts that the pipeline's index names: models, tokenizers, scheduler."""
+    names = (n for n, value in read_json(folder / INDEX).items() if isinstance(value, list))
+    return sorted(folder / name for name in names if (folder / name).is_dir())
+
+
+def _weights_of(folder: Path) -> set[Path]:
+    """The weight files of a component that is copied, and their index."""
+    if not (folder / CONFIG).is_file():
+        return set()
+    part = component(folder) if any(folder.glob("*.safetensors")) or _pickled(folder) else None
+    if part is None:
+        return set()
+    return {*part.files, *(folder.glob("*.safetensors.index*.json") if part.promised else ())}
+
+
+def _pickled(folder: Path) -> bool:
+    return any(folder.glob("*.bin"))
+
+
+def _is_weight(name: str) -> bool:
+    return name.endswith(".safetensors") or ".safetensors.index" in name

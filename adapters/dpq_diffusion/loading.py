@@ -1,0 +1,119 @@
+"""From a source, compressed or not, to a diffusers pipeline ready to sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dpq_core.adapter import Run
+from dpq_core.artifact import Artifact
+from dpq_core.device import resolve
+from dpq_core.errors import ArtifactError, SourceError
+from dpq_core.sources import read_json
+from dpq_diffusion.folders import CONFIG, INDEX, is_pipeline, locate
+
+
+def load_pipeline(source: str, run: Run) -> Any:
+    """The pipeline of an artifact or of an uncompressed source, on the device of ``run``.
+
+    A source that is a single component gives that model.
+
+    Raises:
+        SourceError: there is no such source, or diffusers cannot load it.
+        ArtifactError: the artifact is damaged.
+    """
+    where = resolve(run.device)
+    folder = locate(source)
+    if Artifact.is_artifact(folder):
+        open_artifact(folder)
+    return load_folder(folder, where)
+
+
+def open_artifact(folder: Path) -> Artifact:
+    """Check an artifact of this adapter without reading its tensors.
+
+    Raises:
+        ArtifactError: it is damaged, half-written or of another adapter.
+    """
+    artifact = Artifact.open(folder)
+    if artifact.manifest.adapter != "diffusion":
+        raise ArtifactError(f"{folder}: made by the adapter {artifact.manifest.adapter!r}")
+    return artifact
+
+
+def load_folder(folder: Path, device: torch.device) -> Any:
+    """``from_pretrained`` on a folder: the pipeline, or the model of a single component.
+
+    Activations are float32 on the CPU, and in the dtype of the stored weights elsewhere.
+
+    Raises:
+        SourceError: diffusers cannot load it.
+    """
+    import diffusers
+
+    if is_pipeline(folder):
+        kind: Any = diffusers.DiffusionPipeline
+    else:
+        name = read_json(folder / CONFIG).get("_class_name")
+        kind = getattr(diffusers, str(name), None)
+        if kind is None:
+            raise SourceError(f"{folder / CONFIG}: diffusers has no class {name!r}")
+    dtype = torch.float32 if device.type == "cpu" else stored_dtype(folder)
+    try:
+        with _quietly():
+            loaded = kind.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise SourceError(f"{folder}: diffusers cannot load it ({reason})") from None
+    _restore_labels(loaded, folder)
+    return loaded.to(device)
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The dtype of the denoiser's weights that are not quantized, as they are stored."""
+    from dpq_diffusion.folders import component, components_of
+    from dpq_diffusion.source import DENOISERS
+
+    place = folder
+    if is_pipeline(folder):
+        present = components_of(folder)
+        place = folder / next((name for name in DENOISERS if name in present), present[0])
+    from dpq_core.checkpoint import SafetensorsCheckpoint
+
+    for name, info in SafetensorsCheckpoint(
+        str(place), list(component(place).files)
+    ).tensors.items():
+        parts = (".codebooks", ".row_scale")
+        if info.dtype.is_floating_point and not name.endswith(parts):
+            return info.dtype
+    return torch.float16
+
+
+def _restore_labels(pipeline: Any, folder: Path) -> None:
+    """Put the class names into the pipeline's config, where diffusers does not keep them."""
+    if not is_pipeline(folder):
+        return
+    labels = read_json(folder / INDEX).get("id2label")
+    if isinstance(labels, dict) and not pipeline.config.get("id2label"):
+        pipeline.register_to_config(id2label=labels)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the libraries' own progress bars: dpq reports progress through ``Run``."""
+    from diffusers.utils import logging
+    from transformers.utils import logging as text_logging
+
+    shown = text_logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    text_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
+        if shown:
+            text_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -1,0 +1,259 @@
+"""One way to draw images per kind of pipeline: class-conditional and unconditional, or prompts."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dpq_core.errors import SourceError, SpecError
+from dpq_diffusion.conditions import Condition, Item, class_conditions, class_names
+from dpq_diffusion.denoising import (
+    Guidance,
+    Trace,
+    class_predictor,
+    decode,
+    generators,
+    initial_noise,
+    keeps_variance,
+    predicts_variance,
+    reverse,
+    to_uint8,
+    untraced,
+)
+from dpq_diffusion.schedulers import make_scheduler, name_of
+
+_STEPS = 50
+_GUIDANCE = 1.5
+_AUTOENCODERS = ("vae", "vqvae", "movq")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How images are drawn: what two sets of samples need in common to be compared.
+
+    Attributes:
+        scheduler: ``ddim`` and so on.
+        steps: denoising steps.
+        guidance: scale; 1 is none.
+        guided_channels: 0 is all.
+    """
+
+    scheduler: str
+    steps: int
+    guidance: float
+    guided_channels: int = 0
+
+    def __str__(self) -> str:
+        channels = f" on {self.guided_channels} channels" if self.guided_channels else ""
+        return f"{self.scheduler}, {self.steps} steps, guidance {self.guidance:g}{channels}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What the user asked for; zeros and None leave the choice to the model."""
+
+    steps: int = 0
+    guidance: float | None = None
+    scheduler: str = "auto"
+    guided_channels: int = 0
+
+
+class Sampler(ABC):
+    """Draws images with one pipeline and one group of settings."""
+
+    def __init__(self, pipeline: Any, settings: Settings) -> None:
+        self.pipeline = pipeline
+        self.settings = settings
+
+    @abstractmethod
+    def conditions(
+        self, labels: Sequence[str], prompts: Sequence[str], *, few: bool = False
+    ) -> tuple[Condition, ...]:
+        """What can be drawn of what was asked for; ``few`` where a person looks at all of it."""
+
+    @abstractmethod
+    def draw(self, items: Sequence[Item], trace: Trace = untraced) -> Tensor:
+        """Uint8 images ``[n, H, W, C]`` on the CPU; C is 1 or 3."""
+
+
+def make_sampler(pipeline: Any, wish: Wish) -> Sampler:
+    """The sampler for a pipeline.
+
+    Raises:
+        SpecError: an option does not fit the model.
+        SourceError: nobody knows how to draw with such a pipeline.
+    """
+    if isinstance(pipeline, torch.nn.Module):
+        raise SourceError(
+            f"a {type(pipeline).__name__} alone draws no images; give the folder of its pipeline, "
+            "with model_index.json and scheduler"
+        )
+    if "prompt" in inspect.signature(type(pipeline).__call__).parameters:
+        return TextSampler(pipeline, wish)
+    model = denoiser(pipeline)
+    if type(model).__name__ not in ("DiTTransformer2DModel", "Transformer2DModel", "UNet2DModel"):
+        raise SourceError(
+            f"a {type(pipeline).__name__} with a {type(model).__name__} cannot be sampled by dpq; "
+            "DiT, UNet2D and text-to-image pipelines can"
+        )
+    return ClassSampler(pipeline, wish)
+
+
+def denoiser(pipeline: Any) -> Any:
+    """The transformer or UNet of a pipeline.
+
+    Raises:
+        SourceError: it has neither.
+    """
+    for name in ("transformer", "unet"):
+        if getattr(pipeline, name, None) is not None:
+            return getattr(pipeline, name)
+    raise SourceError(f"{type(pipeline).__name__} has no transformer and no unet")
+
+
+class ClassSampler(Sampler):
+    """DiT and UNet2D pipelines, class-conditional or not, on pixels or latents."""
+
+    def __init__(self, pipeline: Any, wish: Wish) -> None:
+        self._model = denoiser(pipeline)
+        self._names = class_names(pipeline)
+        self._classes, null = _classes(self._model, len(self._names))
+        if wish.guidance not in (None, 1) and null is None:
+            kind = "null class to guide with" if self._classes else "classes to guide by"
+            raise SpecError(f"--guidance {wish.guidance:g}: the model has no {kind}; use 1")
+        learned = predicts_variance(self._model)
+        scheduler = make_scheduler(pipeline.scheduler, wish.scheduler, learned_variance=learned)
+        steps = wish.steps or _STEPS
+        if steps > scheduler.config.num_train_timesteps:
+            most = scheduler.config.num_train_timesteps
+            raise SpecError(f"--steps {steps}: the model was trained with {most} steps")
+        default = 1.0 if null is None else _GUIDANCE
+        settings = Settings(
+            scheduler=name_of(scheduler),
+            steps=steps,
+            guidance=default if wish.guidance is None else wish.guidance,
+            guided_channels=wish.guided_channels,
+        )
+        super().__init__(pipeline, settings)
+        self._scheduler = scheduler
+        self._guidance = Guidance(scale=settings.guidance, channels=wish.guided_channels, null=null)
+
+    def conditions(
+        self, labels: Sequence[str], prompts: Sequence[str], *, few: bool = False
+    ) -> tuple[Condition, ...]:
+        """Classes, or the one condition of an unconditional model."""
+        if prompts:
+            raise SpecError("--prompt: the model draws classes, not prompts; use --label")
+        if self._classes:
+            return class_conditions(labels, self._classes, self._names, few=few)
+        if labels:
+            raise SpecError("--label: the model is unconditional; leave it out")
+        return (Condition(),)
+
+    def draw(self, items: Sequence[Item], trace: Trace = untraced) -> Tensor:
+        """Uint8 images ``[n, H, W, C]`` on the CPU; C is 1 or 3."""
+        device = self.pipeline.device
+        labels = [item.condition.label for item in items]
+        classes = torch.tensor(labels, device=device) if self._classes else None
+        sources = generators([item.seed for item in items])
+        latents = reverse(
+            class_predictor(
+                self._model,
+                classes,
+                self._guidance,
+                variance=keeps_variance(self._scheduler, self._model),
+            ),
+            initial_noise(_shape(self._model), sources, device),
+            self._scheduler,
+            self.settings.steps,
+            sources,
+            trace,
+        )
+        found = (getattr(self.pipeline, name, None) for name in _AUTOENCODERS)
+        return decode(latents, next((vae for vae in found if vae is not None), None))
+
+
+class TextSampler(Sampler):
+    """Text-to-image pipelines, through their own ``__call__``."""
+
+    def __init__(self, pipeline: Any, wish: Wish) -> None:
+        self._takes = inspect.signature(type(pipeline).__call__).parameters
+        if wish.guidance is not None and "guidance_scale" not in self._takes:
+            raise SpecError(f"--guidance: {type(pipeline).__name__} has no guidance; leave it out")
+        if wish.guided_channels:
+            raise SpecError("--guided-channels is for class-conditional models; leave it out")
+        if wish.scheduler != "auto":
+            scheduler = make_scheduler(pipeline.scheduler, wish.scheduler, learned_variance=False)
+            pipeline.scheduler = scheduler
+        settings = Settings(
+            scheduler=name_of(pipeline.scheduler),
+            steps=wish.steps or int(self._default("num_inference_steps", _STEPS)),
+            guidance=float(
+                self._default("guidance_scale", 1.0) if wish.guidance is None else wish.guidance
+            ),
+        )
+        super().__init__(pipeline, settings)
+
+    def _default(self, name: str, otherwise: float) -> float:
+        parameter = self._takes.get(name)
+        known = parameter is not None and isinstance(parameter.default, int | float)
+        return parameter.default if known and parameter is not None else otherwise
+
+    def conditions(
+        self, labels: Sequence[str], prompts: Sequence[str], *, few: bool = False
+    ) -> tuple[Condition, ...]:
+        """The prompts."""
+        if labels:
+            raise SpecError("--label: the model draws prompts, not classes; use --prompt")
+        if not prompts:
+            raise SpecError("nothing to draw: give --prompt TEXT")
+        return tuple(Condition(name=prompt, prompt=prompt) for prompt in prompts)
+
+    @torch.no_grad()
+    def draw(self, items: Sequence[Item], trace: Trace = untraced) -> Tensor:
+        """Uint8 images ``[n, H, W, 3]`` on the CPU."""
+        self.pipeline.set_progress_bar_config(disable=True)
+        extra: dict[str, Any] = {}
+        if "guidance_scale" in self._takes:
+            extra["guidance_scale"] = self.settings.guidance
+        if "callback_on_step_end" in self._takes:
+            extra["callback_on_step_end"] = _callback(trace)
+        images = self.pipeline(
+            prompt=[item.condition.prompt for item in items],
+            num_inference_steps=self.settings.steps,
+            generator=generators([item.seed for item in items]),
+            output_type="np",
+            **extra,
+        ).images  # float [n, H, W, 3] in [0, 1]
+        pixels = torch.as_tensor(images).permute(0, 3, 1, 2)
+        return to_uint8(pixels * 2 - 1)
+
+
+def _callback(trace: Trace) -> Any:
+    def at_step_end(pipeline: Any, step: int, time: Any, values: dict[str, Any]) -> dict[str, Any]:
+        trace(step, values["latents"].float())
+        return values
+
+    return at_step_end
+
+
+def _classes(model: Any, names: int) -> tuple[int, int | None]:
+    """Number of classes (0: unconditional) and the null class, which is the row after them."""
+    embeds = model.config.get("num_embeds_ada_norm")
+    if embeds is not None:  # a DiT: diffusers always adds the row of the null class
+        return embeds, embeds
+    rows = model.config.get("num_class_embeds") or 0
+    return (names, names) if 0 < names < rows else (rows, None)
+
+
+def _shape(model: Any) -> tuple[int, int, int]:
+    """Channels, height and width of the model's input."""
+    size = model.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return model.config.in_channels, height, width

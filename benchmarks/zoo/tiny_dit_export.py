@@ -1,0 +1,159 @@
+"""Pipeline folder of ``builtin:tiny-dit``: weights, scheduler, samples, model card."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from fashion_mnist import LABELS, Split, to_model_range
+from safetensors import safe_open
+from tiny_dit_card import Facts, card
+from tiny_dit_model import BETA_END, BETA_START, TIMESTEPS
+from tiny_dit_recipe import Progress, Recipe
+from tiny_dit_sample import (
+    Sampling,
+    agreement,
+    balanced_labels,
+    frechet_distance,
+    quantized_to_uint8,
+    sample,
+    save_grid,
+)
+
+from dpq_diffusion.tiny_classifier import TinyClassifier, load_classifier
+
+if TYPE_CHECKING:
+    from diffusers import DDIMScheduler, DiTTransformer2DModel
+
+GRID = "samples.png"
+GRID_COLUMNS = 8
+WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
+PIPELINE = "PixelDiTPipeline"
+STATISTICS = "reference.safetensors"
+
+
+def build_scheduler() -> DDIMScheduler:
+    """Returns the sampler stored in the folder, which has the process of the training."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(
+        num_train_timesteps=TIMESTEPS,
+        beta_start=BETA_START,
+        beta_end=BETA_END,
+        beta_schedule="linear",
+        prediction_type="v_prediction",
+        clip_sample=True,  # pixels lie in [-1, 1]
+    )
+
+
+def write_pipeline(folder: Path, model: DiTTransformer2DModel) -> None:
+    """Writes float16 weights, scheduler and index, each as diffusers reads them.
+
+    Args:
+        folder: Existing folder.
+        model: The model; blocks may share their embedder, the file has a copy for each.
+    """
+    import diffusers
+
+    copies = type(model).from_config(model.config)
+    copies.load_state_dict(model.state_dict())
+    copies.half().save_pretrained(folder / "transformer")
+    build_scheduler().save_pretrained(folder / "scheduler")
+    index = {
+        "_class_name": PIPELINE,
+        "_diffusers_version": diffusers.__version__,
+        "id2label": {str(label): name for label, name in enumerate(LABELS)},
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "transformer": ["diffusers", "DiTTransformer2DModel"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+@torch.no_grad()
+def measure(
+    folder: Path, classifier_folder: Path, train: Split, how: Sampling
+) -> tuple[Facts, torch.Tensor]:
+    """Samples from the weights as written and scores the samples.
+
+    Args:
+        folder: The pipeline folder, whose weights are run in float32.
+        classifier_folder: The classifier and its reference statistics.
+        train: Training images, of which the first ones show what real images score.
+        how: How to sample.
+
+    Returns:
+        The facts, and the samples, class by class, in [-1, 1].
+    """
+    from diffusers import DiTTransformer2DModel
+
+    model = DiTTransformer2DModel.from_pretrained(folder / "transformer", dtype=torch.float32)
+    classifier = load_classifier(classifier_folder)
+    with safe_open(classifier_folder / STATISTICS, "pt") as file:
+        mu, sigma = file.get_tensor("mu"), file.get_tensor("sigma")
+        accuracy = float(file.metadata()["accuracy"])
+    labels = balanced_labels(how.per_class)
+    images = quantized_to_uint8(sample(model.eval(), build_scheduler(), labels, how))
+    real = to_model_range(train.images[: len(labels)])
+    copied = model.transformer_blocks[0].norm1.emb
+    parameters = sum(p.numel() for p in model.parameters())
+    copies = sum(p.numel() for p in copied.parameters()) * (len(model.transformer_blocks) - 1)
+    facts = Facts(
+        parameters=parameters,
+        unique=parameters - copies,
+        weight_bytes=(folder / WEIGHTS).stat().st_size,
+        agreement=agreement(classifier, images, labels).tolist(),
+        distance=_distance(classifier, images, mu, sigma),
+        floor=_distance(classifier, real, mu, sigma),
+        accuracy=accuracy,
+    )
+    return facts, images
+
+
+def export(
+    out: Path,
+    model: DiTTransformer2DModel,
+    recipe: Recipe,
+    progress: Progress,
+    train: Split,
+    how: Sampling,
+) -> Facts:
+    """Writes the complete pipeline folder, replacing each file atomically.
+
+    Args:
+        out: The folder; ``out/classifier`` is there already and stays as it is.
+        model: The model with its float32 weights.
+        recipe: Data and settings of the run.
+        progress: Progress of the run.
+        train: The training split.
+        how: How to sample for the model card.
+
+    Returns:
+        What was measured of the exported weights.
+    """
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as name:
+        folder = Path(name)
+        write_pipeline(folder, model)
+        facts, images = measure(folder, out / "classifier", train, how)
+        columns = min(GRID_COLUMNS, how.per_class)
+        shown = images.view(len(LABELS), how.per_class, *images.shape[1:])[:, :columns]
+        save_grid(folder / GRID, shown.flatten(0, 1), columns)
+        (folder / "README.md").write_text(card(recipe, progress, facts, how, GRID), "utf-8")
+        log = "".join(json.dumps(row) + "\n" for row in progress.log)
+        (folder / "training_log.jsonl").write_text(log)
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                target = out / path.relative_to(folder)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                path.chmod(0o644)
+                path.replace(target)
+    return facts
+
+
+def _distance(
+    classifier: TinyClassifier, images: torch.Tensor, mu: torch.Tensor, sigma: torch.Tensor
+) -> float:
+    features = torch.cat([classifier.features(part) for part in images.split(500)])
+    return frechet_distance(features, mu, sigma)

@@ -1,0 +1,162 @@
+"""Swaps the modules of any torch model for quantized ones, and back.
+
+For loaders: the modules are swapped by name while the model is a skeleton (on the meta device, as
+libraries build it), and then filled like any other module, because their state dict has the names
+under which the parts are stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from dpq_core.checkpoint import TensorInfo
+from dpq_core.errors import ArtifactError, SpecError
+from dpq_core.layout import Layout
+from dpq_core.partition import Partition
+from dpq_core.pq_tensor import PQTensor, expected_parts
+from dpq_core.runtime.conv import PQConv2d
+from dpq_core.runtime.embedding import PQEmbedding
+from dpq_core.runtime.linear import PQLinear
+from dpq_core.runtime.weight import PQWeight
+from dpq_core.spec import QuantSpec
+
+PQModule = PQLinear | PQEmbedding | PQConv2d
+
+
+def swap_in(model: nn.Module, path: str, spec: QuantSpec) -> PQWeight:
+    """Replace the Linear, Conv2d or Embedding at ``path``; its parts are allocated where it was.
+
+    Args:
+        model: in the dtype of its activations.
+        path: of the module, e.g. ``blocks.0.fc1``.
+        spec: by which its weight was quantized.
+
+    Returns:
+        The weight that waits for its parts.
+
+    Raises:
+        ArtifactError: there is no such module, it is of another kind, or the spec does not fit.
+    """
+    try:
+        module = model.get_submodule(path)
+    except AttributeError:
+        raise ArtifactError(f"the model has no module {path!r}, which is quantized") from None
+    forward = type(module).forward
+    swapped: nn.Module
+    if isinstance(module, nn.Linear) and forward is nn.Linear.forward:
+        weight = _empty_weight(path, module.weight, Layout.LINEAR, spec)
+        swapped = PQLinear(weight, module.bias)
+    elif isinstance(module, nn.Conv2d) and forward is nn.Conv2d.forward:
+        weight = _empty_weight(path, module.weight, Layout.CONV, spec)
+        swapped = PQConv2d(weight, module)
+    elif isinstance(module, nn.Embedding) and forward is nn.Embedding.forward:
+        weight = _empty_weight(path, module.weight, Layout.EMBEDDING, spec)
+        swapped = PQEmbedding(weight, module.padding_idx, module.weight.dtype)
+    else:
+        kind = type(module).__name__
+        raise ArtifactError(f"{path!r} is quantized, but {kind} is no Linear, Conv2d or Embedding")
+    replace(model, path, swapped)
+    return weight
+
+
+def _empty_weight(path: str, dense: torch.Tensor, layout: Layout, spec: QuantSpec) -> PQWeight:
+    try:
+        partition = Partition.of(tuple(dense.shape), layout, spec)
+    except SpecError as error:
+        raise ArtifactError(f"{path!r}: {error}") from None
+    return PQWeight(
+        partition,
+        codebook_dtype=getattr(torch, spec.codebook_dtype),
+        row_scale=spec.row_scale,
+        device=dense.device,
+    )
+
+
+def swap_out(model: nn.Module, dtype: torch.dtype) -> None:
+    """Replace every quantized module by a dense one of the decoded weight (the inverse).
+
+    Modules that shared a quantized weight share the dense one.
+    """
+    dense: dict[PQWeight, nn.Parameter] = {}
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        if isinstance(module, PQModule):
+            if module.weight not in dense:
+                value = module.weight.decode(dtype).detach()
+                dense[module.weight] = nn.Parameter(value, requires_grad=False)
+            replace(model, path, _dense(module, dense[module.weight]))
+
+
+def _dense(module: PQModule, weight: nn.Parameter) -> nn.Module:
+    result: nn.Linear | nn.Embedding | nn.Conv2d
+    if isinstance(module, PQEmbedding):
+        entries, dim = weight.shape
+        result = nn.Embedding(entries, dim, module.padding_idx, device="meta")
+    elif isinstance(module, PQConv2d):
+        result = nn.Conv2d(
+            module.in_channels,
+            module.out_channels,
+            module.kernel_size,  # type: ignore[arg-type]  # the tuple that Conv2d itself kept
+            module.stride,  # type: ignore[arg-type]
+            module.padding,  # type: ignore[arg-type]
+            module.dilation,  # type: ignore[arg-type]
+            module.groups,
+            bias=False,
+            padding_mode=module.padding_mode,
+            device="meta",
+        )
+        result.bias = module.bias
+    else:
+        rows, cols = weight.shape
+        result = nn.Linear(cols, rows, bias=False, device="meta")
+        result.bias = module.bias  # type: ignore[assignment]  # a Parameter or None
+    result.weight = weight
+    return result
+
+
+def replace(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Put ``module`` where ``path`` is."""
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)
+
+
+def check_stored(weights: Mapping[str, PQWeight], stored: Mapping[str, TensorInfo]) -> None:
+    """Hold what is stored against what the swapped modules wait for, before anything is read.
+
+    Args:
+        weights: stored name of a quantized weight -> its module.
+        stored: name -> shape and dtype of everything in the weight files.
+
+    Raises:
+        ArtifactError: a part is missing or of another shape or dtype.
+    """
+    for name, weight in weights.items():
+        parts = expected_parts(
+            weight.partition, codebook_dtype=weight.dtype, row_scale=weight.row_scale is not None
+        )
+        for part, (dtype, shape) in parts.items():
+            info = stored.get(f"{name}.{part}")
+            if info is None:
+                raise ArtifactError(f"tensor '{name}.{part}' is missing from the weight files")
+            if (info.dtype, info.shape) != (dtype, shape):
+                raise ArtifactError(
+                    f"tensor '{name}.{part}' is {info.dtype} {list(info.shape)}, the config asks "
+                    f"for {dtype} {list(shape)}"
+                )
+
+
+def check_loaded(model: nn.Module) -> None:
+    """Check the values of all quantized weights that are in memory.
+
+    Raises:
+        ArtifactError: a code is out of range, or a codebook or scale is not finite.
+    """
+    for path, module in model.named_modules():
+        if isinstance(module, PQWeight) and module.device.type != "meta":
+            parts = {name: value.detach() for name, value in module.state_dict().items()}
+            try:
+                PQTensor.from_parts(module.partition, torch.float32, parts)
+            except ArtifactError as error:
+                raise ArtifactError(f"{path}: {error}") from None

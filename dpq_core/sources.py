@@ -1,0 +1,110 @@
+"""Steps that adapters for Hugging Face folders have in common: names, downloads, indices."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dpq_core.errors import SourceError
+
+BUILTIN_SCHEME = "builtin:"
+
+_MAX_JSON_BYTES = 64 << 20
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?")
+_SHARD = re.compile(r"[\w][\w.-]*\.safetensors")
+
+
+def unknown_builtin(name: str, names: Sequence[str]) -> SourceError:
+    """The error for ``builtin:name``: the nearest of ``names``, then all of them."""
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {BUILTIN_SCHEME}{near[0]}? " if near else ""
+    return SourceError(
+        f"no builtin model {name!r}; {hint}available: "
+        + (", ".join(BUILTIN_SCHEME + n for n in names) or "none")
+    )
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether ``source`` has the form ``name``, ``owner/name`` or ``owner/name@revision``."""
+    return bool(_HUB_ID.fullmatch(source))
+
+
+def download(source: str, patterns: Sequence[str]) -> Path:
+    """Download a hub id (or find it in the cache) and return its folder.
+
+    Args:
+        source: as ``is_hub_id`` accepts it.
+        patterns: shell patterns of the files wanted.
+
+    Raises:
+        SourceError: it does not exist, needs permission, or cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    repo, _, revision = source.partition("@")
+    where = f"{source}: no such folder, and as a hub id it"
+    wanted = list(patterns)
+    try:
+        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=wanted))
+    except GatedRepoError:
+        raise SourceError(f"{where} is gated: accept its terms, then `hf auth login`") from None
+    except RepositoryNotFoundError:
+        raise SourceError(f"{where} does not exist or is private (`hf auth login`)") from None
+    except RevisionNotFoundError:
+        raise SourceError(f"{where} has no revision {revision!r}") from None
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
+        raise SourceError(f"{where} is not in the cache, and the hub cannot be reached") from None
+    except HFValidationError:
+        raise SourceError(f"{where} is not valid (owner/name)") from None
+    except (HfHubHTTPError, OSError) as error:
+        raise SourceError(f"{where} cannot be downloaded ({type(error).__name__})") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        SourceError: it is missing, too large or not a JSON object.
+    """
+    try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise SourceError(f"{path}: larger than {_MAX_JSON_BYTES} bytes")
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise SourceError(f"{path}: not readable JSON ({reason})") from None
+    if not isinstance(value, dict):
+        raise SourceError(f"{path}: not a JSON object")
+    return value
+
+
+def shards(folder: Path, index: Path) -> tuple[list[Path], frozenset[str]]:
+    """The weight files of an index, and the tensors that it promises.
+
+    Raises:
+        SourceError: the index is unreadable, points out of the folder, or a file is missing.
+    """
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise SourceError(f"{index}: no weight_map")
+    files: dict[str, Path] = {}
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or not _SHARD.fullmatch(shard):
+            raise SourceError(f"{index}: {name!r} points to {shard!r}, not a file of this folder")
+        files[shard] = folder / shard
+        if not files[shard].is_file():
+            raise SourceError(f"{folder}: shard {shard} is missing; download the model again")
+    return [files[shard] for shard in sorted(files)], frozenset(weight_map)

@@ -1,0 +1,85 @@
+"""``dpq demo`` on the toy adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from cli_runs import dpq, install_toy, write_mlp
+from toy_adapter import MLPAdapter
+
+from dpq_cli.commands import demo
+from dpq_core.adapter import Sampling
+
+WIDTHS = ["original", "4 bits", "2 bits"]
+
+
+@pytest.fixture
+def net(monkeypatch, tmp_path) -> Path:
+    install_toy(monkeypatch, tmp_path / "site")
+    monkeypatch.setattr(demo, "WIDTHS", (4, 2))
+    path = write_mlp(tmp_path / "net.safetensors")
+    _demo(monkeypatch, path, evaluate_against=("--rows", "8"))
+    return path
+
+
+def _demo(monkeypatch, net: Path, **words: tuple[str, ...]) -> None:
+    monkeypatch.setattr(demo, "DEMOS", (demo.Demo("mlp", str(net), **words),))
+
+
+def test_rows_for_the_original_and_every_width(net, tmp_path):
+    out = tmp_path / "demo"
+    rows = dpq("demo", "-o", out, "--json").json["mlp"]
+    assert [row["width"] for row in rows] == WIDTHS
+    assert rows[0]["nbytes"] > rows[1]["nbytes"] > rows[2]["nbytes"]
+    counts = [row["metrics"][0]["protocol"].split()[-3] for row in rows]
+    assert counts == ["256", "8", "8"]  # what is said of compressed models is only for them
+    assert all(len(row["texts"]) == 3 for row in rows)
+    assert (out / "mlp-2bit" / "dpq.json").is_file()
+
+
+def test_options_name_the_folders_of_samples(net, tmp_path, monkeypatch):
+    given = []
+
+    def options(adapter, verb, words):
+        given.append((verb, list(words)))
+        return adapter.options[verb]()
+
+    monkeypatch.setattr(demo, "adapter_options", options)
+    _demo(monkeypatch, net, evaluate=("{samples}",), sample_against=("{original}",))
+    assert dpq("demo", "-o", tmp_path, "--json").code == 0
+    original, four, two = (
+        str(tmp_path / "samples" / f"mlp-{name}") for name in ("original", "4bit", "2bit")
+    )
+    assert given == [
+        ("sample", []),
+        ("evaluate", [original]),
+        ("sample", [original]),
+        ("evaluate", [four]),
+        ("sample", [original]),
+        ("evaluate", [two]),
+    ]
+
+
+def test_samples_of_an_earlier_demo_go(net, tmp_path, monkeypatch):
+    def sample(self, source, options, run, out):
+        assert list(out.iterdir()) == []
+        (out / "made.txt").write_text(source)
+        return Sampling(files=(out / "made.txt",))
+
+    monkeypatch.setattr(MLPAdapter, "sample", sample)
+    for _ in range(2):
+        done = dpq("demo", "-o", tmp_path / "demo")
+        assert done.code == 0
+    assert f"2 bits: {tmp_path / 'demo' / 'samples' / 'mlp-2bit' / 'made.txt'}" in done.err
+
+
+def test_an_adapter_without_its_dependencies_is_left_out(net, tmp_path, monkeypatch):
+    def sample(self, source, options, run, out):
+        raise ModuleNotFoundError("No module named 'absent'", name="absent")
+
+    monkeypatch.setattr(MLPAdapter, "sample", sample)
+    done = dpq("demo", "-o", tmp_path)
+    assert done.code == 1
+    assert f"left out {net}: adapter 'mlp' needs 'absent'" in done.err
+    assert "no adapter with a demo is installed" in done.err

@@ -1,0 +1,53 @@
+"""Folders of tiny models and pipelines, and artifacts made of them."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import diffusion_models
+import pytest
+
+from dpq_core.compress import CompressOptions, compress
+from dpq_core.spec import QuantSpec
+from dpq_diffusion.adapter import DiffusionAdapter
+from dpq_diffusion.compress_options import CompressOptions as Own
+
+QUICK = QuantSpec.preset(2, K=16, kmeans={"iterations": 2, "tail": 1})
+
+
+@pytest.fixture(scope="session")
+def folder_of(tmp_path_factory):
+    """The folder of a bare component, by its name in ``diffusion_models.BARE``."""
+
+    @cache
+    def make(kind: str) -> Path:
+        folder = tmp_path_factory.mktemp("bare") / kind
+        diffusion_models.BARE[kind]().save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def dit_folder(tmp_path_factory) -> Path:
+    return diffusion_models.dit_pipeline(tmp_path_factory.mktemp("pipeline") / "dit")
+
+
+@pytest.fixture(scope="session")
+def text_folder(tmp_path_factory) -> Path:
+    return diffusion_models.text_pipeline(tmp_path_factory.mktemp("pipeline") / "text")
+
+
+@pytest.fixture(scope="session")
+def make_artifact(tmp_path_factory):
+    """Compress a source and return the artifact's folder (the same for the same arguments)."""
+
+    @cache
+    def make(source, overrides=(), *, components="", probe=False) -> Path:
+        out = tmp_path_factory.mktemp("artifact") / "out"
+        options = CompressOptions(probe=probe, adapter=Own(components=components))
+        compress(DiffusionAdapter(), str(source), out, QUICK, overrides, options=options)
+        return out
+
+    return make

@@ -1,0 +1,26 @@
+"""The diffusion adapter keeps the promises of every adapter."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import pytest
+
+from dpq_core.testing import AdapterContract
+from dpq_diffusion.adapter import DiffusionAdapter
+from dpq_diffusion.compress_options import CompressOptions
+from dpq_diffusion.options import EvaluateOptions, SampleOptions
+
+
+@pytest.mark.slow
+class TestDiffusion(AdapterContract):
+    adapter_class = DiffusionAdapter
+    source_name: ClassVar[str] = "builtin:tiny-dit"
+
+    def _options(self, adapter, verb):
+        quick = {
+            "compress": CompressOptions(),
+            "evaluate": EvaluateOptions(samples=16, steps=2, fidelity="none"),
+            "sample": SampleOptions(label=("1",), count=2, steps=2),
+        }
+        return quick[verb]
