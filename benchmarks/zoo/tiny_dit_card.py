@@ -30,7 +30,8 @@ and metrics respond to quantization.
 
 ![samples: one class per row]({grid})
 
-One class per row, from top to bottom: {labels}; {sampler}, not selected.
+One class per row, from top to bottom: {labels}; {sampler}, float16 weights under
+bfloat16 autocast, not selected.
 
 | | |
 |---|---|
@@ -64,7 +65,8 @@ diffusers keeps a copy of the timestep MLP and class table in every block; here 
 copies are equal, because they were one module in training: {unique:.2f} M of the
 {parameters:.2f} M parameters are distinct.
 
-The process has 1000 steps with betas from 0.0001 to 0.02, linear.
+The process has 1000 steps with betas from 0.0001 to 0.02, linear. `clip_sample` is off: diffusers
+clips the predicted image without recomputing the noise from it, which spoils guided samples.
 
 ## Files
 
@@ -100,9 +102,10 @@ steps drawn uniformly. A tenth of the labels was dropped. Half of the images of 
 shoes were mirrored.
 
 The weights shipped did not start at random but (`--init`) from an earlier run of {init_steps:,}
-steps of {batch} images that predicted the noise; its samples were blotchy, as it had not learned
-the coarse shapes. Data, order and initial weights are seeded; another machine still rounds
-differently and ends at slightly different weights.
+steps of {batch} images that predicted the noise. The number of steps was changed on the way, so the
+learning rate's decay begins earlier in the log than the command above would have it. Data, order
+and initial weights are seeded; another machine still rounds differently and ends at slightly
+different weights.
 
 From `training_log.jsonl` (means since the previous logged row, before averaging of weights):
 

@@ -97,8 +97,8 @@ class Diffusion:
         """Both terms of the hybrid loss of improved DDPM (Nichol and Dhariwal 2021, eq. 16).
 
         The first term is that of the velocity (Salimans and Ho 2022): `signal` times noise minus
-        `noise` times image. A model of pixels this small that predicts the noise learns coarse
-        shapes late: under strong noise it must copy its input to a fraction of a percent.
+        `noise` times image. A model that predicted the noise was, under strong noise (from step
+        800), after 450,000 images still worse than the mean image of a class.
 
         Args:
             model: Predicts velocity and variance from noisy images, steps and labels.
