@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from dpq_cli.commands import adapters, compress, demo, doctor, evaluate, inspect, sample
+from dpq_cli.interrupt import interruptible
 from dpq_core import __version__
 from dpq_core.errors import DPQError
 
@@ -23,7 +24,8 @@ class Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command; see docs/cli.md for the exit codes."""
         try:
-            return super().invoke(ctx)
+            with interruptible():
+                return super().invoke(ctx)
         except DPQError as error:
             self._fail(ctx, str(error))
         except KeyboardInterrupt as stop:

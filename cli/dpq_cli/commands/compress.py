@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dpq_cli import render
+from dpq_cli.interrupt import interruptible
 from dpq_cli.shared import MORE_OPTIONS, Device, Json, Seed, adapter_options, using
 from dpq_cli.sizes import format_seconds, format_size, parse_size
 from dpq_core import registry
@@ -102,11 +103,9 @@ def command(  # one parameter per option is Typer's interface
     options = CompressOptions(
         resume=resume, overwrite=overwrite, shard_bytes=shard_bytes, probe=probe, adapter=own
     )
-    try:
-        with using(chosen, device=device, seed=seed) as run:
-            report = compress(chosen, source, output, spec, overrides, options=options, run=run)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"continue with --resume ({output}.partial is kept)") from None
+    advice = f"continue with --resume ({output}.partial is kept)"
+    with interruptible(advice), using(chosen, device=device, seed=seed) as run:
+        report = compress(chosen, source, output, spec, overrides, options=options, run=run)
     if as_json:
         render.emit_json(report_json(report))
     else:
