@@ -268,14 +268,17 @@ def test_unwritable_place_is_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_is_one_tensor(tmp_path: Path) -> None:
-    """128 MiB of plan, 8 MiB per tensor: neither writing nor verifying holds the model."""
-    plan = Plan(tuple(kept(f"w{i}", 1024, 2048) for i in range(16)))
+    """512 MiB of plan, 8 MiB per tensor: neither writing nor verifying holds the model.
+
+    Large, because resident memory also moves by tens of megabytes for the allocator's reasons.
+    """
+    plan = Plan(tuple(kept(f"w{i}", 1024, 2048) for i in range(64)))
 
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
-    value = torch.zeros(1024, 2048)
-    with make_writer(tmp_path / "out", plan, shard_bytes=50 << 20) as writer:
+    value = torch.ones(1024, 2048)  # not zeros, whose pages would come in only when read
+    with make_writer(tmp_path / "out", plan, shard_bytes=200 << 20) as writer:
         before, peak = resident(), 0
         tracemalloc.start()
         for tensor in plan:
@@ -286,7 +289,7 @@ def test_memory_is_one_tensor(tmp_path: Path) -> None:
         peak = max(peak, resident() - before)
         python = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-    assert peak < 64 << 20
+    assert peak < 128 << 20
     assert python < 12 << 20
 
 
