@@ -56,7 +56,9 @@ def append(
 def git_state() -> dict[str, Any]:
     """Commit of the checkout and whether files differ from it; None outside a checkout."""
     sha = _git("rev-parse", "HEAD")
-    changes = _git("status", "--porcelain", "--untracked-files=no")
+    # The records themselves do not count: the first line of a run would make the others dirty.
+    others = ("--", ":/", ":(top,exclude)benchmarks/results")
+    changes = _git("status", "--porcelain", "--untracked-files=no", *others)
     return {"sha": sha or None, "dirty": None if changes is None else bool(changes)}
 
 
