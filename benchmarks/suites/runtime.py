@@ -12,7 +12,6 @@ import statistics
 import time
 from collections.abc import Callable
 
-import numba
 import torch
 from record import append
 
@@ -87,7 +86,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    numba.set_num_threads(options.threads)
     torch.manual_seed(0)
     rows = []
     print(

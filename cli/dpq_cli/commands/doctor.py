@@ -28,7 +28,7 @@ def command(as_json: Json = False) -> None:
     rows += [(name, version or "not installed") for name, version in found["libraries"].items()]
     rows += [
         ("devices", ", ".join(found["devices"])),
-        ("threads", f"torch {found['threads']['torch']}, numba {found['threads']['numba']}"),
+        ("threads", f"{found['threads']['torch']} (torch and kernels)"),
         ("CPU kernels", _kernels(found["kernels"])),
         ("memory", f"{format_size(found['memory_free'])} free"),
         ("disk here", f"{format_size(found['disk_free'])} free"),
@@ -50,7 +50,7 @@ def examine() -> dict[str, Any]:
         "platform": platform.platform(),
         "libraries": {name: _version(name) for name in LIBRARIES},
         "devices": _devices(),
-        "threads": {"torch": torch.get_num_threads(), "numba": _numba_threads()},
+        "threads": {"torch": torch.get_num_threads()},
         "kernels": _compiled_kernels(),
         "memory_free": psutil.virtual_memory().available,
         "disk_free": shutil.disk_usage(Path.cwd()).free,
@@ -75,15 +75,6 @@ def _devices() -> list[str]:
     if torch.backends.mps.is_available():
         found.append("mps")
     return found
-
-
-def _numba_threads() -> int | None:
-    try:
-        import numba
-    except ImportError:
-        return None
-    threads: int = numba.get_num_threads()
-    return threads
 
 
 def _compiled_kernels() -> dict[str, bool]:
