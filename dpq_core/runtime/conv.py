@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -36,19 +38,19 @@ class PQConv2d(nn.Module):
         padding: str | int | tuple[int, ...] = self.padding
         if self.padding_mode != "zeros":
             x, padding = nn.functional.pad(x, self._pad, mode=self.padding_mode), 0
-        kernels = self._kernels(x.dtype)
         parts = [
             nn.functional.conv2d(x, kernel, None, self.stride, padding, self.dilation, self.groups)
-            for kernel in kernels
+            for kernel in self._kernels(x.dtype)
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
-    def _kernels(self, dtype: torch.dtype) -> list[Tensor]:
+    def _kernels(self, dtype: torch.dtype) -> Iterator[Tensor]:
         """The kernel, cut along its outputs: each ``[chunk, Cin / groups, kh, kw]``."""
         if self.groups > 1:
-            return [self.weight.decode(dtype)]
-        p = self.weight.partition
-        return [p.from_matrix(rows) for _, rows in self.weight.row_chunks(dtype)]
+            yield self.weight.decode(dtype)
+            return
+        for _, rows in self.weight.row_chunks(dtype):
+            yield self.weight.partition.from_matrix(rows)
 
     def extra_repr(self) -> str:
         """Sizes for ``print(model)``."""

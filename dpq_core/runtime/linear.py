@@ -35,12 +35,12 @@ class PQLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Activations ``[..., in]`` -> ``[..., out]`` in the dtype of ``x``."""
         out: Tensor = self.weight(self._product, x.reshape(-1, self.in_features))
-        if self.bias is not None:
-            out = out + self.bias.to(out.dtype)
         return out.reshape(*x.shape[:-1], self.out_features)
 
     def _product(self, tokens: Tensor) -> Tensor:
-        return self._tabulated(tokens) if self._few(tokens) else self._decoded(tokens)
+        if self._few(tokens):
+            return self._plus_bias(self._tabulated(tokens))
+        return self._decoded(tokens)
 
     def _few(self, tokens: Tensor) -> bool:
         p = self.weight.partition
@@ -59,10 +59,24 @@ class PQLinear(nn.Module):
         return lut.linear(tokens, self.weight)
 
     def _decoded(self, tokens: Tensor) -> Tensor:
+        # Scaling outputs is quicker than scaling weights, but may overflow in float16.
+        scale = None if tokens.dtype == torch.float16 else self.weight.row_scale
         chunks = [
-            nn.functional.linear(tokens, rows) for _, rows in self.weight.row_chunks(tokens.dtype)
+            nn.functional.linear(tokens, rows)
+            for _, rows in self.weight.row_chunks(tokens.dtype, scaled=scale is None)
         ]
-        return chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=-1)
+        product = chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=-1)
+        return self._plus_bias(product, None if scale is None else scale.to(tokens.dtype))
+
+    def _plus_bias(self, product: Tensor, scale: Tensor | None = None) -> Tensor:
+        """``product * scale + bias``, in one pass where there are both."""
+        bias = None if self.bias is None else self.bias.to(product.dtype)
+        if scale is not None and bias is not None:
+            target = None if torch.is_grad_enabled() else product
+            return torch.addcmul(bias, product, scale, out=target)
+        if scale is not None:
+            return product * scale
+        return product if bias is None else product + bias
 
     def extra_repr(self) -> str:
         """Sizes for ``print(model)``."""

@@ -12,7 +12,7 @@ from dpq_core.partition import Partition
 from dpq_core.pq_tensor import PQTensor, expected_parts
 
 CHUNK_BYTES = 16 << 20
-"""Float32 bytes of the dense rows that exist at any time during a forward pass."""
+"""Bytes of the dense rows that exist at any time during a forward pass."""
 
 
 class PQWeight(nn.Module):
@@ -79,23 +79,35 @@ class PQWeight(nn.Module):
 
     def decode(self, dtype: torch.dtype | None = None) -> Tensor:
         """The dense weight in its original shape, differentiable in codebooks and scales."""
-        rows = [matrix for _, matrix in self.row_chunks(dtype or self.dtype)]
-        return self.partition.from_matrix(torch.cat(rows))
+        dtype = dtype or self.dtype
+        matrix = torch.cat([rows.clone() for _, rows in self.row_chunks(dtype)])
+        return self.partition.from_matrix(matrix)
 
-    def row_chunks(self, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
-        """Yield (first row, dense rows ``[chunk, cols]``) over the matrix view, top to bottom."""
+    def row_chunks(
+        self, dtype: torch.dtype, *, scaled: bool = True
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yield (first row, dense rows ``[chunk, cols]``) over the matrix view, top to bottom.
+
+        A chunk may be overwritten when the next one is asked for.
+
+        Args:
+            dtype: of the rows, rounded from float32 once.
+            scaled: False leaves the row scales to the caller, which is quicker.
+        """
         p = self.partition
+        scale = self.row_scale if scaled else None
+        exact = dtype if scale is None else torch.float32
         along_rows = p.orientation == "output"
         unit = p.d if along_rows else 8  # 8 codes end on a byte, whatever the bits per code
-        step = max(1, CHUNK_BYTES // (4 * p.cols * unit)) * unit
+        step = max(1, CHUNK_BYTES // (exact.itemsize * p.cols * unit)) * unit
         for first in range(0, p.rows, step):
             last = min(first + step, p.rows)
             if self._is_plain_cpu():
-                yield first, self._fast_rows(first, last, dtype)
-                continue
-            dense = self._output_rows(first, last) if along_rows else self._rows(first, last)
-            if self.row_scale is not None:
-                dense = dense * self.row_scale[first:last].float()[:, None]
+                dense = self._fast_rows(first, last, exact)
+            else:
+                dense = self._output_rows(first, last) if along_rows else self._rows(first, last)
+            if scale is not None:
+                dense = dense * scale[first:last].float()[:, None]
             yield first, dense.to(dtype)
 
     def rows(self, index: Tensor, dtype: torch.dtype) -> Tensor:
@@ -122,9 +134,8 @@ class PQWeight(nn.Module):
     def _fast_rows(self, first: int, last: int, dtype: torch.dtype) -> Tensor:
         from dpq_core.kernels import decode  # numba loads on first use
 
-        scale = None if self.row_scale is None else self.row_scale[first:last].detach().float()
-        books = self.codebooks.detach().float()
-        dense = decode.rows(self._row_codes(first, last), books, self.partition.tie, scale, dtype)
+        books = self.codebooks.detach().to(dtype)
+        dense = decode.rows(self._row_codes(first, last), books, self.partition.tie)
         return dense[:, : self.partition.cols]
 
     def _rows(self, first: int, last: int) -> Tensor:
