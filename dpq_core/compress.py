@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import resource
 import sys
 import time
@@ -22,6 +23,7 @@ from dpq_core.adapter import Adapter, Run
 from dpq_core.artifact import FORMAT_VERSION, ArtifactWriter
 from dpq_core.checkpoint import Checkpoint
 from dpq_core.device import resolve
+from dpq_core.errors import SpecError
 from dpq_core.plan import Override, Plan, TensorPlan, make_plan
 from dpq_core.probe import store_probe
 from dpq_core.quantize import quantize
@@ -190,10 +192,28 @@ def _write(
     """Read, quantize and write one tensor; returns its relative error."""
     name = tensor.name
     if tensor.spec is None or tensor.partition is None:
-        writer.write(name, {name: checkpoint.read(name)}, None)
+        values = checkpoint.read(name)
+        _refuse_damaged(values, name)
+        writer.write(name, {name: values}, None)
         return None
     # No name for the weight here: quantize() can then free it before k-means.
     result = quantize(checkpoint.read(name).to(device), tensor.partition, tensor.spec, name)
     parts = {f"{name}.{part}": value.cpu() for part, value in result.pq.parts().items()}
     writer.write(name, parts, result.relative_error)
     return result.relative_error
+
+
+def _refuse_damaged(values: torch.Tensor, name: str) -> None:
+    """Refuse NaN in a tensor that is kept, and infinities in a weight or bias.
+
+    Infinities elsewhere can be meant: attention masks are made of them. Quantized tensors may hold
+    neither; ``quantize`` sees to these.
+    """
+    if not values.is_floating_point() or not values.numel():
+        return
+    if values.dtype.itemsize == 1:
+        values = values.half()  # float8 has no minimum in torch
+    low, high = (value.float().item() for value in values.aminmax())  # NaN if there is any
+    parameter = name.rpartition(".")[2] in ("weight", "bias")
+    if math.isnan(low) or (parameter and math.isinf(max(-low, high))):
+        raise SpecError(f"tensor {name!r} holds NaN or infinite values; repair the checkpoint")

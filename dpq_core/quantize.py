@@ -51,7 +51,7 @@ def quantize(weight: Tensor, partition: Partition, spec: QuantSpec, name: str = 
     matrix = partition.to_matrix(weight)
     rms = _row_rms(matrix)
     if not bool(torch.isfinite(rms).all()):
-        raise SpecError(f"tensor {name!r} holds NaN or infinite values; repair it or keep it")
+        raise SpecError(f"tensor {name!r} holds NaN or infinite values; repair the checkpoint")
     scale = rms.clamp(max=torch.finfo(torch.float16).max).half() if spec.row_scale else None
     points = _scaled_subvectors(matrix, partition, scale)
     dtype = weight.dtype

@@ -1,10 +1,9 @@
-"""Random pipelines just wide enough to be compressed, saved as folders."""
+"""Random models in the layouts of diffusers, just wide enough to be compressed."""
 
 from __future__ import annotations
 
-import json
+import string
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,45 +32,43 @@ def dit(**changes: Any) -> Any:
     return model
 
 
-def unet() -> Any:
+def unet(**changes: Any) -> Any:
     """A class-conditional ``UNet2DModel`` with convolutions and attention, as in LDM."""
     from diffusers import UNet2DModel
 
-    return _lively(
-        UNet2DModel(
-            sample_size=8,
-            in_channels=3,
-            out_channels=3,
-            block_out_channels=(32, 32),
-            layers_per_block=1,
-            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-            norm_num_groups=4,
-            attention_head_dim=8,
-            num_class_embeds=40,
-        )
-    )
+    sizes = {
+        "sample_size": 8,
+        "in_channels": 3,
+        "out_channels": 3,
+        "block_out_channels": (32, 32),
+        "layers_per_block": 1,
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+        "norm_num_groups": 4,
+        "attention_head_dim": 8,
+        "num_class_embeds": 40,
+    }
+    return _lively(UNet2DModel(**{**sizes, **changes}))
 
 
-def unet_condition(groups: int = 4) -> Any:
+def unet_condition(groups: int = 4, **changes: Any) -> Any:
     """A ``UNet2DConditionModel`` as in Stable Diffusion, there with 32 groups per norm."""
     from diffusers import UNet2DConditionModel
 
-    return _lively(
-        UNet2DConditionModel(
-            sample_size=8,
-            block_out_channels=(32, 32),
-            layers_per_block=1,
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            cross_attention_dim=WIDTH,
-            norm_num_groups=groups,
-            attention_head_dim=8,
-        )
-    )
+    sizes = {
+        "sample_size": 8,
+        "block_out_channels": (32, 32),
+        "layers_per_block": 1,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "cross_attention_dim": WIDTH,
+        "norm_num_groups": groups,
+        "attention_head_dim": 8,
+    }
+    return _lively(UNet2DConditionModel(**{**sizes, **changes}))
 
 
-def pixart() -> Any:
+def pixart(sample_size: int = 8) -> Any:
     """A ``PixArtTransformer2DModel``."""
     from diffusers import PixArtTransformer2DModel
 
@@ -82,15 +79,15 @@ def pixart() -> Any:
             in_channels=4,
             out_channels=8,
             num_layers=1,
-            sample_size=8,
+            sample_size=sample_size,
             cross_attention_dim=WIDTH,
             caption_channels=WIDTH,
         )
     )
 
 
-def flux() -> Any:
-    """A ``FluxTransformer2DModel`` with one block of each kind."""
+def flux(*, guided: bool = True) -> Any:
+    """A ``FluxTransformer2DModel`` with one block of each kind; dev is guided, schnell is not."""
     from diffusers import FluxTransformer2DModel
 
     return _lively(
@@ -104,21 +101,37 @@ def flux() -> Any:
             joint_attention_dim=WIDTH,
             pooled_projection_dim=WIDTH,
             axes_dims_rope=(8, 12, 12),
-            guidance_embeds=True,
+            guidance_embeds=guided,
         )
     )
 
 
-def autoencoder() -> Any:
-    """An ``AutoencoderKL``."""
+def autoencoder(levels: int = 1, width: int = 32, **changes: Any) -> Any:
+    """An ``AutoencoderKL``; latents are ``2 ** (levels - 1)`` times smaller than images."""
     from diffusers import AutoencoderKL
 
-    return _lively(AutoencoderKL(block_out_channels=(32,), latent_channels=4, norm_num_groups=2))
+    return _lively(AutoencoderKL(latent_channels=4, **_stages(levels, width), **changes))
 
 
-def text_encoder() -> Any:
-    """A ``CLIPTextModel``."""
-    from transformers import CLIPTextConfig, CLIPTextModel
+def quantizing_autoencoder() -> Any:
+    """A ``VQModel`` of two levels, three latent channels."""
+    from diffusers import VQModel
+
+    return _lively(VQModel(latent_channels=3, num_vq_embeddings=16, **_stages(2, 32)))
+
+
+def _stages(levels: int, width: int) -> dict[str, Any]:
+    return {
+        "block_out_channels": (width,) * levels,
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
+        "norm_num_groups": 2,
+    }
+
+
+def text_encoder(*, projection: bool = False) -> Any:
+    """A ``CLIPTextModel``, or ``CLIPTextModelWithProjection``."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
         vocab_size=128,
@@ -127,12 +140,75 @@ def text_encoder() -> Any:
         num_hidden_layers=1,
         num_attention_heads=2,
         max_position_embeddings=8,
+        projection_dim=WIDTH,
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=1,
     )
-    return _lively(CLIPTextModel(config))
+    return _lively((CLIPTextModelWithProjection if projection else CLIPTextModel)(config))
 
+
+def t5_encoder() -> Any:
+    """A ``T5EncoderModel`` with gated feed-forward layers, as T5 1.1 has them."""
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(
+        vocab_size=128,
+        d_model=WIDTH,
+        d_kv=WIDTH // 2,
+        d_ff=2 * WIDTH,
+        num_layers=2,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+    )
+    return _lively(T5EncoderModel(config))
+
+
+def bert() -> Any:
+    """The text encoder of LDM text-to-image."""
+    from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import (
+        LDMBertConfig,
+        LDMBertModel,
+    )
+
+    config = LDMBertConfig(
+        vocab_size=128,
+        encoder_layers=2,
+        encoder_ffn_dim=4 * WIDTH,
+        encoder_attention_heads=8,
+        head_dim=8,
+        d_model=WIDTH,
+    )
+    return _lively(LDMBertModel(config))
+
+
+def clip_tokenizer() -> Any:
+    """Letters, one token each."""
+    from transformers import CLIPTokenizer
+
+    tokens = ["<|startoftext|>", "<|endoftext|>", *_LETTERS, *(f"{c}</w>" for c in _LETTERS)]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=8)
+
+
+def t5_tokenizer() -> Any:
+    """Letters, one token each, padded with 0 and ended with 1."""
+    from transformers import T5Tokenizer
+
+    pieces = ["<pad>", "</s>", "<unk>", "\u2581", *_LETTERS]
+    return T5Tokenizer(vocab=[(piece, -2.0) for piece in pieces], extra_ids=0)
+
+
+def bert_tokenizer() -> Any:
+    """Letters, one token each, between a first and a last token."""
+    from transformers import BertTokenizer
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokens = [*special, *_LETTERS, *(f"##{letter}" for letter in _LETTERS)]
+    return BertTokenizer(vocab={token: number for number, token in enumerate(tokens)})
+
+
+_LETTERS = string.ascii_lowercase
 
 BARE: dict[str, Callable[[], Any]] = {
     "dit": dit,
@@ -142,39 +218,6 @@ BARE: dict[str, Callable[[], Any]] = {
     "flux": flux,
     "vae": autoencoder,
 }
-
-
-def dit_pipeline(folder: Path) -> Path:
-    """``DiTPipeline`` with an autoencoder and class names."""
-    from diffusers import DDIMScheduler, DiTPipeline
-
-    labels = {str(number): f"class {number}" for number in range(80)}
-    DiTPipeline(dit(), autoencoder(), DDIMScheduler(), labels).save_pretrained(folder)
-    index = folder / "model_index.json"
-    index.write_text(json.dumps({**json.loads(index.read_text()), "id2label": labels}))
-    return folder
-
-
-def text_pipeline(folder: Path) -> Path:
-    """``StableDiffusionPipeline`` with the smallest tokenizer that can be saved."""
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
-    from transformers import CLIPTokenizer
-
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{c}</w>" for c in letters)]
-    vocabulary = {token: number for number, token in enumerate(tokens)}
-    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=8)
-    StableDiffusionPipeline(
-        vae=autoencoder(),
-        text_encoder=text_encoder(),
-        tokenizer=tokenizer,
-        unet=unet_condition(),
-        scheduler=DDIMScheduler(clip_sample=False, steps_offset=1, set_alpha_to_one=False),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder)
-    return folder
 
 
 def _lively(model: Any) -> Any:

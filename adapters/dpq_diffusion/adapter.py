@@ -43,9 +43,12 @@ class DiffusionAdapter(Adapter):
     def open_with(self, source: str, options: Any) -> Checkpoint:
         """Open the components to compress, by default the denoiser."""
         from dpq_diffusion.source import open_checkpoint
+        from dpq_diffusion.text_guard import check_guardable
 
         chosen = options or CompressOptions()
-        return open_checkpoint(source, chosen.names)
+        checkpoint = open_checkpoint(source, chosen.names)
+        check_guardable(checkpoint.components)
+        return checkpoint
 
     def weights_names(self, checkpoint: Checkpoint) -> Mapping[str, str]:
         """Each component has its own weight file, where diffusers looks for it."""
@@ -91,7 +94,7 @@ class DiffusionAdapter(Adapter):
         """Outputs of the compressed components on fixed inputs."""
         from dpq_diffusion.probing import probe
 
-        return probe(artifact.path, run)
+        return probe(artifact, run)
 
 
 def _own(checkpoint: Checkpoint) -> DiffusionCheckpoint:

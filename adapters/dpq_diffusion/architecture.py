@@ -28,7 +28,7 @@ _KEPT = re.compile(
 )
 """Embeddings that are used in other ways too: distances to a VQ codebook, tied or biased tables."""
 
-_SENSITIVE = (
+_EMBEDDERS = (
     "pos_embed.proj",  # patch embedding (DiT, PixArt)
     "x_embedder",  # idem (FLUX)
     "conv_in",
@@ -40,12 +40,19 @@ _SENSITIVE = (
     "time_text_embed.*",
     "adaln_single.emb.*",
     "transformer_blocks.*.norm1.emb.timestep_embedder.linear_?",
+)
+"""Layers at the front: every step and every token passes them, and they are few.
+
+The timestep's are the most sensitive of all (benchmarks/suites/diffusion_policy.py).
+"""
+
+_OUTPUTS = (
     "norm_out.linear",
     "proj_out",
     "proj_out_?",  # DiT: final modulation and final projection
     "conv_out",
 )
-"""Layers at either end: every step and every token passes them, and they are few."""
+"""Layers at the end."""
 
 _TABLES = ("*class_embedder.embedding_table", "class_embedding", "*token_embedding")
 
@@ -60,18 +67,22 @@ def layout_of(name: str, shape: tuple[int, ...]) -> Layout | None:
 
 
 def policy(spec: QuantSpec) -> tuple[Override, ...]:
-    """8 bits per weight for the layers at either end, at least 4 for the looked-up tables.
+    """More bits per weight for the layers at either end, and for the looked-up tables.
 
-    The patterns match top-level layers only, with and without a component before them; the user's
-    own overrides come later and win.
+    8 bits for the embedders, or 4 where all others get one bit; at least 4 for the outputs and the
+    tables: what came out best at equal bytes (docs/diffusion.md). The patterns match top-level
+    layers only, with and without a component before them; the user's own overrides come later and
+    win.
     """
     rules: list[tuple[str, dict[str, Any]]] = []
     if spec.scope == "subspace" and spec.orientation == "input":
         rules.append(("*", {"orientation": "auto"}))  # one codebook per d columns, or per d rows
-    if spec.code_bits / spec.d < 4:
-        rules += [(pattern, {"d": 2, "K": 256}) for pattern in _TABLES]
-    if spec.code_bits / spec.d < 8:
-        rules += [(pattern, {"d": 1, "K": 256}) for pattern in _SENSITIVE]
+    bits = spec.code_bits / spec.d
+    if bits < 4:
+        rules += [(pattern, {"d": 2, "K": 256}) for pattern in (*_TABLES, *_OUTPUTS)]
+    if bits < 8:
+        d = 1 if bits > 1 else 2
+        rules += [(pattern, {"d": d, "K": 256}) for pattern in _EMBEDDERS]
     return tuple(
         Override(f"{prefix}{pattern}.weight", changes)
         for pattern, changes in rules

@@ -46,7 +46,7 @@ def make_items(conditions: Sequence[Condition], count: int, seed: int) -> list[I
 
 def class_names(pipeline: Any) -> dict[int, str]:
     """Class number -> name, where the pipeline knows names."""
-    stored = pipeline.config.get("id2label")
+    stored = pipeline.config.get("id2label") or pipeline.__dict__.get("id2label")
     if isinstance(stored, Mapping):
         return {int(key): str(value) for key, value in stored.items()}
     names: dict[int, str] = {}

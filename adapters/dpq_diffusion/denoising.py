@@ -8,7 +8,7 @@ model, so that a compressed model and its original differ by the model's output 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,14 @@ Trace = Callable[[int, Tensor], None]
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 """Model output float32 ``[n, C or 2C, H, W]`` for latents ``[n, C, H, W]`` and a timestep."""
+
+Conditioning = Callable[[Tensor], Mapping[str, Tensor]]
+"""Arguments of the model that say which classes int64 ``[n]`` it is to draw."""
+
+
+def by_label(labels: Tensor) -> Mapping[str, Tensor]:
+    """How DiT and ``UNet2DModel`` are told: by number."""
+    return {"class_labels": labels}
 
 
 def untraced(step: int, latents: Tensor) -> None:
@@ -75,21 +83,31 @@ class Guidance:
 
 
 def class_predictor(
-    model: Any, labels: Tensor | None, guidance: Guidance, *, variance: bool
+    model: Any,
+    labels: Tensor | None,
+    guidance: Guidance,
+    *,
+    variance: bool,
+    condition: Conditioning = by_label,
 ) -> Predict:
     """The model's prediction under guidance.
 
     Args:
-        model: called as ``model(latents, timesteps, class_labels=...)``: DiT and UNet2D models.
+        model: called as ``model(latents, timesteps, **condition(labels))``.
         labels: int64 ``[n]`` on the model's device; None: unconditional.
         guidance: of classes, and of how many channels.
         variance: keep the predicted variance behind the noise.
+        condition: how the model is told of classes.
     """
     classes = labels
     if guidance.active and labels is not None:
         classes = torch.cat([labels, torch.full_like(labels, guidance.null or 0)])
     dtype = activation_dtype(model)
-    extra = {} if classes is None else {"class_labels": classes}
+    extra: dict[str, Tensor] = {}
+    if classes is not None:
+        with torch.no_grad():
+            told = condition(classes)
+        extra = {k: v.to(dtype) if v.is_floating_point() else v for k, v in told.items()}
 
     def predict(latents: Tensor, step: Tensor) -> Tensor:
         channels = latents.shape[1]

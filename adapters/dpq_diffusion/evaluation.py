@@ -6,7 +6,7 @@ Frechet distances alone reward damage that makes images smoother; fidelity does 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from dpq_core.artifact import Artifact
 from dpq_core.device import resolve
 from dpq_core.errors import SpecError
 from dpq_core.sources import BUILTIN_SCHEME
+from dpq_diffusion.conditions import Condition
 from dpq_diffusion.denoising import activation_dtype
 from dpq_diffusion.fidelity import compare
 from dpq_diffusion.judges import Judge, agreement, find_judge
@@ -74,11 +75,21 @@ def evaluate(source: str, options: EvaluateOptions, run: Run) -> Evaluation:
             metrics += _quality(subject, judge)
         if twin:
             metrics += _fidelity(subject, twin, wish, details)
-    how = f"{made.settings}, seed {made.seed}"
+    how = f"{_drawn(made.conditions)}, {made.settings}, seed {made.seed}"
     return Evaluation(
         metrics=tuple(replace(m, protocol=f"{m.protocol}, {how}") for m in metrics),
         details=details,
     )
+
+
+def _drawn(conditions: Sequence[Condition]) -> str:
+    """What the samples show, for protocols: which classes are drawn decides every number."""
+    count = len(conditions)
+    if conditions[0].label is not None:
+        return f"{count} classes in turn" if count > 1 else f"class {conditions[0].label}"
+    if conditions[0].prompt is not None:
+        return f"{count} prompts in turn" if count > 1 else "one prompt"
+    return "unconditional"
 
 
 def origin_of(source: str) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from dpq_core.adapter import Metric
 from dpq_core.progress import Progress
 from dpq_diffusion.conditions import Item
-from dpq_diffusion.metrics import ImageFidelity, latent_mse, psnr, ssim
+from dpq_diffusion.metrics import ImageFidelity, latent_mse, pixel_mse, ssim
 from dpq_diffusion.samplers import Sampler
 
 
@@ -20,7 +20,7 @@ class Comparison:
     """How far a model is from the uncompressed one.
 
     Attributes:
-        images: PSNR and SSIM per image.
+        images: pixel error and SSIM per image.
         latents: mean squared error of the latents per image and step, float64 ``[N, steps]``;
             None for pipelines that do not show them.
     """
@@ -29,7 +29,7 @@ class Comparison:
     latents: Tensor | None
 
     def metrics(self) -> tuple[Metric, ...]:
-        """PSNR, SSIM and latent error, each a mean over the images."""
+        """PSNR, SSIM and latent error over all images."""
         found = self.images.metrics()
         if self.latents is None:
             return found
@@ -52,20 +52,20 @@ def compare(
         SourceError: one of them gives NaN.
         SpecError: the images differ in size.
     """
-    psnrs, ssims, errors = [], [], []
+    pixels, ssims, errors = [], [], []
     for first in range(0, len(items), size):
         progress("comparing with the uncompressed model", first, len(items))
         batch = items[first : first + size]
         images, latents = _traced(sampler, batch)
         theirs, their_latents = _traced(original, batch)
-        psnrs.append(psnr(images, theirs))
+        pixels.append(pixel_mse(images, theirs))
         ssims.append(ssim(images, theirs))
         if latents:
             pairs = zip(latents, their_latents, strict=True)
             errors.append(torch.stack([latent_mse(a, b) for a, b in pairs], dim=1))
     progress("comparing with the uncompressed model", len(items), len(items))
     return Comparison(
-        images=ImageFidelity(torch.cat(psnrs), torch.cat(ssims)),
+        images=ImageFidelity(torch.cat(pixels), torch.cat(ssims)),
         latents=torch.cat(errors) if errors else None,
     )
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpq_core.runtime.config import describe
 from dpq_diffusion.folders import CONFIG, Component
+from dpq_diffusion.text_guard import guarded
 
 if TYPE_CHECKING:
     from dpq_core.artifact import Manifest
@@ -41,6 +42,7 @@ def component_config(
             "shared": shared,
         }
         return config
+    config = guarded(config)
     prefix = f"{name}/" if name else ""
     stored = next(entry.dtype for entry in manifest.tensors if entry.name.startswith(prefix))
     dtype = config.get("dtype") or config.get("torch_dtype") or stored

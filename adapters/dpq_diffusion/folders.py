@@ -8,17 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpq_core.artifact import MANIFEST_NAME, Artifact
-from dpq_core.artifact.files import PARTIAL_SUFFIX
+from dpq_core.artifact import MANIFEST_NAME
 from dpq_core.errors import SourceError
-from dpq_core.sources import (
-    BUILTIN_SCHEME,
-    download,
-    is_hub_id,
-    read_json,
-    shards,
-    unknown_builtin,
-)
+from dpq_core.sources import download, find, is_hub_id, read_json, shards
 
 BUILTIN = Path(__file__).parent / "builtin"
 
@@ -59,31 +51,25 @@ def locate(source: str) -> Path:
         SourceError: there is no such folder, file, builtin model or repository.
         ArtifactError: it is an artifact that is only half-written.
     """
-    if source.startswith(BUILTIN_SCHEME):
-        return _builtin(source.removeprefix(BUILTIN_SCHEME))
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return path
-    if path.with_name(path.name + PARTIAL_SUFFIX).is_dir():
-        Artifact.open(path)  # says that it is half-written, and how to go on
-    if path.is_file():
-        if path.suffix not in ORIGINAL_SUFFIXES:
-            raise SourceError(
-                f"{source}: a file; give a diffusers folder, a DiT .pt or an LDM .ckpt instead"
-            )
-        from dpq_diffusion.original import converted
+    found = find(source, BUILTIN, INDEX)
+    if found is None:
+        if Path(source).suffix in ORIGINAL_SUFFIXES or not is_hub_id(source):
+            raise SourceError(f"{source}: no such file or folder, and not a hub id (owner/name)")
+        return _download(source)
+    if found.is_dir():
+        return found
+    if found.suffix == ".safetensors":
+        raise SourceError(
+            f"{source}: weights without a config; give their folder with {CONFIG}, or make one of "
+            "a single-file checkpoint: PIPELINE.from_single_file(FILE).save_pretrained(FOLDER)"
+        )
+    if found.suffix not in ORIGINAL_SUFFIXES:
+        raise SourceError(
+            f"{source}: a file; give a diffusers folder, a DiT .pt or an LDM .ckpt instead"
+        )
+    from dpq_diffusion.original import converted
 
-        return converted(path)
-    if path.suffix in ORIGINAL_SUFFIXES or not is_hub_id(source):
-        raise SourceError(f"{source}: no such file or folder, and not a hub id (owner/name)")
-    return _download(source)
-
-
-def _builtin(name: str) -> Path:
-    names = sorted(path.parent.name for path in BUILTIN.glob(f"*/{INDEX}"))
-    if name in names:
-        return BUILTIN / name
-    raise unknown_builtin(name, names)
+    return converted(found)
 
 
 def _download(source: str) -> Path:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from dpq_core.adapter import Metric
-from dpq_core.errors import SourceError, SpecError
+from dpq_core.errors import SpecError
 from dpq_core.progress import Progress
 from dpq_core.sources import BUILTIN_SCHEME
 from dpq_diffusion.folders import BUILTIN
@@ -18,10 +17,8 @@ from dpq_diffusion.metrics import (
     TINY_EXTRACTOR,
     ClassifierExtractor,
     FeatureExtractor,
-    Gaussian,
     Images,
     Reference,
-    Statistics,
     load_inception,
     read_reference,
 )
@@ -30,6 +27,7 @@ from dpq_diffusion.tiny_classifier import load_classifier
 
 CLASSIFIER = "classifier"
 STATISTICS = "reference.safetensors"
+"""In the folder ``classifier`` of a builtin model; written by ``write_statistics``."""
 
 _BATCH = 256
 
@@ -73,7 +71,7 @@ def find_judge(
     of_classifier = stored is not None and stored.extractor == TINY_EXTRACTOR
     if ships and not options.inception and (stored is None or of_classifier):
         extractor = ClassifierExtractor(load_classifier(folder), device=device)
-        reference = reference or _shipped(folder / STATISTICS)
+        reference = reference or read_reference(folder / STATISTICS)
         return Judge(extractor=extractor, reference=reference, knows_classes=True)
     if reference is None:
         return None
@@ -102,18 +100,3 @@ def agreement(images: Images, labels: Sequence[int | None], judge: Judge) -> Met
         higher_is_better=True,
         protocol=f"{done:,} samples, extractor {judge.extractor.name}",
     )
-
-
-def _shipped(path: Path) -> Reference:
-    """Statistics of the test images, in the layout that the training script writes."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            mean, covariance = file.get_tensor("mu"), file.get_tensor("sigma")
-            count = int((file.metadata() or {})["images"])
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise SourceError(f"{path}: not the statistics of a builtin model ({reason})") from None
-    statistics = Statistics(
-        extractor=TINY_EXTRACTOR, pool=Gaussian(mean.double(), covariance.double(), count)
-    )
-    return Reference(name=path.name, statistics=statistics)

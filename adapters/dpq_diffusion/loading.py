@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging import LogRecord
 from pathlib import Path
 from typing import Any
 
@@ -55,22 +57,43 @@ def load_folder(folder: Path, device: torch.device) -> Any:
     """
     import diffusers
 
-    if is_pipeline(folder):
-        kind: Any = diffusers.DiffusionPipeline
-    else:
-        name = read_json(folder / CONFIG).get("_class_name")
-        kind = getattr(diffusers, str(name), None)
+    kind: Any = diffusers.DiffusionPipeline
+    if not is_pipeline(folder):
+        kind = getattr(diffusers, _class_name(folder), None)
         if kind is None:
-            raise SourceError(f"{folder / CONFIG}: diffusers has no class {name!r}")
+            raise SourceError(
+                f"{folder / CONFIG}: diffusers has no class {_class_name(folder)!r}; load it with "
+                "the from_pretrained of its own library, after `import dpq_diffusion`"
+            )
     dtype = torch.float32 if device.type == "cpu" else stored_dtype(folder)
     try:
         with _quietly():
-            loaded = kind.from_pretrained(folder, dtype=dtype, local_files_only=True)
+            loaded = kind.from_pretrained(
+                folder, dtype=dtype, local_files_only=True, **_left_out(folder)
+            )
     except (OSError, ValueError, AttributeError, TypeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise SourceError(f"{folder}: diffusers cannot load it ({reason})") from None
     _restore_labels(loaded, folder)
     return loaded.to(device)
+
+
+def is_loadable(folder: Path) -> bool:
+    """Whether diffusers has the class of the pipeline or component, dpq's own ones included."""
+    import diffusers
+    import diffusers.pipelines.pipeline_utils  # enters dpq's own, see registration.py
+
+    return hasattr(diffusers, _class_name(folder))
+
+
+def _class_name(folder: Path) -> str:
+    return str(read_json(folder / (INDEX if is_pipeline(folder) else CONFIG)).get("_class_name"))
+
+
+def _left_out(folder: Path) -> dict[str, None]:
+    """Components that the index of a pipeline says are not there; some classes insist on them."""
+    index = read_json(folder / INDEX) if is_pipeline(folder) else {}
+    return {name: None for name, value in index.items() if value == [None, None]}
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
@@ -94,26 +117,47 @@ def stored_dtype(folder: Path) -> torch.dtype:
 
 
 def _restore_labels(pipeline: Any, folder: Path) -> None:
-    """Put the class names into the pipeline's config, where diffusers does not keep them."""
+    """Give the pipeline the class names of its index, which diffusers does not keep."""
     if not is_pipeline(folder):
         return
     labels = read_json(folder / INDEX).get("id2label")
-    if isinstance(labels, dict) and not pipeline.config.get("id2label"):
+    if not isinstance(labels, dict) or pipeline.config.get("id2label"):
+        return
+    if "id2label" in inspect.signature(type(pipeline).__init__).parameters:
         pipeline.register_to_config(id2label=labels)
+    else:
+        pipeline.id2label = labels  # an unknown entry of the config would break the pipeline
+
+
+_TALKERS = ("configuration_utils", "pipelines.pipeline_utils")
+
+
+def _is_news(record: LogRecord) -> bool:
+    """Not that an index has class names, or that an LDM has an ``AutoencoderKL``: both work."""
+    text = record.getMessage()
+    return "'id2label'" not in text and not text.startswith("Expected types for vqvae")
 
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without the libraries' own progress bars: dpq reports progress through ``Run``."""
+    """Without the libraries' own progress bars, and without what they say of our class names.
+
+    dpq reports progress through ``Run``. Other warnings, such as of missing weights, stay.
+    """
     from diffusers.utils import logging
     from transformers.utils import logging as text_logging
 
     shown = text_logging.is_progress_bar_enabled()
+    talkers = [logging.get_logger(f"diffusers.{name}") for name in _TALKERS]
     logging.disable_progress_bar()
     text_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    for talker in talkers:
+        talker.addFilter(_is_news)
     try:
         yield
     finally:
+        for talker in talkers:
+            talker.removeFilter(_is_news)
         logging.enable_progress_bar()
         if shown:
             text_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

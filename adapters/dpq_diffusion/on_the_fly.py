@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dpq_core.checkpoint import Checkpoint, TensorInfo
 from dpq_core.plan import make_plan
 from dpq_core.quantize import quantize
-from dpq_core.runtime import swap
+from dpq_core.runtime import PQWeight, swap
 from dpq_core.spec import QuantSpec
 from dpq_diffusion.source import copies
 
@@ -51,11 +51,13 @@ def quantize_model(
         swap.replace(model, copy, model.get_submodule(original))
     loaded = _Loaded(model)
     specs: dict[str, QuantSpec] = {}
+    waiting: dict[str, PQWeight] = {}
     for tensor in make_plan(loaded, DiffusionAdapter(), spec):
         if tensor.spec is None or tensor.partition is None:
             continue
         pq = quantize(loaded.read(tensor.name), tensor.partition, tensor.spec, tensor.name).pq
         weight = swap.swap_in(model, tensor.name.removesuffix(".weight"), tensor.spec)
         weight.load_state_dict(pq.parts())
-        specs[tensor.name] = tensor.spec
-    return specs, shared
+        specs[tensor.name], waiting[tensor.name] = tensor.spec, weight
+    dense = swap.settle(model)
+    return {name: spec for name, spec in specs.items() if waiting[name] not in dense}, shared

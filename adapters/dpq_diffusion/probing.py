@@ -10,41 +10,52 @@ import torch
 from torch import Tensor, nn
 
 from dpq_core.adapter import Run
+from dpq_core.artifact import Artifact
 from dpq_core.device import resolve
 from dpq_core.runtime.swap import PQModule
 from dpq_core.sources import read_json
 from dpq_diffusion.folders import INDEX, is_pipeline
-from dpq_diffusion.loading import load_folder
+from dpq_diffusion.loading import is_loadable, load_folder
 
 TOKENS = 4
 """Length of a made-up prompt."""
+
+_SAMPLED = 4  # weights that stand for a component
 
 Normal = Callable[..., Tensor]
 """Standard normal numbers of the given shape, the same in every run."""
 
 
 @torch.no_grad()
-def probe(folder: Path, run: Run) -> dict[str, Tensor]:
-    """Load the folder and run every component that holds quantized weights.
+def probe(artifact: Artifact, run: Run) -> dict[str, Tensor]:
+    """Load an artifact and run every component that holds quantized weights.
 
-    Of a component whose inputs are not known here, some decoded weights are taken instead.
+    Of a component whose inputs are not known here, some decoded weights are taken instead; and so
+    for a pipeline or model whose class is none of diffusers', which only its own code can load.
     """
+    folder = artifact.path
+    if not is_loadable(folder):
+        names = [entry.name for entry in artifact.manifest.tensors if entry.spec is not None]
+        return {"weights": _some([artifact.read(name) for name in names[:_SAMPLED]])}
     device = resolve(run.device)
     loaded = load_folder(folder, device)
     outputs: dict[str, Tensor] = {}
     for name, model in _components(loaded, folder):
-        quantized = {p: m for p, m in model.named_modules() if isinstance(m, PQModule)}
-        if not quantized:
+        weights = [m.weight for m in model.modules() if isinstance(m, PQModule)]
+        if not weights:
             continue
         kind = type(model).__name__
         if kind in _FORWARD:
             dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
             outputs[name] = _FORWARD[kind](model, _normal(device, dtype)).float()
         else:
-            outputs[name] = torch.cat(
-                [m.weight.decode().float().flatten()[:256] for m in list(quantized.values())[:4]]
-            )
+            outputs[name] = _some([weight.decode() for weight in weights[:_SAMPLED]])
     return outputs
+
+
+def _some(weights: list[Tensor]) -> Tensor:
+    """The first values of each weight."""
+    return torch.cat([weight.float().flatten()[:256] for weight in weights] or [torch.zeros(1)])
 
 
 def _normal(device: torch.device, dtype: torch.dtype) -> Normal:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from dpq_core.errors import ArtifactError, SpecError
 from dpq_core.runtime import PQWeight, config, swap
+from dpq_core.runtime.pretrained import Loader, StoredConfig
 from dpq_core.spec import QuantSpec
 from dpq_diffusion.on_the_fly import quantize_model
 
@@ -33,13 +34,11 @@ class Method(StrEnum):
     DPQ = "dpq"
 
 
-class DPQConfig(QuantizationConfigMixin):
+class DPQConfig(StoredConfig, QuantizationConfigMixin):
     """``quantization_config`` of one component of an artifact, or a wish: ``DPQConfig(bits=2)``.
 
     Attributes:
         bits: nominal width by which a dense model is quantized while it is loaded, else None.
-        specs: the distinct specs, as ``QuantSpec.to_json`` writes them.
-        tensors: name of a quantized weight -> index into ``specs``.
         shared: path of a module that is a copy of another -> path of that other.
     """
 
@@ -54,23 +53,12 @@ class DPQConfig(QuantizationConfigMixin):
         quant_method: str = Method.DPQ,
         **unknown: Any,
     ) -> None:
-        config.check_keys(version, unknown)
+        super().__init__(specs or [], {} if tensors is None else tensors, version, unknown)
         self.quant_method = Method.DPQ  # type: ignore[assignment]  # their enum is closed
-        self.version = version
         self.bits = bits
-        self.specs = [] if specs is None else specs
-        self.tensors = {} if tensors is None else tensors
         self.shared = {} if shared is None else shared
         if not isinstance(self.shared, dict):
             raise ArtifactError("quantization_config: shared is not an object")
-
-    def spec_of(self) -> dict[str, QuantSpec]:
-        """The spec of every quantized weight.
-
-        Raises:
-            ArtifactError: a spec or an index is not valid.
-        """
-        return config.spec_of(self.specs, self.tensors)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, for ``config.json``."""
@@ -84,7 +72,7 @@ class DPQConfig(QuantizationConfigMixin):
         return self.to_dict()
 
 
-class DPQQuantizer(DiffusersQuantizer):
+class DPQQuantizer(Loader, DiffusersQuantizer):
     """Swaps quantized Linear, Conv2d and Embedding modules in before the weights are read."""
 
     quantization_config: DPQConfig
@@ -110,7 +98,7 @@ class DPQQuantizer(DiffusersQuantizer):
                     f"quantization_config: cannot share {original!r} as {copy!r}"
                 ) from None
         for name, spec in self.quantization_config.spec_of().items():
-            swap.swap_in(model, name.removesuffix(".weight"), spec)
+            self.waiting[name] = swap.swap_in(model, name.removesuffix(".weight"), spec)
 
     def update_missing_keys(self, model: Any, missing: list[str], prefix: str) -> list[str]:
         """Copies are not stored; anything else that is missing would stay without a value.
@@ -170,16 +158,16 @@ class DPQQuantizer(DiffusersQuantizer):
         value = value.to(target_device)
         setattr(weight, part, value if part == "codes" else nn.Parameter(value, False))
 
-    def _process_model_after_weight_loading(self, model: Any, **_: Any) -> None:
-        """Check the loaded values; freeze, because a graph would keep every decoded weight.
+    def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
+        """Quantize what is dense, check what is not, and freeze all.
 
         Raises:
             ArtifactError: a code is out of range, or a codebook is not finite.
+            SpecError: a dense weight holds NaN.
         """
         if not self.pre_quantized:
             self._quantize(model)
-        swap.check_loaded(model)
-        model.requires_grad_(False)
+        return super()._process_model_after_weight_loading(model)
 
     def _quantize(self, model: Any) -> None:
         """Quantize a dense model, and make the config that of the result."""
@@ -209,11 +197,6 @@ class DPQQuantizer(DiffusersQuantizer):
     def is_serializable(self) -> bool:
         """``save_pretrained`` writes the codes and codebooks as they were loaded."""
         return True
-
-    @property
-    def is_trainable(self) -> bool:
-        """Trainers must not update a model whose codes are fixed; see `dpq calibrate`."""
-        return False
 
 
 def _weight_of(model: nn.Module, name: str) -> PQWeight | None:

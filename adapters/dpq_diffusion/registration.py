@@ -1,8 +1,8 @@
 """Registers dpq with diffusers, and with transformers for text encoders, when these are imported.
 
 Neither has entry points for quantizers, so ``import dpq_diffusion`` has to register. A user who
-forgets it is told so: both refuse an unknown ``quant_method`` or, where transformers only warns,
-the artifact's text encoder lacks its weights.
+forgets it is told so: diffusers refuses an unknown ``quant_method``, and transformers, which only
+warns of one, the marked activation of an artifact's text encoder (``text_guard``).
 """
 
 from __future__ import annotations
@@ -35,4 +35,4 @@ def _with_transformers() -> None:
 
 
 def _with_pipelines() -> None:
-    importlib.import_module("dpq_diffusion.pixel_pipeline")  # enters itself, as in the tables
+    importlib.import_module("dpq_diffusion.class_pipelines")  # enter themselves, as in the tables

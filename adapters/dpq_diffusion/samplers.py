@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from dpq_core.errors import SourceError, SpecError
+from dpq_diffusion.bare import pipeline_around
+from dpq_diffusion.class_models import class_model, denoiser
 from dpq_diffusion.conditions import Condition, Item, class_conditions, class_names
 from dpq_diffusion.denoising import (
     Guidance,
@@ -30,7 +32,8 @@ from dpq_diffusion.schedulers import make_scheduler, name_of
 
 _STEPS = 50
 _GUIDANCE = 1.5
-_AUTOENCODERS = ("vae", "vqvae", "movq")
+
+__all__ = ["Sampler", "Settings", "Wish", "denoiser", "make_sampler"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,50 +93,27 @@ def make_sampler(pipeline: Any, wish: Wish) -> Sampler:
         SourceError: nobody knows how to draw with such a pipeline.
     """
     if isinstance(pipeline, torch.nn.Module):
-        raise SourceError(
-            f"a {type(pipeline).__name__} alone draws no images; give the folder of its pipeline, "
-            "with model_index.json and scheduler"
-        )
+        pipeline = pipeline_around(pipeline)
     if "prompt" in inspect.signature(type(pipeline).__call__).parameters:
         return TextSampler(pipeline, wish)
-    model = denoiser(pipeline)
-    if type(model).__name__ not in ("DiTTransformer2DModel", "Transformer2DModel", "UNet2DModel"):
-        raise SourceError(
-            f"a {type(pipeline).__name__} with a {type(model).__name__} cannot be sampled by dpq; "
-            "DiT, UNet2D and text-to-image pipelines can"
-        )
     return ClassSampler(pipeline, wish)
 
 
-def denoiser(pipeline: Any) -> Any:
-    """The transformer or UNet of a pipeline.
-
-    Raises:
-        SourceError: it has neither.
-    """
-    for name in ("transformer", "unet"):
-        if getattr(pipeline, name, None) is not None:
-            return getattr(pipeline, name)
-    raise SourceError(f"{type(pipeline).__name__} has no transformer and no unet")
-
-
 class ClassSampler(Sampler):
-    """DiT and UNet2D pipelines, class-conditional or not, on pixels or latents."""
+    """DiT, UNet2D and class-conditional LDM pipelines, on pixels or latents."""
 
     def __init__(self, pipeline: Any, wish: Wish) -> None:
-        self._model = denoiser(pipeline)
-        self._names = class_names(pipeline)
-        self._classes, null = _classes(self._model, len(self._names))
-        if wish.guidance not in (None, 1) and null is None:
-            kind = "null class to guide with" if self._classes else "classes to guide by"
+        self._found = found = class_model(pipeline)
+        if wish.guidance not in (None, 1) and found.null is None:
+            kind = "null class to guide with" if found.count else "classes to guide by"
             raise SpecError(f"--guidance {wish.guidance:g}: the model has no {kind}; use 1")
-        learned = predicts_variance(self._model)
+        learned = predicts_variance(found.model)
         scheduler = make_scheduler(pipeline.scheduler, wish.scheduler, learned_variance=learned)
         steps = wish.steps or _STEPS
         if steps > scheduler.config.num_train_timesteps:
             most = scheduler.config.num_train_timesteps
             raise SpecError(f"--steps {steps}: the model was trained with {most} steps")
-        default = 1.0 if null is None else _GUIDANCE
+        default = 1.0 if found.null is None else _GUIDANCE
         settings = Settings(
             scheduler=name_of(scheduler),
             steps=steps,
@@ -142,7 +122,9 @@ class ClassSampler(Sampler):
         )
         super().__init__(pipeline, settings)
         self._scheduler = scheduler
-        self._guidance = Guidance(scale=settings.guidance, channels=wish.guided_channels, null=null)
+        self._guidance = Guidance(
+            scale=settings.guidance, channels=wish.guided_channels, null=found.null
+        )
 
     def conditions(
         self, labels: Sequence[str], prompts: Sequence[str], *, few: bool = False
@@ -150,33 +132,28 @@ class ClassSampler(Sampler):
         """Classes, or the one condition of an unconditional model."""
         if prompts:
             raise SpecError("--prompt: the model draws classes, not prompts; use --label")
-        if self._classes:
-            return class_conditions(labels, self._classes, self._names, few=few)
+        if self._found.count:
+            names = class_names(self.pipeline)
+            return class_conditions(labels, self._found.count, names, few=few)
         if labels:
             raise SpecError("--label: the model is unconditional; leave it out")
         return (Condition(),)
 
     def draw(self, items: Sequence[Item], trace: Trace = untraced) -> Tensor:
         """Uint8 images ``[n, H, W, C]`` on the CPU; C is 1 or 3."""
-        device = self.pipeline.device
+        device, found = self.pipeline.device, self._found
         labels = [item.condition.label for item in items]
-        classes = torch.tensor(labels, device=device) if self._classes else None
-        sources = generators([item.seed for item in items])
-        latents = reverse(
-            class_predictor(
-                self._model,
-                classes,
-                self._guidance,
-                variance=keeps_variance(self._scheduler, self._model),
-            ),
-            initial_noise(_shape(self._model), sources, device),
-            self._scheduler,
-            self.settings.steps,
-            sources,
-            trace,
+        predict = class_predictor(
+            found.model,
+            torch.tensor(labels, device=device) if found.count else None,
+            self._guidance,
+            variance=keeps_variance(self._scheduler, found.model),
+            condition=found.condition,
         )
-        found = (getattr(self.pipeline, name, None) for name in _AUTOENCODERS)
-        return decode(latents, next((vae for vae in found if vae is not None), None))
+        sources = generators([item.seed for item in items])
+        noise = initial_noise(found.shape, sources, device)
+        latents = reverse(predict, noise, self._scheduler, self.settings.steps, sources, trace)
+        return decode(latents, found.vae)
 
 
 class TextSampler(Sampler):
@@ -184,6 +161,13 @@ class TextSampler(Sampler):
 
     def __init__(self, pipeline: Any, wish: Wish) -> None:
         self._takes = inspect.signature(type(pipeline).__call__).parameters
+        tokenizers = [name for name in ("tokenizer", "tokenizer_2") if hasattr(pipeline, name)]
+        if tokenizers and not any(getattr(pipeline, name) for name in tokenizers):
+            raise SourceError(
+                f"this {type(pipeline).__name__} has no tokenizer; of an original .ckpt, put the "
+                "folder tokenizer/ (of bert-base-uncased for LDM, of openai/clip-vit-large-patch14 "
+                "for Stable Diffusion 1) beside it"
+            )
         if wish.guidance is not None and "guidance_scale" not in self._takes:
             raise SpecError(f"--guidance: {type(pipeline).__name__} has no guidance; leave it out")
         if wish.guided_channels:
@@ -241,19 +225,3 @@ def _callback(trace: Trace) -> Any:
         return values
 
     return at_step_end
-
-
-def _classes(model: Any, names: int) -> tuple[int, int | None]:
-    """Number of classes (0: unconditional) and the null class, which is the row after them."""
-    embeds = model.config.get("num_embeds_ada_norm")
-    if embeds is not None:  # a DiT: diffusers always adds the row of the null class
-        return embeds, embeds
-    rows = model.config.get("num_class_embeds") or 0
-    return (names, names) if 0 < names < rows else (rows, None)
-
-
-def _shape(model: Any) -> tuple[int, int, int]:
-    """Channels, height and width of the model's input."""
-    size = model.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
-    return model.config.in_channels, height, width

@@ -98,8 +98,7 @@ def _before_after(
     if min(after.size) >= _LEAST_SIDE:
         found = compare_images(after, before)
         caption.append(
-            f"{compared} image pairs: PSNR {found.psnr.mean().item():.2f} dB, "
-            f"SSIM {found.ssim.mean().item():.4f}"
+            f"{compared} image pairs: PSNR {found.psnr:.2f} dB, SSIM {found.ssim.mean().item():.4f}"
         )
     pairs: list[Row] = []
     for items in rows:

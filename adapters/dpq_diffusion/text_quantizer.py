@@ -1,17 +1,18 @@
 """The transformers quantizer ``dpq_component``: text encoders inside diffusion pipelines.
 
-Written for transformers 5. The loader keeps the stored dtype of codebooks and scales because the
-swapped-in parameters have it, whatever ``dtype`` is asked for.
+Written for transformers 5.
 """
 
 from __future__ import annotations
 
 # This module is imported when transformers is (registration.py), so it may import it: TID253.
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from transformers.activations import ACT2FN  # noqa: TID253
 from transformers.quantizers.auto import (  # noqa: TID253
     AUTO_QUANTIZATION_CONFIG_MAPPING,
     AUTO_QUANTIZER_MAPPING,
@@ -19,59 +20,28 @@ from transformers.quantizers.auto import (  # noqa: TID253
 from transformers.quantizers.base import HfQuantizer  # noqa: TID253
 from transformers.utils.quantization_config import QuantizationConfigMixin  # noqa: TID253
 
-from dpq_core.checkpoint import SafetensorsCheckpoint
-from dpq_core.errors import ArtifactError, SourceError
-from dpq_core.runtime import PQEmbedding, PQWeight, config, swap
+from dpq_core.errors import ArtifactError
+from dpq_core.runtime import PQEmbedding, swap
+from dpq_core.runtime.pretrained import DtypeConfig, EagerLoader
 from dpq_diffusion.files import TEXT_METHOD
+from dpq_diffusion.text_guard import GUARD, unguard
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 
-class DPQComponentConfig(QuantizationConfigMixin):
-    """``quantization_config`` of a text encoder.
+class DPQComponentConfig(DtypeConfig, QuantizationConfigMixin):
+    """``quantization_config`` of a text encoder."""
 
-    Attributes:
-        specs: the distinct specs, as ``QuantSpec.to_json`` writes them.
-        tensors: name of a quantized weight -> index into ``specs``.
-        dtype: of the uncompressed model, as torch calls it.
-    """
-
-    def __init__(
-        self,
-        *,
-        specs: list[dict[str, Any]],
-        tensors: dict[str, int],
-        dtype: str,
-        version: int = config.CONFIG_VERSION,
-        quant_method: str = TEXT_METHOD,
-        **unknown: Any,
-    ) -> None:
-        config.check_keys(version, unknown)
+    def __init__(self, *, quant_method: str = TEXT_METHOD, **values: Any) -> None:
+        super().__init__(**values)
         self.quant_method = quant_method  # type: ignore[assignment]  # an enum of their own
-        self.version = version
-        self.specs = specs
-        self.tensors = tensors
-        self.dtype = dtype
-        if not isinstance(getattr(torch, str(dtype), None), torch.dtype):
-            raise ArtifactError(f"quantization_config: unknown dtype {dtype!r}")
 
 
-class DPQComponentQuantizer(HfQuantizer):
+class DPQComponentQuantizer(EagerLoader, HfQuantizer):
     """Swaps quantized Linear and Embedding modules in before the weights are read."""
 
     quantization_config: DPQComponentConfig
-
-    requires_calibration = True  # quantizing is `dpq compress`, not from_pretrained(dense model)
-
-    def update_attn_implementation(self, config: PreTrainedConfig) -> PreTrainedConfig:
-        """The first hook that sees the model's config: without a dtype the stored one is meant.
-
-        transformers would take that of the first stored tensor, a float16 codebook.
-        """
-        if config.dtype is None:
-            config.dtype = getattr(torch, self.quantization_config.dtype)
-        return config
 
     def _process_model_before_weight_loading(
         self,
@@ -82,47 +52,46 @@ class DPQComponentQuantizer(HfQuantizer):
     ) -> None:
         """Swap the modules (on meta), and check the stored tensors against them.
 
-        transformers only logs missing tensors and leaves them random; here they are errors.
-
         Raises:
             ArtifactError: something stored is damaged, missing or of another size.
         """
-        specs = config.spec_of(self.quantization_config.specs, self.quantization_config.tensors)
-        weights: dict[str, PQWeight] = {}
-        for name, spec in specs.items():
-            weights[name] = swap.swap_in(model, _path(model, name), spec)
+        for name, spec in self.quantization_config.spec_of().items():
+            self.waiting[name] = swap.swap_in(model, _path(model, name), spec)
         _dense_first(model)
-        files = [Path(file) for file in checkpoint_files or ()]
-        if files:
-            try:
-                stored = SafetensorsCheckpoint("artifact", files).tensors
-            except SourceError as error:
-                raise ArtifactError(str(error)) from None
-            swap.check_stored(weights, stored)
+        if checkpoint_files:
+            swap.check_files(self.waiting, [Path(file) for file in checkpoint_files])
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
-        """Check the loaded values; freeze, because a graph would keep every decoded weight.
+        _check_complete(model)
+        super()._process_model_after_weight_loading(model)
 
-        Raises:
-            ArtifactError: a code is out of range, or a codebook is not finite.
-        """
-        swap.check_loaded(model)
-        model.requires_grad_(False)
+    def swap_out(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
+        """Replace every quantized module by a dense one, and take the mark out of the config."""
+        swap.swap_out(model, dtype)
+        unguard(model.config)
 
-    def _dequantize(
-        self, model: PreTrainedModel, dtype: torch.dtype | None = None
-    ) -> PreTrainedModel:
-        swap.swap_out(model, dtype or model.dtype)
-        return model
 
-    def is_serializable(self) -> bool:
-        """``save_pretrained`` writes the codes and codebooks as they were loaded."""
-        return True
+def _check_complete(model: PreTrainedModel) -> None:
+    """Refuse a model with tensors that were in no file; transformers only logs such a thing.
 
-    @property
-    def is_trainable(self) -> bool:
-        """Trainers must not update a model whose codes are fixed; see `dpq calibrate`."""
-        return False
+    It marks what it has read. Tied weights are read under another name, and some models say
+    themselves what they can do without.
+
+    Raises:
+        ArtifactError: a tensor is missing.
+    """
+    tied = model.all_tied_weights_keys
+    optional = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
+    absent = {
+        name: not getattr(parameter, "_is_hf_initialized", False)
+        for name, parameter in model.named_parameters()
+    }
+    if all(absent.values()):
+        return  # a version of transformers that does not mark them
+    for name in absent:
+        spared = name in tied or any(re.search(pattern, name) for pattern in optional)
+        if absent[name] and not spared:
+            raise ArtifactError(f"tensor {name!r} is missing from the weight files")
 
 
 def _path(model: nn.Module, name: str) -> str:
@@ -150,3 +119,4 @@ def _dense_first(model: nn.Module) -> None:
 
 AUTO_QUANTIZATION_CONFIG_MAPPING[TEXT_METHOD] = DPQComponentConfig
 AUTO_QUANTIZER_MAPPING[TEXT_METHOD] = DPQComponentQuantizer
+GUARD.enter(ACT2FN)

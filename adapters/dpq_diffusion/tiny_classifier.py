@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from dpq_core.errors import SourceError
@@ -96,7 +96,7 @@ def save_classifier(model: TinyClassifier, folder: Path) -> None:
     content = {"architecture": ARCHITECTURE, **asdict(model.config)}
     (folder / CONFIG).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, folder / WEIGHTS)
+    (folder / WEIGHTS).write_bytes(save(tensors))
 
 
 def load_classifier(folder: Path) -> TinyClassifier:

@@ -21,72 +21,28 @@ from transformers.quantizers.base import HfQuantizer  # noqa: TID253
 from transformers.utils.quantization_config import QuantizationConfigMixin  # noqa: TID253
 
 from dpq_core.artifact import MANIFEST_NAME, Artifact
-from dpq_core.errors import ArtifactError
-from dpq_core.runtime import config
-from dpq_core.runtime.swap import check_loaded
-from dpq_core.spec import QuantSpec
+from dpq_core.runtime.pretrained import DtypeConfig, EagerLoader
 from dpq_llama import swap
-from dpq_llama.registration import marked
+from dpq_llama.registration import GUARD
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 QUANT_METHOD = "dpq"
 
 
-class DPQConfig(QuantizationConfigMixin):
-    """``quantization_config`` of an artifact.
+class DPQConfig(DtypeConfig, QuantizationConfigMixin):
+    """``quantization_config`` of an artifact."""
 
-    Attributes:
-        specs: the distinct specs, as ``QuantSpec.to_json`` writes them.
-        tensors: name of a quantized weight -> index into ``specs``.
-        dtype: of the uncompressed model, as torch calls it.
-    """
-
-    def __init__(
-        self,
-        *,
-        specs: list[dict[str, Any]],
-        tensors: dict[str, int],
-        dtype: str,
-        version: int = config.CONFIG_VERSION,
-        quant_method: str = QUANT_METHOD,
-        **unknown: Any,
-    ) -> None:
-        config.check_keys(version, unknown)
+    def __init__(self, *, quant_method: str = QUANT_METHOD, **values: Any) -> None:
+        super().__init__(**values)
         self.quant_method = quant_method  # type: ignore[assignment]  # an enum of their own
-        self.version = version
-        self.specs = specs
-        self.tensors = tensors
-        self.dtype = dtype
-        if not isinstance(getattr(torch, str(dtype), None), torch.dtype):
-            raise ArtifactError(f"quantization_config: unknown dtype {dtype!r}")
-
-    def spec_of(self) -> dict[str, QuantSpec]:
-        """The spec of every quantized weight.
-
-        Raises:
-            ArtifactError: a spec or an index is not valid.
-        """
-        return config.spec_of(self.specs, self.tensors)
 
 
-class DPQQuantizer(HfQuantizer):
+class DPQQuantizer(EagerLoader, HfQuantizer):
     """Swaps quantized Linear and Embedding modules in before the weights are read."""
 
     quantization_config: DPQConfig
-
-    requires_calibration = True  # quantizing is `dpq compress`, not from_pretrained(dense model)
-
-    def update_attn_implementation(self, config: PreTrainedConfig) -> PreTrainedConfig:
-        """The first hook that sees the model's config.
-
-        AutoModel with ``dtype=None`` clears the config's dtype; transformers then takes that of
-        the first stored tensor, which is a float16 codebook here.
-        """
-        if config.dtype is None:
-            config.dtype = getattr(torch, self.quantization_config.dtype)
-        return config
 
     def _process_model_before_weight_loading(
         self,
@@ -106,35 +62,18 @@ class DPQQuantizer(HfQuantizer):
             Artifact.open(files[0].parent)
         if files:
             swap.check_stored(model, weights, files)
+        self.waiting = weights
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
-        """Check the loaded values; freeze, because a graph would keep every decoded weight.
-
-        Raises:
-            ArtifactError: a code is out of range, or a codebook is not finite.
-        """
-        check_loaded(model)
-        model.requires_grad_(False)
+        super()._process_model_after_weight_loading(model)
         if not type(model).is_remote_code() and hasattr(model.config, "auto_map"):
             del model.config.auto_map  # save_pretrained does not copy the file it points to
 
-    def _dequantize(
-        self, model: PreTrainedModel, dtype: torch.dtype | None = None
-    ) -> PreTrainedModel:
-        swap.swap_out(model, dtype or model.dtype)
-        return model
-
-    def is_serializable(self) -> bool:
-        """``save_pretrained`` writes the codes and codebooks as they were loaded."""
-        return True
-
-    @property
-    def is_trainable(self) -> bool:
-        """Trainers must not update a model whose codes are fixed; see `dpq calibrate`."""
-        return False
+    def swap_out(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
+        """Replace every quantized module by a dense one, and take the mark out of the config."""
+        swap.swap_out(model, dtype)
 
 
 AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = DPQConfig
 AUTO_QUANTIZER_MAPPING[QUANT_METHOD] = DPQQuantizer
-for _name, _activation in list(ACT2FN.items()):
-    ACT2FN[marked(_name)] = _activation
+GUARD.enter(ACT2FN)

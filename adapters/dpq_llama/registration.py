@@ -9,28 +9,28 @@ from __future__ import annotations
 
 import importlib
 
+from dpq_core.guard import Guard
 from dpq_core.import_hook import after_import
 
 _TARGET = "transformers.quantizers.auto"
 """Holds the tables of quantizers; every ``from_pretrained`` imports it."""
 
-_MARK = " (dpq artifact: import dpq_llama first)"
-"""Follows the activation's name in the config of an artifact.
+GUARD = Guard("dpq_llama")
+"""Marks the activation's name in the config of an artifact.
 
 Without ``import dpq_llama`` transformers only warns about the unknown quantization and returns a
-model with random weights. An activation that it does not know is an error on every way to a model
-class, and its text is ours. Never change it: artifacts carry it.
+model with random weights; with a marked activation it refuses (``dpq_core.guard``).
 """
 
 
 def marked(activation: str) -> str:
     """The activation's name as artifacts write it."""
-    return activation if activation.endswith(_MARK) else activation + _MARK
+    return GUARD.marked(activation)
 
 
 def unmarked(activation: str) -> str:
     """The inverse of ``marked``: the name that transformers knows."""
-    return activation.removesuffix(_MARK)
+    return GUARD.unmarked(activation)
 
 
 def register() -> None:

@@ -5,18 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dpq_core.artifact import Artifact
-from dpq_core.artifact.files import PARTIAL_SUFFIX
 from dpq_core.checkpoint import SafetensorsCheckpoint
 from dpq_core.errors import SourceError
-from dpq_core.sources import (
-    BUILTIN_SCHEME,
-    download,
-    is_hub_id,
-    read_json,
-    shards,
-    unknown_builtin,
-)
+from dpq_core.sources import download, find, is_hub_id, read_json, shards
 from dpq_llama.architecture import expected_tensors, has_head
 
 BUILTIN = Path(__file__).parent / "builtin"
@@ -80,30 +71,14 @@ def locate(source: str) -> Path:
         SourceError: there is no such folder, builtin model or repository.
         ArtifactError: it is an artifact that is only half-written.
     """
-    if source.startswith(BUILTIN_SCHEME):
-        return _builtin(source.removeprefix(BUILTIN_SCHEME))
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.with_name(folder.name + PARTIAL_SUFFIX).is_dir():
-        Artifact.open(folder)  # says that it is half-written, and how to go on
-    if folder.exists():
-        raise SourceError(f"{source}: a file; give the model's folder instead")
-    if not is_hub_id(source):
+    found = find(source, BUILTIN, CONFIG)
+    if found is None and not is_hub_id(source):
         raise SourceError(f"{source}: no such folder, and not a hub id (owner/name)")
-    return download(source, [CONFIG, "dpq.json", "model*.safetensors", INDEX, *SIDE_FILES])
-
-
-def builtin_names() -> list[str]:
-    """Names of the models that ship with this package."""
-    return sorted(path.parent.name for path in BUILTIN.glob(f"*/{CONFIG}"))
-
-
-def _builtin(name: str) -> Path:
-    names = builtin_names()
-    if name in names:
-        return BUILTIN / name
-    raise unknown_builtin(name, names)
+    if found is None:
+        return download(source, [CONFIG, "dpq.json", "model*.safetensors", INDEX, *SIDE_FILES])
+    if not found.is_dir():
+        raise SourceError(f"{source}: a file; give the model's folder instead")
+    return found
 
 
 def read_config(folder: Path) -> dict[str, Any]:

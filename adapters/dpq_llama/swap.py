@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from dpq_core.checkpoint import SafetensorsCheckpoint
-from dpq_core.errors import ArtifactError, SourceError
+from dpq_core.errors import ArtifactError
 from dpq_core.runtime import PQEmbedding, PQLinear, PQWeight, swap
 from dpq_core.spec import QuantSpec
 from dpq_llama.registration import unmarked
@@ -120,11 +119,7 @@ def check_stored(
     Raises:
         ArtifactError: a file is unreadable, or a tensor is missing or of another shape or dtype.
     """
-    try:
-        stored = SafetensorsCheckpoint("artifact", list(files)).tensors
-    except SourceError as error:
-        raise ArtifactError(str(error)) from None
-    swap.check_stored(weights, stored)
+    stored = swap.check_files(weights, files)
     found = {name.removeprefix(BASE_PREFIX) for name in stored}
     for name in model.state_dict():
         short = name.removeprefix(BASE_PREFIX)

@@ -74,8 +74,9 @@ clips the predicted image without recomputing the noise from it, which spoils gu
 |---|---|
 | `model_index.json` | the pipeline, with `id2label` |
 | `transformer/`, `scheduler/` | load with `from_pretrained` of diffusers |
-| `classifier/` | a small CNN as feature extractor; `reference.safetensors` holds mean `mu` and \
-covariance `sigma` of its 64 features over the 10,000 test images, and `label_counts` |
+| `classifier/` | a small CNN as feature extractor; `reference.safetensors` holds mean \
+`mu` and covariance `sigma` of its 64 features over the 10,000 test images, and the `features` \
+of the first 2,000 |
 | `training_log.jsonl` | the training log |
 
 ## Data

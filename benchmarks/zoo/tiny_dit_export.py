@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from fashion_mnist import LABELS, Split, to_model_range
-from safetensors import safe_open
 from tiny_dit_card import Facts, card
 from tiny_dit_model import BETA_END, BETA_START, TIMESTEPS
 from tiny_dit_recipe import Progress, Recipe
 from tiny_dit_sample import (
     Sampling,
+    accuracy,
     agreement,
     balanced_labels,
-    frechet_distance,
     quantized_to_uint8,
     sample,
     save_grid,
 )
 
+from dpq_diffusion.judges import STATISTICS
+from dpq_diffusion.metrics import Gaussian, frechet_distance, gaussian, read_reference
 from dpq_diffusion.tiny_classifier import TinyClassifier, load_classifier
 
 if TYPE_CHECKING:
@@ -32,7 +34,6 @@ GRID = "samples.png"
 GRID_COLUMNS = 8
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 PIPELINE = "PixelDiTPipeline"
-STATISTICS = "reference.safetensors"
 
 
 def build_scheduler() -> DDIMScheduler:
@@ -76,14 +77,14 @@ def write_pipeline(folder: Path, model: DiTTransformer2DModel) -> None:
 
 @torch.no_grad()
 def measure(
-    folder: Path, classifier_folder: Path, train: Split, how: Sampling
+    folder: Path, classifier_folder: Path, splits: Mapping[str, Split], how: Sampling
 ) -> tuple[Facts, torch.Tensor]:
     """Samples from the weights as written and scores the samples.
 
     Args:
         folder: The pipeline folder, whose weights are run under bfloat16 autocast.
         classifier_folder: The classifier and its reference statistics.
-        train: Training images, of which the first ones show what real images score.
+        splits: ``train``, whose first images show what real ones score, and ``test``.
         how: How to sample.
 
     Returns:
@@ -93,13 +94,12 @@ def measure(
 
     model = DiTTransformer2DModel.from_pretrained(folder / "transformer", dtype=torch.float32)
     classifier = load_classifier(classifier_folder)
-    with safe_open(classifier_folder / STATISTICS, "pt") as file:
-        mu, sigma = file.get_tensor("mu"), file.get_tensor("sigma")
-        accuracy = float(file.metadata()["accuracy"])
+    reference = read_reference(classifier_folder / STATISTICS).statistics
+    assert reference is not None
     labels = balanced_labels(how.per_class)
     with torch.autocast("cpu", torch.bfloat16):
         images = quantized_to_uint8(sample(model.eval(), build_scheduler(), labels, how))
-    real = to_model_range(train.images[: len(labels)])
+    real = to_model_range(splits["train"].images[: len(labels)])
     copied = model.transformer_blocks[0].norm1.emb
     parameters = sum(p.numel() for p in model.parameters())
     copies = sum(p.numel() for p in copied.parameters()) * (len(model.transformer_blocks) - 1)
@@ -108,9 +108,9 @@ def measure(
         unique=parameters - copies,
         weight_bytes=(folder / WEIGHTS).stat().st_size,
         agreement=agreement(classifier, images, labels).tolist(),
-        distance=_distance(classifier, images, mu, sigma),
-        floor=_distance(classifier, real, mu, sigma),
-        accuracy=accuracy,
+        distance=_distance(classifier, images, reference.pool),
+        floor=_distance(classifier, real, reference.pool),
+        accuracy=accuracy(classifier, splits["test"]),
     )
     return facts, images
 
@@ -120,7 +120,7 @@ def export(
     model: DiTTransformer2DModel,
     recipe: Recipe,
     progress: Progress,
-    train: Split,
+    splits: Mapping[str, Split],
     how: Sampling,
 ) -> Facts:
     """Writes the complete pipeline folder, replacing each file atomically.
@@ -130,7 +130,7 @@ def export(
         model: The model with its float32 weights.
         recipe: Data and settings of the run.
         progress: Progress of the run.
-        train: The training split.
+        splits: ``train`` and ``test``.
         how: How to sample for the model card.
 
     Returns:
@@ -139,7 +139,7 @@ def export(
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as name:
         folder = Path(name)
         write_pipeline(folder, model)
-        facts, images = measure(folder, out / "classifier", train, how)
+        facts, images = measure(folder, out / "classifier", splits, how)
         columns = min(GRID_COLUMNS, how.per_class)
         shown = images.view(len(LABELS), how.per_class, *images.shape[1:])[:, :columns]
         save_grid(folder / GRID, shown.flatten(0, 1), columns)
@@ -155,8 +155,6 @@ def export(
     return facts
 
 
-def _distance(
-    classifier: TinyClassifier, images: torch.Tensor, mu: torch.Tensor, sigma: torch.Tensor
-) -> float:
+def _distance(classifier: TinyClassifier, images: torch.Tensor, reference: Gaussian) -> float:
     features = torch.cat([classifier.features(part) for part in images.split(500)])
-    return frechet_distance(features, mu, sigma)
+    return frechet_distance(gaussian(features), reference)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from fashion_mnist import to_uint8
+from fashion_mnist import Split, to_model_range, to_uint8
 from PIL import Image
 from tiny_dit_model import NULL_CLASS, NUM_CLASSES
 
@@ -108,24 +108,12 @@ def agreement(
     return torch.stack([hits[labels == label].mean() for label in range(NUM_CLASSES)])
 
 
-def frechet_distance(features: torch.Tensor, mu: torch.Tensor, sigma: torch.Tensor) -> float:
-    """Fréchet distance between the normal fit of features and reference statistics.
-
-    Args:
-        features: Shape (N, F).
-        mu: Reference mean, float64 [F].
-        sigma: Reference covariance, float64 [F, F].
-
-    Returns:
-        The squared distance of means plus the trace term.
-    """
-    table = features.double()
-    difference = table.mean(0) - mu
-    covariance = torch.cov(table.T)
-    values, vectors = torch.linalg.eigh(sigma)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ covariance @ root).clamp(min=0).sqrt().sum()
-    return float(difference.square().sum() + covariance.trace() + sigma.trace() - 2 * cross)
+@torch.no_grad()
+def accuracy(classifier: TinyClassifier, split: Split) -> float:
+    """Share of a split's images that the classifier gets right."""
+    parts = zip(split.images.split(500), split.labels.split(500), strict=True)
+    hits = [classifier(to_model_range(images)).argmax(1) == labels for images, labels in parts]
+    return torch.cat(hits).double().mean().item()
 
 
 def quantized_to_uint8(images: torch.Tensor) -> torch.Tensor:

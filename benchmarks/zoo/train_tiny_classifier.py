@@ -5,8 +5,9 @@ One thread, a few minutes::
     python benchmarks/zoo/train_tiny_classifier.py --data FASHION_MNIST \\
         --out adapters/dpq_diffusion/builtin/tiny-dit/classifier
 
-The statistics are mean and covariance of the features of all test images, and their labels'
-histogram: the reference of the Fréchet distance.
+The statistics are those of `dpq eval`: mean and covariance of the features of all test images for
+the Fréchet distance, and some of the features themselves for precision and recall.
+``--statistics-only`` makes them anew with the classifier that is there.
 """
 
 from __future__ import annotations
@@ -14,19 +15,27 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from fashion_mnist import LABELS, Split, epoch_batch, load_split, to_model_range
-from safetensors.torch import save_file
+from fashion_mnist import Split, epoch_batch, load_split
+from tiny_dit_sample import accuracy
 from torch.nn import functional
 
-from dpq_diffusion.tiny_classifier import ClassifierConfig, TinyClassifier, save_classifier
+from dpq_diffusion.judges import STATISTICS
+from dpq_diffusion.metrics import ArrayImages, ClassifierExtractor, extract, write_statistics
+from dpq_diffusion.tiny_classifier import (
+    ClassifierConfig,
+    TinyClassifier,
+    load_classifier,
+    save_classifier,
+)
 
 SEED = 1234
 MAX_SHIFT = 2  # pixels
-STATISTICS = "reference.safetensors"
+NEIGHBOURHOOD = 2000  # test images whose features are kept; all distances between them count
 
 
 def shifted(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
@@ -70,29 +79,18 @@ def train(model: TinyClassifier, split: Split, epochs: int, batch: int, peak: fl
     model.eval()
 
 
-@torch.no_grad()
-def reference_statistics(model: TinyClassifier, split: Split) -> tuple[float, dict]:
-    """Classifies a split and collects the statistics of its features.
+def write_reference(model: TinyClassifier, split: Split, path: Path) -> None:
+    """Writes what samples are compared with.
 
     Args:
         model: The trained classifier.
         split: The test split.
-
-    Returns:
-        The accuracy, and the tensors ``mu`` float64 [F], ``sigma`` float64 [F, F] (divided by
-        N - 1, as ADM's reference batches) and ``label_counts`` int64 [classes].
+        path: The ``.safetensors`` to write.
     """
-    features, hits = [], 0
-    for images, labels in zip(split.images.split(500), split.labels.split(500), strict=True):
-        features.append(model.features(to_model_range(images)))
-        hits += int((model.head(features[-1]).argmax(1) == labels).sum())
-    table = torch.cat(features).double()
-    tensors = {
-        "mu": table.mean(0),
-        "sigma": torch.cov(table.T),
-        "label_counts": torch.bincount(split.labels, minlength=len(LABELS)),
-    }
-    return hits / len(split), tensors
+    images = ArrayImages(split.images.unsqueeze(-1), "test images")
+    found = extract(images, ClassifierExtractor(model), keep_features=True).statistics
+    assert found.features is not None
+    write_statistics(path, replace(found, features=found.features[:NEIGHBOURHOOD]))
 
 
 def main() -> None:
@@ -103,18 +101,18 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--lr", type=float, default=4e-3, help="peak learning rate")
+    parser.add_argument("--statistics-only", action="store_true", help="train nothing")
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
-    model = TinyClassifier(ClassifierConfig()).to(memory_format=torch.channels_last)
-    train(model, load_split(args.data, "train"), args.epochs, args.batch, args.lr)
-    test = load_split(args.data, "test")
-    accuracy, tensors = reference_statistics(model, test)
-    save_classifier(model, args.out)
-    facts = {"images": str(len(test)), "split": "test", "accuracy": f"{accuracy:.4f}"}
-    save_file(tensors, args.out / STATISTICS, metadata=facts)
+    if not args.statistics_only:
+        model = TinyClassifier(ClassifierConfig()).to(memory_format=torch.channels_last)
+        train(model, load_split(args.data, "train"), args.epochs, args.batch, args.lr)
+        save_classifier(model, args.out)
+    model, test = load_classifier(args.out), load_split(args.data, "test")
+    write_reference(model, test, args.out / STATISTICS)
     parameters = sum(p.numel() for p in model.parameters())
-    print(json.dumps({"parameters": parameters, "test_accuracy": accuracy}))
+    print(json.dumps({"parameters": parameters, "test_accuracy": accuracy(model, test)}))
 
 
 if __name__ == "__main__":

@@ -208,7 +208,8 @@ class Run:
             train_images=len(self.split),
         )
         how = Sampling(per_class=per_class, guidance=args.guidance)
-        facts = export(args.out, self.average, recipe, self.progress, self.split, how)
+        splits = {"train": self.split, "test": load_split(args.data, "test")}
+        facts = export(args.out, self.average, recipe, self.progress, splits, how)
         measured = json.dumps(dataclasses.asdict(facts))
         print(f"exported at step {self.progress.step}: {measured}", flush=True)
 

@@ -7,13 +7,16 @@ under which the parts are stored.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from dpq_core.checkpoint import TensorInfo
-from dpq_core.errors import ArtifactError, SpecError
+from dpq_core.checkpoint import SafetensorsCheckpoint, TensorInfo
+from dpq_core.errors import ArtifactError, SourceError, SpecError
 from dpq_core.layout import Layout
 from dpq_core.partition import Partition
 from dpq_core.pq_tensor import PQTensor, expected_parts
@@ -23,11 +26,26 @@ from dpq_core.runtime.linear import PQLinear
 from dpq_core.runtime.weight import PQWeight
 from dpq_core.spec import QuantSpec
 
+_Weight = TypeVar("_Weight", bound=PQWeight)
+
 PQModule = PQLinear | PQEmbedding | PQConv2d
+
+
+class PendingWeight(PQWeight):
+    """Parts of a weight whose module has no quantized counterpart, until ``settle`` decodes them.
+
+    Attributes:
+        dense_dtype: of the weight that they become.
+    """
+
+    dense_dtype: torch.dtype
 
 
 def swap_in(model: nn.Module, path: str, spec: QuantSpec) -> PQWeight:
     """Replace the Linear, Conv2d or Embedding at ``path``; its parts are allocated where it was.
+
+    A module of another kind stays, and a ``PendingWeight`` takes the place of its weight: call
+    ``settle`` once the parts are loaded.
 
     Args:
         model: in the dtype of its activations.
@@ -38,7 +56,7 @@ def swap_in(model: nn.Module, path: str, spec: QuantSpec) -> PQWeight:
         The weight that waits for its parts.
 
     Raises:
-        ArtifactError: there is no such module, it is of another kind, or the spec does not fit.
+        ArtifactError: there is no such module, it has no such weight, or the spec does not fit.
     """
     try:
         module = model.get_submodule(path)
@@ -46,28 +64,76 @@ def swap_in(model: nn.Module, path: str, spec: QuantSpec) -> PQWeight:
         raise ArtifactError(f"the model has no module {path!r}, which is quantized") from None
     forward = type(module).forward
     swapped: nn.Module
-    if isinstance(module, nn.Linear) and forward is nn.Linear.forward:
-        weight = _empty_weight(path, module.weight, Layout.LINEAR, spec)
+    if isinstance(module, nn.Linear) and forward is nn.Linear.forward and not _reads_weight(module):
+        weight = _empty_weight(PQWeight, path, module.weight, Layout.LINEAR, spec)
         swapped = PQLinear(weight, module.bias)
     elif isinstance(module, nn.Conv2d) and forward is nn.Conv2d.forward:
-        weight = _empty_weight(path, module.weight, Layout.CONV, spec)
+        weight = _empty_weight(PQWeight, path, module.weight, Layout.CONV, spec)
         swapped = PQConv2d(weight, module)
     elif isinstance(module, nn.Embedding) and forward is nn.Embedding.forward:
-        weight = _empty_weight(path, module.weight, Layout.EMBEDDING, spec)
+        weight = _empty_weight(PQWeight, path, module.weight, Layout.EMBEDDING, spec)
         swapped = PQEmbedding(weight, module.padding_idx, module.weight.dtype)
     else:
-        kind = type(module).__name__
-        raise ArtifactError(f"{path!r} is quantized, but {kind} is no Linear, Conv2d or Embedding")
+        return _pending(module, path, spec)
     replace(model, path, swapped)
     return weight
 
 
-def _empty_weight(path: str, dense: torch.Tensor, layout: Layout, spec: QuantSpec) -> PQWeight:
+def _reads_weight(module: nn.Linear) -> bool:
+    """Whether the module around a Linear uses its weight without calling it (torch's attention)."""
+    return isinstance(module, NonDynamicallyQuantizableLinear)
+
+
+def _pending(module: nn.Module, path: str, spec: QuantSpec) -> PendingWeight:
+    dense = getattr(module, "weight", None)
+    if not isinstance(dense, nn.Parameter) or dense.ndim < 2:
+        kind = type(module).__name__
+        raise ArtifactError(
+            f"{path!r} is quantized, but {kind} is no Linear, Conv2d or Embedding, nor has it a "
+            "weight of two or more axes"
+        )
+    layout = Layout.LINEAR if dense.ndim == 2 else Layout.CONV
+    weight = _empty_weight(PendingWeight, path, dense, layout, spec)
+    weight.dense_dtype = dense.dtype
+    del module.weight
+    module.weight = weight
+    return weight
+
+
+def settle(model: nn.Module) -> set[PQWeight]:
+    """Decode every ``PendingWeight`` into its module, as an ordinary parameter.
+
+    Returns:
+        Those weights; they are part of the model no more.
+
+    Raises:
+        ArtifactError: a weight is not in memory.
+    """
+    dense: dict[PQWeight, nn.Parameter] = {}
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        weight = module._modules.get("weight")
+        if not isinstance(weight, PendingWeight):
+            continue
+        if weight.device.type == "meta":
+            raise ArtifactError(
+                f"{path!r}: {type(module).__name__} is decoded while it is loaded, which needs it "
+                "in memory: leave it out of the offloaded part of device_map"
+            )
+        if weight not in dense:
+            dense[weight] = nn.Parameter(weight.decode(weight.dense_dtype).detach(), False)
+        del module._modules["weight"]
+        module.weight = dense[weight]
+    return set(dense)
+
+
+def _empty_weight(
+    kind: type[_Weight], path: str, dense: torch.Tensor, layout: Layout, spec: QuantSpec
+) -> _Weight:
     try:
         partition = Partition.of(tuple(dense.shape), layout, spec)
     except SpecError as error:
         raise ArtifactError(f"{path!r}: {error}") from None
-    return PQWeight(
+    return kind(
         partition,
         codebook_dtype=getattr(torch, spec.codebook_dtype),
         row_scale=spec.row_scale,
@@ -120,6 +186,23 @@ def replace(model: nn.Module, path: str, module: nn.Module) -> None:
     """Put ``module`` where ``path`` is."""
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, module)
+
+
+def check_files(weights: Mapping[str, PQWeight], files: Iterable[Path]) -> dict[str, TensorInfo]:
+    """``check_stored`` on weight files, by their headers alone.
+
+    Returns:
+        Name -> shape and dtype of everything in the files.
+
+    Raises:
+        ArtifactError: a file is unreadable, or a part is missing or of another shape or dtype.
+    """
+    try:
+        stored = SafetensorsCheckpoint("artifact", list(files)).tensors
+    except SourceError as error:
+        raise ArtifactError(str(error)) from None
+    check_stored(weights, stored)
+    return stored
 
 
 def check_stored(weights: Mapping[str, PQWeight], stored: Mapping[str, TensorInfo]) -> None:

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import diffusion_models
+import diffusion_pipelines
 import pytest
 
 from dpq_core.compress import CompressOptions, compress
@@ -31,12 +32,12 @@ def folder_of(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def dit_folder(tmp_path_factory) -> Path:
-    return diffusion_models.dit_pipeline(tmp_path_factory.mktemp("pipeline") / "dit")
+    return diffusion_pipelines.dit_pipeline(tmp_path_factory.mktemp("pipeline") / "dit")
 
 
 @pytest.fixture(scope="session")
 def text_folder(tmp_path_factory) -> Path:
-    return diffusion_models.text_pipeline(tmp_path_factory.mktemp("pipeline") / "text")
+    return diffusion_pipelines.text_pipeline(tmp_path_factory.mktemp("pipeline") / "text")
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,8 @@ import json
 import math
 from pathlib import Path
 
+import diffusion_pipelines
 import pytest
-import tiny_pipelines
 import torch
 from PIL import Image
 
@@ -25,7 +25,10 @@ BUILTIN = "builtin:tiny-dit"
 
 DISTANCE = "Frechet distance (tiny-classifier)"
 SCORE = "classifier score (tiny-classifier)"
+PRECISION = "precision (tiny-classifier)"
+RECALL = "recall (tiny-classifier)"
 AGREEMENT = "class agreement (tiny-classifier)"
+QUALITY = [DISTANCE, SCORE, PRECISION, RECALL, AGREEMENT]
 FIDELITY = ["PSNR", "SSIM", "latent MSE"]
 
 pytestmark = pytest.mark.filterwarnings(
@@ -38,9 +41,9 @@ def models(monkeypatch) -> dict:
     """Source name -> pipeline; ``builtin:tiny-dit`` is small, and draws 28x28 noise."""
     digits = tuple("0123456789")
     known = {
-        "plain": tiny_pipelines.pixel_dit(),
-        "compressed": tiny_pipelines.disturbed(tiny_pipelines.pixel_dit()),
-        BUILTIN: tiny_pipelines.pixel_dit(classes=digits, side=28),
+        "plain": diffusion_pipelines.pixel_dit(),
+        "compressed": diffusion_pipelines.disturbed(diffusion_pipelines.pixel_dit()),
+        BUILTIN: diffusion_pipelines.pixel_dit(classes=digits, side=28),
     }
     for module in (evaluation, sampling):
         monkeypatch.setattr(module, "load_pipeline", lambda source, run: known[source])
@@ -78,6 +81,19 @@ def test_a_disturbed_model_is_not(models):
     assert all("ddim, 3 steps, guidance 1.5, seed 5" in m.protocol for m in found.metrics)
 
 
+@pytest.mark.parametrize(
+    ("options", "drawn"),
+    [
+        ({}, "3 classes in turn"),
+        ({"label": ("2",)}, "class 2"),
+        ({"label": ("2", "0")}, "2 classes"),
+    ],
+)
+def test_protocols_say_what_is_drawn(models, options, drawn):
+    found = measure("plain", fidelity="plain", samples=2, **options)
+    assert all(f", {drawn}" in m.protocol for m in found.metrics)
+
+
 def test_fidelity_does_not_depend_on_the_batch_size(models):
     one, four = (
         values(measure("compressed", fidelity="plain", batch_size=size)) for size in (1, 4)
@@ -96,25 +112,32 @@ def test_fidelity_to_a_folder_of_samples(models, tmp_path):
 
 
 def test_fidelity_to_another_process_is_refused(models):
-    models["other"] = tiny_pipelines.latent_unet()
+    models["other"] = diffusion_pipelines.latent_unet()
     with pytest.raises(SpecError, match=r"--fidelity other: draws by ddim, 3 steps, guidance 1;"):
         measure("plain", fidelity="other")
 
 
 def test_text_to_image_pipelines_show_their_latents(models):
-    models["text"] = tiny_pipelines.text_to_image()
+    models["text"] = diffusion_pipelines.text_to_image()
     found = measure("text", fidelity="text", prompt=("a cat",), samples=2)
     assert list(values(found)) == FIDELITY
     assert found.details["latent_mse_per_step"] == [0, 0, 0]
+    assert all(", one prompt, " in m.protocol for m in found.metrics)
 
 
 def test_the_builtin_model_is_scored_by_its_classifier(models):
     found = measure(BUILTIN)
-    assert list(values(found)) == [DISTANCE, SCORE, AGREEMENT]
+    assert list(values(found)) == QUALITY
     for metric in found.metrics:
-        assert metric.protocol.startswith("6 samples")
-        assert "extractor tiny-classifier, ddim, 3 steps, guidance 1.5, seed 5" in metric.protocol
+        assert "6 samples" in metric.protocol
+        assert (
+            "extractor tiny-classifier, 10 classes in turn, ddim, 3 steps, guidance 1.5, seed 5"
+            in metric.protocol
+        )
     assert values(found)[DISTANCE] > 0
+    protocols = {m.name: m.protocol for m in found.metrics}
+    assert "10,000 images of reference.safetensors" in protocols[DISTANCE]
+    assert "6 samples and 2,000 images of reference.safetensors" in protocols[RECALL]
     assert 0 <= values(found)[AGREEMENT] <= 1
     assert found.details["fidelity"] == "left out: the model is not compressed"
     assert measure(BUILTIN).metrics == found.metrics
@@ -135,14 +158,14 @@ def test_class_agreement_counts_the_classes_asked_for(models, tmp_path):
 
 def test_an_artifact_is_compared_with_its_source(models, monkeypatch):
     monkeypatch.setattr(evaluation, "origin_of", lambda source: BUILTIN)
-    models["artifact"] = tiny_pipelines.disturbed(
-        tiny_pipelines.pixel_dit(classes=tuple("0123456789"), side=28)
+    models["artifact"] = diffusion_pipelines.disturbed(
+        diffusion_pipelines.pixel_dit(classes=tuple("0123456789"), side=28)
     )
     found = measure("artifact", fidelity_samples=2)
-    assert list(values(found)) == [DISTANCE, SCORE, AGREEMENT, *FIDELITY]
+    assert list(values(found)) == [*QUALITY, *FIDELITY]
     assert found.details["fidelity"] == BUILTIN
     without = measure("artifact", fidelity="none")
-    assert list(values(without)) == [DISTANCE, SCORE, AGREEMENT]
+    assert list(values(without)) == QUALITY
     assert without.details["fidelity"] == "left out"
 
 
@@ -168,15 +191,15 @@ def test_samples_are_kept_and_used_again(models, tmp_path):
         measure(BUILTIN, folder=str(tmp_path), steps=2)
 
 
-def test_a_reference_with_images_adds_precision_and_recall(models, tmp_path):
+def test_a_reference_of_the_same_images(models, tmp_path):
     measure(BUILTIN, folder=str(tmp_path / "set"))
     batch = tmp_path / "ref.npz"
     write_npz(batch, open_images(tmp_path / "set" / "images"))
     for reference in (tmp_path / "set" / "images", batch):
         found = values(measure(BUILTIN, reference=str(reference)))
         assert found[DISTANCE] == pytest.approx(0, abs=1e-3)
-        assert found["precision (tiny-classifier)"] == 1
-        assert found["recall (tiny-classifier)"] == 1
+        assert found[PRECISION] == 1
+        assert found[RECALL] == 1
 
 
 def test_a_reference_of_another_resolution_is_refused(models, tmp_path):

@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from dpq_core.adapter import Run
 from dpq_core.artifact import Artifact
-from dpq_core.errors import ArtifactError
+from dpq_core.errors import ArtifactError, SpecError
 from dpq_core.runtime import PQConv2d, PQEmbedding, PQLinear, PQWeight
 from dpq_core.runtime.swap import PQModule
 from dpq_diffusion.adapter import DiffusionAdapter
@@ -176,6 +176,38 @@ def test_a_device_map_is_accepted(device_map, folder_of, make_artifact):
     assert torch.equal(output(model), output(load_pipeline(str(artifact), CPU)))
 
 
+def test_weights_that_stay_on_the_disk_are_refused(folder_of, make_artifact, tmp_path):
+    from diffusers import DiTTransformer2DModel
+
+    artifact = make_artifact(folder_of("dit"))
+    with pytest.raises(SpecError, match="cannot be offloaded to the disk") as caught:
+        DiTTransformer2DModel.from_pretrained(
+            artifact, device_map={"": "disk"}, offload_folder=tmp_path
+        )
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:.*Casting directly:UserWarning")
+@pytest.mark.parametrize("components", ["transformer", "transformer,vae"])
+def test_a_pipeline_is_offloaded_and_dispatched(components, dit_folder, make_artifact):
+    from diffusers import DiffusionPipeline
+
+    artifact = make_artifact(dit_folder, components=components)
+
+    def images(pipeline):
+        pipeline.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(0)
+        draw = {"guidance_scale": 1, "num_inference_steps": 2, "output_type": "np"}
+        return pipeline([1, 2], generator=generator, **draw).images
+
+    expected = images(DiffusionPipeline.from_pretrained(artifact))
+    offloaded = DiffusionPipeline.from_pretrained(artifact)
+    offloaded.enable_model_cpu_offload(device="cpu")
+    dispatched = DiffusionPipeline.from_pretrained(artifact, device_map="balanced")
+    for pipeline in (offloaded, dispatched):
+        assert (images(pipeline) == expected).all()
+
+
 def test_quantizing_while_loading_gives_what_compress_gives(dit_folder, tmp_path):
     from diffusers import DiffusionPipeline, PipelineQuantizationConfig
 
@@ -197,7 +229,6 @@ def test_quantizing_while_loading_gives_what_compress_gives(dit_folder, tmp_path
 def test_a_dense_model_needs_a_width(dit_folder):
     from diffusers import DiTTransformer2DModel
 
-    from dpq_core.errors import SpecError
     from dpq_diffusion.quantizer import DPQConfig
 
     with pytest.raises(SpecError, match="this model is not quantized"):

@@ -63,16 +63,39 @@ def test_comparison_keeps_every_image_for_any_batch_size():
         batch_size=3,
         progress=lambda what, done, total: seen.append((done, total)),
     )
-    torch.testing.assert_close(parts.psnr, whole.psnr, rtol=1e-12, atol=0)
+    torch.testing.assert_close(parts.mse, whole.mse, rtol=1e-12, atol=0)
     torch.testing.assert_close(parts.ssim, whole.ssim, rtol=1e-12, atol=0)
-    assert whole.psnr.shape == whole.ssim.shape == (7,)
-    assert whole.psnr.tolist() == sorted(whole.psnr.tolist(), reverse=True)
+    assert whole.mse.shape == whole.ssim.shape == (7,)
+    assert whole.mse.tolist() == sorted(whole.mse.tolist())
     assert seen == [(3, 7), (6, 7), (7, 7)]
     first, second = whole.metrics()
     assert first.name == "PSNR to the uncompressed model"
-    assert first.value == pytest.approx(whole.psnr.mean().item())
     assert second.higher_is_better
-    assert "mean over 7 image pairs at the same seeds, 0 identical" in second.protocol
+    assert "over 7 image pairs at the same seeds, 0 of them identical" in first.protocol
+    assert "mean over 7 image pairs at the same seeds" in second.protocol
+
+
+def test_the_psnr_of_a_set_is_that_of_torchmetrics():
+    a, b = pair(7)
+    found = compare_images(ArrayImages(b), ArrayImages(a))
+    peer = peak_signal_noise_ratio(planes(b), planes(a), data_range=255.0)
+    assert found.psnr == pytest.approx(peer.item(), rel=1e-6)
+    assert found.metrics()[0].value == found.psnr < psnr(b, a).mean()
+
+
+def test_an_identical_pair_does_not_hide_the_others():
+    a, b = pair(4)
+    b[2] = a[2]
+    found = compare_images(ArrayImages(b), ArrayImages(a))
+    each = psnr(b, a)
+    assert each.isinf().tolist() == [False, False, True, False]
+    assert found.psnr == pytest.approx(10 * math.log10(255**2 / found.mse.mean().item()))
+    metric = found.metrics()[0]
+    mean = each[~each.isinf()].mean().item()
+    assert f"1 of them identical, mean of the 3 PSNRs {mean:.2f} dB" in metric.protocol
+    same = compare_images(ArrayImages(a), ArrayImages(a)).metrics()[0]
+    assert same.value == math.inf
+    assert same.protocol.endswith("4 of them identical")
 
 
 def test_latent_errors_are_per_image():

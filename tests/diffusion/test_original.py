@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import collections
+import sys
+import types
 from functools import partial
 
+import diffusion_models
 import pytest
 import torch
 from original_dit import random_dit
 
 from dpq_core.adapter import Run
 from dpq_core.errors import SourceError
+from dpq_diffusion.conditions import make_items
 from dpq_diffusion.folders import locate
 from dpq_diffusion.loading import load_pipeline
+from dpq_diffusion.samplers import Wish, make_sampler
 from dpq_diffusion.source import open_checkpoint
 
 CPU = Run(device="cpu")
@@ -56,74 +62,32 @@ def test_the_converted_model_computes_the_same(wrap, tmp_path):
     torch.testing.assert_close(found, original(x, t, y), rtol=1e-4, atol=1e-5)
 
 
-LDM_BLOCKS = {
-    "down_blocks.0.resnets.0": "input_blocks.1.0",
-    "down_blocks.0.attentions.0": "input_blocks.1.1",
-    "down_blocks.0.downsamplers.0.conv": "input_blocks.2.0.op",
-    "down_blocks.1.resnets.0": "input_blocks.3.0",
-    "mid_block.resnets.0": "middle_block.0",
-    "mid_block.attentions.0": "middle_block.1",
-    "mid_block.resnets.1": "middle_block.2",
-    "up_blocks.0.resnets.0": "output_blocks.0.0",
-    "up_blocks.0.resnets.1": "output_blocks.1.0",
-    "up_blocks.0.upsamplers.0.conv": "output_blocks.1.1.conv",
-    "up_blocks.1.resnets.0": "output_blocks.2.0",
-    "up_blocks.1.attentions.0": "output_blocks.2.1",
-    "up_blocks.1.resnets.1": "output_blocks.3.0",
-    "up_blocks.1.attentions.1": "output_blocks.3.1",
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "conv_in": "input_blocks.0.0",
-    "conv_norm_out": "out.0",
-    "conv_out": "out.2",
-}
-LDM_LAYERS = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "time_emb_proj": "emb_layers.1",
-    "conv_shortcut": "skip_connection",
-}
-
-
-def ldm_name(name: str) -> str:
-    """The name that CompVis gives a tensor of diffusers' UNet with two resolutions."""
-    block = next(key for key in LDM_BLOCKS if name.startswith(f"{key}."))
-    rest = name.removeprefix(f"{block}.")
-    if "resnets" in block:
-        layer, _, part = rest.rpartition(".")
-        rest = f"{LDM_LAYERS[layer]}.{part}"
-    return f"model.diffusion_model.{LDM_BLOCKS[block]}.{rest}"
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("averaged", [False, True])
-def test_a_converted_ldm_unet_computes_the_same(averaged, tmp_path):
-    from diffusion_models import unet_condition
-
-    expected = unet_condition(groups=32)
-    weights = {ldm_name(name): value for name, value in expected.state_dict().items()}
-    if averaged:
-        for name in list(weights):
-            flat = "model_ema." + "".join(name.split(".")[1:])
-            weights[flat], weights[name] = weights[name], torch.zeros_like(weights[name])
-    weights["first_stage_model.encoder.conv_in.weight"] = torch.ones(2, 2)
-    file = tmp_path / "model.ckpt"
-    torch.save({"state_dict": weights, "global_step": 1}, file)  # noqa: TID251
-    model = load_pipeline(str(file), CPU)
-    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    prompt = torch.randn(1, 5, 64, generator=torch.Generator().manual_seed(2))
-    t = torch.tensor([7])
-    assert torch.equal(model(x, t, prompt).sample, expected(x, t, prompt).sample)
-
-
 def test_it_is_compressed_with_one_embedding(tmp_path):
     checkpoint = open_checkpoint(save(tmp_path / "dit.pt", random_dit(depth=3), WRAPS["ema"]))
     assert sum(".norm1.emb." in name for name in checkpoint.tensors) == 5
     total = sum(info.numel for info in checkpoint.tensors.values())
     weights = random_dit(depth=3).state_dict()
     assert total == sum(value.numel() for value in weights.values()) - weights["pos_embed"].numel()
+
+
+def test_a_dit_with_an_autoencoder_beside_it_is_a_pipeline(tmp_path):
+    source = save(tmp_path / "dit.pt", random_dit(), WRAPS["plain"])
+    assert not (locate(source) / "model_index.json").exists()
+    with pytest.raises(SourceError, match=r"it lacks vae and scheduler \(of an original"):
+        make_sampler(load_pipeline(source, CPU), Wish())
+    diffusion_models.autoencoder().save_pretrained(tmp_path / "vae")
+    sampler = make_sampler(load_pipeline(source, CPU), Wish(steps=2))
+    images = sampler.draw(make_items(sampler.conditions(("7",), ()), 1, 0))
+    assert images.shape == (1, 8, 8, 3)
+    assert images.float().std() > 1
+
+
+def test_a_dit_on_pixels_is_sampled_on_its_own(tmp_path):
+    source = save(tmp_path / "dit.pt", random_dit(channels=1), WRAPS["plain"])
+    sampler = make_sampler(load_pipeline(source, CPU), Wish(steps=2))
+    images = sampler.draw(make_items(sampler.conditions(("7",), ()), 2, 0))
+    assert images.shape == (2, 8, 8, 1)
+    assert not torch.equal(images[0], images[1])
 
 
 def test_a_conversion_is_made_once_and_leaves_nothing_else(tmp_path, cache):
@@ -135,6 +99,39 @@ def test_a_conversion_is_made_once_and_leaves_nothing_else(tmp_path, cache):
     assert list(cache.iterdir()) == [folder]
     other = random_dit(depth=1)
     assert locate(save(tmp_path / "dit.pt", other, WRAPS["plain"])) != folder
+
+
+def test_what_trainers_leave_in_their_files_is_passed_over(tmp_path, monkeypatch):
+    """PyTorch Lightning stores callbacks under their classes, and omegaconf's settings."""
+    kinds = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",)
+    kinds += ("omegaconf.dictconfig.DictConfig",)
+    made, modules = {}, set()
+    for path in kinds:
+        *parents, name = path.split(".")
+        names = [".".join(parents[: end + 1]) for end in range(len(parents))]
+        for module in names:
+            monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
+        made[name] = type(name, (), {"__module__": names[-1]})
+        setattr(sys.modules[names[-1]], name, made[name])
+        modules.update(names)
+    settings = made["DictConfig"]()
+    settings.content = collections.defaultdict(dict, {"lr": 1e-4, "size": int})
+
+    def wrap(weights):
+        callbacks = {made["ModelCheckpoint"]: {"best_model_score": torch.tensor(1.0)}}
+        return {"state_dict": weights, "callbacks": callbacks, "hyper_parameters": settings}
+
+    source = save(tmp_path / "dit.pt", random_dit(), wrap)
+    for module in modules:
+        monkeypatch.delitem(sys.modules, module)
+    assert len(open_checkpoint(source).tensors) > 10
+
+
+def test_files_of_old_torch_are_read(tmp_path):
+    file = tmp_path / "dit.pt"
+    weights = random_dit().state_dict()
+    torch.save(weights, file, _use_new_zipfile_serialization=False)  # noqa: TID251
+    assert len(open_checkpoint(str(file)).tensors) > 10
 
 
 BAD = {

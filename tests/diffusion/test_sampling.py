@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import diffusion_pipelines
 import numpy as np
 import pytest
-import tiny_pipelines
 import torch
 from PIL import Image
 
@@ -34,7 +34,7 @@ def models(monkeypatch) -> dict:
 
 @pytest.fixture
 def dit(models) -> str:
-    models["dit"] = tiny_pipelines.pixel_dit()
+    models["dit"] = diffusion_pipelines.pixel_dit()
     return "dit"
 
 
@@ -128,7 +128,7 @@ def test_a_folder_is_not_mixed(dit, tmp_path, options, seed, named):
 
 def test_a_folder_is_not_mixed_with_other_weights(dit, models, tmp_path):
     draw(dit, tmp_path)
-    tiny_pipelines.disturbed(models[dit])
+    diffusion_pipelines.disturbed(models[dit])
     with pytest.raises(SpecError, match=r"other settings \(model: "):
         draw(dit, tmp_path)
 
@@ -160,7 +160,7 @@ def test_the_grid_is_a_picture_of_all_rows(dit, tmp_path):
 
 
 def test_before_and_after(dit, models, tmp_path):
-    models["compressed"] = tiny_pipelines.disturbed(tiny_pipelines.pixel_dit())
+    models["compressed"] = diffusion_pipelines.disturbed(diffusion_pipelines.pixel_dit())
     options = SampleOptions(steps=4, columns=2, baseline=dit)
     made = sample("compressed", options, RUN, tmp_path / "out")
     assert [path.name for path in made.files] == ["before-after.png", "grid.png"]
@@ -202,7 +202,7 @@ def test_the_settings_are_stored(dit, tmp_path):
 
 def test_many_classes_are_thinned_for_a_grid_only(models, tmp_path):
     names = tuple(f"kind {i}" for i in range(40))
-    models["many"] = tiny_pipelines.pixel_dit(classes=names)
+    models["many"] = diffusion_pipelines.pixel_dit(classes=names)
     assert len(draw("many", tmp_path / "grid", steps=1, columns=1)) == 8
     assert len(draw("many", tmp_path / "all", steps=1, count=41)) == 41
     stored = json.loads((tmp_path / "all" / "settings.json").read_text())
@@ -214,7 +214,7 @@ def test_many_classes_are_thinned_for_a_grid_only(models, tmp_path):
     [("latent_dit", 3, 8), ("latent_unet", 3, 16), ("text_to_image", 3, 8)],
 )
 def test_every_kind_of_pipeline(models, tmp_path, make, channels, side):
-    models[make] = getattr(tiny_pipelines, make)()
+    models[make] = getattr(diffusion_pipelines, make)()
     options = {"prompt": ("a cat", "a dog")} if make == "text_to_image" else {}
     first = draw(make, tmp_path / "a", **options)
     assert first == draw(make, tmp_path / "b", **options)
@@ -245,7 +245,7 @@ def test_samples_need_a_folder(dit):
     ],
 )
 def test_mistakes_are_one_line(models, tmp_path, make, options, message):
-    models[make] = getattr(tiny_pipelines, make)()
+    models[make] = getattr(diffusion_pipelines, make)()
     with pytest.raises(SpecError) as caught:
         draw(make, tmp_path / "out", **options)
     assert message in str(caught.value)

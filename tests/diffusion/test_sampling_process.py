@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import diffusion_models
+import diffusion_pipelines
 import pytest
-import tiny_pipelines
 import torch
 
 from dpq_core.errors import SourceError, SpecError
@@ -38,16 +39,16 @@ def labels_seen(pipeline, **wish) -> list[list[int]]:
 
 @pytest.mark.parametrize("classes", [3, 7])
 def test_the_null_class_follows_the_classes(classes):
-    pipeline = tiny_pipelines.pixel_dit(classes=tuple("abcdefg"[:classes]))
+    pipeline = diffusion_pipelines.pixel_dit(classes=tuple("abcdefg"[:classes]))
     assert labels_seen(pipeline, guidance=2.0) == [[0, 1, 2, classes, classes, classes]] * 4
 
 
 def test_without_guidance_the_model_runs_once():
-    assert labels_seen(tiny_pipelines.pixel_dit(), guidance=1.0) == [[0, 1, 2]] * 4
+    assert labels_seen(diffusion_pipelines.pixel_dit(), guidance=1.0) == [[0, 1, 2]] * 4
 
 
 def test_guidance_zero_forgets_the_class():
-    pipeline = tiny_pipelines.pixel_dit()
+    pipeline = diffusion_pipelines.pixel_dit()
     table = pipeline.transformer.transformer_blocks
     free = drawn(pipeline, guidance=0.0)
     for block in table:  # every class becomes the null class
@@ -59,7 +60,7 @@ def test_guidance_zero_forgets_the_class():
 def test_a_unet_with_a_spare_class_is_guided_by_it():
     from diffusers import DDIMPipeline, DDIMScheduler
 
-    model = tiny_pipelines.unet(in_channels=1, out_channels=1, num_class_embeds=4)
+    model = diffusion_models.unet(in_channels=1, out_channels=1, num_class_embeds=4)
     pipeline = DDIMPipeline(model, DDIMScheduler())
     pipeline.register_to_config(id2label={"0": "a", "1": "b", "2": "c"})
     assert labels_seen(pipeline) == [[0, 1, 2, 3, 3, 3]] * 4
@@ -68,7 +69,7 @@ def test_a_unet_with_a_spare_class_is_guided_by_it():
 def test_a_unet_without_null_class_cannot_be_guided():
     from diffusers import DDIMPipeline, DDIMScheduler
 
-    model = tiny_pipelines.unet(in_channels=1, out_channels=1, num_class_embeds=3)
+    model = diffusion_models.unet(in_channels=1, out_channels=1, num_class_embeds=3)
     pipeline = DDIMPipeline(model, DDIMScheduler())
     assert labels_seen(pipeline) == [[0, 1, 2]] * 4
     with pytest.raises(SpecError, match="the model has no null class to guide with; use 1"):
@@ -88,7 +89,7 @@ def test_guidance_of_some_channels(guided):
 
 @pytest.mark.parametrize(("scheduler", "uses"), [("ddpm", True), ("ddim", False)])
 def test_only_ddpm_uses_the_learned_variance(scheduler, uses):
-    pipeline = tiny_pipelines.pixel_dit()
+    pipeline = diffusion_pipelines.pixel_dit()
     before = drawn(pipeline, scheduler=scheduler)
     head = pipeline.transformer.proj_out_2
     head.bias.data[1::2] += 3.0  # rows of a patch's pixels: noise, variance, noise, ...
@@ -96,7 +97,7 @@ def test_only_ddpm_uses_the_learned_variance(scheduler, uses):
 
 
 def test_the_steps_of_ddpm_are_those_of_the_official_code():
-    pipeline = tiny_pipelines.pixel_dit()
+    pipeline = diffusion_pipelines.pixel_dit()
     scheduler = make_scheduler(pipeline.scheduler, "ddpm", learned_variance=True)
     scheduler.set_timesteps(250)
     stride = 999 / 249  # space_timesteps(1000, "250") of the ADM and DiT code
@@ -124,8 +125,8 @@ def test_a_flow_cannot_be_run_by_ddim():
 
 
 def test_a_lone_component_draws_nothing():
-    with pytest.raises(SourceError, match="alone draws no images; give the folder of its pipeline"):
-        make_sampler(tiny_pipelines.unet(), Wish())
+    with pytest.raises(SourceError, match="alone draws no images, it lacks vqvae and"):
+        make_sampler(diffusion_models.unet(), Wish())
 
 
 def test_pixels_are_rounded():
@@ -136,7 +137,7 @@ def test_pixels_are_rounded():
 
 
 def test_the_pixel_pipeline_draws_what_the_sampler_draws():
-    pipeline = tiny_pipelines.pixel_dit()
+    pipeline = diffusion_pipelines.pixel_dit()
     generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
     images = pipeline([0, 1, 2], generator=generators, num_inference_steps=4, output_type="pt")
     assert torch.equal((images.images * 255).round().int().permute(0, 2, 3, 1), drawn(pipeline))
@@ -147,7 +148,7 @@ def test_the_pixel_pipeline_draws_what_the_sampler_draws():
 def test_the_pixel_pipeline_is_saved_with_its_class_names(tmp_path):
     from diffusers import DiffusionPipeline
 
-    pipeline = tiny_pipelines.pixel_dit()
+    pipeline = diffusion_pipelines.pixel_dit()
     pipeline.save_pretrained(tmp_path)
     again = DiffusionPipeline.from_pretrained(tmp_path, local_files_only=True)
     assert type(again) is type(pipeline)

@@ -100,6 +100,8 @@ def test_fixed_positions_are_not_stored(tmp_path):
 def test_wrong_components(dit_folder, folder_of):
     refused(dit_folder, r"no component 'unet' with weights; there are transformer, vae", "unet")
     refused(folder_of("dit"), "a single component; --components chooses", "transformer")
+    weights = folder_of("dit") / "diffusion_pytorch_model.safetensors"
+    refused(weights, r"weights without a config; give their folder with config\.json")
     with pytest.raises(SpecError, match="an empty name"):
         CompressOptions(components="unet,,vae")
 
@@ -158,26 +160,28 @@ def test_kinds_by_name_and_shape(name):
     assert layout_of(name, shape) == layout
 
 
-def bits(source, overrides=()):
+def bits(source, overrides=(), spec=SPEC):
     """Compressed tensor -> code bits per weight, or None where a policy keeps it."""
     adapter = DiffusionAdapter()
-    plan = make_plan(adapter.open(str(source)), adapter, SPEC, overrides)
+    plan = make_plan(adapter.open(str(source)), adapter, spec, overrides)
     return {t.name: t.spec.code_bits / t.spec.d for t in plan if t.spec is not None}
 
 
-def test_layers_at_either_end_get_eight_bits(dit_folder, folder_of):
-    found = bits(dit_folder)
+@pytest.mark.parametrize(("nominal", "embedder", "output"), [(1, 4, 4), (2, 8, 4), (4, 8, 4)])
+def test_layers_at_either_end_get_more_bits(nominal, embedder, output, dit_folder, folder_of):
+    spec = QuantSpec.preset(nominal)
+    found = bits(dit_folder, spec=spec)
     block = "transformer/transformer_blocks.0."
-    assert found[f"{block}attn1.to_q.weight"] == 2
-    assert found[f"{block}norm1.linear.weight"] == 2
-    assert found[f"{block}norm1.emb.timestep_embedder.linear_1.weight"] == 8
+    assert found[f"{block}attn1.to_q.weight"] == nominal
+    assert found[f"{block}norm1.linear.weight"] == nominal
+    assert found[f"{block}norm1.emb.timestep_embedder.linear_1.weight"] == embedder
     assert found[f"{block}norm1.emb.class_embedder.embedding_table.weight"] == 4
-    assert found["transformer/proj_out_1.weight"] == 8
-    assert bits(folder_of("dit"))["proj_out_1.weight"] == 8
-    unet = bits(folder_of("unet_condition"))
-    assert unet["time_embedding.linear_1.weight"] == 8
+    assert found["transformer/proj_out_1.weight"] == output
+    assert bits(folder_of("dit"), spec=spec)["proj_out_1.weight"] == output
+    unet = bits(folder_of("unet_condition"), spec=spec)
+    assert unet["time_embedding.linear_1.weight"] == embedder
     inner = [value for name, value in unet.items() if "attentions" in name]
-    assert set(inner) == {2}
+    assert set(inner) == {nominal}
 
 
 def test_codebooks_per_subspace_follow_the_shorter_axis(dit_folder):

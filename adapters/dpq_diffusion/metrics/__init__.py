@@ -7,7 +7,14 @@ Everything is plain torch. Images are uint8 ``[N, H, W, 3]``; features come from
 from dpq_diffusion.metrics.classifier import TINY_EXTRACTOR, ClassifierExtractor
 from dpq_diffusion.metrics.evaluate import Extracted, evaluate_samples, extract
 from dpq_diffusion.metrics.extractor import ADM_EXTRACTOR, FeatureExtractor, Features
-from dpq_diffusion.metrics.fidelity import ImageFidelity, compare_images, latent_mse, psnr, ssim
+from dpq_diffusion.metrics.fidelity import (
+    ImageFidelity,
+    compare_images,
+    latent_mse,
+    pixel_mse,
+    psnr,
+    ssim,
+)
 from dpq_diffusion.metrics.frechet import (
     Gaussian,
     GaussianAccumulator,
@@ -64,6 +71,7 @@ __all__ = [
     "latent_mse",
     "load_inception",
     "open_images",
+    "pixel_mse",
     "precision_recall",
     "psnr",
     "read_reference",

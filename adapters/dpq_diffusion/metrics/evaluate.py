@@ -181,6 +181,10 @@ def _against(samples: int, reference: Reference, target: Statistics) -> str:
     return f"{samples:,} samples, {whole} of {reference.name}"
 
 
+def _splits(count: int) -> str:
+    return "one split" if count == 1 else f"{count} splits of {SPLIT_SIZE:,}"
+
+
 class _Report:
     """Metrics with names and protocols that say which extractor they come from."""
 
@@ -199,7 +203,7 @@ class _Report:
                 self._add(plain, name, frechet_distance(a, b), self._against, higher=False)
 
     def score(self, score: Score, samples: int) -> None:
-        protocol = f"{samples:,} samples, {score.splits} splits of {SPLIT_SIZE:,}"
+        protocol = f"{samples:,} samples, {_splits(score.splits)}"
         if score.splits > 1:
             protocol += f" (std {score.std:.4g})"
         self._add("IS", "classifier score", score.mean, protocol)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from dpq_core.errors import DPQError, SourceError, SpecError
@@ -101,7 +101,7 @@ def write_statistics(path: Path, statistics: Statistics) -> None:
         if statistics.pool.count is not None:
             metadata["count"] = str(statistics.pool.count)
         with replacing(path) as partial:
-            save_file({k: v.contiguous() for k, v in tensors.items()}, partial, metadata)
+            partial.write_bytes(save({k: v.contiguous() for k, v in tensors.items()}, metadata))
     else:
         raise SpecError(f"{path}: statistics are written as .safetensors or .npz")
 

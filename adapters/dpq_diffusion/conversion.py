@@ -1,0 +1,111 @@
+"""What an original checkpoint becomes, and how it is written: a component, or a pipeline folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dpq_core.artifact.header import Slot, encode
+from dpq_diffusion.folders import CONFIG, INDEX, STEMS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One component.
+
+    Attributes:
+        config: content of its config file.
+        weights: its tensors; none for a scheduler.
+        library: where its class is, as ``model_index.json`` names it.
+        kind: name of its class.
+    """
+
+    config: Mapping[str, Any]
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    library: str = "diffusers"
+    kind: str = ""
+
+    @property
+    def class_name(self) -> str:
+        """``kind``, or what the config of a diffusers model says."""
+        return self.kind or str(self.config["_class_name"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """A pipeline, or a component on its own.
+
+    Attributes:
+        parts: component -> what it is; "" is a component on its own.
+        pipeline: class of the pipeline; empty for a component on its own.
+        settings: further entries of ``model_index.json``.
+        files: relative path -> file that is copied.
+    """
+
+    parts: Mapping[str, Part]
+    pipeline: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
+
+    def index(self) -> dict[str, Any]:
+        """``model_index.json``."""
+        parts = {name: [part.library, part.class_name] for name, part in self.parts.items()}
+        return {"_class_name": self.pipeline, **self.settings, **parts}
+
+
+def publish(folder: Path, made: Conversion) -> None:
+    """Write beside ``folder`` and rename: it exists only when whole."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
+    try:
+        if made.pipeline:
+            _write_json(partial / INDEX, made.index())
+        for name, part in made.parts.items():
+            _write_part(partial / name, part)
+        for relative, path in made.files.items():
+            (partial / relative).parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, partial / relative)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was first
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_part(folder: Path, part: Part) -> None:
+    folder.mkdir(exist_ok=True)
+    scheduler = "Scheduler" in part.class_name
+    _write_json(folder / ("scheduler_config.json" if scheduler else CONFIG), part.config)
+    if not scheduler:
+        stem = STEMS[0] if "_class_name" in part.config else STEMS[1]
+        _write_tensors(folder / f"{stem}.safetensors", part.weights)
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def _write_tensors(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """One safetensors file, a tensor in memory at a time."""
+    slots, end = [], 0
+    for name, tensor in weights.items():
+        slots.append(Slot(name, tensor.dtype, tuple(tensor.shape), end, end + tensor.nbytes))
+        end += tensor.nbytes
+    with path.open("wb") as file:
+        file.write(encode(slots))
+        for tensor in weights.values():
+            flat = tensor.contiguous().reshape(-1)
+            file.write(flat.view(torch.uint8).numpy().data)
+        file.flush()
+        os.fsync(file.fileno())
