@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from dpq_core.artifact import Artifact, Manifest
+    from dpq_core.artifact.single_writer import Packed
     from dpq_core.checkpoint import Checkpoint
     from dpq_core.layout import Layout
     from dpq_core.plan import Override
@@ -44,10 +45,19 @@ class Metric:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """The metrics of one model, and whatever else belongs in ``--json``."""
+    """The metrics of one model.
+
+    Attributes:
+        metrics: in the order in which they are shown.
+        details: whatever else belongs in ``--json``.
+        notes: one line each, for the user: what was left out, and why.
+        others: further sources that the adapter measured alike, by name: more columns of the table.
+    """
 
     metrics: tuple[Metric, ...]
     details: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    others: Mapping[str, Evaluation] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +66,14 @@ class Sampling:
 
     texts: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """What was written, and what a person should know about it (losses, conventions)."""
+
+    files: tuple[Path, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,14 +97,22 @@ class Adapter(ABC):
     Class attributes:
         name: the entry-point name, as in ``--adapter NAME``.
         summary: one line for ``dpq adapters``.
-        options: verb (``compress``, ``evaluate``, ``sample``) -> frozen dataclass of that verb's
-            options; every field has a default and ``metadata={"help": ...}``. The CLI turns them
-            into flags.
+        options: verb (``compress``, ``evaluate``, ``sample``, ``export``) -> frozen dataclass of
+            that verb's options; every field has a default and ``metadata={"help": ...}``. The CLI
+            turns them into flags.
+        builtins: the models that ship with the adapter: ``x`` is the source ``builtin:x``.
+        exports: the formats of ``export``, as in ``dpq export --to``; a format that is the suffix
+            of the output needs not be named.
+        single_file: its artifacts are one ``.dpq`` file, which ``pack`` fills, and not a folder of
+            tensors; ``select``, ``overrides`` and ``generated_files`` are then not asked.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     options: ClassVar[Mapping[str, type]] = {}
+    builtins: ClassVar[tuple[str, ...]] = ()
+    exports: ClassVar[tuple[str, ...]] = ()
+    single_file: ClassVar[bool] = False
 
     @abstractmethod
     def open(self, source: str) -> Checkpoint:
@@ -120,6 +146,10 @@ class Adapter(ABC):
         """Files to write beside the weights (config, model card): relative path -> content."""
         return {}
 
+    def pack(self, source: str, options: Any, run: Run) -> Packed:
+        """The whole source, coded for one file; for adapters with ``single_file``."""
+        raise self._lacks("pack a source into one file")
+
     def load(self, source: str, run: Run) -> Any:
         """A runnable model from an artifact or from an uncompressed source."""
         raise self._lacks("load models")
@@ -131,6 +161,14 @@ class Adapter(ABC):
     def sample(self, source: str, options: Any, run: Run, out: Path | None) -> Sampling:
         """Let the model make something a person can look at; files go to ``out``."""
         raise self._lacks("sample")
+
+    def export(self, source: str, to: str, options: Any, run: Run, out: Path) -> Export:
+        """Write an artifact or an uncompressed source in a format of its ecosystem.
+
+        ``to`` is one of ``exports``. ``out`` appears whole or not at all, and replaces what is
+        there: the caller has made sure that this is wanted.
+        """
+        raise self._lacks("export")
 
     def probe(self, artifact: Artifact, run: Run) -> Mapping[str, torch.Tensor]:
         """Outputs of the loaded artifact on a fixed input, to be stored and compared later.
@@ -144,7 +182,7 @@ class Adapter(ABC):
         """The optional verbs that this adapter implements."""
         return tuple(
             verb
-            for verb in ("load", "evaluate", "sample", "probe")
+            for verb in ("load", "evaluate", "sample", "export", "probe")
             if getattr(cls, verb) is not getattr(Adapter, verb)
         )
 

@@ -1,13 +1,15 @@
 """Options of one adapter verb: a frozen dataclass turned into command-line flags, and back.
 
 A field ``max_new_tokens: int = 64`` becomes ``--max-new-tokens 64``; a bool becomes
-``--flag/--no-flag``; a ``tuple[str, ...]`` is given by repeating its flag.
+``--flag/--no-flag``; a ``tuple[str, ...]`` takes one or more values after its
+flag, or is given by repeating it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import types
 import typing
 from collections.abc import Sequence
@@ -94,7 +96,10 @@ def parse(cls: type[T], argv: Sequence[str]) -> T:
         else:
             value = _convert(option, attached if equals else words.pop(0))
         if option.repeated:
-            values[option.field] = (*values.get(option.field, ()), value)
+            more = list(itertools.takewhile(_is_value, [] if equals else words))
+            del words[: len(more)]
+            given = (value, *(_convert(option, word) for word in more))
+            values[option.field] = (*values.get(option.field, ()), *given)
         elif option.field in values:
             raise SpecError(f"option {flag} is given twice")
         else:
@@ -144,6 +149,11 @@ def _convert(option: Option, word: str) -> Any:
     except ValueError:
         wanted = {int: "a whole number", float: "a number"}[option.kind]
         raise SpecError(f"option {option.flag}: {word!r} is not {wanted}") from None
+
+
+def _is_value(word: str) -> bool:
+    """Whether a word after the first value of a flag is a further value, and not the next flag."""
+    return not word.startswith("-")
 
 
 def _unknown(word: str, flags: Sequence[str]) -> str:

@@ -67,6 +67,18 @@ def load(name: str) -> Adapter:
         raise AdapterError(f"{_who(entry)} is broken: {_one_line(error)}") from error
 
 
+def builtins() -> dict[str, str]:
+    """Built-in model -> the adapter that ships it, of all adapters that load."""
+    found: dict[str, str] = {}
+    for entry in available():
+        try:
+            shipped = load(entry.name).builtins
+        except AdapterError:  # a broken plugin spoils only itself
+            continue
+        found |= {model: entry.name for model in shipped if model not in found}
+    return found
+
+
 @contextmanager
 def explain_missing(name: str) -> Iterator[None]:
     """Turn an ImportError while an adapter loads or works into the command that mends it.

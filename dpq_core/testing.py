@@ -69,6 +69,12 @@ class AdapterContract:
         assert summary.strip()
         assert "\n" not in summary
 
+    def test_its_builtin_models_can_be_opened(self, adapter: Adapter) -> None:
+        """And ``builtin:NAME`` alone says which adapter to take."""
+        for name in self.adapter_class.builtins:
+            assert adapter.open(f"builtin:{name}").tensors
+            assert registry.builtins()[name] == self.adapter_class.name
+
     def test_its_options_become_flags(self) -> None:
         """Every options class can be described, built without arguments, and belongs to a verb."""
         for verb, cls in self.adapter_class.options.items():
@@ -169,6 +175,26 @@ class AdapterContract:
             made.append((sampling.texts, [path.read_bytes() for path in sampling.files]))
         assert made[0] == made[1]
         assert any(made[0]), "neither texts nor files"
+
+    def test_exports_are_whole_and_reproducible(
+        self, adapter: Adapter, source: str, artifact: Artifact, tmp_path: Path
+    ) -> None:
+        """Every format, of both, is written twice with the same bytes and leaves nothing else."""
+        self._needs(adapter, "export")
+        assert adapter.exports, "no format to export to"
+        chosen = self._options(adapter, "export")
+        for to in adapter.exports:
+            for kind, exported in (("source", source), ("artifact", str(artifact.path))):
+                made = []
+                for turn in ("a", "b"):
+                    out = tmp_path / f"{kind}-{to}-{turn}" / f"model.{to}"
+                    out.parent.mkdir()
+                    done = adapter.export(exported, to, chosen, self.run, out)
+                    assert done.files, "no file"
+                    assert all(path.is_file() for path in done.files)
+                    assert list(out.parent.iterdir()) == [out]
+                    made.append(_content(out.parent))
+                assert made[0] == made[1]
 
     def test_it_loads_source_and_artifact(
         self, adapter: Adapter, source: str, artifact: Artifact

@@ -57,7 +57,7 @@ class Wordy(MLPAdapter):
 
 
 class UnusedOptions(MLPAdapter):
-    options = {**MLPAdapter.options, "export": dict}  # noqa: RUF012
+    options = {**MLPAdapter.options, "serve": dict}  # noqa: RUF012
 
 
 @pytest.mark.parametrize(

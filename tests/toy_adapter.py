@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
-from dpq_core.adapter import Adapter, Evaluation, Metric, Run, Sampling
+from dpq_core.adapter import Adapter, Evaluation, Export, Metric, Run, Sampling
 from dpq_core.artifact import Artifact
 from dpq_core.checkpoint import Checkpoint, SafetensorsCheckpoint
 from dpq_core.errors import SourceError, SpecError
@@ -35,6 +36,7 @@ class MLPAdapter(Adapter):
     name = "mlp"
     summary = "two-layer perceptrons (w1, b1, w2) in a .safetensors file"
     options: ClassVar[Mapping[str, type]] = {"evaluate": EvaluateOptions, "sample": SampleOptions}
+    exports = ("safetensors",)
 
     # These two are enough for `dpq compress` and `dpq inspect`.
 
@@ -69,6 +71,12 @@ class MLPAdapter(Adapter):
         outputs = _forward(self.load(source, run), options.count, run.seed)
         rows = (" ".join(f"{value:.3f}" for value in row) for row in outputs.tolist())
         return Sampling(texts=tuple(rows))
+
+    def export(self, source: str, to: str, options: None, run: Run, out: Path) -> Export:
+        partial = out.with_name(out.name + ".partial")
+        save_file(self.load(source, run), partial)
+        partial.replace(out)  # whole or not at all
+        return Export(files=(out,))
 
     def probe(self, artifact: Artifact, run: Run) -> dict[str, Tensor]:
         return {"outputs": _forward(_dense(artifact), 8, seed=0)}

@@ -30,6 +30,7 @@ class DiffusionAdapter(Adapter):
 
     name: ClassVar[str] = "diffusion"
     summary: ClassVar[str] = "diffusion models (diffusers folders, hub ids, DiT .pt, LDM .ckpt)"
+    builtins: ClassVar[tuple[str, ...]] = ("tiny-dit",)
     options: ClassVar[Mapping[str, type]] = {
         "compress": CompressOptions,
         "evaluate": EvaluateOptions,

@@ -28,6 +28,7 @@ class LlamaAdapter(Adapter):
 
     name: ClassVar[str] = "llama"
     summary: ClassVar[str] = "LLaMA-style causal language models (Hugging Face folders, hub ids)"
+    builtins: ClassVar[tuple[str, ...]] = ("tiny-llama",)
     options: ClassVar[Mapping[str, type]] = {"evaluate": EvaluateOptions, "sample": SampleOptions}
 
     def open(self, source: str) -> Checkpoint:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from dpq_cli.commands import adapters, compress, demo, doctor, evaluate, inspect, sample
+from dpq_cli.commands import adapters, compress, demo, doctor, evaluate, export, inspect, sample
 from dpq_cli.interrupt import interruptible
 from dpq_core import __version__
 from dpq_core.errors import DPQError
@@ -98,6 +98,7 @@ EXTRA_ARGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.command("compress", context_settings=EXTRA_ARGS)(compress.command)
 app.command("eval", context_settings=EXTRA_ARGS)(evaluate.command)
 app.command("sample", context_settings=EXTRA_ARGS)(sample.command)
+app.command("export", context_settings=EXTRA_ARGS)(export.command)
 app.command("inspect")(inspect.command)
 app.command("adapters")(adapters.command)
 app.command("demo")(demo.command)

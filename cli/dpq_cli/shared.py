@@ -14,6 +14,7 @@ from dpq_core.errors import AdapterError, SpecError
 
 if TYPE_CHECKING:
     from dpq_core.adapter import Adapter, Run
+    from dpq_core.artifact import Artifact, ArtifactFile
 
 Source = Annotated[
     str,
@@ -34,28 +35,39 @@ MORE_OPTIONS = "The adapter adds options of its own after SOURCE; `dpq adapters 
 
 def is_artifact(source: str) -> bool:
     """Whether the source is something that `dpq compress` wrote."""
-    from dpq_core.artifact import Artifact
+    from dpq_core.artifact import Artifact, ArtifactFile
 
-    return Artifact.is_artifact(source)
+    return Artifact.is_artifact(source) or ArtifactFile.is_artifact_file(source)
+
+
+def open_artifact(source: str) -> Artifact | ArtifactFile:
+    """The artifact of either form, checked but for its contents.
+
+    Raises:
+        ArtifactError: it is missing, half-written, damaged or hostile.
+    """
+    from dpq_core.artifact import Artifact, ArtifactFile
+
+    single = Path(source).is_file() or source.endswith(ArtifactFile.SUFFIX)
+    return ArtifactFile.open(source) if single else Artifact.open(source)
 
 
 def adapter_of(name: str | None, *sources: str) -> Adapter:
-    """The adapter asked for, or the one that the artifact among the sources was made with.
+    """The adapter asked for, or that of the first artifact or built-in model among the sources.
 
     Raises:
-        AdapterError: there is no artifact to ask and no name, or the two disagree.
+        AdapterError: no source tells and there is no name, or the two disagree.
     """
-    from dpq_core.artifact import Artifact
-
     for source in sources:
         if not is_artifact(source) and not Path(f"{source}.partial").is_dir():
             continue
-        made_with = Artifact.open(source).manifest.adapter  # half-written: this says so
+        made_with = open_artifact(source).manifest.adapter  # half-written: this says so
         if name not in (None, made_with):
             raise AdapterError(
                 f"{source} was made with adapter {made_with!r}; drop --adapter {name}"
             )
         name = made_with
+    name = name or _owner(sources)
     if name is None:
         names = ", ".join(sorted({entry.name for entry in registry.available()})) or "none"
         raise AdapterError(
@@ -63,6 +75,19 @@ def adapter_of(name: str | None, *sources: str) -> Adapter:
             f"(installed: {names})"
         )
     return registry.load(name)
+
+
+def _owner(sources: Sequence[str]) -> str | None:
+    """The adapter of the first built-in model among the sources."""
+    scheme = "builtin:"
+    for source in sources:
+        if source.startswith(scheme):
+            known = registry.builtins()
+            if (model := source.removeprefix(scheme)) not in known:
+                names = ", ".join(f"{scheme}{name}" for name in sorted(known)) or "none"
+                raise AdapterError(f"no adapter ships {source}; there are: {names}")
+            return known[model]
+    return None
 
 
 @contextmanager
@@ -99,11 +124,11 @@ def adapter_options(adapter: Adapter, verb: str, words: Sequence[str]) -> Any:
 
 
 def size_on_disk(adapter: Adapter, source: str) -> int:
-    """Bytes of an artifact, or of the tensors and side files of an uncompressed source."""
-    from dpq_core.artifact import Artifact
-
-    if Artifact.is_artifact(source):
-        return Artifact.open(source).nbytes
+    """Bytes of an artifact or a file, or of the tensors and side files of any other source."""
+    if is_artifact(source):
+        return open_artifact(source).nbytes
+    if Path(source).is_file():
+        return Path(source).stat().st_size
     checkpoint = adapter.open(source)
     tensors = sum(info.nbytes for info in checkpoint.tensors.values())
     return tensors + sum(path.stat().st_size for path in checkpoint.side_files.values())

@@ -32,7 +32,7 @@ def test_json():
         "ok": True,
         "error": None,
         "summary": "two-layer perceptrons (w1, b1, w2) in a .safetensors file",
-        "capabilities": ["load", "evaluate", "sample", "probe"],
+        "capabilities": ["load", "evaluate", "sample", "export", "probe"],
     }
 
 
@@ -100,3 +100,16 @@ def test_help_lists_every_command():
     shown = dpq("--help").out
     for command in ("compress", "eval", "sample", "inspect", "adapters", "demo", "doctor"):
         assert command in shown
+
+
+def test_a_built_in_model_says_which_adapter_it_needs(tmp_path):
+    done = dpq("compress", "builtin:tiny-llama", "-o", tmp_path / "out", "--dry-run", "--json")
+    assert done.code == 0
+    assert any(t["name"].startswith("model.layers.0.") for t in done.json["tensors"])
+
+
+def test_nobody_ships_that_model(tmp_path):
+    done = dpq("compress", "builtin:tiny-lama", "-o", tmp_path / "out")
+    assert done.code == 1
+    assert "no adapter ships builtin:tiny-lama; there are:" in " ".join(done.err.split())
+    assert "builtin:tiny-llama" in done.err

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from cli_runs import dpq, install_toy, write_mlp
+from splat_views import photographed
 from toy_adapter import MLPAdapter
 
 from dpq_cli.commands import demo
@@ -59,6 +60,35 @@ def test_options_name_the_folders_of_samples(net, tmp_path, monkeypatch):
         ("sample", [original]),
         ("evaluate", [two]),
     ]
+
+
+def test_an_adapter_with_presets_gets_files(tmp_path, monkeypatch):
+    """Both versions, under their presets' names, with the metrics that the demo names."""
+    folder = photographed(tmp_path / "scene")
+    scene = demo.Demo(
+        "gaussian",
+        str(folder / "scene.ply"),
+        evaluate=("--cameras", str(folder)),
+        sample=("--frames", "2", "--width", "32"),
+        sample_against=("--baseline", str(folder / "scene.ply")),
+        presets=("high", "small"),
+        shown=("PSNR to the original",),
+    )
+    monkeypatch.setattr(demo, "DEMOS", (scene,))
+    out = tmp_path / "demo"
+    rows = dpq("demo", "-o", out, "--json").json["gaussian"]
+    assert [row["width"] for row in rows] == ["original", "high", "small"]
+    assert rows[0]["nbytes"] == (folder / "scene.ply").stat().st_size
+    for row in rows[1:]:
+        file = out / f"gaussian-{row['width']}.dpq"
+        assert row["nbytes"] == file.stat().st_size
+        assert row["ratio"] == rows[0]["nbytes"] / row["nbytes"]
+        assert row["files"] == [
+            str(out / "samples" / f"gaussian-{row['width']}" / "orbit-before-after.gif")
+        ]
+    shown = dpq("demo", "-o", out).err
+    assert "PSNR to the original: dB" in shown
+    assert "SSIM" not in shown
 
 
 def test_samples_of_an_earlier_demo_go(net, tmp_path, monkeypatch):

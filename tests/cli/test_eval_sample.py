@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 from cli_runs import dpq, install_toy, write_mlp
+from toy_adapter import MLPAdapter
+
+from dpq_core.adapter import Evaluation, Metric
 
 
 @pytest.fixture(autouse=True)
@@ -38,12 +41,36 @@ def test_eval_json(net, out):
     found = dpq("eval", out, "--baseline", net, "--json", "--rows", "16").json
     assert (found["adapter"], found["seed"], found["options"]) == ("mlp", 0, {"rows": 16})
     assert found["result"]["nbytes"] == sum(p.stat().st_size for p in out.iterdir())
-    weights = 96 * 64 + 96 + 40 * 96
-    assert found["baseline"]["nbytes"] == 4 * weights
+    assert found["baseline"]["nbytes"] == net.stat().st_size
     (metric,) = found["baseline"]["metrics"]
     assert metric["name"] == "power"
     assert metric["value"] > 0
     assert "16 normal inputs" in metric["protocol"]
+
+
+def test_others_that_the_adapter_measured_are_columns_of_the_table(net, out, monkeypatch):
+    alone = MLPAdapter.evaluate
+
+    def evaluate(self, source, options, run):
+        found = alone(self, source, options, run)
+        (power,) = found.metrics
+        other = Metric(name="power", value=7.5, higher_is_better=True, protocol="guessed")
+        more = Metric(name="charm", value=1.0, higher_is_better=True, protocol="felt")
+        others = {str(net): Evaluation(metrics=(other, more), notes=("a guess",))}
+        return Evaluation(metrics=(power,), notes=("charm is left out",), others=others)
+
+    monkeypatch.setattr(MLPAdapter, "evaluate", evaluate)
+    done = dpq("eval", out)
+    assert done.code == 0
+    assert "7.5" in done.err
+    assert "charm (higher is better)" in done.err
+    assert f"power of {net}: guessed\n" in done.err
+    assert "charm is left out\na guess\n" in done.err
+    found = dpq("eval", out, "--json").json
+    assert found["result"]["notes"] == ["charm is left out"]
+    other = found["against"][str(net)]
+    assert other["nbytes"] == net.stat().st_size
+    assert [metric["value"] for metric in other["metrics"]] == [7.5, 1.0]
 
 
 def test_an_uncompressed_source_needs_its_adapter(net, out):

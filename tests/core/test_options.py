@@ -50,6 +50,7 @@ def test_nothing_given_means_the_defaults():
         (["--raw"], Options(raw=True)),
         (["--no-raw"], Options(raw=False)),
         (["--tasks", "a", "--tasks=b"], Options(tasks=("a", "b"))),
+        (["--tasks", "a", "b", "--tasks", "c", "--raw"], Options(tasks=("a", "b", "c"), raw=True)),
         (["--sizes", "7"], Options(sizes=(7,))),
         (["--limit", "3"], Options(limit=3)),
         (["--text", "a/b.txt"], Options(text=Path("a/b.txt"))),

@@ -7,9 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dpq_cli import render
+from dpq_cli import compress_single, render
 from dpq_cli.interrupt import interruptible
-from dpq_cli.shared import MORE_OPTIONS, Device, Json, Seed, adapter_options, using
+from dpq_cli.shared import (
+    MORE_OPTIONS,
+    AdapterName,
+    Device,
+    Json,
+    Seed,
+    adapter_of,
+    adapter_options,
+    using,
+)
 from dpq_cli.sizes import format_seconds, format_size, parse_size
 from dpq_core import registry
 from dpq_core.errors import SpecError
@@ -31,10 +40,10 @@ def command(  # one parameter per option is Typer's interface
     source: Annotated[
         str, typer.Argument(help="A model folder or file, a hub id, or builtin:NAME.")
     ],
-    adapter: Annotated[
-        str, typer.Option("--adapter", "-a", help="The domain of SOURCE; see `dpq adapters`.")
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of the artifact, or its .dpq file.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the artifact.")],
+    adapter: AdapterName = None,
     bits: Annotated[
         int | None, typer.Option("--bits", help="Preset width: 1, 2, 3 or 4.  [default: 2]")
     ] = None,
@@ -85,16 +94,28 @@ def command(  # one parameter per option is Typer's interface
     as_json: Json = False,
 ) -> None:
     """Quantize a model to 1-4 bits per weight, data-free, tensor by tensor."""
+    chosen = adapter_of(adapter, source)
+    if chosen.single_file:
+        tensorwise = (bits, d, K, scope, orientation, iterations, init, *(override or ()))
+        if any(value is not None for value in tensorwise):
+            raise SpecError(
+                f"adapter {chosen.name!r} has no weights to set --bits and the like for; its own "
+                f"options: `dpq adapters {chosen.name}`"
+            )
+        own = adapter_options(chosen, "compress", ctx.args)
+        how = {"overwrite": overwrite or resume, "dry_run": dry_run, "options": own}
+        with using(chosen, device=device, seed=seed) as run:
+            compress_single.run(chosen, source, output, how, run, as_json)
+        return
     kmeans = {"iterations": iterations, "init": init}
     changes = {"K": K, "scope": _scope(scope), "orientation": orientation, "seed": seed}
     spec = make_spec(bits, d, row_scale=row_scale, kmeans=_given(kmeans), **_given(changes))
     shard_bytes = parse_size(shard_size)
     overrides = _overrides(override or [])
-    chosen = registry.load(adapter)
     own = adapter_options(chosen, "compress", ctx.args)
 
     if dry_run:
-        with registry.explain_missing(adapter):
+        with registry.explain_missing(chosen.name):
             plan = _plan(chosen, source, own, spec, overrides)
         _show_plan(plan, source, as_json)
         return

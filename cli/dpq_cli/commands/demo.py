@@ -1,4 +1,4 @@
-"""``dpq demo``: compress the built-in models to 4, 3, 2 and 1 bits and compare."""
+"""``dpq demo``: compress the built-in models to several sizes and compare."""
 
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ class Demo:
         sample: options for all models.
         evaluate_against: further options for compressed models.
         sample_against: further options for compressed models.
+        presets: of ``dpq compress``, for adapters that have them instead of bits per weight.
+        shown: metrics of the table; all of them if none is named.
     """
 
     adapter: str
@@ -42,6 +44,8 @@ class Demo:
     sample: tuple[str, ...] = ()
     evaluate_against: tuple[str, ...] = ()
     sample_against: tuple[str, ...] = ()
+    presets: tuple[str, ...] = ()
+    shown: tuple[str, ...] = ()
 
 
 _DRAW = ("--scheduler", "dpmsolver++", "--steps", "10", "--batch-size", "20")
@@ -61,10 +65,21 @@ DEMOS = (
         evaluate_against=("--fidelity", "{original}", "--fidelity-samples", "40"),
         sample_against=("--baseline", "{original}"),
     ),
+    Demo(
+        "gaussian",
+        "builtin:tiny-scene",
+        evaluate=("--views", "5"),
+        sample=("--frames", "12", "--width", "256"),
+        sample_against=("--baseline", "builtin:tiny-scene"),
+        presets=("high", "balanced", "small"),
+        shown=("PSNR to the photographs", "PSNR to the original", "SSIM to the original"),
+    ),
 )
 
 WIDTHS = (4, 3, 2, 1)
 """Bits per weight."""
+
+_FLOAT_BYTES = 4
 
 
 def command(
@@ -75,7 +90,7 @@ def command(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Compress the built-in models to 4, 3, 2 and 1 bits; compare quality, size and samples."""
+    """Compress the built-in models to several sizes; compare quality, size and samples."""
     results = {}
     installed = {entry.name for entry in registry.available()}
     for demo in (demo for demo in DEMOS if demo.adapter in installed):
@@ -89,7 +104,7 @@ def command(
             render.note(f"left out {demo.source}: {error}")
             continue
         if not as_json:
-            _show(demo.source, results[demo.adapter])
+            _show(demo, results[demo.adapter])
     if not results:
         raise AdapterError("no adapter with a demo is installed: pip install 'dpq[llama]'")
     if as_json:
@@ -99,28 +114,44 @@ def command(
 
 
 def _rows(demo: Demo, adapter: Adapter, output: Path, run: Run) -> list[dict[str, Any]]:
-    """One row per width, the uncompressed model first."""
-    from dpq_core.compress import CompressOptions, compress
-    from dpq_core.spec import QuantSpec
-
-    names = [f"{adapter.name}-{width}" for width in ("original", *(f"{b}bit" for b in WIDTHS))]
-    folders = {name: output / "samples" / name for name in names}
-    for folder in folders.values():  # of an earlier demo
+    """One row per width or preset, the uncompressed model first."""
+    versions = demo.presets or tuple(f"{bits} bits" for bits in WIDTHS)
+    original, *folders = (
+        output / "samples" / f"{adapter.name}-{_stem(version)}"
+        for version in ("original", *versions)
+    )
+    for folder in (original, *folders):  # of an earlier demo
         shutil.rmtree(folder, ignore_errors=True)
-    original = folders[names[0]]
     rows = [_row(demo, adapter, demo.source, run, original) | {"width": "original"}]
-    for bits in WIDTHS:
-        out = output / f"{adapter.name}-{bits}bit"
-        spec = QuantSpec.preset(bits, seed=run.seed)
-        options = CompressOptions(overwrite=True)
-        report = compress(adapter, demo.source, out, spec, options=options, run=run)
-        row = _row(demo, adapter, str(out), run, folders[out.name], original)
-        row["width"] = f"{bits} bits"
-        row["bits_per_weight"] = 8 * report.nbytes / report.weights
-        row["ratio"] = rows[0]["nbytes"] / report.nbytes
-        row["seconds"] = report.seconds
+    for version, folder in zip(versions, folders, strict=True):
+        out = output / (folder.name + (".dpq" if adapter.single_file else ""))
+        compressed = _compress(demo, adapter, out, version, run)
+        row = _row(demo, adapter, str(out), run, folder, original)
+        row |= {"width": version, **compressed, "ratio": rows[0]["nbytes"] / row["nbytes"]}
         rows.append(row)
     return rows
+
+
+def _stem(version: str) -> str:
+    """``2bit`` of ``2 bits``; presets stay what they are."""
+    return version.replace(" bits", "bit")
+
+
+def _compress(demo: Demo, adapter: Adapter, out: Path, version: str, run: Run) -> dict[str, float]:
+    """Write one version; its true bits per weight, and the seconds that it took."""
+    from dpq_core.compress import CompressOptions, compress
+    from dpq_core.compress_file import compress_file
+    from dpq_core.spec import QuantSpec
+
+    if adapter.single_file:
+        chosen = adapter_options(adapter, "compress", ("--preset", version))
+        file = compress_file(adapter, demo.source, out, overwrite=True, options=chosen, run=run)
+        numbers = file.source_nbytes / _FLOAT_BYTES
+        return {"bits_per_weight": 8 * file.nbytes / numbers, "seconds": file.seconds}
+    spec = QuantSpec.preset(int(version.split()[0]), seed=run.seed)
+    options = CompressOptions(overwrite=True)
+    report = compress(adapter, demo.source, out, spec, options=options, run=run)
+    return {"bits_per_weight": 8 * report.nbytes / report.weights, "seconds": report.seconds}
 
 
 def _row(
@@ -147,8 +178,9 @@ def _row(
     return {**measured.to_json(), "texts": list(made.texts), "files": files}
 
 
-def _show(source: str, rows: list[dict[str, Any]]) -> None:
-    metrics = {metric["name"]: metric for row in rows for metric in row["metrics"]}
+def _show(demo: Demo, rows: list[dict[str, Any]]) -> None:
+    found = {metric["name"]: metric for row in rows for metric in row["metrics"]}
+    metrics = {name: m for name, m in found.items() if name in (demo.shown or found)}
     columns = ["model", ">on disk", ">smaller", ">true bits/weight", ">seconds"]
     columns += [f">{name}" for name in metrics]
     lines = [
@@ -162,7 +194,7 @@ def _show(source: str, rows: list[dict[str, Any]]) -> None:
         ]
         for row in rows
     ]
-    render.table(source, columns, lines)
+    render.table(demo.source, columns, lines)
     for name, metric in metrics.items():
         render.note(f"{name}: {metric['protocol']}")
     for row in rows:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
     from dpq_core.adapter import Adapter, Evaluation, Metric, Run
 
 
+_WIDE = 30
+"""Characters of a source that are too many for the heading of a column."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Measured:
     """A source with its size in bytes and its metrics."""
@@ -46,6 +52,7 @@ class Measured:
             "nbytes": self.nbytes,
             "metrics": [dataclasses.asdict(m) for m in self.evaluation.metrics],
             "details": dict(self.evaluation.details),
+            "notes": list(self.evaluation.notes),
         }
 
 
@@ -67,14 +74,19 @@ def command(
     options = adapter_options(chosen, "evaluate", ctx.args)
     with using(chosen, device=device, seed=seed) as run:
         results = [measure(chosen, s, options, run) for s in sources]
+        against = {
+            name: Measured(name, size_on_disk(chosen, name), evaluation)
+            for name, evaluation in results[0].evaluation.others.items()
+        }
     if as_json:
         names = ("result", "baseline")
-        render.emit_json(
-            {name: r.to_json() for name, r in zip(names, results, strict=False)}
-            | {"adapter": chosen.name, "seed": seed, "options": _plain(options)}
-        )
+        found: dict[str, Any] = {name: r.to_json() for name, r in zip(names, results, strict=False)}
+        if against:
+            found["against"] = {name: other.to_json() for name, other in against.items()}
+        about = {"adapter": chosen.name, "seed": seed, "options": _plain(options)}
+        render.emit_json(found | about)
         return
-    show(results)
+    show(results, tuple(against.values()))
 
 
 command.__doc__ = f"{command.__doc__}\n\n{MORE_OPTIONS}"
@@ -86,29 +98,57 @@ def measure(adapter: Adapter, source: str, options: Any, run: Run) -> Measured:
     return Measured(source, nbytes, adapter.evaluate(source, options, run))
 
 
-def show(results: list[Measured]) -> None:
-    """Print the metrics side by side, with the protocol of every number."""
-    result, *others = results
-    columns = ["metric", *(f">{r.source}" for r in results)]
-    columns += [">change"] if others else []
+def show(results: list[Measured], against: tuple[Measured, ...] = ()) -> None:
+    """Print the metrics side by side, with the protocol of every number.
+
+    Args:
+        results: the source, then the baseline if there is one; their difference is shown.
+        against: further columns.
+    """
+    result, *baseline = results
+    everyone = (*results, *against)
+    names = [f">{name}" for name in _headings([r.source for r in everyone])]
+    columns = ["metric", *names[: len(results)], *([">change"] if baseline else [])]
+    columns += names[len(results) :]
+    metrics = {m.name: m for r in reversed(everyone) for m in r.evaluation.metrics}
+    order = dict.fromkeys(m.name for r in everyone for m in r.evaluation.metrics)
     rows = []
-    for metric in result.evaluation.metrics:
-        found = [r.metric(metric.name) for r in results]
+    for metric in (metrics[name] for name in order):
         row = [f"{metric.name} ({'higher' if metric.higher_is_better else 'lower'} is better)"]
-        row += ["-" if m is None else format_value(m.value) for m in found]
-        if others:
-            row.append("-" if found[1] is None else _change(metric.value, found[1].value))
-        rows.append(row)
+        row += [_cell(r.metric(metric.name)) for r in results]
+        if baseline:
+            row.append(_change(result.metric(metric.name), baseline[0].metric(metric.name)))
+        rows.append([*row, *(_cell(r.metric(metric.name)) for r in against)])
     size = ["size on disk", *(format_size(r.nbytes) for r in results)]
-    if others:
-        size.append(f"{others[0].nbytes / max(1, result.nbytes):.2f}x smaller")
-    render.table("", columns, [*rows, size])
-    for metric in result.evaluation.metrics:
+    if baseline:
+        size.append(f"{baseline[0].nbytes / max(1, result.nbytes):.2f}x smaller")
+    render.table("", columns, [*rows, [*size, *(format_size(r.nbytes) for r in against)]])
+    for metric in (metrics[name] for name in order):
         render.note(f"{metric.name}: {metric.protocol}")
-        for other in others:
-            twin = other.metric(metric.name)
-            if twin is not None and twin.protocol != metric.protocol:
-                render.note(f"{metric.name} of {other.source}: {twin.protocol} (not comparable)")
+        for other in everyone[1:]:
+            _warn(other, metric, strict=other in baseline)
+    for measured in everyone:
+        for note in measured.evaluation.notes:
+            render.note(note)
+
+
+def _headings(sources: Sequence[str]) -> list[str]:
+    """The sources; where a path is long, the last parts of all, if that tells them apart."""
+    short = [Path(source).name for source in sources]
+    long = any(len(source) > _WIDE for source in sources)
+    return short if long and len(set(short)) == len(short) else list(sources)
+
+
+def _warn(other: Measured, metric: Metric, *, strict: bool) -> None:
+    """Say how else a number of another source was measured, if it was."""
+    twin = other.metric(metric.name)
+    if twin is not None and twin.protocol != metric.protocol:
+        remark = " (not comparable)" if strict else ""
+        render.note(f"{metric.name} of {other.source}: {twin.protocol}{remark}")
+
+
+def _cell(metric: Metric | None) -> str:
+    return "-" if metric is None else format_value(metric.value)
 
 
 def format_value(value: float) -> str:
@@ -116,7 +156,10 @@ def format_value(value: float) -> str:
     return f"{value:.5g}"
 
 
-def _change(value: float, before: float) -> str:
+def _change(metric: Metric | None, baseline: Metric | None) -> str:
+    if metric is None or baseline is None:
+        return "-"
+    value, before = metric.value, baseline.value
     text = f"{value - before:+.4g}"
     if before and math.isfinite(value / before):
         text += f" ({100 * (value / before - 1):+.2f}%)"

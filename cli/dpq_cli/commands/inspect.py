@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dpq_cli import render
-from dpq_cli.shared import Device, Json, using
+from dpq_cli import compress_single, render
+from dpq_cli.shared import Device, Json, open_artifact, using
 from dpq_cli.sizes import format_size
 from dpq_core import registry
 from dpq_core.errors import ArtifactError
@@ -31,9 +31,16 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Show sizes, true bits per weight, specs, errors and versions of an artifact."""
+    from dpq_cli.meter import Meter
+    from dpq_core.adapter import Run
     from dpq_core.artifact import Artifact
 
-    artifact = Artifact.open(path)
+    artifact = open_artifact(str(path))
+    if not isinstance(artifact, Artifact):
+        with Meter() as meter:
+            shown = Run(device=device, progress=meter)
+            compress_single.inspect(artifact, verify=verify, run=shown, as_json=as_json)
+        return
     checked = _verify(artifact, device) if verify else None
     found = examine(artifact)
     if as_json:

@@ -1,0 +1,1 @@
+"""Gaussian splats for dpq: trained 3D Gaussian Splatting scenes, compressed and rendered."""

@@ -1,0 +1,78 @@
+"""GaussianAdapter: what dpq has to know about trained 3D Gaussian Splatting scenes.
+
+Everything that needs torch or numba is imported by the method that uses it: `dpq adapters` stays
+quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from dpq_core.adapter import Adapter, Evaluation, Export, Run, Sampling
+from dpq_gaussian.evaluate_options import EvaluateOptions
+from dpq_gaussian.export import EXPORTS, ExportOptions
+from dpq_gaussian.options import CompressOptions
+from dpq_gaussian.sample_options import SampleOptions
+
+if TYPE_CHECKING:
+    from dpq_core.artifact.single_writer import Packed
+    from dpq_core.checkpoint import Checkpoint
+    from dpq_core.layout import Layout
+
+
+class GaussianAdapter(Adapter):
+    """Scenes in .ply, compressed.ply, .splat, .spz and .sog, and ``builtin:NAME``."""
+
+    name: ClassVar[str] = "gaussian"
+    summary: ClassVar[str] = "3D Gaussian splat scenes (.ply, .splat, .spz, .sog) in one .dpq file"
+    builtins: ClassVar[tuple[str, ...]] = ("tiny-scene",)
+    options: ClassVar[Mapping[str, type]] = {
+        "compress": CompressOptions,
+        "evaluate": EvaluateOptions,
+        "sample": SampleOptions,
+        "export": ExportOptions,
+    }
+    exports: ClassVar[tuple[str, ...]] = EXPORTS
+    single_file: ClassVar[bool] = True
+
+    def open(self, source: str) -> Checkpoint:
+        """The attributes of a scene as named tensors."""
+        from dpq_gaussian.source import SceneCheckpoint
+
+        return SceneCheckpoint(source)
+
+    def select(self, name: str, shape: tuple[int, ...]) -> Layout | None:
+        """Keep all: the attributes are coded together, by ``pack``."""
+        return None
+
+    def pack(self, source: str, options: Any, run: Run) -> Packed:
+        """Order, quantize and code a scene."""
+        from dpq_gaussian.packing import pack
+
+        return pack(source, options or CompressOptions(), run)
+
+    def load(self, source: str, run: Run) -> Any:
+        """The ``Scene``, decoded if it is compressed."""
+        from dpq_gaussian.loading import load_scene
+
+        return load_scene(source)
+
+    def evaluate(self, source: str, options: Any, run: Run) -> Evaluation:
+        """Pictures against photographs or the original's renders, sizes, times, errors."""
+        from dpq_gaussian.evaluation import evaluate
+
+        return evaluate(source, options, run)
+
+    def sample(self, source: str, options: Any, run: Run, out: Path | None) -> Sampling:
+        """Pictures of given cameras and of an orbit."""
+        from dpq_gaussian.sampling import sample
+
+        return sample(source, options or SampleOptions(), run, out)
+
+    def export(self, source: str, to: str, options: Any, run: Run, out: Path) -> Export:
+        """Write a scene as .ply, .splat or .spz."""
+        from dpq_gaussian.export import export
+
+        return export(source, to, options, run, out)

@@ -1,0 +1,90 @@
+"""`read_cameras`: whatever holds poses, told apart by what it looks like."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+from dpq_core.errors import SourceError
+from dpq_core.sources import BUILTIN_SCHEME
+from dpq_gaussian.cameras import inria
+from dpq_gaussian.cameras.camera import Camera
+from dpq_gaussian.cameras.colmap import read_colmap
+from dpq_gaussian.cameras.json_files import mapping, read_json
+from dpq_gaussian.cameras.transforms import read_transforms
+from dpq_gaussian.loading import locate
+
+_RECONSTRUCTIONS = ("sparse/0", "sparse", "colmap/sparse/0", "0", ".")
+_FILES = ("cameras.json", "transforms.json")
+_KINDS = "a COLMAP folder (sparse/0), cameras.json or transforms.json"
+
+
+def read_cameras(source: str | Path) -> tuple[Camera, ...]:
+    """Cameras of a file or folder: COLMAP, ``cameras.json``, ``transforms.json``.
+
+    ``builtin:NAME`` stands for the folder of a scene that ships.
+
+    Raises:
+        SourceError: there are none, they cannot be read, or two have the same name.
+    """
+    path = Path(source)
+    if str(source).startswith(BUILTIN_SCHEME):
+        path = locate(str(source)).parent
+    cameras = _folder(path) if path.is_dir() else _file(path)
+    names: set[str] = set()
+    for camera in cameras:
+        if camera.name in names:
+            raise SourceError(f"{path}: two cameras are called {camera.name!r}")
+        names.add(camera.name)
+    return tuple(cameras)
+
+
+def _folder(path: Path) -> list[Camera]:
+    for name in _RECONSTRUCTIONS:
+        folder = path / name
+        if any((folder / f"cameras{suffix}").is_file() for suffix in (".bin", ".txt")):
+            return read_colmap(folder, _photographs(path))
+    for name in _FILES:
+        if (path / name).is_file():
+            return _file(path / name)
+    raise SourceError(f"{path}: no cameras there; give {_KINDS}")
+
+
+def _photographs(path: Path) -> Path:
+    """The folder with ``images``: this one, or one above when ``path`` is ``sparse/0`` itself."""
+    for folder in (path, *path.resolve().parents[:2]):
+        if (folder / "images").is_dir():
+            return folder
+    return path
+
+
+def _file(path: Path) -> list[Camera]:
+    if path.suffix in (".bin", ".txt") and path.stem in ("cameras", "images"):
+        return read_colmap(path.parent, _photographs(path.parent))
+    content = read_json(path)
+    if isinstance(content, list):
+        return inria.read_list(content, path)
+    frames = mapping(content, str(path)).get("frames")
+    if not isinstance(frames, list) or not frames or not isinstance(frames[0], dict):
+        raise SourceError(f"{path}: no cameras in it; give {_KINDS}")
+    if "transform_matrix" in frames[0]:
+        return read_transforms(content, path)
+    return inria.read_frames(content, path)
+
+
+def select(cameras: Sequence[Camera], names: Sequence[str]) -> tuple[Camera, ...]:
+    """The cameras with the given names, in that order; all of them without names.
+
+    Raises:
+        SourceError: a name is unknown.
+    """
+    if not names:
+        return tuple(cameras)
+    known = {camera.name: camera for camera in cameras}
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise SourceError(f"no camera {name!r}; {hint}there are {len(known)}")
+    return tuple(known[name] for name in names)

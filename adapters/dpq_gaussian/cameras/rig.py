@@ -1,0 +1,176 @@
+"""The rig: cameras for scenes without photographs, the same for everyone who has the scene.
+
+A scene looks good only from where it was photographed; from behind its walls it is a blur. So
+viewpoints are tried, and those are kept that show many different Gaussians: from behind a wall a
+few large ones hide the rest. Twelve of 36 directions are taken, each the one that adds most to what
+the others show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from dpq_core.errors import SourceError
+from dpq_gaussian.cameras.camera import Camera
+from dpq_gaussian.cameras.stage import Stage, find_stage, thinned
+from dpq_gaussian.rendering import RenderOptions, Splats, render
+from dpq_gaussian.scene import Scene
+
+VIEWS = 12
+SIZE = 512  # pixels
+ELEVATIONS = (10.0, 30.0, 50.0)  # degrees
+AZIMUTHS = tuple(30.0 * step for step in range(12))
+DISTANCES = (1.0, 1.2, 1.4)  # see Stage.camera
+CLEAR = 0.7  # of the best score: less is an obstructed view
+OPEN = 0.35  # of the best score: an orbit of which all is better needs no detour
+
+_TRIAL = 128  # pixels
+_SEEN = 0.1  # pixels of such a picture: a Gaussian that contributes as much counts in full
+_LEAST = 1.0  # score without which nothing is seen
+_OPTIONS = RenderOptions(sh_degree=0)
+
+Shown = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Trials:
+    """A scene and its stage, ready to be looked at."""
+
+    stage: Stage
+    splats: Splats
+
+    @classmethod
+    def of(cls, scene: Scene, up: str) -> _Trials:
+        return cls(stage=find_stage(scene, up), splats=Splats.of(thinned(scene)))
+
+    def shown(self, azimuth: float, elevation: float, distance: float) -> Shown:
+        """Per Gaussian, how well it is seen: 0 to 1."""
+        camera = self.stage.camera(
+            azimuth=azimuth, elevation=elevation, distance=distance, width=_TRIAL, height=_TRIAL
+        )
+        weights = render(self.splats, camera, _OPTIONS).weights.numpy()
+        return np.minimum(weights / _SEEN, 1)
+
+    def distance(self) -> float:
+        """The distance that shows most; the nearest of equals."""
+        directions = [(a, e) for e in ELEVATIONS[1:2] for a in AZIMUTHS]
+        scores = [
+            sum(
+                float(self.shown(azimuth, elevation, distance).sum())
+                for azimuth, elevation in directions
+            )
+            for distance in DISTANCES
+        ]
+        if max(scores) < _LEAST:
+            raise SourceError(
+                "no camera around the scene sees any of it: its Gaussians are too faint or too "
+                "scattered; give cameras with --cameras"
+            )
+        return DISTANCES[int(np.argmax(scores))]
+
+
+def rig(
+    scene: Scene, *, size: int = SIZE, views: int = VIEWS, up: str = "-y"
+) -> tuple[Camera, ...]:
+    """Cameras around a scene, from which it is measured where there are no photographs.
+
+    Args:
+        scene: the original; its compressed copies are measured with the same cameras.
+        size: width and height of the pictures in pixels.
+        views: at most as many cameras.
+        up: see stage.UPS.
+
+    Returns:
+        At least one camera, in the order in which they add to what is seen.
+
+    Raises:
+        SourceError: nothing of the scene can be seen.
+    """
+    trials = _Trials.of(scene, up)
+    distance = trials.distance()
+    directions = [(azimuth, elevation) for elevation in ELEVATIONS for azimuth in AZIMUTHS]
+    shown = [trials.shown(azimuth, elevation, distance) for azimuth, elevation in directions]
+    scores = np.array([float(view.sum()) for view in shown])
+    clear = [at for at in range(len(shown)) if scores[at] >= CLEAR * scores.max()]
+    known = np.zeros_like(shown[0])
+    chosen: list[int] = []
+    for _ in range(min(views, len(clear))):
+        gains = {
+            at: float(np.maximum(shown[at] - known, 0).sum()) for at in clear if at not in chosen
+        }
+        chosen.append(max(gains, key=lambda at: (gains[at], -at)))
+        known = np.maximum(known, shown[chosen[-1]])
+    return tuple(
+        trials.stage.camera(
+            azimuth=directions[at][0],
+            elevation=directions[at][1],
+            distance=distance,
+            width=size,
+            height=size,
+            name=f"rig-{directions[at][0]:03.0f}-{directions[at][1]:02.0f}",
+        )
+        for at in chosen
+    )
+
+
+def orbit(
+    scene: Scene,
+    *,
+    frames: int,
+    width: int,
+    height: int,
+    elevation: float | None = None,
+    up: str = "-y",
+) -> tuple[Camera, ...]:
+    """Cameras on a circle around a scene, to be shown one after the other without end.
+
+    Where walls stand in the way, they swing to and fro in front of them instead.
+
+    Args:
+        scene: what to look at.
+        frames: number of cameras.
+        width: of the pictures, in pixels.
+        height: of the pictures, in pixels.
+        elevation: degrees above the horizon; None: that of ELEVATIONS with the best view.
+        up: see stage.UPS.
+
+    Raises:
+        SourceError: nothing of the scene can be seen.
+    """
+    trials = _Trials.of(scene, up)
+    distance = trials.distance()
+    heights = ELEVATIONS if elevation is None else (elevation,)
+    table = np.array(
+        [[float(trials.shown(a, tilt, distance).sum()) for a in AZIMUTHS] for tilt in heights]
+    )
+    row = int(table.sum(1).argmax())
+    path = _path(table[row])
+    return tuple(
+        trials.stage.camera(
+            azimuth=path(frame / frames),
+            elevation=heights[row],
+            distance=distance,
+            width=width,
+            height=height,
+            name=f"orbit-{frame:03d}",
+        )
+        for frame in range(frames)
+    )
+
+
+def _path(scores: npt.NDArray[np.float64]) -> Callable[[float], float]:
+    """Azimuth in degrees as a function of time, 0 to 1, from the scores at AZIMUTHS."""
+    count, best = len(scores), int(scores.argmax())
+    if scores.min() >= OPEN * scores[best]:
+        return lambda time: 360 * time + AZIMUTHS[best]
+    clear = scores >= CLEAR * scores[best]
+    left = next(step for step in range(1, count + 1) if not clear[(best - step) % count]) - 1
+    right = next(step for step in range(1, count + 1) if not clear[(best + step) % count]) - 1
+    step = 360 / count
+    middle = AZIMUTHS[best] + (right - left) / 2 * step
+    half = max((left + right) / 2, 0.5) * step
+    return lambda time: middle + half * float(np.sin(2 * np.pi * time))

@@ -1,0 +1,162 @@
+"""Reading a scene file: any chunk on its own, all of them in turn, or the whole scene."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dpq_core import varint
+from dpq_core.artifact.single import ArtifactFile
+from dpq_core.entropy import Decoder
+from dpq_core.errors import ArtifactError
+from dpq_gaussian.codec import models
+from dpq_gaussian.codec.encoding import Encoded
+from dpq_gaussian.codec.layout import CHUNK, STREAMS, Ints, Parameters
+from dpq_gaussian.codec.parameters import parameters_from_json
+from dpq_gaussian.codec.restoring import restore
+from dpq_gaussian.scene import Scene
+
+_STREAM_OF = {name: stream for stream, names in STREAMS.items() for name in names}
+
+
+class ChunkDecoder:
+    """Decodes chunks of one file, from wherever their bytes are."""
+
+    def __init__(self, parameters: Parameters, data: bytes | memoryview, where: str) -> None:
+        """Prepare the models of the stream ``data``.
+
+        Raises:
+            ArtifactError: they are damaged.
+        """
+        self._parameters = parameters
+        found, self._axes = models.unpack(data, parameters, f"{where}: models")
+        self._decoders = {name: Decoder(model) for name, model in found.items()}
+
+    def decode(self, count: int, part: Callable[[str], bytes | memoryview], where: str) -> Scene:
+        """One chunk of ``count`` Gaussians; ``part`` gives its bytes of a stream.
+
+        Raises:
+            ArtifactError: they are damaged.
+        """
+        parts: dict[str, varint.Reader] = {}
+
+        def following(name: str, groups: Ints) -> npt.NDArray[np.int32]:
+            stream = _STREAM_OF[name]
+            if stream not in parts:
+                parts[stream] = varint.Reader(part(stream), f"{where}: {stream}")
+            data = parts[stream].take_bytes(parts[stream].take())
+            return self._decoders[name].decode(data, groups, f"{where}: {name}")
+
+        scene = restore(count, following, part("paths"), self._parameters, self._axes, where)
+        for reader in parts.values():
+            reader.finish()
+        return scene
+
+
+def chunks_of(encoded: Encoded) -> Iterator[Scene]:
+    """The chunks of a scene that is not written yet."""
+    decoder = ChunkDecoder(encoded.parameters, encoded.models, "encoded scene")
+    for index in range(-(-len(encoded.order) // CHUNK)):
+        count = min(CHUNK, len(encoded.order) - index * CHUNK)
+        yield decoder.decode(count, lambda s, i=index: encoded.chunked[s][i], f"chunk {index}")  # type: ignore[misc]
+
+
+class SceneFile:
+    """An opened ``.dpq`` scene.
+
+    Attributes:
+        file: the container.
+        parameters: of its codec.
+        chunks: number of chunks.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Open a file and check all but its chunks.
+
+        Raises:
+            ArtifactError: it is damaged, hostile, or no splat scene.
+        """
+        self.file = ArtifactFile.open(path)
+        manifest = self.file.manifest
+        where = str(self.file.path)
+        if manifest.adapter != "gaussian":
+            raise ArtifactError(f"{where}: made by the adapter {manifest.adapter!r}")
+        self.parameters = parameters_from_json(dict(manifest.parameters), where)
+        wanted = [s for s in STREAMS if s != "harmonics" or self.parameters.coefficients]
+        if manifest.chunk_items > CHUNK or sorted(manifest.chunked) != sorted([*wanted, "paths"]):
+            raise ArtifactError(f"{where}: its chunks or streams are not those of a splat scene")
+        self._decoder = ChunkDecoder(self.parameters, self.file.stream("models"), where)
+        self.chunks = manifest.chunks
+
+    def __len__(self) -> int:
+        """Number of Gaussians."""
+        return self.file.manifest.items
+
+    def chunk(self, index: int) -> Scene:
+        """The Gaussians of one chunk.
+
+        Raises:
+            ArtifactError: there is no such chunk, or it is damaged.
+        """
+        count = self.file.manifest.chunk_size(index)
+        where = f"{self.file.path}: chunk {index}"
+        return self._decoder.decode(count, lambda stream: self.file.part(stream, index), where)
+
+    def __iter__(self) -> Iterator[Scene]:
+        """The chunks in order, decoded a few ahead by several threads."""
+        threads = max(1, min(torch.get_num_threads(), self.chunks))
+        with ThreadPoolExecutor(threads) as pool:
+            ahead: deque[Future[Scene]] = deque()
+            for index in range(self.chunks):
+                ahead.append(pool.submit(self.chunk, index))
+                if len(ahead) > threads:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+
+
+def decode_scene(path: str | Path) -> Scene:
+    """The whole scene of a ``.dpq`` file.
+
+    Raises:
+        ArtifactError: the file is missing, damaged, hostile or no splat scene.
+    """
+    file = SceneFile(path)
+    m = file.parameters.coefficients
+    shapes: dict[str, tuple[int, ...]] = {"positions": (3,), "log_scales": (3,), "rotations": (4,)}
+    shapes |= {"opacity_logits": (), "sh_dc": (3,), "sh_rest": (m, 3)}
+    whole = {name: np.empty((len(file), *shape), np.float32) for name, shape in shapes.items()}
+    size = file.file.manifest.chunk_items
+
+    def fill(index: int) -> None:
+        chunk = file.chunk(index)
+        for name, array in chunk.arrays().items():
+            whole[name][index * size : index * size + len(chunk)] = array
+
+    with ThreadPoolExecutor(max(1, min(torch.get_num_threads(), file.chunks))) as pool:
+        list(pool.map(fill, range(file.chunks)))
+    return Scene(**whole)
+
+
+def iter_chunks(path: str | Path) -> Iterator[Scene]:
+    """The scene of a ``.dpq`` file chunk by chunk, in bounded memory.
+
+    Raises:
+        ArtifactError: as ``decode_scene``.
+    """
+    yield from SceneFile(path)
+
+
+def is_antialiased(path: str | Path) -> bool:
+    """Whether a file is a ``.dpq`` scene that was trained for anti-aliased rendering.
+
+    Raises:
+        ArtifactError: as ``decode_scene``.
+    """
+    return ArtifactFile.is_artifact_file(path) and SceneFile(path).parameters.antialiased

@@ -1,0 +1,221 @@
+"""Writing a scene file: order, quantize chunk by chunk, learn the context models, code."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dpq_core import entropy_fit, varint
+from dpq_core.entropy import Model
+from dpq_gaussian.codec import harmonics, models
+from dpq_gaussian.codec.harmonics import BASIS_SCALE
+from dpq_gaussian.codec.layout import BINS, CHUNK, STREAMS, Parameters, group_count
+from dpq_gaussian.codec.quantities import UNIT, units
+from dpq_gaussian.codec.quantizing import Symbols, quantize
+from dpq_gaussian.order import morton_order
+from dpq_gaussian.policy import CENTRE, CLASSES, Policy
+from dpq_gaussian.scene import Scene
+
+_SAMPLE = 1 << 17
+"""Gaussians from which principal axes and centres are learned, at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """A coded scene before it is written.
+
+    Attributes:
+        order: indices of the source's Gaussians in the order of the file ``[n]``.
+        classes: of importance, in the order of the file ``[n]``.
+        parameters: numbers for the manifest.
+        models: the stream of that name.
+        chunked: stream -> the bytes of each chunk.
+    """
+
+    order: npt.NDArray[np.int64]
+    classes: npt.NDArray[np.uint8]
+    parameters: Parameters
+    models: bytes
+    chunked: dict[str, list[bytes]]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all streams."""
+        return len(self.models) + sum(len(p) for parts in self.chunked.values() for p in parts)
+
+
+def encode(
+    scene: Scene,
+    importance: npt.NDArray[np.float32],
+    policy: Policy,
+    *,
+    kept: npt.NDArray[np.int64] | None = None,
+    antialiased: bool = False,
+    tick: Callable[[str, float], None] = lambda what, share: None,
+) -> Encoded:
+    """Code a scene that has passed ``check_values``.
+
+    Args:
+        scene: may consist of views into a mapped file; it is read in pieces.
+        importance: amplitude with which each Gaussian is seen ``[N]``; its square one on average.
+        policy: steps.
+        kept: indices of the Gaussians to code, ascending; None codes all.
+        antialiased: the scene was trained for anti-aliased rendering.
+        tick: told what is done, and how much of it.
+    """
+    tick("order", 0.0)
+    positions = np.ascontiguousarray(scene.positions if kept is None else scene.positions[kept])
+    corner, side = _cube(positions)
+    grid = _grid(positions, corner, side)
+    order = morton_order(grid)
+    grid = grid[order]
+    order = order if kept is None else kept[order]
+    with np.errstate(divide="ignore"):
+        octave = np.floor(np.log2(importance[order].astype(np.float64)) + CENTRE)
+    classes = np.clip(octave, 0, CLASSES - 1).astype(np.uint8)
+    found = _parameters(scene, order, classes, policy, (corner, side))
+    parameters, axes = dataclasses.replace(found[0], antialiased=antialiased), found[1]
+    coded = _quantize(scene, order, grid, classes, (parameters, axes), policy, tick)
+    tick("models", 0.5)
+    learned = {name: _fit(coded, name, parameters) for name in models.sequences(parameters)}
+    rank = 0
+    if parameters.coefficients:
+        rank = max(int(symbols.sequences["count"][0].max()) for symbols in coded)
+    stored = np.rint(axes[:rank] * BASIS_SCALE).astype(np.int8)
+    return Encoded(
+        order=order,
+        classes=classes,
+        parameters=parameters,
+        models=models.pack(learned, stored),
+        chunked=_code_all(coded, learned, parameters, tick),
+    )
+
+
+def _quantize(
+    scene: Scene,
+    order: npt.NDArray[np.int64],
+    grid: npt.NDArray[np.uint32],
+    classes: npt.NDArray[np.uint8],
+    numbers: tuple[Parameters, npt.NDArray[np.float64]],
+    policy: Policy,
+    tick: Callable[[str, float], None],
+) -> list[Symbols]:
+    """All chunks, by several threads; grid and classes are in the order of the file."""
+    chunks = range(-(-len(order) // CHUNK))
+
+    def one(index: int) -> Symbols:
+        rows = slice(index * CHUNK, (index + 1) * CHUNK)
+        return quantize(scene.take(order[rows]), grid[rows], classes[rows], *numbers, policy)
+
+    coded: list[Symbols] = []
+    with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
+        for symbols in pool.map(one, chunks):
+            tick("quantize", 0.1 + 0.4 * len(coded) / len(chunks))
+            coded.append(symbols)
+    return coded
+
+
+def _code_all(
+    coded: list[Symbols],
+    learned: Mapping[str, Model],
+    parameters: Parameters,
+    tick: Callable[[str, float], None],
+) -> dict[str, list[bytes]]:
+    """The bytes of every chunk, by stream."""
+    chunked: dict[str, list[bytes]] = {
+        s: [] for s in STREAMS if s != "harmonics" or parameters.coefficients
+    }
+    for done, symbols in enumerate(coded):
+        tick("code", 0.7 + 0.3 * done / len(coded))
+        for stream, parts in chunked.items():
+            parts.append(_code(symbols, STREAMS[stream], learned))
+    return chunked | {"paths": [symbols.bits for symbols in coded]}
+
+
+def _code(symbols: Symbols, names: tuple[str, ...], learned: Mapping[str, Model]) -> bytes:
+    coded = []
+    for name in names:
+        data = learned[name].encode(*symbols.sequences[name])
+        coded.append(varint.pack([len(data)]) + data)
+    return b"".join(coded)
+
+
+def _fit(found: list[Symbols], name: str, parameters: Parameters) -> Model:
+    return entropy_fit.fit(
+        [symbols.sequences[name] for symbols in found],
+        groups=group_count(name),
+        bins=BINS[name],
+        scale=parameters.scale_of(name),
+    )
+
+
+def _cube(positions: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float64], float]:
+    """Lower corner and side of the smallest cube around all positions; its side is not 0."""
+    corner = positions.min(axis=0).astype(np.float64)
+    side = float((positions.max(axis=0) - corner).max())
+    return corner, max(side, float(np.abs(corner).max()) * 2.0**-23, 1e-30)
+
+
+def _grid(
+    positions: npt.NDArray[np.float32], corner: npt.NDArray[np.float64], side: float
+) -> npt.NDArray[np.uint32]:
+    """Coordinates uint32 ``[N, 3]`` on the octree's finest grid."""
+    grid = np.empty(positions.shape, np.uint32)
+    for first in range(0, len(grid), CHUNK):
+        part = positions[first : first + CHUNK].astype(np.float64)
+        scaled = (part - corner) * (2.0**32 / side)
+        grid[first : first + CHUNK] = np.clip(scaled, 0, 2.0**32 - 1)
+    return grid
+
+
+def _parameters(
+    scene: Scene,
+    order: npt.NDArray[np.int64],
+    classes: npt.NDArray[np.uint8],
+    policy: Policy,
+    cube: tuple[npt.NDArray[np.float64], float],
+) -> tuple[Parameters, npt.NDArray[np.float64]]:
+    """The numbers of the file, and the principal axes of the harmonics."""
+    corner, side = cube
+    picked = slice(None, None, -(-len(order) // _SAMPLE))
+    sample, sampled = scene.take(order[picked]), classes[picked]
+    weights = np.exp2(2.0 * sampled)
+    size = np.sort(sample.log_scales.astype(np.float64), axis=1)[:, 1:].mean()
+    mean = sample.sh_dc.mean(axis=0, dtype=np.float64)
+    basis = harmonics.principal_axes(sample.sh_dc - mean, weights)
+    m = sample.sh_rest.shape[1]
+    vectors = sample.sh_rest.reshape(len(sample), -1).astype(np.float64)
+    axes = harmonics.principal_axes(vectors, weights) if m else np.zeros((0, 0))
+    harmonic_units = tuple(units(s) for s in policy.steps("harmonics"))
+    # A position's step is base * size^power, with sizes relative to the scene's mean one.
+    levels = [
+        math.log2(side) - size / math.log(2) - math.log2(s) for s in policy.steps("positions")
+    ]
+    levels = [v + policy.size_power * size / math.log(2) for v in levels]
+    return Parameters(
+        cube=(*map(float, corner), side),
+        depth_offsets=tuple(round(v * UNIT) for v in levels),
+        depth_power=round(policy.size_power * UNIT / math.log(2)),
+        depth_least=policy.least_depth,
+        scale_units=tuple(units(s) for s in policy.steps("scales")),
+        rotation_offsets=tuple(round(-2 * math.log2(s)) for s in policy.steps("rotations")),
+        spin_offsets=tuple(
+            round(-2 * math.log2(s * policy.spin)) for s in policy.steps("rotations")
+        ),
+        opacity_units=tuple(units(s) for s in policy.steps("opacity")),
+        color_units=tuple(units(s) for s in policy.steps("color")),
+        color_basis=(*map(float, basis.reshape(-1)), *map(float, mean)),
+        harmonic_units=harmonic_units,
+        coefficients=m,
+        antialiased=False,
+        harmonic_boost=policy.boost,
+        harmonic_keep=policy.keep,
+        harmonic_gains=policy.gains,
+    ), axes

@@ -1,0 +1,73 @@
+"""The numbers of a scene file as the manifest holds them, and back with every check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dpq_core.artifact import strict_json
+from dpq_core.errors import ArtifactError
+from dpq_gaussian.codec.layout import CODEC_VERSION, Parameters
+from dpq_gaussian.policy import CLASSES
+from dpq_gaussian.scene import SH_REST
+
+_MAX_UNITS = 1 << 24
+
+_INTEGERS: Mapping[str, tuple[int, int]] = {
+    "depth_offsets": (-_MAX_UNITS, _MAX_UNITS),
+    "scale_units": (1, _MAX_UNITS),
+    "rotation_offsets": (-64, 64),
+    "spin_offsets": (-64, 64),
+    "opacity_units": (1, _MAX_UNITS),
+    "color_units": (1, _MAX_UNITS),
+    "harmonic_units": (1, _MAX_UNITS),
+}
+"""Lists of one integer per class, and their range."""
+
+_NUMBERS: Mapping[str, tuple[int, float]] = {
+    "cube": (4, 1e38),
+    "color_basis": (12, 1e6),
+    "harmonic_gains": (CLASSES, 1.0),
+}
+"""Lists of numbers: how many, and the largest magnitude."""
+
+
+def parameters_to_json(parameters: Parameters) -> dict[str, Any]:
+    """As the manifest holds them."""
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(parameters).items()}
+    return {"codec": CODEC_VERSION, **values}
+
+
+def parameters_from_json(data: Mapping[str, Any], where: str) -> Parameters:
+    """The inverse of ``parameters_to_json``, with every check.
+
+    Raises:
+        ArtifactError: unknown version or key, or a number out of range.
+    """
+    where = f"{where}: parameters"
+    if data.get("codec") != CODEC_VERSION:
+        found = strict_json.shown(data.get("codec"))
+        raise ArtifactError(f"{where}: codec {found} is not known; this dpq reads {CODEC_VERSION}")
+    names = ("codec", *Parameters.__dataclass_fields__)
+    values = dict(strict_json.exactly(dict(data), names, where))
+    del values["codec"]
+    for name, (low, high) in _INTEGERS.items():
+        items = strict_json.typed(values[name], list, f"{where}: {name}")
+        if len(items) != CLASSES or any(type(v) is not int or not low <= v <= high for v in items):
+            raise ArtifactError(f"{where}: {name} is not {CLASSES} integers in {low}..{high}")
+        values[name] = tuple(items)
+    for name, (count, limit) in _NUMBERS.items():
+        items = strict_json.typed(values[name], list, f"{where}: {name}")
+        good = all(type(v) in (int, float) and abs(v) <= limit for v in items)
+        if len(items) != count or not good:
+            raise ArtifactError(f"{where}: {name} is not {count} numbers up to {limit:g}")
+        values[name] = tuple(map(float, items))
+    strict_json.integer(values["depth_power"], _MAX_UNITS, f"{where}: depth_power")
+    strict_json.integer(values["depth_least"], 32, f"{where}: depth_least")
+    strict_json.typed(values["antialiased"], bool, f"{where}: antialiased")
+    if values["coefficients"] not in SH_REST.values() or type(values["coefficients"]) is not int:
+        raise ArtifactError(f"{where}: coefficients are not those of a degree 0 to 3")
+    for name in ("harmonic_boost", "harmonic_keep"):
+        if not abs(strict_json.typed(values[name], float, f"{where}: {name}")) <= 1:
+            raise ArtifactError(f"{where}: {name} is not in -1..1")
+    return Parameters(**values)

@@ -1,0 +1,115 @@
+"""From attributes to symbols: one chunk of Gaussians, already in order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from dpq_gaussian.codec import harmonics, positions
+from dpq_gaussian.codec.canonical import sorted_axes, turns
+from dpq_gaussian.codec.layout import (
+    Ints,
+    Parameters,
+    rotation_grids,
+    value_groups,
+)
+from dpq_gaussian.codec.quantities import SPINS, UNIT, depths, spacing
+from dpq_gaussian.policy import Policy
+from dpq_gaussian.scene import Scene
+
+LARGEST_LOG = 40.0
+LARGEST_LOGIT = 9.0
+LARGEST_COLOR = 1000.0
+"""Attributes beyond these change no picture, and are moved to them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Symbols:
+    """One chunk as sequences of symbols with their groups, and the plain bits of positions."""
+
+    count: int
+    sequences: dict[str, tuple[Ints, Ints]]
+    bits: bytes
+
+
+def quantize(
+    scene: Scene,
+    grid: npt.NDArray[np.uint32],
+    classes: npt.NDArray[np.uint8],
+    parameters: Parameters,
+    axes: npt.NDArray[np.float64],
+    policy: Policy,
+) -> Symbols:
+    """Quantize one chunk.
+
+    Args:
+        scene: n Gaussians in order.
+        grid: their positions on the octree's finest grid ``[n, 3]``.
+        classes: of importance ``[n]``.
+        parameters: steps and bases.
+        axes: principal axes of the harmonics, orthonormal rows.
+        policy: how harmonics are rounded.
+    """
+    p = parameters
+
+    logs, axes_of = sorted_axes(scene.log_scales, scene.rotations)
+    found: dict[str, tuple[Ints, Ints]] = {
+        "class": (classes.astype(np.int32), np.zeros(len(scene), np.uint8))
+    }
+    step = np.array(p.scale_units, np.int64)[classes]
+    wanted = np.clip(logs, -LARGEST_LOG, LARGEST_LOG) * UNIT
+    first = np.rint(wanted[:, 0] / step).astype(np.int64)
+    large = first * step
+    second = np.rint(np.maximum(0, large - wanted[:, 1]) / step).astype(np.int64)
+    middle = large - second * step
+    third = np.rint(np.maximum(0, middle - wanted[:, 2]) / step).astype(np.int64)
+    small = middle - third * step
+    for name, values in (("large", first), ("middle", second), ("small", third)):
+        found[name] = (values.astype(np.int32), classes)
+    depth = depths(large, middle, classes, np.array(p.depth_offsets), p.depth_power, p.depth_least)
+    parting, bits = positions.encode(grid, depth)
+    found["parting"] = (parting, np.zeros(len(scene), np.uint8))
+    disc, direction, spin = rotation_grids(large, middle, small, classes, p)
+    turned = turns(axes_of, disc, spacing(direction), SPINS[spin])
+    for axis, (name, groups) in enumerate((("u", direction), ("v", direction), ("spin", spin))):
+        found[name] = (np.ascontiguousarray(turned[:, axis]), groups)
+    width = np.array(p.opacity_units)[classes] / UNIT
+    logits = np.clip(scene.opacity_logits, -LARGEST_LOGIT, LARGEST_LOGIT)
+    found["logit"] = (np.rint(logits / width).astype(np.int32), classes)
+    found |= _colors(scene, classes, p)
+    if p.coefficients:
+        found |= _harmonics(scene, classes, p, axes, policy)
+    return Symbols(count=len(scene), sequences=found, bits=bits)
+
+
+def _colors(
+    scene: Scene, classes: npt.NDArray[np.uint8], p: Parameters
+) -> dict[str, tuple[Ints, Ints]]:
+    found: dict[str, tuple[Ints, Ints]] = {}
+    width = np.array(p.color_units)[classes] / UNIT
+    basis, mean = np.reshape(p.color_basis[:9], (3, 3)), np.array(p.color_basis[9:])
+    centred = np.clip(scene.sh_dc, -LARGEST_COLOR, LARGEST_COLOR) - mean
+    colors = np.rint(centred @ basis.T / width[:, None]).astype(np.int32)
+    for axis, name in enumerate(("first", "second", "third")):
+        found[name] = (np.ascontiguousarray(colors[:, axis]), classes)
+    return found
+
+
+def _harmonics(
+    scene: Scene,
+    classes: npt.NDArray[np.uint8],
+    p: Parameters,
+    axes: npt.NDArray[np.float64],
+    policy: Policy,
+) -> dict[str, tuple[Ints, Ints]]:
+    found: dict[str, tuple[Ints, Ints]] = {}
+    width = np.array(p.harmonic_units)[classes] / UNIT
+    vectors = scene.sh_rest.reshape(len(scene), -1)
+    gains = np.array(p.harmonic_gains)[classes]
+    rounding = policy.dead_zone, policy.handed_on, policy.boost
+    symbols, counts = harmonics.quantize(vectors, width, gains, axes, rounding, p.harmonic_keep)
+    found["count"] = (counts, classes)
+    found["value"] = (harmonics.gather(symbols, counts), value_groups(classes, counts))
+    return found

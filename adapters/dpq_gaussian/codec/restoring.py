@@ -1,0 +1,87 @@
+"""From symbols back to attributes: one chunk of Gaussians."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from dpq_gaussian.codec import harmonics, positions
+from dpq_gaussian.codec.canonical import quaternions
+from dpq_gaussian.codec.layout import Ints, Parameters, rotation_grids, value_groups
+from dpq_gaussian.codec.quantities import SPINS, UNIT, depths, spacing
+from dpq_gaussian.scene import Scene
+
+Next = Callable[[str, Ints], npt.NDArray[np.int32]]
+"""Name of a sequence and the groups of its symbols -> the symbols."""
+
+
+def restore(
+    count: int,
+    following: Next,
+    bits: bytes | memoryview,
+    parameters: Parameters,
+    axes: npt.NDArray[np.float32],
+    where: str,
+) -> Scene:
+    """Rebuild one chunk.
+
+    Args:
+        count: n.
+        following: decodes the sequences, in the order in which they are asked for.
+        bits: plain bits of the positions.
+        parameters: of the file.
+        axes: principal axes of the harmonics, the rows that are used.
+        where: begins an error message.
+
+    Raises:
+        ArtifactError: the symbols are impossible.
+    """
+    p = parameters
+    nothing = np.zeros(count, np.uint8)
+    classes = following("class", nothing).astype(np.uint8)
+    step = np.array(p.scale_units, np.int64)[classes]
+    large = following("large", classes) * step
+    middle = large - following("middle", classes) * step
+    small = middle - following("small", classes) * step
+    disc, direction, spin = rotation_grids(large, middle, small, classes, p)
+    turned = [following("u", direction), following("v", direction), following("spin", spin)]
+    logits = following("logit", classes) * (np.array(p.opacity_units)[classes] / UNIT)
+    depth = depths(large, middle, classes, np.array(p.depth_offsets), p.depth_power, p.depth_least)
+    cube = np.array(p.cube[:3]), p.cube[3]
+    places = positions.decode(depth, following("parting", nothing), bits, cube, where)
+    colors = _colors(following, classes, p)
+    rest = _harmonics(following, classes, p, axes)
+    return Scene(
+        positions=places,
+        log_scales=(np.stack([large, middle, small], axis=1) / UNIT).astype(np.float32),
+        rotations=quaternions(np.stack(turned, axis=1), disc, spacing(direction), SPINS[spin]),
+        opacity_logits=logits.astype(np.float32),
+        sh_dc=colors,
+        sh_rest=rest.reshape(count, p.coefficients, 3),
+    )
+
+
+def _colors(
+    following: Next, classes: npt.NDArray[np.uint8], p: Parameters
+) -> npt.NDArray[np.float32]:
+    symbols = np.stack([following(k, classes) for k in ("first", "second", "third")], axis=1)
+    basis, mean = np.reshape(p.color_basis[:9], (3, 3)), np.array(p.color_basis[9:])
+    steps = np.array(p.color_units)[classes] / UNIT
+    colors: npt.NDArray[np.float32] = (symbols * steps[:, None]) @ basis + mean
+    return colors.astype(np.float32)
+
+
+def _harmonics(
+    following: Next,
+    classes: npt.NDArray[np.uint8],
+    p: Parameters,
+    axes: npt.NDArray[np.float32],
+) -> npt.NDArray[np.float32]:
+    if not p.coefficients:
+        return np.zeros((len(classes), 0), np.float32)
+    counts = following("count", classes)
+    values = following("value", value_groups(classes, counts))
+    steps, gains = np.array(p.harmonic_units)[classes] / UNIT, np.array(p.harmonic_gains)[classes]
+    return harmonics.restore(counts, values, steps, gains, axes, p.harmonic_boost, p.harmonic_keep)

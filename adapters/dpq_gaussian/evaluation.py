@@ -1,0 +1,276 @@
+"""``dpq eval`` for Gaussian splats: pictures against photographs and against the original's.
+
+Both are needed: fidelity says what compression changed, photographs say whether it matters.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dpq_core.adapter import Evaluation, Metric, Run
+from dpq_core.artifact import ArtifactFile
+from dpq_core.errors import SourceError, SpecError
+from dpq_core.sources import BUILTIN_SCHEME
+from dpq_gaussian.attribute_errors import UNITS, attribute_errors
+from dpq_gaussian.cameras import Camera
+from dpq_gaussian.evaluate_options import NONE, EvaluateOptions
+from dpq_gaussian.evaluated_file import EvaluatedFile, encode_seconds, read_file
+from dpq_gaussian.lpips import LPIPS, load_lpips
+from dpq_gaussian.matching import overlap
+from dpq_gaussian.picture_metrics import CAP, score
+from dpq_gaussian.rendering import RenderOptions, Splats, drawing_device, render
+from dpq_gaussian.sample_options import colour
+from dpq_gaussian.scene import Scene
+from dpq_gaussian.views import Views, find_views, photograph
+
+TO_PHOTOGRAPHS = "to the photographs"
+TO_ORIGINAL = "to the original"
+
+_UNITS = {"PSNR": "dB, ", "SSIM": "window of 11, sigma 1.5, ", "LPIPS": "VGG-16 v0.1, "}
+_HIGHER = {"PSNR": True, "SSIM": True, "LPIPS": False}
+_VISIBLE = 1 / 255  # alpha
+_LEAST_OVERLAP = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Judge:
+    """Everything that files are measured with.
+
+    Attributes:
+        options: of the user.
+        run: of the user.
+        device: that draws.
+        original: the uncompressed scene, if there is one.
+        views: that are drawn.
+        drawing: background and filter.
+        lpips: if there are weights.
+        references: what pictures are compared with (``TO_PHOTOGRAPHS``, ``TO_ORIGINAL``) -> the
+            pictures ``[H, W, 3]`` of all views.
+    """
+
+    options: EvaluateOptions
+    run: Run
+    device: torch.device
+    original: EvaluatedFile | None
+    views: Views
+    drawing: RenderOptions
+    lpips: LPIPS | None
+    references: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def draw(self, scene: Scene, what: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Colour ``[H, W, 3]`` and alpha ``[H, W]`` of every view, on the CPU."""
+        splats = Splats.of(scene, self.device)
+        for done, camera in enumerate(self.views.cameras):
+            self.run.progress(f"drawing {what}", done, len(self.views.cameras))
+            with torch.no_grad():
+                drawn = render(splats, camera, self.drawing)
+            yield drawn.colour.cpu(), drawn.alpha.cpu()
+        self.run.progress(f"drawing {what}", len(self.views.cameras), len(self.views.cameras))
+
+    def protocol(self) -> str:
+        """What all metrics of pictures have in common."""
+        name = self.options.background
+        smooth = ", anti-aliased" if self.drawing.antialiased else ""
+        return (
+            f"mean over {self.views.name}, {self.views.sizes}, {name} background{smooth}, "
+            f"unrounded colours in [0, 1], {_rasteriser(self.device)}"
+        )
+
+
+def evaluate(source: str, options: EvaluateOptions | None, run: Run) -> Evaluation:
+    """Draw a scene, and further files of it, and compare pictures and attributes.
+
+    Raises:
+        SpecError: there is nothing to measure, or an option does not fit the scene.
+        SourceError: a file cannot be read, is of another scene, or the cameras see nothing.
+    """
+    options = options or EvaluateOptions()
+    device = drawing_device(run.device)
+    lpips = load_lpips(options.lpips, device) if options.lpips else None
+    origin = origin_of(source)
+    twin, notes = _original(source, origin, options.original)
+    original = read_file(twin, run.progress) if twin else None
+    subject = read_file(source, run.progress, axes=options.axes, like=original)
+    reference = original or subject
+    views = find_views(twin or origin, options, reference.scene)
+    if original is None and not views.photographed:
+        raise SpecError(
+            "nothing to compare with: give --original SOURCE (the uncompressed scene), or "
+            "--cameras with photographs"
+        )
+    judge = _Judge(
+        options=options,
+        run=run,
+        device=device,
+        original=original,
+        views=views,
+        drawing=_drawing(options, reference),
+        lpips=lpips,
+    )
+    judge, blind = _with_references(judge, reference)
+    notes += _left_out(options)
+    others = {
+        name: _measure(judge, read_file(name, run.progress, like=reference))
+        for name in options.against
+    }
+    found = _measure(judge, subject)
+    return Evaluation(
+        metrics=found.metrics,
+        details=found.details,
+        notes=(*notes, *views.notes, *blind, *found.notes),
+        others=others,
+    )
+
+
+def origin_of(source: str) -> str:
+    """The uncompressed scene that a source is, or was made from, as the user named it."""
+    if not source.startswith(BUILTIN_SCHEME) and ArtifactFile.is_artifact_file(source):
+        return ArtifactFile.open(source).manifest.source
+    return source
+
+
+def _original(source: str, origin: str, asked: str) -> tuple[str, list[str]]:
+    """The scene to compare with, and why there is none."""
+    if asked:
+        return ("", ["fidelity to the original: left out"]) if asked == NONE else (asked, [])
+    if origin == source:
+        return "", ["fidelity to the original left out: give --original SOURCE"]
+    if origin.startswith(BUILTIN_SCHEME) or Path(origin).exists():
+        return origin, []
+    return "", [f"fidelity left out: {origin} is not on this machine; give --original SOURCE"]
+
+
+def _drawing(options: EvaluateOptions, reference: EvaluatedFile) -> RenderOptions:
+    smooth = reference.antialiased if options.antialiased is None else options.antialiased
+    return RenderOptions(background=colour(options.background), antialiased=smooth, weights=False)
+
+
+def _left_out(options: EvaluateOptions) -> Iterator[str]:
+    if not options.lpips:
+        yield "LPIPS left out: give --lpips with the weights of VGG-16"
+    if not options.encode:
+        yield "encode seconds left out: give --encode with a preset"
+
+
+def _with_references(judge: _Judge, reference: EvaluatedFile) -> tuple[_Judge, list[str]]:
+    """The judge with the pictures to compare with, and without views in which nothing is seen."""
+    cameras: list[Camera] = []
+    drawn: list[Tensor] = []
+    for camera, (picture, alpha) in zip(
+        judge.views.cameras, judge.draw(reference.scene, reference.source), strict=True
+    ):
+        if (alpha > _VISIBLE).any():
+            cameras.append(camera)
+            drawn.append(picture)
+    count, blind = len(judge.views.cameras), len(judge.views.cameras) - len(cameras)
+    if not cameras:
+        raise SourceError(
+            f"none of the {count} cameras sees anything of {reference.source}; do they belong to "
+            "it, and in the same coordinates?"
+        )
+    references: dict[str, list[Tensor]] = {}
+    if judge.views.photographed:
+        sky = judge.drawing.background
+        references[TO_PHOTOGRAPHS] = [photograph(camera, sky) for camera in cameras]
+    if judge.original is not None:
+        references[TO_ORIGINAL] = drawn
+    notes = [f"{blind} of {count} cameras see nothing; left out"] if blind else []
+    name = f"{judge.views.name}, {blind} of them blind and left out" if blind else judge.views.name
+    views = Views(cameras=tuple(cameras), photographed=judge.views.photographed, name=name)
+    return replace(judge, views=views, references=references), notes
+
+
+def _measure(judge: _Judge, subject: EvaluatedFile) -> Evaluation:
+    """All metrics of one file."""
+    notes = list(subject.notes)
+    if judge.original is not None:
+        common = overlap(subject.scene, judge.original.scene)
+        if common < _LEAST_OVERLAP:
+            raise SourceError(
+                f"{subject.source} is not a file of {judge.original.source}: only {common:.0%} of "
+                "its Gaussians lie where that scene has any"
+            )
+    per_view: dict[str, list[float]] = {}
+    for at, (picture, _) in enumerate(judge.draw(subject.scene, subject.source)):
+        for what, references in judge.references.items():
+            for name, value in score(picture, references[at], judge.lpips).items():
+                per_view.setdefault(f"{name} {what}", []).append(value)
+    metrics = [_picture_metric(judge, name, values) for name, values in per_view.items()]
+    if judge.original is not None:
+        found, problem = _errors(subject, judge.original)
+        metrics += found
+        notes += [f"{subject.source}: attributes not compared: {problem}"] if problem else []
+    metrics += _costs(judge, subject)
+    details: dict[str, Any] = {
+        "bytes": subject.nbytes,
+        "gaussians": len(subject.scene),
+        "sh_degree": subject.scene.sh_degree,
+        "views": [camera.name for camera in judge.views.cameras],
+        "per_view": per_view,
+    }
+    return Evaluation(metrics=tuple(metrics), details=details, notes=tuple(notes))
+
+
+def _picture_metric(judge: _Judge, name: str, values: Sequence[float]) -> Metric:
+    kind = name.split()[0]
+    capped = sum(value >= CAP for value in values) if kind == "PSNR" else 0
+    same = f", {capped} views identical and counted as {CAP:.0f} dB" if capped else ""
+    return Metric(
+        name=name,
+        value=sum(values) / len(values),
+        higher_is_better=_HIGHER[kind],
+        protocol=f"{_UNITS[kind]}{judge.protocol()}{same}",
+    )
+
+
+def _errors(subject: EvaluatedFile, original: EvaluatedFile) -> tuple[list[Metric], str]:
+    """Errors of attributes, or why they cannot be told."""
+    found = attribute_errors(subject.scene, original.scene)
+    metrics = [
+        Metric(
+            name=f"error of {attribute}",
+            value=value,
+            higher_is_better=False,
+            protocol=f"root mean square {UNITS[attribute]}, over {found.pairs}",
+        )
+        for attribute, value in found.rms.items()
+    ]
+    return metrics, found.problem
+
+
+def _costs(judge: _Judge, subject: EvaluatedFile) -> Iterator[Metric]:
+    """Bits and seconds."""
+    whole = judge.original or subject
+    of = "the original" if judge.original else "the file"
+
+    def cost(name: str, value: float, protocol: str) -> Metric:
+        return Metric(name=name, value=value, higher_is_better=False, protocol=protocol)
+
+    yield cost(
+        "bits per Gaussian",
+        8 * subject.nbytes / len(whole.scene),
+        f"8 x bytes on disk / {len(whole.scene):,} Gaussians of {of}",
+    )
+    how = f"wall time of one process, {torch.get_num_threads()} threads"
+    yield cost(
+        "decode seconds",
+        subject.seconds,
+        f"{how}, from the file to float32 arrays, best of 2",
+    )
+    if judge.options.encode:
+        encoded = encode_seconds(subject, whole, judge.options.encode, judge.run)
+        if encoded is not None:
+            yield cost("encode seconds", encoded.seconds, f"{how}, {encoded.protocol}")
+
+
+def _rasteriser(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"gsplat {importlib.metadata.version('gsplat')}"
+    return f"CPU rasteriser of dpq {importlib.metadata.version('dpq')}"

@@ -1,0 +1,55 @@
+"""Where scenes come from: ``builtin:NAME``, ``.dpq`` artifacts and the splat files of others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dpq_core import sources
+from dpq_core.errors import SourceError
+from dpq_gaussian.formats import NATIVE, Loaded, convert, read_scene
+from dpq_gaussian.scene import Scene
+
+BUILTIN = Path(__file__).parent / "builtin"
+"""Scenes that ship, each a folder with this file in it:"""
+
+BUILTIN_FILE = "scene.ply"
+
+ARTIFACT_SUFFIX = ".dpq"
+
+
+def load_scene(source: str, *, axes: str | None = None) -> Scene:
+    """The Gaussians of any source, in the conventions of ``Scene``.
+
+    Args:
+        source: ``builtin:NAME``, a .dpq file, or any file that ``read_scene`` knows.
+        axes: the axes of the source, e.g. ``rdf``; None takes its format's own.
+
+    Raises:
+        SourceError: there is no such source, or it is damaged or no splat scene.
+        ArtifactError: a .dpq file is damaged.
+    """
+    return load(source, axes=axes).scene
+
+
+def load(source: str, *, axes: str | None = None) -> Loaded:
+    """``load_scene``, with what else the file said."""
+    path = locate(source)
+    if path.suffix == ARTIFACT_SUFFIX:
+        from dpq_gaussian.codec import decode_scene, is_antialiased
+
+        scene = convert(decode_scene(path), axes or NATIVE, NATIVE)
+        mip = is_antialiased(path)
+        return Loaded(scene=scene, format="dpq", coordinates=axes or NATIVE, antialiased=mip)
+    return read_scene(path, axes=axes)
+
+
+def locate(source: str) -> Path:
+    """The file that a source names.
+
+    Raises:
+        SourceError: there is none.
+    """
+    place = sources.find(source, BUILTIN, BUILTIN_FILE)
+    if place is None:
+        raise SourceError(f"{source}: no such file")
+    return place / BUILTIN_FILE if source.startswith(sources.BUILTIN_SCHEME) else place

@@ -1,0 +1,123 @@
+"""A scene from any source, coded for one ``.dpq`` file: importance, codec, errors, manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from dpq_core.adapter import Run
+from dpq_core.artifact.manifest import library_versions
+from dpq_core.artifact.single_manifest import Attribute, FileManifest
+from dpq_core.artifact.single_writer import Packed
+from dpq_gaussian.cameras import read_cameras
+from dpq_gaussian.codec import Encoded, encode
+from dpq_gaussian.codec.errors import measure
+from dpq_gaussian.codec.layout import CHUNK
+from dpq_gaussian.codec.parameters import parameters_to_json
+from dpq_gaussian.importance import importance
+from dpq_gaussian.loading import load
+from dpq_gaussian.options import CompressOptions
+from dpq_gaussian.policy import Policy
+from dpq_gaussian.rendering import RenderOptions
+from dpq_gaussian.scene import Scene, check_values
+
+_INVISIBLE = 1 / 255
+"""No renderer draws a Gaussian of lower opacity (Kerbl et al.; gsplat)."""
+
+
+def pack(source: str, options: CompressOptions, run: Run) -> Packed:
+    """Code a scene.
+
+    Raises:
+        SourceError: it cannot be read, or has values that cannot be coded.
+    """
+    run.progress("read", 0, 100)
+    loaded = load(source)
+    scene, notes = loaded.scene, list(loaded.notes)
+    check_values(scene, source)
+    cameras = read_cameras(options.cameras) if options.cameras else ()
+    kept = visible(scene)
+    count = len(scene) if kept is None else len(kept)
+    if count < len(scene):
+        gone = len(scene) - count
+        notes.append(
+            f"{gone} of {len(scene)} Gaussians are never drawn (opacity below 1/255): left out"
+        )
+    options_of = RenderOptions(antialiased=loaded.antialiased)
+    seen = importance(
+        scene, cameras, options_of, lambda share: run.progress("look", 5 + 35 * share, 100)
+    )
+    policy = options.policy()
+    encoded = encode(
+        scene,
+        seen,
+        policy,
+        kept=kept,
+        antialiased=loaded.antialiased,
+        tick=lambda what, share: run.progress(what, 40 + 50 * share, 100),
+    )
+    run.progress("measure", 90, 100)
+    errors = measure(scene, encoded)
+    run.progress("done", 100, 100)
+    manifest = FileManifest(
+        adapter="gaussian",
+        source=source,
+        fingerprint=_fingerprint(scene, policy),
+        items=count,
+        source_items=len(scene),
+        chunk_items=CHUNK,
+        attributes=_attributes(encoded, policy, errors),
+        parameters=parameters_to_json(encoded.parameters),
+        streams={},
+        versions=library_versions(),
+    )
+    return Packed(
+        manifest=manifest,
+        whole={"models": encoded.models},
+        chunked=encoded.chunked,
+        source_nbytes=len(scene) * (14 + 3 * scene.sh_rest.shape[1]) * 4,
+        notes=tuple(notes),
+    )
+
+
+def visible(scene: Scene) -> Any:
+    """Indices of the Gaussians that a renderer draws; None when that is all of them, or none."""
+    limit = float(np.log(_INVISIBLE / (1 - _INVISIBLE)))
+    drawn = np.flatnonzero(np.asarray(scene.opacity_logits) >= limit)
+    return None if len(drawn) in (0, len(scene)) else drawn
+
+
+def _attributes(
+    encoded: Encoded, policy: Policy, errors: Mapping[str, Mapping[str, float]]
+) -> tuple[Attribute, ...]:
+    m = encoded.parameters.coefficients
+    shapes: dict[str, tuple[int, ...]] = {"positions": (3,), "scales": (3,), "rotations": (4,)}
+    shapes |= {"opacity": (), "color": (3,)} | ({"harmonics": (m, 3)} if m else {})
+    found = [Attribute(name="importance", shape=(), streams=("importance",))]
+    for name, shape in shapes.items():
+        streams = ("positions", "paths") if name == "positions" else (name,)
+        steps = [float(f"{step:.4g}") for step in policy.steps(name)]
+        found.append(
+            Attribute(
+                name=name,
+                shape=shape,
+                streams=streams,
+                spec={"steps": steps},
+                errors=errors[name],
+            )
+        )
+    return tuple(found)
+
+
+def _fingerprint(scene: Scene, policy: Policy) -> str:
+    """Hash of what decides the bytes: the scene's values and the policy."""
+    digest = hashlib.sha256(repr(policy).encode())
+    for name, array in scene.arrays().items():
+        digest.update(json.dumps([name, array.shape]).encode())
+        for first in range(0, len(array), CHUNK):
+            digest.update(np.ascontiguousarray(array[first : first + CHUNK]).tobytes())
+    return digest.hexdigest()

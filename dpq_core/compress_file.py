@@ -1,0 +1,82 @@
+"""Stage 1 of adapters whose artifacts are one file: pack, write, report."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpq_core.adapter import Adapter, Run
+from dpq_core.artifact.single_manifest import FileManifest
+from dpq_core.artifact.single_writer import check_output, complete, header_of, write
+from dpq_core.compress import peak_memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileReport:
+    """What became of the source.
+
+    Attributes:
+        artifact: where it is; None after a dry run.
+        manifest: sizes, specs and errors by attribute.
+        source_nbytes: bytes of the source's values.
+        nbytes: bytes of the file.
+        seconds: wall time.
+        peak_memory: highest resident memory of this process in bytes.
+        notes: what was done beyond quantizing.
+    """
+
+    artifact: Path | None
+    manifest: FileManifest
+    source_nbytes: int
+    nbytes: int
+    seconds: float
+    peak_memory: int
+    notes: tuple[str, ...]
+
+
+def compress_file(
+    adapter: Adapter,
+    source: str,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    options: Any = None,
+    run: Run | None = None,
+) -> FileReport:
+    """Code a source into one file, which appears when it is whole.
+
+    Args:
+        adapter: one with ``single_file``.
+        source: what it opens.
+        out: the file.
+        overwrite: replace an artifact there.
+        dry_run: do everything but write.
+        options: an instance of ``Adapter.options["compress"]``; None for its defaults.
+        run: device, seed and progress.
+
+    Raises:
+        SourceError: the source cannot be read, or holds values that cannot be coded.
+        SpecError: the options do not fit the source.
+        ArtifactError: the output is in the way or cannot be written.
+    """
+    started = time.perf_counter()
+    if not dry_run:
+        check_output(out, overwrite=overwrite)
+    packed = adapter.pack(source, options, run or Run())
+    manifest, contents = complete(packed)
+    if dry_run:
+        nbytes = len(header_of(manifest)) + sum(s.bytes for s in manifest.streams.values())
+    else:
+        nbytes = write(out, manifest, contents, overwrite=overwrite).nbytes
+    return FileReport(
+        artifact=None if dry_run else out,
+        manifest=manifest,
+        source_nbytes=packed.source_nbytes,
+        nbytes=nbytes,
+        seconds=time.perf_counter() - started,
+        peak_memory=peak_memory(),
+        notes=packed.notes,
+    )

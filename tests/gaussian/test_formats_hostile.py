@@ -1,0 +1,307 @@
+"""Damaged and hostile files of every format: one line, little memory, nothing else."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import io
+import json
+import struct
+import tracemalloc
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from splat_files import (
+    columns,
+    make_scene,
+    sog_parts,
+    spz_bytes,
+    write_compressed,
+    write_ply,
+    write_sog,
+)
+
+from dpq_core.errors import SourceError
+from dpq_gaussian.formats import Loaded, check_values, read_scene, write_scene
+
+HAS_ZSTD = importlib.util.find_spec("zstandard") is not None
+
+NAMES = {
+    "ply": "a.ply",
+    "big.ply": "b.ply",
+    "ascii.ply": "c.ply",
+    "compressed.ply": "a.compressed.ply",
+    "splat": "a.splat",
+    "spz2": "a.spz",
+    "spz3": "b.spz",
+    "sog": "a.sog",
+    "sog1": "b.sog",
+} | ({"spz4": "c.spz"} if HAS_ZSTD else {})
+
+MEGABYTES = 24
+"""Most that reading one of the small files below may take."""
+
+
+@pytest.fixture(scope="module")
+def wholes(tmp_path_factory) -> dict[str, bytes]:
+    """One small sound file of every format."""
+    folder: Path = tmp_path_factory.mktemp("wholes")
+    scene = make_scene(12, degree=1)
+    write_scene(scene, folder / "a.ply", "ply")
+    write_ply(folder / "b.ply", columns(scene), byte_order=">")
+    write_ply(folder / "c.ply", columns(scene), text=True)
+    write_compressed(folder / "a.compressed.ply", 12)
+    write_scene(scene, folder / "a.splat", "splat")
+    (folder / "a.spz").write_bytes(spz_bytes(scene, 2))
+    (folder / "b.spz").write_bytes(spz_bytes(scene, 3))
+    write_sog(folder / "a.sog", sog_parts(12))
+    write_sog(folder / "b.sog", sog_parts(12, version=1))
+    if HAS_ZSTD:
+        (folder / "c.spz").write_bytes(spz_bytes(scene, 4))
+    return {kind: (folder / name).read_bytes() for kind, name in NAMES.items()}
+
+
+def attempt(path: Path, content: bytes) -> Loaded | str:
+    """Read it: a scene of the right shapes, or the one line of the error."""
+    path.write_bytes(content)
+    tracemalloc.start()
+    try:
+        loaded = read_scene(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    except SourceError as error:
+        peak = tracemalloc.get_traced_memory()[1]
+        message = str(error)
+        assert "\n" not in message
+        assert str(path) in message
+        assert len(message) < 1500
+        return message
+    finally:
+        tracemalloc.stop()
+        assert peak < MEGABYTES << 20
+    try:
+        check_values(loaded.scene, "x")
+    except SourceError as error:
+        return str(error)
+    return loaded
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_the_whole_files_are_sound(wholes, tmp_path, kind):
+    assert isinstance(attempt(tmp_path / NAMES[kind], wholes[kind]), Loaded)
+
+
+@pytest.mark.parametrize("kind", NAMES)
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_flipped_bytes(wholes, tmp_path, kind, data):
+    content = bytearray(wholes[kind])
+    for _ in range(data.draw(st.integers(1, 4))):
+        # The first bytes decide most: half of the changes go there.
+        end = data.draw(st.sampled_from([min(64, len(content)), len(content)]))
+        content[data.draw(st.integers(0, end - 1))] = data.draw(st.integers(0, 255))
+    attempt(tmp_path / NAMES[kind], bytes(content))
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_truncations(wholes, tmp_path, kind):
+    whole = wholes[kind]
+    cuts = {*range(0, min(len(whole), 200)), *range(0, len(whole), 1 + len(whole) // 200)}
+    for length in sorted(cuts):
+        found = attempt(tmp_path / NAMES[kind], whole[:length])
+        kept = isinstance(found, Loaded) and length % 32 == 0 and kind == "splat"
+        assert isinstance(found, str) or kept or kind == "ascii.ply", length
+
+
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    start=st.sampled_from([b"", b"ply\n", b"NGSP", b"\x1f\x8b\x08", b"PK\x03\x04", b"PK\x05\x06"]),
+    rest=st.binary(max_size=300),
+    suffix=st.sampled_from([".ply", ".splat", ".spz", ".sog", ".bin"]),
+)
+@example(start=b"ply\n", rest=b"format ascii 1.0\nproperty float x\nend_header\n", suffix=".ply")
+def test_noise(tmp_path, start, rest, suffix):
+    attempt(tmp_path / f"a{suffix}", start + rest)
+
+
+def spz(count: int, body: bytes, *, version=3, degree=0, fraction=12, flags=0) -> bytes:
+    head = struct.pack("<4sIIBBBB", b"NGSP", version, count, degree, fraction, flags, 0)
+    return gzip.compress(head + body)
+
+
+def bomb(head: bytes, megabytes: int) -> bytes:
+    packer = zlib.compressobj(9, wbits=31)
+    parts = [packer.compress(head)] + [packer.compress(bytes(1 << 20)) for _ in range(megabytes)]
+    return b"".join([*parts, packer.flush()])
+
+
+ONE = bytes(20)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (spz(2**32 - 1, ONE), "4,294,967,295 Gaussians need 85,899,345,900 bytes"),
+        (spz(0, b""), "holds no Gaussians"),
+        (spz(2, ONE), "truncated (2 Gaussians)"),
+        (spz(1, ONE + b"!"), "more data than its header says (1 Gaussians)"),
+        (spz(1, ONE) + b"!", "more data than its header says (1 Gaussians)"),
+        (spz(1, ONE, version=1), ".spz version 1 in gzip; 2 and 3 are known"),
+        (spz(1, ONE, version=9), ".spz version 9 in gzip"),
+        (spz(1, ONE, degree=4), "harmonics of degree 4"),
+        (spz(1, ONE, fraction=200), "200 fractional bits"),
+        (bomb(spz(1, ONE)[:0] + gzip.decompress(spz(1, ONE)), 64), "more data than its header"),
+        (gzip.compress(b"ply\n" + bytes(100)), "unpack a .ply.gz first"),
+        (gzip.compress(b"x"), "a gzip file, but not of .spz"),
+        (b"\x1f\x8b" + bytes(50), "not a readable .spz file"),
+        (b"NGSP" + bytes(10), "truncated .spz header"),
+        (b"NGSP" + struct.pack("<I", 5) + bytes(30), ".spz version 5; 2, 3 and 4 are known"),
+        (
+            struct.pack("<4sIIBBBBI12x", b"NGSP", 4, 2**31, 3, 12, 0, 6, 32),
+            "2,147,483,648 Gaussians need",
+        ),
+        (
+            struct.pack("<4sIIBBBBI12x", b"NGSP", 4, 1, 0, 12, 0, 5, 2**31),
+            "damaged .spz table of contents",
+        ),
+        (
+            struct.pack("<4sIIBBBBI12x", b"NGSP", 4, 1, 0, 12, 0, 5, 32) + bytes(80),
+            "its table of contents is wrong",
+        ),
+    ],
+)
+def test_spz_refusals(tmp_path, content, message):
+    assert message in attempt(tmp_path / "a.spz", content)
+
+
+def archive(**members: bytes) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, data in members.items():
+            file.writestr(name, data)
+    return stream.getvalue()
+
+
+def with_meta(change) -> dict:
+    parts = sog_parts(12)
+    change(parts["meta.json"])
+    return parts
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(version=3), ".sog version 3; 1 and 2 are known"),
+        (lambda m: m.update(version=[]), ".sog version []"),
+        (lambda m: m.update(count=10**12), "1,000,000,000,000 Gaussians need"),
+        (lambda m: m.update(count=17), "has 16 pixels for 17 Gaussians"),
+        (lambda m: m.update(count=-1), "holds no Gaussians"),
+        (lambda m: m.update(count=3.5), "count in meta.json is not a whole number"),
+        (lambda m: m.update(count=True), "count in meta.json is not a whole number"),
+        (lambda m: m.pop("means"), "meta.json lacks means"),
+        (lambda m: m["sh0"].pop("codebook"), "meta.json lacks sh0.codebook"),
+        (lambda m: m["sh0"].update(codebook=[0.0] * 255), "not a list of 256 numbers"),
+        (lambda m: m["sh0"].update(codebook=["x"] * 256), "not a list of 256 numbers"),
+        (lambda m: m["sh0"].update(codebook=[float("nan")] * 256), "not a list of 256 numbers"),
+        (lambda m: m["means"].update(mins=[0, 0]), "means.mins in meta.json is not a list of 3"),
+        (lambda m: m["quats"].update(files=[]), "names no file 1 of quats"),
+        (lambda m: m["quats"].update(files="quats.webp"), "names no file 1 of quats"),
+        (lambda m: m["quats"].update(files=["../../etc/passwd"]), "There is no item named"),
+        (lambda m: m["quats"].update(files=["meta.json"]), "cannot identify image file"),
+        (lambda m: m["quats"].update(files=["scales.webp"]), "quaternions have no tag"),
+        (lambda m: m["shN"].update(bands=2), "a palette of harmonics 192 pixels wide"),
+        (lambda m: m["shN"].update(files=["sh0.webp"] * 2), "palette of harmonics 4 pixels wide"),
+        (
+            lambda m: m["shN"].update(files=["shN_centroids.webp", "sh0.webp"]),
+            "a label beyond the palette",
+        ),
+    ],
+)
+def test_sog_refusals(tmp_path, change, message):
+    path = write_sog(tmp_path / "a.sog", with_meta(change))
+    assert message in attempt(path, path.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (archive(x=b""), "There is no item named 'meta.json'"),
+        (archive(**{"meta.json": b"[]"}), "meta.json is not an object"),
+        (archive(**{"meta.json": b"{"}), "not a readable .sog file"),
+        (archive(**{"meta.json": b"[" * 100_000}), "not a readable .sog file"),
+        (archive(**{"meta.json": bytes(64 << 20)}), "unpacks to more than 4,194,304 bytes"),
+    ],
+    ids=["no meta", "list", "half", "deep", "bomb"],
+)
+def test_sog_archives(tmp_path, content, message):
+    assert message in attempt(tmp_path / "a.sog", content)
+
+
+def test_a_sog_with_a_picture_bomb(tmp_path):
+    """A constant plane of many pixels takes few bytes."""
+    parts = sog_parts(12) | {"quats.webp": np.zeros((3000, 3000, 4), dtype=np.uint8)}
+    path = write_sog(tmp_path / "a.sog", parts)
+    assert path.stat().st_size < 50_000
+    assert "3000 x 3000 pixels, more than" in attempt(path, path.read_bytes())
+    inner = archive(**{"meta.json": json.dumps(sog_parts(12)["meta.json"]).encode()})
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("meta.json", json.dumps(sog_parts(12)["meta.json"]))
+        file.writestr("means_l.webp", bytes(64 << 20))
+    assert "means_l.webp unpacks to more than" in attempt(path, path.read_bytes())
+    assert "There is no item named 'means_l.webp'" in attempt(path, inner)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.splat", bytes(33), "33 bytes are not a multiple of 32"),
+        ("a.splat", b"", "holds no Gaussians"),
+        ("a.sog", b"no zip", "damaged: it does not start like a .sog file"),
+        ("a.ply", b"solid", "damaged: it does not start like a .ply file"),
+        ("a.png", b"\x89PNG", "not a splat file (.ply, .compressed.ply, .splat, .spz, .sog)"),
+        ("a.ksplat", b"\0\0\0\0", "convert it to .ply first, e.g. with splat-transform"),
+    ],
+)
+def test_other_refusals(tmp_path, name, content, message):
+    assert message in attempt(tmp_path / name, content)
+
+
+def test_what_is_not_there(tmp_path):
+    with pytest.raises(SourceError, match=r"no.ply: No such file or directory"):
+        read_scene(tmp_path / "no.ply")
+    with pytest.raises(SourceError, match="a folder, not a splat file"):
+        read_scene(tmp_path)
+
+
+def compressed(tmp_path: Path, old: bytes, new: bytes) -> str:
+    path = write_compressed(tmp_path / "a.compressed.ply", 300, 1)
+    content = path.read_bytes()
+    assert old in content
+    found = attempt(path, content.replace(old, new, 1))
+    assert isinstance(found, str)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b"element chunk 2", b"element chunk 1", "1 chunks for 300 Gaussians, not 2"),
+        (b"element chunk 2", b"element other 2", "0 chunks for 300 Gaussians, not 2"),
+        (b"element sh 300", b"element sh 299", "not the layout of a compressed.ply"),
+        (b"property uchar f_rest_0", b"property uchar f_rest_9", "not the layout of a compressed"),
+        (b"property float max_scale_x", b"property float mix_scale_x", "not the layout of"),
+        (b"property uint packed_scale", b"property int packed_scale", "not the layout of"),
+        (b"element vertex 300", b"element vertex 0", "holds no Gaussians"),
+        (b"element vertex 300", b"element vertex 999999999999", "promises 2 of chunk and 999,999"),
+    ],
+)
+def test_compressed_ply_refusals(tmp_path, old, new, message):
+    assert message in compressed(tmp_path, old, new)

@@ -1,0 +1,74 @@
+"""Sources: builtin scenes, .dpq artifacts and the files of others, through one door."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from splat_files import make_scene
+
+import dpq_gaussian.codec
+from dpq_core.adapter import Run
+from dpq_core.errors import SourceError
+from dpq_gaussian import loading
+from dpq_gaussian.export import EXPORTS, ExportOptions, export
+from dpq_gaussian.formats import WRITABLE, convert, read_scene, write_scene
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Stands for the codec; records what it is given."""
+    paths = []
+
+    def decode_scene(path):
+        paths.append(path)
+        return make_scene()
+
+    monkeypatch.setattr(dpq_gaussian.codec, "decode_scene", decode_scene, raising=False)
+    return paths
+
+
+def test_a_dpq_is_decoded(decoded, tmp_path):
+    (tmp_path / "a.dpq").touch()
+    found = loading.load_scene(str(tmp_path / "a.dpq"))
+    assert decoded == [tmp_path / "a.dpq"]
+    assert np.array_equal(found.positions, make_scene().positions)
+    turned = loading.load_scene(str(tmp_path / "a.dpq"), axes="rub")
+    assert np.array_equal(turned.sh_rest, convert(make_scene(), "rub", "rdf").sh_rest)
+
+
+def test_other_files_are_read(tmp_path):
+    write_scene(make_scene(), tmp_path / "a.spz", "spz")
+    found = loading.load(str(tmp_path / "a.spz"), axes="rub")
+    assert (found.format, found.coordinates) == ("spz", "rub")
+
+
+def test_builtin_scenes(tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "BUILTIN", tmp_path)
+    (tmp_path / "garden").mkdir()
+    write_scene(make_scene(), tmp_path / "garden" / "scene.ply", "ply")
+    assert len(loading.load_scene("builtin:garden")) == 50
+    with pytest.raises(SourceError, match="did you mean builtin:garden"):
+        loading.load_scene("builtin:gardn")
+
+
+def test_what_is_not_there(tmp_path):
+    for name in ("no.ply", "no.dpq"):
+        with pytest.raises(SourceError, match=f"{name}: no such file"):
+            loading.load_scene(str(tmp_path / name))
+
+
+def test_export_of_a_dpq(decoded, tmp_path):
+    assert EXPORTS == WRITABLE
+    (tmp_path / "a.dpq").touch()
+    for to in EXPORTS:
+        out = tmp_path / f"b.{to}"
+        done = export(str(tmp_path / "a.dpq"), to, None, Run(), out)
+        assert done.files == (out,)
+        assert np.abs(read_scene(out).scene.positions - make_scene().positions).max() < 1e-3
+
+
+def test_export_keeps_the_mark_of_antialiased_scenes(tmp_path):
+    write_scene(make_scene(), tmp_path / "a.spz", "spz", antialiased=True)
+    done = export(str(tmp_path / "a.spz"), "ply", ExportOptions(), Run(), tmp_path / "b.ply")
+    assert read_scene(tmp_path / "b.ply").antialiased
+    assert "RUB" in done.notes[0]
