@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 .PHONY: demo test lint bench format
 
-demo: $(STAMP)  ## compress the built-in models to 4, 3, 2 and 1 bits and compare
+demo: $(STAMP)  ## compress the built-in models and the splat scene, and compare
 	$(BIN)/dpq demo
 
 test: $(STAMP)  ## every test; those marked gpu skip themselves where there is no CUDA

@@ -58,7 +58,9 @@ def _panel(scene: str, rows: Sequence[Mapping[str, Any]]) -> str:
     ]
     rates, levels = [p[1] for p in points], [p[2] for p in points]
     left, right = min(rates) / 1.15, max(rates) * 1.15
-    low, high = 5 * math.floor(min(levels) / 5 - 0.2), 5 * math.ceil(max(levels) / 5 + 0.2)
+    step = 5 if max(levels) - min(levels) <= 25 else 10  # dB
+    low = step * math.floor(min(levels) / step - 0.1)
+    high = step * math.ceil(max(levels) / step + 0.1)
 
     def x(rate: float) -> float:
         share = math.log(rate / left) / math.log(right / left)
@@ -69,7 +71,6 @@ def _panel(scene: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
     views = "held-out views" if "held_out_psnr_dB" in rows[0] else "rig"
     drawn = [_text(_LEFT, 18, f"{scene} ({views})", weight="bold")]
-    step = 5 if high - low <= 30 else 10
     for level in range(low, high + 1, step):
         drawn.append(_line(_LEFT, y(level), WIDTH - _RIGHT, y(level), "#dddddd"))
         drawn.append(_text(_LEFT - 6, y(level) + 4, f"{level}", anchor="end"))

@@ -61,7 +61,8 @@ class SampleOptions:
     )
     fps: float = field(default=12.0, metadata={"help": "frames per second of the orbit"})
     mp4: bool = field(
-        default=False, metadata={"help": "also write the orbit as MP4; needs PyAV (pip install av)"}
+        default=False,
+        metadata={"help": "also write the orbit as MP4; needs PyAV (pip install 'dpq[video]')"},
     )
 
     def __post_init__(self) -> None:

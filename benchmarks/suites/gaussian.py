@@ -67,7 +67,7 @@ class Settings:
     rig_views: int = 8
     rig_size: int = 320
     palettes: tuple[int, ...] = (512, 4096)
-    qualities: tuple[float, ...] = (0.35, 0.7, 1.5, 4.0)
+    qualities: tuple[float, ...] = (0.35, 0.7, 1.5, 4.0, 8.0, 16.0)
     splat_transform: bool = False
 
 

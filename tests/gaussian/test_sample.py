@@ -140,7 +140,7 @@ def test_cameras_that_see_nothing(ply, cameras, tmp_path):
 
 def test_mp4_without_an_encoder(ply, tmp_path, monkeypatch):
     monkeypatch.setattr(pictures.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(AdapterError, match=r"--mp4 needs PyAV: pip install av"):
+    with pytest.raises(AdapterError, match=r"--mp4 needs PyAV: pip install 'dpq\[video\]'"):
         sample(str(ply), SampleOptions(mp4=True), Run(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

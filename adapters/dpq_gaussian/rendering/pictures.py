@@ -86,7 +86,9 @@ def check_mp4() -> None:
         AdapterError: PyAV is not installed.
     """
     if importlib.util.find_spec("av") is None:
-        raise AdapterError("option --mp4 needs PyAV: pip install av (the GIF needs nothing)")
+        raise AdapterError(
+            "option --mp4 needs PyAV: pip install 'dpq[video]' (the GIF needs nothing)"
+        )
 
 
 def write_mp4(path: Path, frames: Sequence[Path], fps: float) -> None:
