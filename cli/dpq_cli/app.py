@@ -57,7 +57,8 @@ def _advice(stop: KeyboardInterrupt) -> str:
 
 def _os_error(error: OSError) -> str:
     if error.errno == errno.ENOSPC:
-        return f"disk full{_where(error)}; free some space, then continue with --resume"
+        where = _where(error)
+        return f"disk full{where}; free some space and try again (dpq compress: with --resume)"
     return f"{error.strerror or error}{_where(error)}"
 
 

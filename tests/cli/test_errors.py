@@ -33,7 +33,8 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         (
             OSError(errno.ENOSPC, "No space left on device", "out/model.safetensors"),
             1,
-            "error: disk full: out/model.safetensors; free some space, then continue with --resume",
+            "error: disk full: out/model.safetensors; free some space and try again "
+            "(dpq compress: with --resume)",
         ),
         (PermissionError(errno.EACCES, "Permission denied", "x"), 1, "Permission denied: x"),
         (KeyboardInterrupt(), 130, "dpq: interrupted"),

@@ -96,14 +96,9 @@ def command(  # one parameter per option is Typer's interface
     """Quantize a model to 1-4 bits per weight, data-free, tensor by tensor."""
     chosen = adapter_of(adapter, source)
     if chosen.single_file:
-        tensorwise = (bits, d, K, scope, orientation, iterations, init, *(override or ()))
-        if any(value is not None for value in tensorwise):
-            raise SpecError(
-                f"adapter {chosen.name!r} has no weights to set --bits and the like for; its own "
-                f"options: `dpq adapters {chosen.name}`"
-            )
+        _refuse_tensorwise(chosen, bits, d, K, scope, orientation, iterations, init, override)
         own = adapter_options(chosen, "compress", ctx.args)
-        how = {"overwrite": overwrite or resume, "dry_run": dry_run, "options": own}
+        how = {"overwrite": overwrite, "dry_run": dry_run, "options": own}  # nothing to resume
         with using(chosen, device=device, seed=seed) as run:
             compress_single.run(chosen, source, output, how, run, as_json)
         return
@@ -134,6 +129,19 @@ def command(  # one parameter per option is Typer's interface
 
 
 command.__doc__ = f"{command.__doc__}\n\n{MORE_OPTIONS}"
+
+
+def _refuse_tensorwise(adapter: Adapter, *given: object) -> None:
+    """Options that set how tensors are cut have no meaning where ``pack`` codes the whole source.
+
+    Raises:
+        SpecError: one of them was given.
+    """
+    if any(value is not None for value in given):
+        raise SpecError(
+            f"adapter {adapter.name!r} has no weights to set --bits and the like for; its own "
+            f"options: `dpq adapters {adapter.name}`"
+        )
 
 
 def make_spec(bits: int | None, d: int | None, **changes: Any) -> QuantSpec:
