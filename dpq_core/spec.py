@@ -17,7 +17,7 @@ from dpq_core.errors import SpecError
 SPEC_VERSION = 1
 """Version of the spec's JSON form; raised when the meaning of a key changes."""
 
-MAX_D = 32
+MAX_D = 64
 MAX_K = 65_536
 
 PRESET_D = {1: 8, 2: 4, 3: 3, 4: 2}
@@ -70,7 +70,7 @@ class QuantSpec:
     """Product quantization of one tensor, seen as a matrix ``[rows, cols]``.
 
     Attributes:
-        d: subvector length, 1..32.
+        d: subvector length, 1..64.
         K: codewords per codebook, 2..65536; a code takes ceil(log2 K) bits.
         scope: who shares a codebook: ``tensor`` (one codebook, classic VQ), ``subspace`` (one per
             column group, PQ), an integer (that many codebooks over adjacent column groups), or

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 
 from dpq_core.errors import SpecError
+from dpq_core.spec import QuantSpec
 from dpq_gaussian.policy import ATTRIBUTES, PRESETS, Policy
+
+CODERS = ("transform", "pq")
+"""Of the harmonics."""
+
+PQ_SPEC = QuantSpec(
+    d=15, K=1024, scope="subspace", conv_layout="channel", row_scale=False, codebook_dtype="float16"
+)
+"""What --harmonics-spec changes: three subspaces in the order of the bands."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +32,19 @@ class CompressOptions:
     attribute: tuple[str, ...] = field(
         default=(),
         metadata={"help": "NAME=FACTOR: as --quality for one of " + ", ".join(ATTRIBUTES)},
+    )
+    harmonics: str = field(
+        default="transform",
+        metadata={
+            "help": "coding of the harmonics: transform (smaller), or pq (product quantization)"
+        },
+    )
+    harmonics_spec: str = field(
+        default="",
+        metadata={
+            "help": "of --harmonics pq: d=15,K=1024; d of the 45 numbers share a code, K codewords "
+            "(2..65536), conv_layout=channel (by band) or spatial (by colour channel), scope, seed"
+        },
     )
     position_bits: int = field(
         default=0,
@@ -47,7 +70,33 @@ class CompressOptions:
         if not 0 <= self.position_bits <= 32:
             raise SpecError(f"option --position-bits must be 0 to 32, not {self.position_bits}")
         for text in self.attribute:
-            _factor(text)
+            if _factor(text)[0] == "harmonics" and self.harmonics == "pq":
+                raise SpecError(f"option --attribute {text!r}: --harmonics pq has no steps")
+        if self.harmonics not in CODERS:
+            raise SpecError(
+                f"option --harmonics must be one of {', '.join(CODERS)}, not {self.harmonics!r}"
+            )
+        if self.harmonics_spec and self.harmonics != "pq":
+            raise SpecError("option --harmonics-spec needs --harmonics pq")
+        self.harmonic_spec()
+
+    def harmonic_spec(self) -> QuantSpec | None:
+        """The product quantization of the harmonics, if they are quantized like that."""
+        if self.harmonics != "pq":
+            return None
+        from dpq_core.plan import Override
+        from dpq_gaussian.codec import codebooks
+
+        if self.harmonics_spec:
+            try:
+                found = Override.parse(f"harmonics={self.harmonics_spec}").apply(PQ_SPEC)
+                if found is None:
+                    raise SpecError("write fields of a spec, such as d=15,K=1024")
+                codebooks.partition(1, 15, found)
+            except SpecError as error:
+                raise SpecError(f"option --harmonics-spec: {error}") from None
+            return found
+        return PQ_SPEC
 
     def policy(self) -> Policy:
         """The preset with all changes."""
@@ -55,7 +104,8 @@ class CompressOptions:
         for text in self.attribute:
             name, factor = _factor(text)
             factors[name] *= factor
-        return PRESETS[self.preset].refined(factors, self.position_bits)
+        policy = PRESETS[self.preset].refined(factors, self.position_bits)
+        return dataclasses.replace(policy, harmonic_spec=self.harmonic_spec())
 
 
 def _factor(text: str) -> tuple[str, float]:

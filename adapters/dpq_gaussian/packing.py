@@ -100,13 +100,17 @@ def _attributes(
     found = [Attribute(name="importance", shape=(), streams=("importance",))]
     for name, shape in shapes.items():
         streams = ("positions", "paths") if name == "positions" else (name,)
-        steps = [float(f"{step:.4g}") for step in policy.steps(name)]
+        spec: dict[str, Any] = {
+            "steps": [float(f"{step:.4g}") for step in policy.steps(name)],
+        }
+        if name == "harmonics" and encoded.parameters.harmonic_spec is not None:
+            spec = encoded.parameters.harmonic_spec.to_json()
         found.append(
             Attribute(
                 name=name,
                 shape=shape,
                 streams=streams,
-                spec={"steps": steps},
+                spec=spec,
                 errors=errors[name],
             )
         )
@@ -116,6 +120,8 @@ def _attributes(
 def _fingerprint(scene: Scene, policy: Policy) -> str:
     """Hash of what decides the bytes: the scene's values and the policy."""
     digest = hashlib.sha256(repr(policy).encode())
+    if policy.harmonic_spec is not None:
+        digest.update(json.dumps(policy.harmonic_spec.to_json()).encode())
     for name, array in scene.arrays().items():
         digest.update(json.dumps([name, array.shape]).encode())
         for first in range(0, len(array), CHUNK):

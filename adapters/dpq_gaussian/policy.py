@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from dpq_core.spec import QuantSpec
 
 CLASSES = 8
 """Classes of importance, an octave of amplitude apart."""
@@ -64,6 +66,7 @@ class Policy:
         keep: share of the running mean of harmonics that predicts the next ones.
         gains: by class, share of a Gaussian in that running mean.
         least_depth: levels of the octree that every position has at least.
+        harmonic_spec: product quantization of the harmonics, instead of steps.
     """
 
     positions: Steps = Steps(base=0.2, falloff=0.65, largest=1.5)
@@ -80,6 +83,7 @@ class Policy:
     gains: tuple[float, ...] = (0.15,) * CLASSES
     spin: float = 1.0
     least_depth: int = 8
+    harmonic_spec: QuantSpec | None = field(default=None, repr=False)
 
     def steps(self, name: str) -> tuple[float, ...]:
         """The step of each class for one attribute."""

@@ -100,7 +100,8 @@ def spec_from_json(value: object, where: str) -> QuantSpec:
     data = typed(value, dict, where)
     try:
         spec = QuantSpec.from_json(data)
-    except (SpecError, TypeError, ValueError) as error:  # a value of an unforeseen type
+    except (SpecError, TypeError, ValueError, OverflowError) as error:
+        # the last three: a value of an unforeseen type or size
         raise ArtifactError(f"{where}: {one_line(error)}") from None
     full = spec.to_json()
     strict_json.exactly(data, full, where)

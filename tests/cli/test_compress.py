@@ -104,7 +104,7 @@ def test_an_existing_output_needs_overwrite(net, tmp_path):
     [
         (["--bits", "5"], "bits must be 1, 2, 3 or 4, not 5"),
         (["--bits", "2", "--d", "4"], "give --bits or --d, not both"),
-        (["--d", "99"], "d must be 1..32, not 99"),
+        (["--d", "99"], "d must be 1..64, not 99"),
         (["--scope", "everyone"], "scope must be auto, tensor, subspace or a number"),
         (["--scope", "1000"], "scope asks for 1000 codebooks"),
         (["--init", "magic"], "init must be one of random, kmeans++"),

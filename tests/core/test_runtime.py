@@ -20,6 +20,7 @@ SPECS = {
     "scalar": QuantSpec(d=1, K=256, scope="tensor"),
     "16-bit": QuantSpec(d=2, K=300, scope="tensor", row_scale=False),
     "wide-code": QuantSpec(d=2, K=65_536, scope="tensor"),
+    "long": QuantSpec(d=64, K=16, scope="subspace"),
 }
 SHAPE = (333, 90)
 

@@ -88,7 +88,8 @@ def test_errors_stay_within_the_steps(count: int, degree: int, preset: str, seed
     colors = np.linalg.norm(back.sh_dc - source.sh_dc, axis=1)
     assert (colors <= np.sqrt(3) * np.array(p.color_units)[classes] / 8192 + 1e-4).all()
     moved = np.abs(back.positions.astype(np.float64) - source.positions)
-    assert moved.max() <= p.cube[3] / 2.0 ** (p.depth_least + 1) * 1.0001
+    rounding = np.abs(source.positions).max() * 2.0**-23
+    assert moved.max() <= p.cube[3] / 2.0 ** (p.depth_least + 1) * 1.0001 + rounding
 
 
 @pytest.mark.parametrize("degree", [0, 1, 2, 3])
@@ -121,9 +122,9 @@ def test_a_rotation_survives_its_three_symbols(seed: int) -> None:
 
 def test_chunks_decode_alone(ply: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """G1: any chunk equals the slice of the whole; so do all in turn."""
+    monkeypatch.setattr("dpq_gaussian.packing.CHUNK", 64)  # first: its import copies layout's
     for module in ("encoding", "decoding", "layout"):
         monkeypatch.setattr(f"dpq_gaussian.codec.{module}.CHUNK", 64)
-    monkeypatch.setattr("dpq_gaussian.packing.CHUNK", 64)
     path = compressed(ply)
     whole, file = decode_scene(path), SceneFile(path)
     assert file.chunks == -(-len(whole) // 64)
@@ -299,7 +300,7 @@ def test_the_golden_file_decodes_as_ever() -> None:
 
 
 def test_every_clause_has_a_test_or_a_field() -> None:
-    """G1 to G10; G2, G3 and G4 are what every round trip goes through."""
+    """G2, G3 and G4 are what every round trip goes through; for G11 see test_codec_pq.py."""
     clauses = re.findall(r"^- \*\*(G\d+)\*\*", FORMAT.read_text(), re.MULTILINE)
     assert clauses == [f"G{n}" for n in range(1, len(clauses) + 1)]
     named = Path(__file__).read_text()

@@ -17,12 +17,10 @@ from dpq_core.entropy import Decoder
 from dpq_core.errors import ArtifactError
 from dpq_gaussian.codec import models
 from dpq_gaussian.codec.encoding import Encoded
-from dpq_gaussian.codec.layout import CHUNK, STREAMS, Ints, Parameters
+from dpq_gaussian.codec.layout import CHUNK, Ints, Parameters, streams_of
 from dpq_gaussian.codec.parameters import parameters_from_json
 from dpq_gaussian.codec.restoring import restore
 from dpq_gaussian.scene import Scene
-
-_STREAM_OF = {name: stream for stream, names in STREAMS.items() for name in names}
 
 
 class ChunkDecoder:
@@ -35,7 +33,9 @@ class ChunkDecoder:
             ArtifactError: they are damaged.
         """
         self._parameters = parameters
-        found, self._axes = models.unpack(data, parameters, f"{where}: models")
+        found, self._table = models.unpack(data, parameters, f"{where}: models")
+        streams = streams_of(parameters).items()
+        self._stream_of = {name: stream for stream, names in streams for name in names}
         self._decoders = {name: Decoder(model) for name, model in found.items()}
 
     def decode(self, count: int, part: Callable[[str], bytes | memoryview], where: str) -> Scene:
@@ -47,13 +47,13 @@ class ChunkDecoder:
         parts: dict[str, varint.Reader] = {}
 
         def following(name: str, groups: Ints) -> npt.NDArray[np.int32]:
-            stream = _STREAM_OF[name]
+            stream = self._stream_of[name]
             if stream not in parts:
                 parts[stream] = varint.Reader(part(stream), f"{where}: {stream}")
             data = parts[stream].take_bytes(parts[stream].take())
             return self._decoders[name].decode(data, groups, f"{where}: {name}")
 
-        scene = restore(count, following, part("paths"), self._parameters, self._axes, where)
+        scene = restore(count, following, part("paths"), self._parameters, self._table, where)
         for reader in parts.values():
             reader.finish()
         return scene
@@ -88,8 +88,8 @@ class SceneFile:
         if manifest.adapter != "gaussian":
             raise ArtifactError(f"{where}: made by the adapter {manifest.adapter!r}")
         self.parameters = parameters_from_json(dict(manifest.parameters), where)
-        wanted = [s for s in STREAMS if s != "harmonics" or self.parameters.coefficients]
-        if manifest.chunk_items > CHUNK or sorted(manifest.chunked) != sorted([*wanted, "paths"]):
+        wanted = [*streams_of(self.parameters), "paths"]
+        if manifest.chunk_items > CHUNK or sorted(manifest.chunked) != sorted(wanted):
             raise ArtifactError(f"{where}: its chunks or streams are not those of a splat scene")
         self._decoder = ChunkDecoder(self.parameters, self.file.stream("models"), where)
         self.chunks = manifest.chunks

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +15,9 @@ import torch
 
 from dpq_core import entropy_fit, varint
 from dpq_core.entropy import Model
-from dpq_gaussian.codec import harmonics, models
+from dpq_gaussian.codec import codebooks, harmonics, models
 from dpq_gaussian.codec.harmonics import BASIS_SCALE
-from dpq_gaussian.codec.layout import BINS, CHUNK, STREAMS, Parameters, group_count
+from dpq_gaussian.codec.layout import CHUNK, Parameters, group_count, streams_of
 from dpq_gaussian.codec.quantities import UNIT, units
 from dpq_gaussian.codec.quantizing import Symbols, quantize
 from dpq_gaussian.order import morton_order
@@ -81,21 +82,33 @@ def encode(
         octave = np.floor(np.log2(importance[order].astype(np.float64)) + CENTRE)
     classes = np.clip(octave, 0, CLASSES - 1).astype(np.uint8)
     found = _parameters(scene, order, classes, policy, (corner, side))
-    parameters, axes = dataclasses.replace(found[0], antialiased=antialiased), found[1]
-    coded = _quantize(scene, order, grid, classes, (parameters, axes), policy, tick)
+    parameters = dataclasses.replace(found[0], antialiased=antialiased)
+    table: npt.NDArray[np.floating[Any]] = found[1]
+    if parameters.coefficients and policy.harmonic_spec is not None:
+        spec, table = codebooks.learn(scene, order, importance[order], policy.harmonic_spec)
+        parameters = dataclasses.replace(parameters, harmonic_spec=spec)
+    coded = _quantize(scene, order, grid, classes, (parameters, table), policy, tick)
     tick("models", 0.5)
     learned = {name: _fit(coded, name, parameters) for name in models.sequences(parameters)}
-    rank = 0
-    if parameters.coefficients:
-        rank = max(int(symbols.sequences["count"][0].max()) for symbols in coded)
-    stored = np.rint(axes[:rank] * BASIS_SCALE).astype(np.int8)
     return Encoded(
         order=order,
         classes=classes,
         parameters=parameters,
-        models=models.pack(learned, stored),
+        models=models.pack(learned, _stored(table, parameters, coded)),
         chunked=_code_all(coded, learned, parameters, tick),
     )
+
+
+def _stored(
+    table: npt.NDArray[np.floating[Any]], parameters: Parameters, coded: list[Symbols]
+) -> bytes:
+    """Codebooks, or the principal axes that are used."""
+    if parameters.harmonic_spec is not None:
+        return codebooks.to_bytes(table.astype(np.float32))
+    rank = 0
+    if parameters.coefficients:
+        rank = max(int(symbols.sequences["count"][0].max()) for symbols in coded)
+    return models.axes_to_bytes(np.rint(table[:rank] * BASIS_SCALE).astype(np.int8))
 
 
 def _quantize(
@@ -103,7 +116,7 @@ def _quantize(
     order: npt.NDArray[np.int64],
     grid: npt.NDArray[np.uint32],
     classes: npt.NDArray[np.uint8],
-    numbers: tuple[Parameters, npt.NDArray[np.float64]],
+    numbers: tuple[Parameters, npt.NDArray[np.floating[Any]]],
     policy: Policy,
     tick: Callable[[str, float], None],
 ) -> list[Symbols]:
@@ -129,13 +142,12 @@ def _code_all(
     tick: Callable[[str, float], None],
 ) -> dict[str, list[bytes]]:
     """The bytes of every chunk, by stream."""
-    chunked: dict[str, list[bytes]] = {
-        s: [] for s in STREAMS if s != "harmonics" or parameters.coefficients
-    }
+    streams = streams_of(parameters)
+    chunked: dict[str, list[bytes]] = {stream: [] for stream in streams}
     for done, symbols in enumerate(coded):
         tick("code", 0.7 + 0.3 * done / len(coded))
         for stream, parts in chunked.items():
-            parts.append(_code(symbols, STREAMS[stream], learned))
+            parts.append(_code(symbols, streams[stream], learned))
     return chunked | {"paths": [symbols.bits for symbols in coded]}
 
 
@@ -151,7 +163,7 @@ def _fit(found: list[Symbols], name: str, parameters: Parameters) -> Model:
     return entropy_fit.fit(
         [symbols.sequences[name] for symbols in found],
         groups=group_count(name),
-        bins=BINS[name],
+        bins=parameters.bins_of(name),
         scale=parameters.scale_of(name),
     )
 

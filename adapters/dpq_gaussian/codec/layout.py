@@ -13,6 +13,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from dpq_core.spec import QuantSpec
 from dpq_gaussian.codec.quantities import FINEST, exponents
 from dpq_gaussian.policy import CLASSES
 
@@ -30,7 +31,8 @@ STREAMS: Mapping[str, tuple[str, ...]] = {
     "color": ("first", "second", "third"),
     "harmonics": ("count", "value"),
 }
-"""Stream of the file -> the sequences of symbols in each of its chunks."""
+"""Stream of the file -> the sequences of symbols in each of its chunks; for ``harmonics`` see also
+``streams_of``."""
 
 BINS: Mapping[str, int] = {
     "class": 16,
@@ -53,7 +55,21 @@ BINS: Mapping[str, int] = {
 RANK_BINS = np.searchsorted([1, 2, 3, 4, 6, 8, 12, 16, 24], np.arange(64), side="right")
 RANK_GROUPS = int(RANK_BINS.max()) + 1
 
+FOLLOWED_K = 1024
+"""Codes of codebooks up to this size have 8 bins; of larger ones, bins cost more than they save."""
+
 Ints = npt.NDArray[np.integer[Any]]
+
+
+def streams_of(parameters: Parameters) -> dict[str, tuple[str, ...]]:
+    """The streams of a file and their sequences: its harmonics may be missing, or be codes."""
+    streams = dict(STREAMS)
+    if not parameters.coefficients:
+        del streams["harmonics"]
+    elif parameters.harmonic_spec is not None:
+        groups = -(-3 * parameters.coefficients // parameters.harmonic_spec.d)
+        streams["harmonics"] = tuple(f"code{group}" for group in range(groups))
+    return streams
 
 
 def group_count(name: str) -> int:
@@ -111,6 +127,8 @@ class Parameters:
         harmonic_boost: in steps, added to the magnitude of every harmonic that is not zero.
         harmonic_keep: share of the running mean that predicts the next Gaussian's harmonics.
         harmonic_gains: share of a Gaussian in that running mean.
+        harmonic_spec: of product quantization, which then takes the place of all that is said of
+            harmonics above.
     """
 
     cube: tuple[float, ...]
@@ -129,6 +147,13 @@ class Parameters:
     harmonic_boost: float
     harmonic_keep: float
     harmonic_gains: tuple[float, ...]
+    harmonic_spec: QuantSpec | None = None
+
+    def bins_of(self, name: str) -> int:
+        """Bins of the running mean of a sequence."""
+        if name.startswith("code") and self.harmonic_spec is not None:
+            return 8 if self.harmonic_spec.K <= FOLLOWED_K else 1
+        return BINS[name]
 
     def scale_of(self, name: str) -> npt.NDArray[np.int64] | None:
         """What a symbol of a sequence is worth in its running mean, by group; None for one."""

@@ -1,7 +1,8 @@
-"""The ``models`` stream: principal axes of the harmonics and all context models."""
+"""The ``models`` stream: axes or codebooks of the harmonics, and all context models."""
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping
 
@@ -9,36 +10,37 @@ import numpy as np
 import numpy.typing as npt
 
 from dpq_core import entropy_io, varint
-from dpq_core.entropy import Model
+from dpq_core.entropy import MAX_LUT_BYTES, Model
 from dpq_core.errors import ArtifactError
+from dpq_gaussian.codec import codebooks
 from dpq_gaussian.codec.harmonics import BASIS_SCALE
-from dpq_gaussian.codec.layout import STREAMS, Parameters, group_count
+from dpq_gaussian.codec.layout import Parameters, group_count, streams_of
 from dpq_gaussian.policy import CLASSES
 
 MAX_BYTES = 64 << 20
 """Of the stream when inflated."""
 
-_LIMITS: Mapping[str, tuple[int, int]] = {"class": (0, CLASSES - 1), "count": (0, 45)}
-"""Smallest and largest symbol of a sequence that others depend on."""
-
 
 def sequences(parameters: Parameters) -> tuple[str, ...]:
     """The names of all sequences of a file, in the order of their models."""
-    streams = (s for s in STREAMS if s != "harmonics" or parameters.coefficients)
-    return tuple(name for stream in streams for name in STREAMS[stream])
+    return tuple(name for names in streams_of(parameters).values() for name in names)
 
 
-def pack(models: Mapping[str, Model], axes: npt.NDArray[np.int8]) -> bytes:
-    """The stream: rows of the axes ``[R, 3 M]``, then the models, deflated."""
-    body = varint.pack([len(axes)]) + axes.tobytes()
-    body += b"".join(entropy_io.to_bytes(model) for model in models.values())
+def axes_to_bytes(axes: npt.NDArray[np.int8]) -> bytes:
+    """Principal axes ``[R, 3 M]``: their number, then their rows."""
+    return varint.pack([len(axes)]) + axes.tobytes()
+
+
+def pack(models: Mapping[str, Model], table: bytes) -> bytes:
+    """The stream: axes or codebooks as bytes, then the models, deflated."""
+    body = table + b"".join(entropy_io.to_bytes(model) for model in models.values())
     return zlib.compress(body, 9)
 
 
 def unpack(
     data: bytes | memoryview, parameters: Parameters, where: str
 ) -> tuple[dict[str, Model], npt.NDArray[np.float32]]:
-    """The models by sequence, and the principal axes float32 ``[R, 3 M]``.
+    """The models by sequence, and principal axes ``[R, 3 M]`` or codebooks ``[C, K, d]``, float32.
 
     Raises:
         ArtifactError: damaged, too large, or a model does not fit its sequence.
@@ -51,19 +53,34 @@ def unpack(
     if not inflater.eof or inflater.unused_data:
         raise ArtifactError(f"{where}: too large, or bytes follow its end")
     reader = varint.Reader(body, where)
-    width = 3 * parameters.coefficients
-    rank = reader.take(width)
-    axes = np.frombuffer(reader.take_bytes(rank * width), np.int8).reshape(rank, width)
-    models = {}
+    table, limits = _table(reader, parameters, where)
+    models, spent = {}, 0
     for name in sequences(parameters):
         here = f"{where}: sequence {name!r}"
         model = entropy_io.from_reader(reader, here)
-        low, high = _LIMITS.get(name, (model.low, model.high))
-        high = min(high, rank) if name == "count" else high
+        low, high = limits.get(name, (model.low, model.high))
         if model.low < low or model.high > high:
             raise ArtifactError(f"{here}: its symbols are not all in {low}..{high}")
         if len(model.scale) != group_count(name):
             raise ArtifactError(f"{here}: {len(model.scale)} groups, not {group_count(name)}")
+        spent += len(model.tables) << (model.precision + 1) if name.startswith("code") else 0
+        if spent > 2 * MAX_LUT_BYTES:
+            raise ArtifactError(f"{here}: the tables of all codes are too many")
         models[name] = model
     reader.finish()
-    return models, axes.astype(np.float32) / np.float32(BASIS_SCALE)
+    return models, table
+
+
+def _table(
+    reader: varint.Reader, parameters: Parameters, where: str
+) -> tuple[npt.NDArray[np.float32], dict[str, tuple[int, int]]]:
+    """Axes or codebooks, and the limits of symbols, those that address them included."""
+    width, spec = 3 * parameters.coefficients, parameters.harmonic_spec
+    limits = {"class": (0, CLASSES - 1)}
+    if spec is None:
+        rank = reader.take(width)
+        axes = np.frombuffer(reader.take_bytes(rank * width), np.int8).reshape(rank, width)
+        return axes.astype(np.float32) / np.float32(BASIS_SCALE), limits | {"count": (0, rank)}
+    shape = codebooks.shape(parameters.coefficients, spec)
+    books = codebooks.from_bytes(reader.take_bytes(2 * math.prod(shape)), shape, where)
+    return books, limits | dict.fromkeys(streams_of(parameters)["harmonics"], (0, spec.K - 1))

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpq_core.artifact import strict_json
-from dpq_core.errors import ArtifactError
+from dpq_core.artifact.entries import spec_from_json
+from dpq_core.errors import ArtifactError, SpecError
+from dpq_core.spec import QuantSpec
+from dpq_gaussian.codec import codebooks
 from dpq_gaussian.codec.layout import CODEC_VERSION, Parameters
 from dpq_gaussian.policy import CLASSES
 from dpq_gaussian.scene import SH_REST
@@ -35,6 +38,9 @@ _NUMBERS: Mapping[str, tuple[int, float]] = {
 def parameters_to_json(parameters: Parameters) -> dict[str, Any]:
     """As the manifest holds them."""
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(parameters).items()}
+    del values["harmonic_spec"]
+    if parameters.harmonic_spec is not None:
+        values["harmonic_spec"] = parameters.harmonic_spec.to_json()
     return {"codec": CODEC_VERSION, **values}
 
 
@@ -48,7 +54,8 @@ def parameters_from_json(data: Mapping[str, Any], where: str) -> Parameters:
     if data.get("codec") != CODEC_VERSION:
         found = strict_json.shown(data.get("codec"))
         raise ArtifactError(f"{where}: codec {found} is not known; this dpq reads {CODEC_VERSION}")
-    names = ("codec", *Parameters.__dataclass_fields__)
+    optional = {"harmonic_spec"} - set(data)
+    names = {"codec", *Parameters.__dataclass_fields__} - optional
     values = dict(strict_json.exactly(dict(data), names, where))
     del values["codec"]
     for name, (low, high) in _INTEGERS.items():
@@ -70,4 +77,16 @@ def parameters_from_json(data: Mapping[str, Any], where: str) -> Parameters:
     for name in ("harmonic_boost", "harmonic_keep"):
         if not abs(strict_json.typed(values[name], float, f"{where}: {name}")) <= 1:
             raise ArtifactError(f"{where}: {name} is not in -1..1")
+    if "harmonic_spec" in values:
+        here = f"{where}: harmonic_spec"
+        values["harmonic_spec"] = _spec(values["harmonic_spec"], values["coefficients"], here)
     return Parameters(**values)
+
+
+def _spec(value: object, coefficients: int, where: str) -> QuantSpec:
+    spec = spec_from_json(value, where)
+    try:
+        codebooks.partition(1, coefficients, spec)
+    except SpecError as error:
+        raise ArtifactError(f"{where}: {error}") from None
+    return spec

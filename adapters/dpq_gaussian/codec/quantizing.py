@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from dpq_gaussian.codec import harmonics, positions
+from dpq_gaussian.codec import codebooks, harmonics, positions
 from dpq_gaussian.codec.canonical import sorted_axes, turns
 from dpq_gaussian.codec.layout import (
     Ints,
@@ -39,7 +40,7 @@ def quantize(
     grid: npt.NDArray[np.uint32],
     classes: npt.NDArray[np.uint8],
     parameters: Parameters,
-    axes: npt.NDArray[np.float64],
+    table: npt.NDArray[np.floating[Any]],
     policy: Policy,
 ) -> Symbols:
     """Quantize one chunk.
@@ -49,7 +50,7 @@ def quantize(
         grid: their positions on the octree's finest grid ``[n, 3]``.
         classes: of importance ``[n]``.
         parameters: steps and bases.
-        axes: principal axes of the harmonics, orthonormal rows.
+        table: of the harmonics: principal axes, orthonormal rows, or codebooks ``[C, K, d]``.
         policy: how harmonics are rounded.
     """
     p = parameters
@@ -80,7 +81,7 @@ def quantize(
     found["logit"] = (np.rint(logits / width).astype(np.int32), classes)
     found |= _colors(scene, classes, p)
     if p.coefficients:
-        found |= _harmonics(scene, classes, p, axes, policy)
+        found |= _harmonics(scene, classes, p, table, policy)
     return Symbols(count=len(scene), sequences=found, bits=bits)
 
 
@@ -101,9 +102,14 @@ def _harmonics(
     scene: Scene,
     classes: npt.NDArray[np.uint8],
     p: Parameters,
-    axes: npt.NDArray[np.float64],
+    table: npt.NDArray[np.floating[Any]],
     policy: Policy,
 ) -> dict[str, tuple[Ints, Ints]]:
+    if p.harmonic_spec is not None:
+        books = table.astype(np.float32, copy=False)
+        codes = codebooks.assign(scene.sh_rest, books, p.harmonic_spec)
+        return {f"code{group}": (code, classes) for group, code in enumerate(codes)}
+    axes = table.astype(np.float64, copy=False)
     found: dict[str, tuple[Ints, Ints]] = {}
     width = np.array(p.harmonic_units)[classes] / UNIT
     vectors = scene.sh_rest.reshape(len(scene), -1)

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from dpq_gaussian.codec import harmonics, positions
+from dpq_gaussian.codec import codebooks, harmonics, positions
 from dpq_gaussian.codec.canonical import quaternions
-from dpq_gaussian.codec.layout import Ints, Parameters, rotation_grids, value_groups
+from dpq_gaussian.codec.layout import Ints, Parameters, rotation_grids, streams_of, value_groups
 from dpq_gaussian.codec.quantities import SPINS, UNIT, depths, spacing
 from dpq_gaussian.scene import Scene
 
@@ -22,7 +22,7 @@ def restore(
     following: Next,
     bits: bytes | memoryview,
     parameters: Parameters,
-    axes: npt.NDArray[np.float32],
+    table: npt.NDArray[np.float32],
     where: str,
 ) -> Scene:
     """Rebuild one chunk.
@@ -32,7 +32,7 @@ def restore(
         following: decodes the sequences, in the order in which they are asked for.
         bits: plain bits of the positions.
         parameters: of the file.
-        axes: principal axes of the harmonics, the rows that are used.
+        table: of the harmonics: the principal axes that are used, or codebooks.
         where: begins an error message.
 
     Raises:
@@ -52,7 +52,7 @@ def restore(
     cube = np.array(p.cube[:3]), p.cube[3]
     places = positions.decode(depth, following("parting", nothing), bits, cube, where)
     colors = _colors(following, classes, p)
-    rest = _harmonics(following, classes, p, axes)
+    rest = _harmonics(following, classes, p, table)
     return Scene(
         positions=places,
         log_scales=(np.stack([large, middle, small], axis=1) / UNIT).astype(np.float32),
@@ -77,11 +77,14 @@ def _harmonics(
     following: Next,
     classes: npt.NDArray[np.uint8],
     p: Parameters,
-    axes: npt.NDArray[np.float32],
+    table: npt.NDArray[np.float32],
 ) -> npt.NDArray[np.float32]:
     if not p.coefficients:
         return np.zeros((len(classes), 0), np.float32)
+    if p.harmonic_spec is not None:
+        codes = np.stack([following(name, classes) for name in streams_of(p)["harmonics"]])
+        return codebooks.restore(codes, table, p.coefficients, p.harmonic_spec)
     counts = following("count", classes)
     values = following("value", value_groups(classes, counts))
     steps, gains = np.array(p.harmonic_units)[classes] / UNIT, np.array(p.harmonic_gains)[classes]
-    return harmonics.restore(counts, values, steps, gains, axes, p.harmonic_boost, p.harmonic_keep)
+    return harmonics.restore(counts, values, steps, gains, table, p.harmonic_boost, p.harmonic_keep)
