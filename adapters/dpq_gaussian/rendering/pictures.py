@@ -101,7 +101,7 @@ def write_mp4(path: Path, frames: Sequence[Path], fps: float) -> None:
     check_mp4()
     from fractions import Fraction
 
-    import av  # type: ignore[import-not-found]
+    import av
     from PIL import Image
 
     try:
