@@ -1,4 +1,4 @@
-"""Hypothesis strategies for specs and shapes."""
+"""Hypothesis strategies for specs, shapes and damaged files."""
 
 from __future__ import annotations
 
@@ -38,3 +38,17 @@ matrix_shapes = st.tuples(st.integers(1, 40), st.integers(1, 40))
 conv_shapes = st.tuples(
     st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3]), st.sampled_from([1, 3])
 )
+
+
+def changes(most: int = 4, least: int = 1) -> st.SearchStrategy[list[tuple[int, int]]]:
+    """Places and bytes for ``damaged``; drawn at once, whatever the content's length."""
+    change = st.tuples(st.integers(0, 2**30), st.integers(0, 255))
+    return st.lists(change, min_size=least, max_size=most)
+
+
+def damaged(content: bytes, changes: list[tuple[int, int]]) -> bytes:
+    """The content with some bytes changed."""
+    result = bytearray(content)
+    for place, byte in changes if result else ():
+        result[place % len(result)] = byte
+    return bytes(result)
