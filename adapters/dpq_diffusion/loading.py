@@ -14,7 +14,7 @@ import torch
 from dpq_core.adapter import Run
 from dpq_core.artifact import Artifact
 from dpq_core.device import resolve
-from dpq_core.errors import ArtifactError, SourceError
+from dpq_core.errors import SourceError
 from dpq_core.sources import read_json
 from dpq_diffusion.folders import CONFIG, INDEX, is_pipeline, locate
 
@@ -31,20 +31,8 @@ def load_pipeline(source: str, run: Run) -> Any:
     where = resolve(run.device)
     folder = locate(source)
     if Artifact.is_artifact(folder):
-        open_artifact(folder)
+        Artifact.open(folder, adapter="diffusion")
     return load_folder(folder, where)
-
-
-def open_artifact(folder: Path) -> Artifact:
-    """Check an artifact of this adapter without reading its tensors.
-
-    Raises:
-        ArtifactError: it is damaged, half-written or of another adapter.
-    """
-    artifact = Artifact.open(folder)
-    if artifact.manifest.adapter != "diffusion":
-        raise ArtifactError(f"{folder}: made by the adapter {artifact.manifest.adapter!r}")
-    return artifact
 
 
 def load_folder(folder: Path, device: torch.device) -> Any:

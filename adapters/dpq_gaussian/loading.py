@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dpq_core import sources
+from dpq_core.artifact import ArtifactFile
 from dpq_core.errors import SourceError
 from dpq_gaussian.formats import NATIVE, Loaded, convert, read_scene
 from dpq_gaussian.scene import Scene
@@ -13,8 +14,6 @@ BUILTIN = Path(__file__).parent / "builtin"
 """Scenes that ship, each a folder with this file in it:"""
 
 BUILTIN_FILE = "scene.ply"
-
-ARTIFACT_SUFFIX = ".dpq"
 
 
 def load_scene(source: str, *, axes: str | None = None) -> Scene:
@@ -34,11 +33,12 @@ def load_scene(source: str, *, axes: str | None = None) -> Scene:
 def load(source: str, *, axes: str | None = None) -> Loaded:
     """``load_scene``, with what else the file said."""
     path = locate(source)
-    if path.suffix == ARTIFACT_SUFFIX:
-        from dpq_gaussian.codec import decode_scene, is_antialiased
+    if path.suffix == ArtifactFile.SUFFIX:
+        from dpq_gaussian.codec import SceneFile
 
-        scene = convert(decode_scene(path), axes or NATIVE, NATIVE)
-        mip = is_antialiased(path)
+        file = SceneFile(path)
+        scene = convert(file.whole(), axes or NATIVE, NATIVE)
+        mip = file.parameters.antialiased
         return Loaded(scene=scene, format="dpq", coordinates=axes or NATIVE, antialiased=mip)
     return read_scene(path, axes=axes)
 

@@ -11,7 +11,7 @@ import torch
 
 from dpq_core.artifact import Artifact
 from dpq_core.device import resolve
-from dpq_core.errors import ArtifactError, SourceError
+from dpq_core.errors import SourceError
 from dpq_core.sources import BUILTIN_SCHEME
 from dpq_llama.source import locate, open_checkpoint, read_config
 
@@ -29,22 +29,10 @@ def load_model(source: str, device: str, dtype: str = "auto") -> PreTrainedModel
     where = resolve(device)
     folder = locate(source)
     if Artifact.is_artifact(folder):
-        open_artifact(folder)
+        Artifact.open(folder, adapter="llama")
     elif not is_dpq(read_config(folder)):  # a model that transformers saved again has no manifest
         open_checkpoint(source)
     return load_folder(folder, where, dtype)
-
-
-def open_artifact(folder: Path) -> Artifact:
-    """Check an artifact of this adapter without reading its tensors.
-
-    Raises:
-        ArtifactError: it is damaged, half-written or of another adapter.
-    """
-    artifact = Artifact.open(folder)
-    if artifact.manifest.adapter != "llama":
-        raise ArtifactError(f"{folder}: made by the adapter {artifact.manifest.adapter!r}")
-    return artifact
 
 
 def load_folder(
@@ -92,7 +80,7 @@ def origin(source: str) -> str | None:
     """NAME when the source is ``builtin:NAME`` or an artifact made from it."""
     folder = None if source.startswith(BUILTIN_SCHEME) else locate(source)
     if folder is not None and Artifact.is_artifact(folder):
-        source = open_artifact(folder).manifest.source
+        source = Artifact.open(folder, adapter="llama").manifest.source
     known = source.startswith(BUILTIN_SCHEME)
     return source.removeprefix(BUILTIN_SCHEME) if known else None
 

@@ -79,12 +79,13 @@ def adapter_of(name: str | None, *sources: str) -> Adapter:
 
 def _owner(sources: Sequence[str]) -> str | None:
     """The adapter of the first built-in model among the sources."""
-    scheme = "builtin:"
+    from dpq_core.sources import BUILTIN_SCHEME
+
     for source in sources:
-        if source.startswith(scheme):
+        if source.startswith(BUILTIN_SCHEME):
             known = registry.builtins()
-            if (model := source.removeprefix(scheme)) not in known:
-                names = ", ".join(f"{scheme}{name}" for name in sorted(known)) or "none"
+            if (model := source.removeprefix(BUILTIN_SCHEME)) not in known:
+                names = ", ".join(f"{BUILTIN_SCHEME}{name}" for name in sorted(known)) or "none"
                 raise AdapterError(f"no adapter ships {source}; there are: {names}")
             return known[model]
     return None

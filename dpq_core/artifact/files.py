@@ -192,3 +192,13 @@ def _exchange(a: Path, b: Path) -> bool:
         return False
     names = os.fsencode(a), os.fsencode(b)
     return bool(rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0)
+
+
+def check_adapter(path: Path, made_by: str, wanted: str | None) -> None:
+    """Refuse an artifact of another adapter than the wanted one, if one is.
+
+    Raises:
+        ArtifactError: it was made by another.
+    """
+    if wanted not in (None, made_by):
+        raise ArtifactError(f"{path}: made by the adapter {made_by!r}")

@@ -16,6 +16,7 @@ from dpq_core.artifact.files import (
     JOURNAL_NAME,
     MANIFEST_NAME,
     PARTIAL_SUFFIX,
+    check_adapter,
     locate,
     reading,
 )
@@ -56,15 +57,22 @@ class Artifact:
         self._entries = {entry.name: entry for entry in manifest.tensors}
 
     @classmethod
-    def open(cls, path: str | Path) -> Artifact:
+    def open(cls, path: str | Path, *, adapter: str | None = None) -> Artifact:
         """Check the manifest, the size of every file and every header; read no tensor.
 
+        Args:
+            path: its folder.
+            adapter: by which it must have been made; None takes any.
+
         Raises:
-            ArtifactError: the artifact is missing, half-written, damaged or hostile.
+            ArtifactError: the artifact is missing, half-written, damaged, hostile or another
+                adapter's.
         """
         path = Path(path)
         _check_finished(path)
-        return load(path)
+        artifact = load(path)
+        check_adapter(path, artifact.manifest.adapter, adapter)
+        return artifact
 
     @staticmethod
     def is_artifact(path: str | Path) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dpq_core.artifact import strict_json
-from dpq_core.artifact.files import BLOCK_BYTES, reading
+from dpq_core.artifact.files import BLOCK_BYTES, check_adapter, reading
 from dpq_core.artifact.single_manifest import ITEMS_PER_BYTE, MAX_ENTRIES, FileManifest
 from dpq_core.artifact.strict_json import shown
 from dpq_core.errors import ArtifactError
@@ -57,11 +57,15 @@ class ArtifactFile:
         self._parts, self._offsets = self._read_index()
 
     @classmethod
-    def open(cls, path: str | Path) -> ArtifactFile:
+    def open(cls, path: str | Path, *, adapter: str | None = None) -> ArtifactFile:
         """Map a file and check its header, manifest and index.
 
+        Args:
+            path: the file.
+            adapter: by which it must have been made; None takes any.
+
         Raises:
-            ArtifactError: the file is missing, damaged or hostile.
+            ArtifactError: the file is missing, damaged, hostile or another adapter's.
         """
         path = Path(path)
         with reading(path), path.open("rb") as file:
@@ -74,6 +78,7 @@ class ArtifactFile:
             raise ArtifactError(f"{path}: its streams do not fill the file; it was cut or changed")
         if manifest.items > ITEMS_PER_BYTE * size:
             raise ArtifactError(f"{path}: {manifest.items} items are too many for {size} bytes")
+        check_adapter(path, manifest.adapter, adapter)
         return cls(path, manifest, data, start)
 
     @staticmethod

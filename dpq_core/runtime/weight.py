@@ -79,9 +79,11 @@ class PQWeight(nn.Module):
 
     def decode(self, dtype: torch.dtype | None = None) -> Tensor:
         """The dense weight in its original shape, differentiable in codebooks and scales."""
-        dtype = dtype or self.dtype
-        matrix = torch.cat([rows.clone() for _, rows in self.row_chunks(dtype)])
-        return self.partition.from_matrix(matrix)
+        p, dtype = self.partition, dtype or self.dtype
+        matrix = torch.empty(p.rows, p.cols, dtype=dtype, device=self.device)
+        for first, rows in self.row_chunks(dtype):
+            matrix[first : first + len(rows)] = rows
+        return p.from_matrix(matrix)
 
     def row_chunks(
         self, dtype: torch.dtype, *, scaled: bool = True
@@ -100,10 +102,11 @@ class PQWeight(nn.Module):
         along_rows = p.orientation == "output"
         unit = p.d if along_rows else 8  # 8 codes end on a byte, whatever the bits per code
         step = max(1, CHUNK_BYTES // (exact.itemsize * p.cols * unit)) * unit
+        books = self.codebooks.detach().to(exact) if self._is_plain_cpu() else None
         for first in range(0, p.rows, step):
             last = min(first + step, p.rows)
-            if self._is_plain_cpu():
-                dense = self._fast_rows(first, last, exact)
+            if books is not None:
+                dense = self._fast_rows(first, last, books)
             else:
                 dense = self._output_rows(first, last) if along_rows else self._rows(first, last)
             if scale is not None:
@@ -131,10 +134,9 @@ class PQWeight(nn.Module):
         on_cpu = self.device.type == "cpu"
         return on_cpu and not trained and self.partition.orientation == "input"
 
-    def _fast_rows(self, first: int, last: int, dtype: torch.dtype) -> Tensor:
+    def _fast_rows(self, first: int, last: int, books: Tensor) -> Tensor:
         from dpq_core.kernels import decode  # numba loads on first use
 
-        books = self.codebooks.detach().to(dtype)
         dense = decode.rows(self._row_codes(first, last), books, self.partition.tie)
         return dense[:, : self.partition.cols]
 

@@ -6,34 +6,30 @@ import numpy as np
 import pytest
 from splat_files import make_scene
 
-import dpq_gaussian.codec
 from dpq_core.adapter import Run
+from dpq_core.compress_file import compress_file
 from dpq_core.errors import SourceError
 from dpq_gaussian import loading
+from dpq_gaussian.adapter import GaussianAdapter
+from dpq_gaussian.codec import decode_scene
 from dpq_gaussian.export import EXPORTS, ExportOptions, export
 from dpq_gaussian.formats import WRITABLE, convert, read_scene, write_scene
 
 
 @pytest.fixture
-def decoded(monkeypatch):
-    """Stands for the codec; records what it is given."""
-    paths = []
-
-    def decode_scene(path):
-        paths.append(path)
-        return make_scene()
-
-    monkeypatch.setattr(dpq_gaussian.codec, "decode_scene", decode_scene, raising=False)
-    return paths
+def artifact(tmp_path) -> str:
+    """A compressed scene."""
+    write_scene(make_scene(), tmp_path / "s.ply", "ply")
+    compress_file(GaussianAdapter(), str(tmp_path / "s.ply"), tmp_path / "a.dpq")
+    return str(tmp_path / "a.dpq")
 
 
-def test_a_dpq_is_decoded(decoded, tmp_path):
-    (tmp_path / "a.dpq").touch()
-    found = loading.load_scene(str(tmp_path / "a.dpq"))
-    assert decoded == [tmp_path / "a.dpq"]
-    assert np.array_equal(found.positions, make_scene().positions)
-    turned = loading.load_scene(str(tmp_path / "a.dpq"), axes="rub")
-    assert np.array_equal(turned.sh_rest, convert(make_scene(), "rub", "rdf").sh_rest)
+def test_a_dpq_is_decoded(artifact):
+    decoded = decode_scene(artifact)
+    found = loading.load_scene(artifact)
+    assert np.array_equal(found.positions, decoded.positions)
+    turned = loading.load_scene(artifact, axes="rub")
+    assert np.array_equal(turned.sh_rest, convert(decoded, "rub", "rdf").sh_rest)
 
 
 def test_other_files_are_read(tmp_path):
@@ -57,14 +53,14 @@ def test_what_is_not_there(tmp_path):
             loading.load_scene(str(tmp_path / name))
 
 
-def test_export_of_a_dpq(decoded, tmp_path):
+def test_export_of_a_dpq(artifact, tmp_path):
     assert EXPORTS == WRITABLE
-    (tmp_path / "a.dpq").touch()
+    decoded = decode_scene(artifact)
     for to in EXPORTS:
         out = tmp_path / f"b.{to}"
-        done = export(str(tmp_path / "a.dpq"), to, None, Run(), out)
+        done = export(artifact, to, None, Run(), out)
         assert done.files == (out,)
-        assert np.abs(read_scene(out).scene.positions - make_scene().positions).max() < 1e-3
+        assert np.abs(read_scene(out).scene.positions - decoded.positions).max() < 1e-3
 
 
 def test_export_keeps_the_mark_of_antialiased_scenes(tmp_path):

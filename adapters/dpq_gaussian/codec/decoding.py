@@ -82,11 +82,9 @@ class SceneFile:
         Raises:
             ArtifactError: it is damaged, hostile, or no splat scene.
         """
-        self.file = ArtifactFile.open(path)
+        self.file = ArtifactFile.open(path, adapter="gaussian")
         manifest = self.file.manifest
         where = str(self.file.path)
-        if manifest.adapter != "gaussian":
-            raise ArtifactError(f"{where}: made by the adapter {manifest.adapter!r}")
         self.parameters = parameters_from_json(dict(manifest.parameters), where)
         wanted = [*streams_of(self.parameters), "paths"]
         if manifest.chunk_items > CHUNK or sorted(manifest.chunked) != sorted(wanted):
@@ -120,6 +118,27 @@ class SceneFile:
             while ahead:
                 yield ahead.popleft().result()
 
+    def whole(self) -> Scene:
+        """All Gaussians, decoded by several threads.
+
+        Raises:
+            ArtifactError: a chunk is damaged.
+        """
+        m = self.parameters.coefficients
+        shapes: dict[str, tuple[int, ...]] = {"positions": (3,), "log_scales": (3,)}
+        shapes |= {"rotations": (4,), "opacity_logits": (), "sh_dc": (3,), "sh_rest": (m, 3)}
+        arrays = {name: np.empty((len(self), *shape), np.float32) for name, shape in shapes.items()}
+        size = self.file.manifest.chunk_items
+
+        def fill(index: int) -> None:
+            chunk = self.chunk(index)
+            for name, array in chunk.arrays().items():
+                arrays[name][index * size : index * size + len(chunk)] = array
+
+        with ThreadPoolExecutor(max(1, min(torch.get_num_threads(), self.chunks))) as pool:
+            list(pool.map(fill, range(self.chunks)))
+        return Scene(**arrays)
+
 
 def decode_scene(path: str | Path) -> Scene:
     """The whole scene of a ``.dpq`` file.
@@ -127,21 +146,7 @@ def decode_scene(path: str | Path) -> Scene:
     Raises:
         ArtifactError: the file is missing, damaged, hostile or no splat scene.
     """
-    file = SceneFile(path)
-    m = file.parameters.coefficients
-    shapes: dict[str, tuple[int, ...]] = {"positions": (3,), "log_scales": (3,), "rotations": (4,)}
-    shapes |= {"opacity_logits": (), "sh_dc": (3,), "sh_rest": (m, 3)}
-    whole = {name: np.empty((len(file), *shape), np.float32) for name, shape in shapes.items()}
-    size = file.file.manifest.chunk_items
-
-    def fill(index: int) -> None:
-        chunk = file.chunk(index)
-        for name, array in chunk.arrays().items():
-            whole[name][index * size : index * size + len(chunk)] = array
-
-    with ThreadPoolExecutor(max(1, min(torch.get_num_threads(), file.chunks))) as pool:
-        list(pool.map(fill, range(file.chunks)))
-    return Scene(**whole)
+    return SceneFile(path).whole()
 
 
 def iter_chunks(path: str | Path) -> Iterator[Scene]:
@@ -151,12 +156,3 @@ def iter_chunks(path: str | Path) -> Iterator[Scene]:
         ArtifactError: as ``decode_scene``.
     """
     yield from SceneFile(path)
-
-
-def is_antialiased(path: str | Path) -> bool:
-    """Whether a file is a ``.dpq`` scene that was trained for anti-aliased rendering.
-
-    Raises:
-        ArtifactError: as ``decode_scene``.
-    """
-    return ArtifactFile.is_artifact_file(path) and SceneFile(path).parameters.antialiased
