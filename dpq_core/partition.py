@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dpq_core.errors import SpecError
 from dpq_core.layout import Layout
+from dpq_core.pool_size import PoolSize, pool_vectors
 from dpq_core.spec import QuantSpec
 
 
@@ -36,6 +37,9 @@ class Partition:
         K: codewords per codebook, at most the number of subvectors that share it.
         code_bits: bits per stored code.
         group_bytes: bytes of the packed codes of one group.
+        stages: M additive stages, each with codes ``[groups]`` and codebooks ``[codebooks]``.
+        pool: N vectors of the pool; 0 where codebooks are stored as they are.
+        index_bits: bits of an index into the pool.
     """
 
     shape: tuple[int, ...]
@@ -53,6 +57,9 @@ class Partition:
     K: int
     code_bits: int
     group_bytes: int
+    stages: int = 1
+    pool: int = 0
+    index_bits: int = 0
 
     @classmethod
     def of(cls, shape: tuple[int, ...], layout: Layout, spec: QuantSpec) -> Partition:
@@ -70,6 +77,7 @@ class Partition:
         tie = _tie(spec, groups, points)
         K = min(spec.K, max(2, tie * points))
         code_bits = max(1, (K - 1).bit_length())
+        pool, index_bits = pool_of(spec, rows, cols, (math.ceil(groups / tie), K))
         return cls(
             shape=tuple(shape),
             layout=layout,
@@ -86,6 +94,9 @@ class Partition:
             K=K,
             code_bits=code_bits,
             group_bytes=math.ceil(points * code_bits / 8),
+            stages=spec.stages,
+            pool=pool,
+            index_bits=index_bits,
         )
 
     def to_matrix(self, weight: Tensor) -> Tensor:
@@ -143,6 +154,30 @@ def _tie(spec: QuantSpec, groups: int, points: int) -> int:
             )
         return math.ceil(groups / spec.scope)
     code_bytes = groups * math.ceil(points * spec.code_bits / 8)
-    value_bytes = 4 if spec.codebook_dtype == "float32" else 2
-    affordable = spec.codebook_share * code_bytes / (spec.K * spec.d * value_bytes)
+    affordable = spec.codebook_share * code_bytes / (spec.K * spec.d * _value_bytes(spec))
     return math.ceil(groups / min(groups, max(1, int(affordable))))
+
+
+def pool_of(spec: QuantSpec, rows: int, cols: int, codewords: tuple[int, int]) -> tuple[int, int]:
+    """Size of the pool and bits of an index into it; 0 and 0 where codebooks stay as they are.
+
+    Unless the spec asks for a size, the paper's rule holds, and there is no pool where it would not
+    pay (METHODS 1.6).
+    """
+    codebooks, K = codewords
+    if spec.pool.method == "none":
+        return 0, 0
+    ruled = pool_vectors(rows, cols, spec.d, codewords=codebooks * K)
+    size = PoolSize(
+        vectors=min(spec.pool.size, codebooks * K) or ruled,
+        codebooks=codebooks,
+        K=K,
+        d=spec.d,
+        value_bits=8 * _value_bytes(spec),
+        packed=spec.pool.packed,
+    )
+    return (size.vectors, size.index_bits) if spec.pool.size or size.pays else (0, 0)
+
+
+def _value_bytes(spec: QuantSpec) -> int:
+    return {"float32": 4, "int8": 1}.get(spec.codebook_dtype, 2)

@@ -8,8 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from dpq_core.checkpoint import Checkpoint, TensorInfo
 from dpq_core.errors import SpecError
 from dpq_core.layout import Layout
@@ -54,6 +52,10 @@ class Override:
         QuantSpec().replace(**changes)
         return cls(pattern, changes)
 
+    def matches(self, name: str) -> bool:
+        """Whether the pattern is that of this tensor."""
+        return fnmatch.fnmatchcase(name, self.pattern)
+
     def apply(self, spec: QuantSpec) -> QuantSpec | None:
         """The changed spec, or None to keep the tensor."""
         return None if self.changes is None else spec.replace(**self.changes)
@@ -84,8 +86,7 @@ class TensorPlan:
         """Stored tensor name -> dtype and shape (FORMAT.md: ``X.codes`` or plain ``X``)."""
         if self.spec is None or self.partition is None:
             return {self.name: (self.info.dtype, self.info.shape)}
-        dtype: torch.dtype = getattr(torch, self.spec.codebook_dtype)
-        parts = expected_parts(self.partition, codebook_dtype=dtype, row_scale=self.spec.row_scale)
+        parts = expected_parts(self.partition, self.spec)
         return {f"{self.name}.{part}": value for part, value in parts.items()}
 
     @property
@@ -132,31 +133,43 @@ def make_plan(
     for name, info in checkpoint.tensors.items():
         layout = adapter.select(name, info.shape) if info.dtype.is_floating_point else None
         if layout is None:
-            plans.append(TensorPlan(name=name, info=info))
+            plans.append(plan_tensor(name, info, None, None))
             continue
-        chosen: QuantSpec | None = spec
-        for index, rule in enumerate((*policy, *user)):
-            if fnmatch.fnmatchcase(name, rule.pattern):
-                used.add(index - len(policy))
-                chosen = rule.apply(chosen or spec)
-        try:
-            plans.append(_plan_tensor(name, info, layout, chosen))
-        except SpecError as error:
-            raise SpecError(f"tensor {name!r} {list(info.shape)}: {error}") from None
+        used |= {index for index, rule in enumerate(user) if rule.matches(name)}
+        plans.append(plan_tensor(name, info, layout, decide(name, spec, (*policy, *user))))
     for index, rule in enumerate(user):
         if index not in used:
             raise SpecError(f"override {rule.pattern!r} matches no compressible tensor")
     return Plan(tuple(plans))
 
 
-def _plan_tensor(name: str, info: TensorInfo, layout: Layout, spec: QuantSpec | None) -> TensorPlan:
-    """One tensor; an open orientation becomes the one that takes fewer bytes, else ``input``."""
-    if spec is None:
+def decide(name: str, spec: QuantSpec, rules: Iterable[Override]) -> QuantSpec | None:
+    """The spec of one tensor after all rules, the last of which wins; None keeps it."""
+    chosen: QuantSpec | None = spec
+    for rule in rules:
+        if rule.matches(name):
+            chosen = rule.apply(chosen or spec)
+    return chosen
+
+
+def plan_tensor(
+    name: str, info: TensorInfo, layout: Layout | None, spec: QuantSpec | None
+) -> TensorPlan:
+    """One tensor; an open orientation becomes the one that takes fewer bytes, else ``input``.
+
+    Raises:
+        SpecError: the spec does not fit the tensor.
+    """
+    if spec is None or layout is None:
         return TensorPlan(name=name, info=info)
-    axes = ("input", "output") if spec.orientation == "auto" else (spec.orientation,)
-    specs = [spec.replace(orientation=axis) for axis in axes]
-    plans = [
-        TensorPlan(name=name, info=info, spec=s, partition=Partition.of(info.shape, layout, s))
-        for s in specs
-    ]
+    axes: tuple[str, ...] = (spec.orientation,)
+    if spec.orientation == "auto":
+        axes = ("input",) if spec.group_scale or spec.permute else ("input", "output")
+    try:
+        plans = [
+            TensorPlan(name=name, info=info, spec=s, partition=Partition.of(info.shape, layout, s))
+            for s in (spec.replace(orientation=axis) for axis in axes)
+        ]
+    except SpecError as error:
+        raise SpecError(f"tensor {name!r} {list(info.shape)}: {error}") from None
     return min(plans, key=lambda plan: plan.nbytes)

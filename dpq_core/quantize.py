@@ -1,23 +1,22 @@
-"""Stage 1 for one tensor: weight -> scales -> subvectors -> k-means -> PQTensor."""
+"""One tensor: weight -> basis, scales -> subvectors -> codebooks, pool -> codes -> PQTensor."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from dpq_core import basis
 from dpq_core.errors import SpecError
 from dpq_core.kernels.error import weighted_error
-from dpq_core.kmeans import IterationStats, kmeans
-from dpq_core.packing import pack
+from dpq_core.kmeans import IterationStats
+from dpq_core.learn import Job, learn, settle
 from dpq_core.partition import Partition
-from dpq_core.pq_tensor import PQTensor
+from dpq_core.pq_tensor import PQTensor, frame_of
 from dpq_core.spec import QuantSpec
-
-_CHUNK = 1 << 20
-"""Elements that are widened to float64 at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,52 +26,74 @@ class Quantized:
     Attributes:
         pq: what is stored.
         relative_error: ||W - W_hat||^2 / ||W||^2, of the stored values.
+        output_errors: relative output error tr(E H E^T) / tr(W H W^T) after each step of the
+            assignment, the first of the nearest codewords; empty without statistics.
         stats: one record per k-means iteration.
     """
 
     pq: PQTensor
     relative_error: float
+    output_errors: tuple[float, ...]
     stats: tuple[IterationStats, ...]
 
 
-def quantize(weight: Tensor, partition: Partition, spec: QuantSpec, name: str = "") -> Quantized:
-    """Quantize one weight as it is, without data (METHODS 1.1-1.4, 1.6).
+@dataclass(frozen=True, kw_only=True)
+class InputStatistics:
+    """What is known of the inputs of the layer whose weight is quantized.
+
+    Attributes:
+        hessian: H = E[x x^T], ``[cols, cols]``, in the order of the weight's columns; None where
+            the layer looks rows up.
+        row_weight: how often each row counts, ``[rows]`` (look-ups of an embedding's entry).
+    """
+
+    hessian: Tensor | None = None
+    row_weight: Tensor | None = None
+
+
+def quantize(
+    weight: Tensor,
+    partition: Partition,
+    spec: QuantSpec,
+    name: str = "",
+    *,
+    statistics: InputStatistics | None = None,
+) -> Quantized:
+    """Quantize one weight (METHODS 1.1-1.7): basis, scales, codebooks, pool, assignment.
 
     Args:
         weight: of ``partition.shape``, any floating dtype, on any device.
         partition: ``Partition.of(weight.shape, layout, spec)``.
         spec: all choices.
         name: of the tensor; mixed into the seed so that equal shapes get different draws.
+        statistics: of the layer's inputs; without them every input and row counts alike.
 
     Raises:
         SpecError: the weight holds NaN or infinite values, or its codebooks overflow the
             spec's ``codebook_dtype``.
     """
+    seed, dtype = tensor_seed(spec.seed, name), weight.dtype
+    known = statistics or InputStatistics()
     matrix = partition.to_matrix(weight)
-    rms = _row_rms(matrix)
+    rms = basis.row_rms(matrix)
     if not bool(torch.isfinite(rms).all()):
         raise SpecError(f"tensor {name!r} holds NaN or infinite values; repair the checkpoint")
-    scale = rms.clamp(max=torch.finfo(torch.float16).max).half() if spec.row_scale else None
-    points = _scaled_subvectors(matrix, partition, scale)
-    dtype = weight.dtype
-    del weight, matrix  # often the last references to it: k-means needs only the subvectors
-    result = kmeans(
-        points,
-        K=partition.K,
-        tie=partition.tie,
-        pad=partition.pad,
-        spec=spec.kmeans,
-        seed=tensor_seed(spec.seed, name),
-    )
-    pq = PQTensor(
-        partition=partition,
-        dtype=dtype,
-        codes=pack(result.codes, partition.code_bits),
-        codebooks=_cast(result.codebooks, spec.codebook_dtype, name),
-        row_scale=scale,
-    )
-    error = relative_error(points, result.codes, pq)
-    return Quantized(pq=pq, relative_error=error, stats=result.stats)
+    stored = basis.choose(matrix, partition, spec, seed, known.hessian)
+    if stored:
+        matrix = frame_of(partition, stored).rotate(matrix)
+        rms = basis.row_rms(matrix)
+    if spec.row_scale:
+        stored["row_scale"] = rms.clamp(max=torch.finfo(torch.float16).max).half()
+    points = basis.scaled_subvectors(matrix, partition, stored.get("row_scale"))
+    del weight, matrix  # often the last references to them: k-means needs only the subvectors
+    if spec.group_scale:
+        stored["group_scale"] = basis.scale_groups(points)
+    job = Job(points=points, partition=partition, spec=spec, seed=seed, name=name)
+    code, stats = learn(job)
+    codes, parts = settle(job, code)
+    pq = PQTensor(partition=partition, spec=spec, dtype=dtype, stored=stored | parts)
+    error = relative_error(points, codes, pq)
+    return Quantized(pq=pq, relative_error=error, output_errors=(), stats=stats)
 
 
 def tensor_seed(seed: int, name: str) -> int:
@@ -84,56 +105,28 @@ def tensor_seed(seed: int, name: str) -> int:
 def relative_error(points: Tensor, codes: Tensor, pq: PQTensor) -> float:
     """||W - W_hat||^2 / ||W||^2 from scaled subvectors ``[groups, d, points]`` and their codes."""
     p = pq.partition
-    scale = torch.ones(p.rows) if pq.row_scale is None else _divisor(pq.row_scale).cpu()
-    along = torch.zeros(p.groups * p.d, dtype=torch.float64)  # of the cut axis; the pad counts 0
+    scale = torch.ones(p.rows)
+    if "row_scale" in pq.stored:
+        scale = basis.divisor(pq.stored["row_scale"]).cpu()
+    along = torch.zeros(p.groups, p.d, dtype=torch.float64)  # of the cut axis; the pad counts 0
     squares = scale.double().square()
     if p.orientation == "input":
-        along[: p.cols] = 1
+        along.view(-1)[: p.cols] = 1
         by_point = squares
     else:
-        along[: p.rows] = squares
+        along.view(-1)[: p.rows] = squares
         by_point = torch.ones(p.points, dtype=torch.float64)
-    lost, total = weighted_error(
-        points,
-        codes,
-        pq.codebooks.float(),
-        tie=p.tie,
-        by_point=by_point,
-        by_coordinate=along.view(p.groups, p.d),
-    )
+    if "group_scale" in pq.stored:
+        along *= basis.divisor(pq.stored["group_scale"]).cpu().double().square()[:, None]
+    books, by_stage = pq.books().chunk(p.stages), codes.chunk(p.stages)
+    weigh = partial(weighted_error, tie=p.tie, by_point=by_point, by_coordinate=along)
+    rest = points
+    for stage in range(p.stages - 1):
+        book = books[stage].repeat_interleave(p.tie, 0)[: p.groups]  # [groups, K, d]
+        index = by_stage[stage].long()[..., None].expand(-1, -1, p.d)
+        rest = rest - book.gather(1, index).transpose(1, 2)
+    lost, total = weigh(rest, by_stage[-1], books[-1])
+    if p.stages > 1:
+        zero = torch.zeros_like(books[-1])
+        total = weigh(points, by_stage[-1], zero)[1]
     return lost / total if total else 0.0
-
-
-def _row_rms(matrix: Tensor) -> Tensor:
-    """Root mean square of each row, float64 ``[rows]``, a few rows at a time."""
-    step = max(1, _CHUNK // max(1, matrix.shape[1]))
-    squares = [chunk.double().square().mean(dim=1) for chunk in torch.split(matrix, step)]
-    return torch.cat(squares).sqrt()
-
-
-def _scaled_subvectors(matrix: Tensor, partition: Partition, scale: Tensor | None) -> Tensor:
-    """Float32 subvectors ``[groups, d, points]`` of the rows over their scales.
-
-    Cut in the original dtype and scaled in place, so that one float32 copy exists, not three.
-    """
-    p = partition
-    points = p.to_subvectors(matrix).to(torch.float32, copy=True)
-    if scale is None:
-        return points
-    if p.orientation == "input":
-        return points.div_(_divisor(scale))
-    divisor = torch.nn.functional.pad(_divisor(scale), (0, p.pad), value=1.0)
-    return points.div_(divisor.view(p.groups, p.d, 1))
-
-
-def _divisor(scale: Tensor) -> Tensor:
-    """The scales as float32 divisors ``[rows]``: zero rows are divided by one."""
-    values = scale.float()
-    return torch.where(values == 0, 1.0, values)
-
-
-def _cast(codebooks: Tensor, dtype: str, name: str) -> Tensor:
-    stored = codebooks.to(getattr(torch, dtype))
-    if not bool(torch.isfinite(stored).all()):
-        raise SpecError(f"tensor {name!r}: codebooks overflow {dtype}; use codebook_dtype=float32")
-    return stored.contiguous()

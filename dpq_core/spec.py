@@ -13,9 +13,46 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dpq_core.errors import SpecError
+from dpq_core.spec_parts import (
+    ASSIGNMENTS,
+    INITS,
+    POOLS,
+    AssignmentSpec,
+    KMeansSpec,
+    PoolSpec,
+    is_int,
+    is_number,
+    known,
+    raise_all,
+)
 
-SPEC_VERSION = 1
-"""Version of the spec's JSON form; raised when the meaning of a key changes."""
+__all__ = [
+    "ASSIGNMENTS",
+    "CODEBOOK_DTYPES",
+    "CONV_LAYOUTS",
+    "INITS",
+    "MAX_D",
+    "MAX_K",
+    "MAX_STAGES",
+    "ORIENTATIONS",
+    "POOLS",
+    "PRESET_D",
+    "SCOPES",
+    "SPEC_VERSION",
+    "TRANSFORMS",
+    "AssignmentSpec",
+    "KMeansSpec",
+    "PoolSpec",
+    "QuantSpec",
+    "keys_of",
+]
+
+SPEC_VERSION = 2
+"""Newest version of the spec's JSON form; raised when keys are added or change their meaning.
+
+A spec is written in the oldest version that can say it, so that what an older dpq could have
+written is still read by it.
+"""
 
 MAX_D = 64
 MAX_K = 65_536
@@ -29,40 +66,9 @@ PRESET_D = {1: 8, 2: 4, 3: 3, 4: 2}
 SCOPES = ("auto", "tensor", "subspace")
 ORIENTATIONS = ("input", "output", "auto")
 CONV_LAYOUTS = ("spatial", "channel")
-INITS = ("random", "kmeans++")
-CODEBOOK_DTYPES = ("float16", "bfloat16", "float32")
-
-
-@dataclass(frozen=True, kw_only=True)
-class KMeansSpec:
-    """How codebooks are learned (METHODS: SR-C k-means of PQF, section 3.3 of arXiv 2010.15703).
-
-    Attributes:
-        iterations: number of Lloyd iterations with stochastic relaxation (noise in the update).
-        tail: noiseless Lloyd iterations after them.
-        noise_power: p of the noise schedule (1 - i/I)^p; 0 switches the noise off (plain k-means).
-        init: ``random`` (distinct data points) or ``kmeans++``.
-    """
-
-    iterations: int = 20
-    tail: int = 2
-    noise_power: float = 0.5
-    init: str = "random"
-
-    def __post_init__(self) -> None:
-        """Check every field and report all mistakes at once."""
-        _raise_all(
-            "kmeans",
-            [
-                (_is_int(self.iterations, 0, 100_000), "iterations must be 0..100000"),
-                (_is_int(self.tail, 0, 100_000), "tail must be 0..100000"),
-                (
-                    _is_number(self.noise_power) and 0 <= self.noise_power <= 16,
-                    "noise_power must be 0..16",
-                ),
-                (self.init in INITS, f"init must be one of {', '.join(INITS)}"),
-            ],
-        )
+CODEBOOK_DTYPES = ("float16", "bfloat16", "float32", "int8")
+TRANSFORMS = ("none", "rht")
+MAX_STAGES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +89,16 @@ class QuantSpec:
         conv_layout: a convolution kernel is flattened ``spatial`` (Cin, kh, kw) or ``channel``
             (kh, kw, Cin) before it is cut into subvectors.
         row_scale: divide each output row by its RMS before k-means; stored as float16 ``[rows]``.
-        codebook_dtype: stored dtype of the codebooks.
+        codebook_dtype: stored dtype of the codebooks or the pool; ``int8`` has one float16 scale
+            per codebook, or for the pool.
         kmeans: how the codebooks are learned.
         seed: the only source of randomness, mixed with the tensor's name.
+        stages: M codebooks whose codewords are added (AQLM, VQDM); each has codes of its own.
+        pool: whether codebooks are stored as a pool and indices into it.
+        group_scale: one float16 scale per column group; subvectors along the inputs only.
+        permute: reorder the columns for the codebooks' sake (PQF); stored, subvectors along inputs.
+        transform: ``rht`` quantizes in a basis in which no weight stands out (QuIP#).
+        assignment: how codes are chosen.
     """
 
     d: int = 4
@@ -98,21 +111,27 @@ class QuantSpec:
     codebook_dtype: str = "float16"
     kmeans: KMeansSpec = field(default_factory=KMeansSpec)
     seed: int = 0
+    stages: int = 1
+    pool: PoolSpec = field(default_factory=PoolSpec)
+    group_scale: bool = False
+    permute: bool = False
+    transform: str = "none"
+    assignment: AssignmentSpec = field(default_factory=AssignmentSpec)
 
     def __post_init__(self) -> None:
         """Check every field and report all mistakes at once."""
-        _raise_all(
+        raise_all(
             "spec",
             [
-                (_is_int(self.d, 1, MAX_D), f"d must be 1..{MAX_D}, not {self.d!r}"),
-                (_is_int(self.K, 2, MAX_K), f"K must be 2..{MAX_K}, not {self.K!r}"),
+                (is_int(self.d, 1, MAX_D), f"d must be 1..{MAX_D}, not {self.d!r}"),
+                (is_int(self.K, 2, MAX_K), f"K must be 2..{MAX_K}, not {self.K!r}"),
                 (
-                    self.scope in SCOPES or _is_int(self.scope, 1, 2**31),
+                    self.scope in SCOPES or is_int(self.scope, 1, 2**31),
                     f"scope must be {', '.join(SCOPES)} or a number of codebooks, "
                     f"not {self.scope!r}",
                 ),
                 (
-                    _is_number(self.codebook_share) and 0 < self.codebook_share <= 16,
+                    is_number(self.codebook_share) and 0 < self.codebook_share <= 16,
                     "codebook_share must be in (0, 16]",
                 ),
                 (
@@ -129,7 +148,31 @@ class QuantSpec:
                     f"codebook_dtype must be one of {', '.join(CODEBOOK_DTYPES)}",
                 ),
                 (isinstance(self.kmeans, KMeansSpec), "kmeans must be a KMeansSpec"),
-                (_is_int(self.seed, 0, 2**63 - 1), "seed must be 0..2^63-1"),
+                (is_int(self.seed, 0, 2**63 - 1), "seed must be 0..2^63-1"),
+                (is_int(self.stages, 1, MAX_STAGES), f"stages must be 1..{MAX_STAGES}"),
+                (isinstance(self.pool, PoolSpec), "pool must be a PoolSpec"),
+                (isinstance(self.group_scale, bool), "group_scale must be true or false"),
+                (isinstance(self.permute, bool), "permute must be true or false"),
+                (
+                    self.transform in TRANSFORMS,
+                    f"transform must be one of {', '.join(TRANSFORMS)}",
+                ),
+                (
+                    isinstance(self.assignment, AssignmentSpec),
+                    "assignment must be an AssignmentSpec",
+                ),
+                (
+                    self.orientation != "output" or not (self.group_scale or self.permute),
+                    "group_scale and permute need orientation input",
+                ),
+                (
+                    not (self.permute and self.transform != "none"),
+                    "permute has no effect after a transform; choose one",
+                ),
+                (
+                    self.stages == 1 or getattr(self.pool, "method", "") == "none",
+                    "additive stages have no pool",
+                ),
             ],
         )
 
@@ -145,17 +188,36 @@ class QuantSpec:
         return cls(d=PRESET_D[bits]).replace(**changes)
 
     def replace(self, **changes: Any) -> QuantSpec:
-        """A copy with some fields changed; unknown names raise SpecError."""
-        return QuantSpec.from_json({**self.to_json(), **changes})
+        """A copy with some fields changed; unknown names raise SpecError.
+
+        A nested spec can be given whole, or as a mapping of what changes in it.
+        """
+        values = {**dataclasses.asdict(self), **changes}
+        for key in _NESTED:
+            if isinstance(changes.get(key), Mapping):
+                values[key] = {**dataclasses.asdict(getattr(self, key)), **changes[key]}
+        return QuantSpec.from_json(values)
 
     @property
     def code_bits(self) -> int:
         """Bits of one stored code: ceil(log2 K)."""
         return max(1, math.ceil(math.log2(self.K)))
 
+    @property
+    def bits(self) -> float:
+        """Bits of the codes alone per weight: stages * code_bits / d."""
+        return self.stages * self.code_bits / self.d
+
+    @property
+    def version(self) -> int:
+        """The oldest version of the JSON form that can say this spec."""
+        old = all(getattr(self, key) == DEFAULTS[key] for key in _ADDED[2])
+        return 1 if old and self.codebook_dtype != "int8" else 2
+
     def to_json(self) -> dict[str, Any]:
         """The spec as plain JSON values, version included."""
-        return {"version": SPEC_VERSION, **dataclasses.asdict(self)}
+        values = {"version": self.version, **dataclasses.asdict(self)}
+        return {key: value for key, value in values.items() if key in keys_of(self.version)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> QuantSpec:
@@ -166,31 +228,33 @@ class QuantSpec:
         """
         values = dict(data)
         version = values.pop("version", SPEC_VERSION)
-        if version != SPEC_VERSION:
-            raise SpecError(f"spec version {version!r} is not known; this dpq reads {SPEC_VERSION}")
-        kmeans = values.get("kmeans", KMeansSpec())
-        if isinstance(kmeans, Mapping):
-            kmeans = KMeansSpec(**_known(KMeansSpec, kmeans, "kmeans"))
-        return cls(**{**_known(cls, values, "spec"), "kmeans": kmeans})
+        if not is_int(version, 1, SPEC_VERSION):
+            raise SpecError(
+                f"spec version {version!r} is not known; this dpq reads 1 to {SPEC_VERSION}"
+            )
+        unknown = sorted(set(values) - keys_of(version))
+        if unknown:
+            names = ", ".join(f.name for f in dataclasses.fields(cls))
+            raise SpecError(f"spec: unknown key {', '.join(unknown)}; known: {names}")
+        for key, kind in _NESTED.items():
+            if isinstance(values.get(key), Mapping):
+                values[key] = kind(**known(kind, values[key], key))
+        return cls(**values)
 
 
-def _known(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    names = [f.name for f in dataclasses.fields(cls)]
-    unknown = sorted(set(values) - set(names))
-    if unknown:
-        raise SpecError(f"{where}: unknown key {', '.join(unknown)}; known: {', '.join(names)}")
-    return dict(values)
+_NESTED: dict[str, type] = {
+    "kmeans": KMeansSpec,
+    "pool": PoolSpec,
+    "assignment": AssignmentSpec,
+}
+
+_ADDED = {2: ("stages", "pool", "group_scale", "permute", "transform", "assignment")}
+"""Version of the JSON form -> the keys that came with it."""
+
+DEFAULTS = dataclasses.asdict(QuantSpec()) | {"pool": PoolSpec(), "assignment": AssignmentSpec()}
 
 
-def _raise_all(where: str, checks: list[tuple[bool, str]]) -> None:
-    wrong = [message for ok, message in checks if not ok]
-    if wrong:
-        raise SpecError(f"{where}: " + "; ".join(wrong))
-
-
-def _is_int(value: object, low: int, high: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def keys_of(version: int) -> set[str]:
+    """The keys of a version of the JSON form, ``version`` included."""
+    added = {key for since, keys in _ADDED.items() if since > version for key in keys}
+    return {"version", *(f.name for f in dataclasses.fields(QuantSpec))} - added

@@ -14,7 +14,7 @@ from dpq_core.layout import Layout
 from dpq_core.packing import pack
 from dpq_core.partition import Partition
 from dpq_core.plan import Plan, TensorPlan
-from dpq_core.spec import KMeansSpec, QuantSpec
+from dpq_core.spec import AssignmentSpec, KMeansSpec, PoolSpec, QuantSpec
 
 # Every field is given: the golden bytes must not follow a default.
 EXPLICIT = {
@@ -34,16 +34,48 @@ EMBEDDING = QuantSpec(
     d=2, K=300, scope="tensor", orientation="input", conv_layout="spatial", row_scale=True,
     codebook_dtype="float32", **EXPLICIT,
 )  # fmt: skip
+ADDED = {
+    "stages": 1, "group_scale": False, "permute": False, "transform": "none", "pool": PoolSpec(),
+    "assignment": AssignmentSpec(method="ldlq+icm", sweeps=2, damping=0.01, updates=1, beam=4),
+}  # fmt: skip
+STAGES = LINEAR.replace(**ADDED | {"stages": 2, "group_scale": True, "codebook_dtype": "int8"})
+POOL = LINEAR.replace(
+    **ADDED
+    | {"pool": PoolSpec(method="greedy", size=5, tau=0.05, refine=6, packed=True), "permute": True}
+)
+INT8_POOL = CONV.replace(
+    **ADDED
+    | {"pool": PoolSpec(method="wkmeans", size=3, tau=0.05, refine=6, packed=False)}
+    | {"codebook_dtype": "int8"}
+)
+ROTATED = LINEAR.replace(**ADDED | {"transform": "rht"})
+TABLE = EMBEDDING.replace(**ADDED | {"transform": "rht"})
 SIDE_FILES = {"config.json": b'{"model_type": "tiny"}\n', "vae/model.safetensors": b"opaque"}
+
+
+def quantized(name: str, shape: list[int], dtype: str, layout: Layout, spec: QuantSpec):
+    """The plan of one quantized tensor."""
+    info = TensorInfo(tuple(shape), getattr(torch, dtype))
+    partition = Partition.of(info.shape, layout, spec)
+    return TensorPlan(name=name, info=info, spec=spec, partition=partition)
+
+
+def tiny_plan_2() -> Plan:
+    """What came with version 2: stages, eight bits, pools, scales, orders and rotations."""
+    return Plan(
+        (
+            quantized("table.weight", [5, 12], "float32", Layout.EMBEDDING, TABLE),
+            quantized("stages.weight", [6, 10], "bfloat16", Layout.LINEAR, STAGES),
+            quantized("pool.weight", [6, 10], "float32", Layout.LINEAR, POOL),
+            quantized("conv.weight", [4, 3, 2, 2], "float16", Layout.CONV, INT8_POOL),
+            quantized("rotated.weight", [6, 20], "float32", Layout.LINEAR, ROTATED),
+            quantized("plain.weight", [6, 10], "float32", Layout.LINEAR, LINEAR),
+        )
+    )
 
 
 def tiny_plan() -> Plan:
     """Eight tensors: quantized linear (padded), conv, embedding, and kept ones of odd kinds."""
-
-    def quantized(name: str, shape: list[int], dtype: str, layout: Layout, spec: QuantSpec):
-        info = TensorInfo(tuple(shape), getattr(torch, dtype))
-        partition = Partition.of(info.shape, layout, spec)
-        return TensorPlan(name=name, info=info, spec=spec, partition=partition)
 
     def kept(name: str, shape: list[int], dtype: str):
         return TensorPlan(name=name, info=TensorInfo(tuple(shape), getattr(torch, dtype)))
@@ -70,10 +102,22 @@ def stored_of(tensor: TensorPlan) -> dict[str, Tensor]:
         ramp = torch.arange(count, dtype=torch.float64).reshape(shape)
         if name.endswith(".codes") and tensor.partition is not None:
             p = tensor.partition
-            codes = (torch.arange(p.groups * p.points) % p.K).reshape(p.groups, p.points)
+            lines = p.stages * p.groups
+            codes = (torch.arange(lines * p.points) % p.K).reshape(lines, p.points)
             result[name] = pack(codes.int(), p.code_bits)
-        elif name.endswith(".row_scale"):
+        elif name.endswith(".index_map") and tensor.partition is not None:
+            p = tensor.partition
+            index = (torch.arange(p.codebooks * p.K) % p.pool).reshape(p.codebooks, p.K)
+            result[name] = pack(index.int(), p.index_bits)
+        elif name.endswith(".permutation") and tensor.partition is not None:
+            order = torch.arange(tensor.partition.cols).flip(0)[None].int()
+            result[name] = pack(order, 4)[0]  # ten columns
+        elif name.endswith("_scale"):
             result[name] = (1 + ramp / 4).to(dtype)
+        elif dtype == torch.int8:
+            result[name] = (ramp - 16).to(dtype)
+        elif ".signs_" in name:
+            result[name] = (ramp * 91 + 37).to(dtype)
         else:
             result[name] = (ramp % 2 if dtype == torch.bool else ramp / 8 - 1).to(dtype)
     return result
@@ -85,9 +129,9 @@ def make_writer(out: Path, plan: Plan | None = None, **options) -> ArtifactWrite
     return ArtifactWriter(out, plan or tiny_plan(), **{**names, **options})
 
 
-def write_tiny(out: Path, **options) -> Artifact:
-    """Write (or resume) the whole tiny model."""
-    plan = tiny_plan()
+def write_tiny(out: Path, plan: Plan | None = None, **options) -> Artifact:
+    """Write (or resume) a whole tiny model."""
+    plan = plan or tiny_plan()
     with make_writer(out, plan, **options) as writer:
         for index, tensor in enumerate(plan):
             if tensor.name not in writer.done:

@@ -7,22 +7,37 @@ import torch
 from dpq_core.layout import Layout
 from dpq_core.packing import pack
 from dpq_core.partition import Partition
-from dpq_core.pq_tensor import PQTensor
+from dpq_core.pq_tensor import PQTensor, column_bits, expected_parts
 from dpq_core.spec import QuantSpec
 
 
 def random_pq(
     shape: tuple[int, ...], spec: QuantSpec, layout: Layout = Layout.LINEAR, seed: int = 0
 ) -> PQTensor:
-    """A PQTensor with random codes, codebooks and scales of the right shapes."""
+    """A PQTensor with random codes, codebooks, scales, orders and signs of the right shapes."""
     generator = torch.Generator().manual_seed(seed)
     p = Partition.of(shape, layout, spec)
-    codes = torch.randint(p.K, (p.groups, p.points), generator=generator)
-    dtype = getattr(torch, spec.codebook_dtype)
-    return PQTensor(
-        partition=p,
-        dtype=torch.float32,
-        codes=pack(codes, p.code_bits),
-        codebooks=torch.randn(p.codebooks, p.K, p.d, generator=generator).to(dtype),
-        row_scale=torch.rand(p.rows, generator=generator).half() + 0.5 if spec.row_scale else None,
-    )
+    stored = {}
+    for name, (dtype, size) in expected_parts(p, spec).items():
+        if name == "codes":
+            codes = torch.randint(p.K, (p.stages * p.groups, p.points), generator=generator)
+            stored[name] = pack(codes, p.code_bits)
+        elif name == "index_map":
+            index = torch.randint(p.pool, (size[0], p.K), generator=generator)
+            stored[name] = pack(index, p.index_bits)
+        elif name == "permutation":
+            order = torch.randperm(p.cols, generator=generator)
+            stored[name] = pack(order[None], column_bits(p.cols))[0]
+        elif name.startswith("signs"):
+            n = p.cols if name == "signs_in" else p.rows
+            stored[name] = pack(torch.randint(2, (1, n), generator=generator), 1)[0]
+        elif name in ("codebooks", "pool"):
+            values = torch.randn(size, generator=generator)
+            stored[name] = (
+                (values * 30).clamp(-127, 127).to(dtype)
+                if dtype == torch.int8
+                else values.to(dtype)
+            )
+        else:
+            stored[name] = torch.rand(size, generator=generator).half() + 0.5
+    return PQTensor(partition=p, spec=spec, dtype=torch.float32, stored=stored)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from dpq_core.spec import CODEBOOK_DTYPES, CONV_LAYOUTS, INITS, KMeansSpec, QuantSpec
+from dpq_core.spec import CODEBOOK_DTYPES, CONV_LAYOUTS, INITS, KMeansSpec, PoolSpec, QuantSpec
 
 kmeans_specs = st.builds(
     KMeansSpec,
@@ -15,8 +15,38 @@ kmeans_specs = st.builds(
 )
 
 
+PLAIN_DTYPES = tuple(name for name in CODEBOOK_DTYPES if name != "int8")
+
+extras = st.one_of(
+    st.just({}),
+    st.builds(dict, stages=st.integers(1, 3)),
+    st.builds(dict, transform=st.just("rht")),
+    st.builds(dict, permute=st.just(True), orientation=st.just("input")),
+    st.builds(dict, group_scale=st.just(True), orientation=st.just("input")),
+    st.builds(dict, codebook_dtype=st.just("int8"), stages=st.integers(1, 2)),
+    st.builds(
+        dict,
+        codebook_dtype=st.sampled_from(["int8", "float16"]),
+        pool=st.builds(
+            PoolSpec,
+            method=st.sampled_from(["greedy", "wkmeans"]),
+            size=st.integers(0, 50),
+            refine=st.integers(0, 2),
+            packed=st.booleans(),
+        ),
+    ),
+)
+"""What came with version 2 of the spec, one at a time."""
+
+
 def specs_up_to(*, d: int = 32, K: int = 65_536) -> st.SearchStrategy[QuantSpec]:
     """Valid specs of any kind with at most this subvector length and codebook size."""
+    plain = plain_specs_up_to(d=d, K=K)
+    return st.builds(lambda spec, extra: spec.replace(**extra), plain, extras)
+
+
+def plain_specs_up_to(*, d: int = 32, K: int = 65_536) -> st.SearchStrategy[QuantSpec]:
+    """Specs as version 1 has them: one code per subvector, codebooks stored as they are."""
     return st.builds(
         QuantSpec,
         d=st.integers(1, d),
@@ -26,7 +56,7 @@ def specs_up_to(*, d: int = 32, K: int = 65_536) -> st.SearchStrategy[QuantSpec]
         orientation=st.sampled_from(["input", "output"]),
         conv_layout=st.sampled_from(CONV_LAYOUTS),
         row_scale=st.booleans(),
-        codebook_dtype=st.sampled_from(CODEBOOK_DTYPES),
+        codebook_dtype=st.sampled_from(PLAIN_DTYPES),
         kmeans=kmeans_specs,
         seed=st.integers(0, 2**63 - 1),
     )

@@ -94,12 +94,12 @@ def stored_dtype(folder: Path) -> torch.dtype:
         present = components_of(folder)
         place = folder / next((name for name in DENOISERS if name in present), present[0])
     from dpq_core.checkpoint import SafetensorsCheckpoint
+    from dpq_core.pq_tensor import PARTS
 
     for name, info in SafetensorsCheckpoint(
         str(place), list(component(place).files)
     ).tensors.items():
-        parts = (".codebooks", ".row_scale")
-        if info.dtype.is_floating_point and not name.endswith(parts):
+        if info.dtype.is_floating_point and name.rpartition(".")[2] not in PARTS:
             return info.dtype
     return torch.float16
 

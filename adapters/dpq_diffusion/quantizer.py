@@ -22,6 +22,7 @@ from diffusers.quantizers.quantization_config import QuantizationConfigMixin  # 
 from torch import Tensor, nn
 
 from dpq_core.errors import ArtifactError, SpecError
+from dpq_core.pq_tensor import PARTS
 from dpq_core.runtime import PQWeight, config, swap
 from dpq_core.runtime.pretrained import Loader, StoredConfig
 from dpq_core.spec import QuantSpec
@@ -201,7 +202,7 @@ class DPQQuantizer(Loader, DiffusersQuantizer):
 
 def _weight_of(model: nn.Module, name: str) -> PQWeight | None:
     path, _, part = name.rpartition(".")
-    if part not in ("codes", "codebooks", "row_scale"):
+    if part not in PARTS:
         return None
     module = model.get_submodule(path)
     return module if isinstance(module, PQWeight) else None

@@ -105,7 +105,11 @@ def spec_from_json(value: object, where: str) -> QuantSpec:
         raise ArtifactError(f"{where}: {one_line(error)}") from None
     full = spec.to_json()
     strict_json.exactly(data, full, where)
-    strict_json.exactly(data["kmeans"], full["kmeans"], f"{where}: kmeans")
+    if data["version"] != full["version"]:
+        raise ArtifactError(f"{where}: version {data['version']} is newer than the spec needs")
+    for key, nested in full.items():
+        if isinstance(nested, dict):
+            strict_json.exactly(data[key], nested, f"{where}: {key}")
     return spec
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 from dpq_core import __version__
 from dpq_core.artifact import strict_json
 from dpq_core.artifact.entries import (
-    DTYPE_NAMES,
     MAX_TEXT_BYTES,
     FileEntry,
     TensorEntry,
@@ -30,8 +29,8 @@ from dpq_core.plan import Plan
 from dpq_core.pq_tensor import Part, expected_parts
 from dpq_core.spec import QuantSpec
 
-FORMAT_VERSION = 1
-"""Raised when an older reader could misread a newer artifact (FORMAT.md, Versions)."""
+FORMAT_VERSION = 2
+"""The newest version; an artifact has the oldest one that can say it (FORMAT.md, F24)."""
 
 MAX_MANIFEST_BYTES = 32 << 20
 MAX_TENSORS = 100_000
@@ -44,7 +43,6 @@ class Manifest:
     """Everything that is said about an artifact; nothing in it varies between identical runs.
 
     Attributes:
-        format_version: of the whole directory.
         adapter: name of the adapter that made it.
         source: what the user named as the source.
         fingerprint: of source and plan; guards ``--resume``.
@@ -56,7 +54,6 @@ class Manifest:
         versions: library -> version that wrote the artifact.
     """
 
-    format_version: int = FORMAT_VERSION
     adapter: str
     source: str
     fingerprint: str
@@ -65,6 +62,11 @@ class Manifest:
     tensors: tuple[TensorEntry, ...]
     files: Mapping[str, FileEntry]
     versions: Mapping[str, str]
+
+    @property
+    def format_version(self) -> int:
+        """The oldest version of the format that can say this manifest (F24)."""
+        return format_version(self.specs)
 
     def partition(self, entry: TensorEntry) -> Partition | None:
         """The partition of a quantized tensor, None for a kept one.
@@ -88,12 +90,7 @@ class Manifest:
             raise ArtifactError(f"tensor {shown(entry.name)}: {one_line(error)}") from None
         if partition is None or entry.spec is None:
             return {entry.name: (entry.torch_dtype, entry.shape)}
-        spec = self.specs[entry.spec]
-        parts = expected_parts(
-            partition,
-            codebook_dtype=DTYPE_NAMES[spec.codebook_dtype],
-            row_scale=spec.row_scale,
-        )
+        parts = expected_parts(partition, self.specs[entry.spec])
         return {f"{entry.name}.{part}": value for part, value in parts.items()}
 
     @property
@@ -154,13 +151,14 @@ class Manifest:
             ArtifactError: unknown version, unknown or missing key, wrong type, value out of range.
         """
         found = data.get("format_version")
-        if type(found) is int and found != FORMAT_VERSION:
+        if type(found) is int and not 1 <= found <= FORMAT_VERSION:
             raise ArtifactError(
-                f"{where}: format version {shown(found)} is not known; this dpq reads version "
+                f"{where}: format version {shown(found)} is not known; this dpq reads 1 to "
                 f"{FORMAT_VERSION}, upgrade dpq"
             )
-        fields = strict_json.exactly(dict(data), cls.__dataclass_fields__, where)
-        typed(fields["format_version"], int, f"{where}: format_version")
+        keys = ("format_version", *cls.__dataclass_fields__)
+        fields = strict_json.exactly(dict(data), keys, where)
+        typed(found, int, f"{where}: format_version")
         adapter, source, fingerprint = (
             strict_json.text(fields[key], MAX_TEXT_BYTES, f"{where}: {key}")
             for key in ("adapter", "source", "fingerprint")
@@ -175,7 +173,7 @@ class Manifest:
         names = {t.name for t in tensors}
         if len(names) != len(tensors):
             raise ArtifactError(f"{where}: two tensors have the same name")
-        return cls(
+        manifest = cls(
             adapter=adapter,
             source=source,
             fingerprint=fingerprint,
@@ -185,6 +183,17 @@ class Manifest:
             files=files_from_json(fields["files"], where),
             versions=versions_from_json(fields["versions"], f"{where}: versions"),
         )
+        if manifest.format_version != found:
+            raise ArtifactError(
+                f"{where}: format version {found} does not suit its specs, which need version "
+                f"{manifest.format_version}"
+            )
+        return manifest
+
+
+def format_version(specs: Iterable[QuantSpec]) -> int:
+    """The oldest version of the format that can say these specs: that of the newest spec."""
+    return max((spec.version for spec in specs), default=1)
 
 
 def draft(

@@ -114,11 +114,12 @@ class Artifact:
         """
         entry = self.entry(name)
         partition = self.manifest.partition(entry)
-        if partition is None:
+        if partition is None or entry.spec is None:
             raise ArtifactError(f"{self.path}: tensor {shown(name)} is kept dense, not quantized")
         parts = self.read_parts(name)
         try:
-            return PQTensor.from_parts(partition, entry.torch_dtype, parts)
+            spec = self.manifest.specs[entry.spec]
+            return PQTensor.from_parts(partition, spec, entry.torch_dtype, parts)
         except ArtifactError as error:
             file = self._homes[f"{name}.codes"].file
             raise ArtifactError(f"{file}: tensor {shown(name)}: {one_line(error)}") from None

@@ -42,10 +42,10 @@ def payload(plan: TensorPlan, shard: Shard, tensors: Mapping[str, Tensor]) -> li
                 f"tensor {slot.name!r} is {tensor.dtype} {list(tensor.shape)}, planned was "
                 f"{slot.dtype} {list(slot.shape)}"
             )
-    if plan.partition is not None:
+    if plan.partition is not None and plan.spec is not None:
         parts = {name[len(plan.name) + 1 :]: tensor for name, tensor in tensors.items()}
         try:
-            PQTensor.from_parts(plan.partition, plan.info.dtype, parts)
+            PQTensor.from_parts(plan.partition, plan.spec, plan.info.dtype, parts)
         except ArtifactError as error:
             raise ArtifactError(f"tensor {plan.name!r}: {one_line(error)}") from None
     return [_bytes_of(tensors[slot.name]) for slot in slots]

@@ -15,7 +15,7 @@ from dpq_core.errors import SpecError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Lloyd", "assign", "lloyd"]
+__all__ = ["Lloyd", "assign", "check", "lloyd"]
 
 
 class Lloyd(Protocol):
@@ -56,7 +56,7 @@ def assign(
     Raises:
         SpecError: shapes, dtypes or devices do not fit each other.
     """
-    _check(points, codebooks.shape, tie, pad)
+    check(points, codebooks.shape, tie, pad)
     if codebooks.dtype != torch.float32 or codebooks.device != points.device:
         raise SpecError("codebooks must be float32 and on the device of the points")
     if points.device.type == "cpu":
@@ -79,7 +79,7 @@ def lloyd(
         SpecError: shapes or dtypes do not fit.
     """
     G, d, N = points.shape
-    _check(points, (-(-G // tie), K, d), tie, pad)
+    check(points, (-(-G // tie), K, d), tie, pad)
     if weights is not None:
         if weights.shape != (G, N):
             raise SpecError(f"weights must be [{G}, {N}], not {list(weights.shape)}")
@@ -94,7 +94,8 @@ def lloyd(
     return torch_path.TorchLloyd(points, K=K, tie=tie, pad=pad, weights=weights)
 
 
-def _check(points: Tensor, books: tuple[int, ...], tie: int, pad: int) -> None:
+def check(points: Tensor, books: tuple[int, ...], tie: int, pad: int) -> None:
+    """Raise SpecError unless points and codebooks (their shape), tie and pad fit each other."""
     if points.ndim != 3 or points.dtype != torch.float32 or points.numel() == 0:
         raise SpecError(
             f"points must be float32 [groups, d, points], not {points.dtype} {list(points.shape)}"

@@ -63,12 +63,13 @@ def linear(tokens: Tensor, weight: PQWeight) -> Tensor:
     p = weight.partition
     padded = tokens.new_zeros((len(tokens), p.codebooks * p.tie, p.d), dtype=torch.float32)
     padded.view(len(tokens), -1)[:, : p.cols] = tokens
-    books = weight.codebooks.detach().float()  # [C, K, d]
+    books = weight.books().detach()  # [C, K, d]
     by_book = padded.view(len(tokens), p.codebooks, p.tie, p.d)
     table = torch.einsum("tcgd,ckd->tcgk", by_book, books)
     table = table.reshape(len(tokens), -1, p.K)[:, : p.groups].contiguous()
     codes = weight.codes if p.code_bits == 8 else weight.codes.view(torch.uint16)
     result = sum_by_code(table, codes)
-    if weight.row_scale is not None:
-        result = result * weight.row_scale.detach().float()
+    scale = weight.parts().get("row_scale")
+    if scale is not None:
+        result = result * scale.detach().float()
     return result.to(tokens.dtype)

@@ -14,7 +14,8 @@ class PQConv2d(nn.Module):
     """``Conv2d`` with its kernel quantized; the kernel is decoded a chunk of outputs at a time.
 
     Kernels are small and their activations many, so decoding always precedes the convolution
-    (METHODS 1.10). Grouped convolutions decode as a whole: a chunk could cut through a group.
+    (METHODS 1.10). Grouped convolutions decode as a whole (a chunk could cut through a group), and
+    so do kernels that are stored in another basis.
     """
 
     def __init__(self, weight: PQWeight, conv: nn.Conv2d) -> None:
@@ -46,16 +47,15 @@ class PQConv2d(nn.Module):
 
     def _kernels(self, dtype: torch.dtype) -> Iterator[Tensor]:
         """The kernel, cut along its outputs: each ``[chunk, Cin / groups, kh, kw]``."""
-        if self.groups > 1:
+        if self.groups > 1 or not self.weight.frame().keeps_inputs:
             yield self.weight.decode(dtype)
             return
-        for _, rows in self.weight.row_chunks(dtype):
+        for _, rows in self.weight.core_chunks(dtype):
             yield self.weight.partition.from_matrix(rows)
 
     def extra_repr(self) -> str:
         """Sizes for ``print(model)``."""
-        p = self.weight.partition
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
-            f"d={p.d}, K={p.K}, codebooks={p.codebooks}"
+            + self.weight.sizes()
         )

@@ -38,9 +38,15 @@ class PQLinear(nn.Module):
         return out.reshape(*x.shape[:-1], self.out_features)
 
     def _product(self, tokens: Tensor) -> Tensor:
-        if self._few(tokens):
-            return self._plus_bias(self._tabulated(tokens))
-        return self._decoded(tokens)
+        frame = self.weight.frame()
+        inner = tokens if frame.keeps_inputs else frame.activations_in(tokens)
+        if self._few(inner):
+            return self._plus_bias(frame.activations_out(self._tabulated(inner)))
+        product, scale = self._decoded(inner)
+        if frame.signs_out is None:
+            return self._plus_bias(product, scale)
+        scaled = product if scale is None else product * scale
+        return self._plus_bias(frame.activations_out(scaled))
 
     def _few(self, tokens: Tensor) -> bool:
         p = self.weight.partition
@@ -49,6 +55,7 @@ class PQLinear(nn.Module):
             and 0 < len(tokens) <= p.d  # beyond, decoding is faster (suites/runtime.py)
             and p.orientation == "input"
             and p.code_bits in (8, 16)
+            and p.stages == 1
             and p.rows * 8 >= p.K  # otherwise the table costs more than the product
             and not torch.is_grad_enabled()
         )
@@ -58,15 +65,16 @@ class PQLinear(nn.Module):
 
         return lut.linear(tokens, self.weight)
 
-    def _decoded(self, tokens: Tensor) -> Tensor:
+    def _decoded(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The product with the core, and the row scales that it still lacks, if any."""
         # Scaling outputs is quicker than scaling weights, but may overflow in float16.
-        scale = None if tokens.dtype == torch.float16 else self.weight.row_scale
+        scale = self.weight.parts().get("row_scale") if tokens.dtype != torch.float16 else None
         chunks = [
             nn.functional.linear(tokens, rows)
-            for _, rows in self.weight.row_chunks(tokens.dtype, scaled=scale is None)
+            for _, rows in self.weight.core_chunks(tokens.dtype, scaled=scale is None)
         ]
         product = chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=-1)
-        return self._plus_bias(product, None if scale is None else scale.to(tokens.dtype))
+        return product, None if scale is None else scale.to(tokens.dtype)
 
     def _plus_bias(self, product: Tensor, scale: Tensor | None = None) -> Tensor:
         """``product * scale + bias``, in one pass where there are both."""
@@ -81,4 +89,4 @@ class PQLinear(nn.Module):
     def extra_repr(self) -> str:
         """Sizes for ``print(model)``."""
         p = self.weight.partition
-        return f"in={p.cols}, out={p.rows}, d={p.d}, K={p.K}, codebooks={p.codebooks}"
+        return f"in={p.cols}, out={p.rows}, " + self.weight.sizes()

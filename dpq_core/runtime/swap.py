@@ -62,21 +62,36 @@ def swap_in(model: nn.Module, path: str, spec: QuantSpec) -> PQWeight:
         module = model.get_submodule(path)
     except AttributeError:
         raise ArtifactError(f"the model has no module {path!r}, which is quantized") from None
-    forward = type(module).forward
-    swapped: nn.Module
-    if isinstance(module, nn.Linear) and forward is nn.Linear.forward and not _reads_weight(module):
-        weight = _empty_weight(PQWeight, path, module.weight, Layout.LINEAR, spec)
-        swapped = PQLinear(weight, module.bias)
-    elif isinstance(module, nn.Conv2d) and forward is nn.Conv2d.forward:
-        weight = _empty_weight(PQWeight, path, module.weight, Layout.CONV, spec)
-        swapped = PQConv2d(weight, module)
-    elif isinstance(module, nn.Embedding) and forward is nn.Embedding.forward:
-        weight = _empty_weight(PQWeight, path, module.weight, Layout.EMBEDDING, spec)
-        swapped = PQEmbedding(weight, module.padding_idx, module.weight.dtype)
-    else:
+    layout = layout_of(module)
+    if layout is None:
         return _pending(module, path, spec)
-    replace(model, path, swapped)
+    dense: nn.Parameter = module.weight  # type: ignore[assignment]  # what has a layout has one
+    weight = _empty_weight(PQWeight, path, dense, layout, spec)
+    put(model, path, weight)
     return weight
+
+
+def layout_of(module: nn.Module) -> Layout | None:
+    """How the weight of a module is viewed; None where it has no quantized counterpart."""
+    forward = type(module).forward
+    if isinstance(module, nn.Linear) and forward is nn.Linear.forward and not _reads_weight(module):
+        return Layout.LINEAR
+    if isinstance(module, nn.Conv2d) and forward is nn.Conv2d.forward:
+        return Layout.CONV
+    if isinstance(module, nn.Embedding) and forward is nn.Embedding.forward:
+        return Layout.EMBEDDING
+    return None
+
+
+def put(model: nn.Module, path: str, weight: PQWeight) -> None:
+    """Replace the module at ``path``, which has a layout, by its counterpart on ``weight``."""
+    module = model.get_submodule(path)
+    if isinstance(module, nn.Embedding):
+        replace(model, path, PQEmbedding(weight, module.padding_idx, module.weight.dtype))
+    elif isinstance(module, nn.Conv2d):
+        replace(model, path, PQConv2d(weight, module))
+    else:
+        replace(model, path, PQLinear(weight, module.bias))  # type: ignore[arg-type]
 
 
 def _reads_weight(module: nn.Linear) -> bool:
@@ -133,12 +148,7 @@ def _empty_weight(
         partition = Partition.of(tuple(dense.shape), layout, spec)
     except SpecError as error:
         raise ArtifactError(f"{path!r}: {error}") from None
-    return kind(
-        partition,
-        codebook_dtype=getattr(torch, spec.codebook_dtype),
-        row_scale=spec.row_scale,
-        device=dense.device,
-    )
+    return kind(partition, spec, device=dense.device)
 
 
 def swap_out(model: nn.Module, dtype: torch.dtype) -> None:
@@ -216,10 +226,7 @@ def check_stored(weights: Mapping[str, PQWeight], stored: Mapping[str, TensorInf
         ArtifactError: a part is missing or of another shape or dtype.
     """
     for name, weight in weights.items():
-        parts = expected_parts(
-            weight.partition, codebook_dtype=weight.dtype, row_scale=weight.row_scale is not None
-        )
-        for part, (dtype, shape) in parts.items():
+        for part, (dtype, shape) in expected_parts(weight.partition, weight.spec).items():
             info = stored.get(f"{name}.{part}")
             if info is None:
                 raise ArtifactError(f"tensor '{name}.{part}' is missing from the weight files")
@@ -240,6 +247,6 @@ def check_loaded(model: nn.Module) -> None:
         if isinstance(module, PQWeight) and module.device.type != "meta":
             parts = {name: value.detach() for name, value in module.state_dict().items()}
             try:
-                PQTensor.from_parts(module.partition, torch.float32, parts)
+                PQTensor.from_parts(module.partition, module.spec, torch.float32, parts)
             except ArtifactError as error:
                 raise ArtifactError(f"{path}: {error}") from None

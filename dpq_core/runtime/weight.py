@@ -7,9 +7,13 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from dpq_core.frame import Frame
+from dpq_core.int8 import to_int8
 from dpq_core.packing import unpack
 from dpq_core.partition import Partition
-from dpq_core.pq_tensor import PQTensor, expected_parts
+from dpq_core.pq_tensor import PQTensor, effective_books, expected_parts, frame_of
+from dpq_core.spec import QuantSpec
+from dpq_core.unpacked import Unpacked
 
 CHUNK_BYTES = 16 << 20
 """Bytes of the dense rows that exist at any time during a forward pass."""
@@ -18,41 +22,91 @@ CHUNK_BYTES = 16 << 20
 class PQWeight(nn.Module):
     """A quantized weight that stands where the dense ``weight`` parameter stood.
 
-    Its state dict holds exactly the stored parts (``codes``, ``codebooks``, ``row_scale``), so the
-    names in a model equal the names in an artifact. Codes are a buffer; codebooks and scales are
-    trainable. No method changes any of them.
+    Its state dict holds exactly the stored parts (``codes``, ``codebooks``, ``row_scale``, ...), so
+    the names in a model equal the names in an artifact. Integers are buffers; codebooks, pools and
+    scales are trainable (see ``train_form``). No forward pass changes any of them.
     """
 
-    codes: Tensor  # uint8 [groups, group_bytes]
+    codes: Tensor  # uint8 [stages * groups, group_bytes]
 
     def __init__(
         self,
         partition: Partition,
+        spec: QuantSpec,
         *,
-        codebook_dtype: torch.dtype = torch.float16,
-        row_scale: bool = True,
         device: torch.device | str | None = None,
     ) -> None:
         """Allocate uninitialised parts, to be filled by a checkpoint loader."""
         super().__init__()
         self.partition = partition
-        parts = expected_parts(partition, codebook_dtype=codebook_dtype, row_scale=row_scale)
-        empty = {name: torch.empty(s, dtype=t, device=device) for name, (t, s) in parts.items()}
-        self.register_buffer("codes", empty["codes"])
-        self.codebooks = nn.Parameter(empty["codebooks"])  # [codebooks, K, d]
-        self.row_scale = nn.Parameter(empty["row_scale"]) if row_scale else None  # [rows]
+        self.spec = spec
+        for name, (dtype, shape) in expected_parts(partition, spec).items():
+            empty = torch.empty(shape, dtype=dtype, device=device)
+            if dtype.is_floating_point:
+                self.register_parameter(name, nn.Parameter(empty))
+            else:
+                self.register_buffer(name, empty)
+        self._unpacked = Unpacked()
 
     @classmethod
     def from_pq(cls, pq: PQTensor) -> PQWeight:
         """A module that holds the parts of ``pq`` (shared, not copied)."""
-        weight = cls(
-            pq.partition,
-            codebook_dtype=pq.codebooks.dtype,
-            row_scale=pq.row_scale is not None,
-            device="meta",
-        )
+        weight = cls(pq.partition, pq.spec, device="meta")
         weight.load_state_dict(pq.parts(), assign=True)
         return weight
+
+    def parts(self) -> dict[str, Tensor]:
+        """The stored parts by name, as they are now."""
+        return {**self._parameters, **self._buffers}  # type: ignore[dict-item]  # none is None
+
+    def pq(self, dtype: torch.dtype = torch.float32) -> PQTensor:
+        """The parts as they are stored, checked: floats in the dtypes of the spec.
+
+        Args:
+            dtype: of the dense weight.
+
+        Raises:
+            ArtifactError: a value is not finite in its stored dtype.
+        """
+        parts = {name: part.detach() for name, part in self.parts().items()}
+        if "codebook_scale" not in parts and self.spec.codebook_dtype == "int8":
+            name = "pool" if self.partition.pool else "codebooks"
+            parts[name], parts["codebook_scale"] = to_int8(parts[name])
+        expected = expected_parts(self.partition, self.spec)
+        parts = {name: part.to(expected[name][0]) for name, part in parts.items()}
+        return PQTensor.from_parts(self.partition, self.spec, dtype, parts)
+
+    def train_form(self) -> None:
+        """Make codebooks (or pool) and scales float32 parameters that require gradients.
+
+        Integer codebooks become floats; ``pq`` rounds them again.
+        """
+        if self.spec.codebook_dtype == "int8" and "codebook_scale" in self._parameters:
+            name = "pool" if self.partition.pool else "codebooks"
+            scale = self.get_parameter("codebook_scale").detach().float()
+            values = self.get_buffer(name).float()
+            values = values * (scale if self.partition.pool else scale[:, None, None])
+            delattr(self, name)
+            delattr(self, "codebook_scale")
+            self.register_parameter(name, nn.Parameter(values))
+        for name, part in self._parameters.items():
+            if part is not None:
+                setattr(self, name, nn.Parameter(part.detach().float()))
+
+    def books(self) -> Tensor:
+        """The codebooks float32 ``[stages * codebooks, K, d]``, differentiable in their parts."""
+        return effective_books(self.partition, self.parts(), self._unpacked)
+
+    def frame(self) -> Frame:
+        """The basis that the codewords are in."""
+        return frame_of(self.partition, self.parts(), self._unpacked)
+
+    def sizes(self) -> str:
+        """Sizes of codes and codebooks in one line, for ``print(model)``."""
+        p = self.partition
+        stages = f"stages={p.stages}, " if p.stages > 1 else ""
+        pool = f", pool={p.pool}" if p.pool else ""
+        return f"{stages}d={p.d}, K={p.K}, codebooks={p.codebooks}{pool}"
 
     def forward(self, use: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         """``use(*inputs)``, while the parts are in place.
@@ -70,63 +124,70 @@ class PQWeight(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the codebooks; the decoded weight takes that of the activations."""
-        return self.codebooks.dtype
+        name = "pool" if self.partition.pool else "codebooks"
+        found = self.parts()[name].dtype
+        return found if found.is_floating_point else torch.float16
 
     @property
     def device(self) -> torch.device:
         """Where the parts are."""
-        return self.codebooks.device
+        return self.codes.device
 
     def decode(self, dtype: torch.dtype | None = None) -> Tensor:
         """The dense weight in its original shape, differentiable in codebooks and scales."""
         p, dtype = self.partition, dtype or self.dtype
-        matrix = torch.empty(p.rows, p.cols, dtype=dtype, device=self.device)
-        for first, rows in self.row_chunks(dtype):
+        frame = self.frame()
+        exact = dtype if frame.keeps_inputs else torch.float32
+        matrix = torch.empty(p.rows, p.cols, dtype=exact, device=self.device)
+        for first, rows in self.core_chunks(exact):
             matrix[first : first + len(rows)] = rows
-        return p.from_matrix(matrix)
+        return p.from_matrix(frame.leave_rows(matrix).to(dtype))
 
-    def row_chunks(
+    def core_chunks(
         self, dtype: torch.dtype, *, scaled: bool = True
     ) -> Iterator[tuple[int, Tensor]]:
-        """Yield (first row, dense rows ``[chunk, cols]``) over the matrix view, top to bottom.
+        """Yield (first row, dense rows ``[chunk, cols]``) of the core, top to bottom.
 
-        A chunk may be overwritten when the next one is asked for.
+        The core is the matrix before columns are scaled, reordered and rotated (``frame``). A chunk
+        may be overwritten when the next one is asked for.
 
         Args:
             dtype: of the rows, rounded from float32 once.
             scaled: False leaves the row scales to the caller, which is quicker.
         """
         p = self.partition
-        scale = self.row_scale if scaled else None
-        exact = dtype if scale is None else torch.float32
+        scale = self.parts().get("row_scale") if scaled else None
+        exact = dtype if scale is None and p.stages == 1 else torch.float32
         along_rows = p.orientation == "output"
         unit = p.d if along_rows else 8  # 8 codes end on a byte, whatever the bits per code
         step = max(1, CHUNK_BYTES // (exact.itemsize * p.cols * unit)) * unit
-        books = self.codebooks.detach().to(exact) if self._is_plain_cpu() else None
+        fast = self._is_plain_cpu()
+        books = self.books().detach().to(exact) if fast else self.books()
         for first in range(0, p.rows, step):
             last = min(first + step, p.rows)
-            if books is not None:
+            if fast:
                 dense = self._fast_rows(first, last, books)
+            elif along_rows:
+                dense = self._output_rows(first, last, books)
             else:
-                dense = self._output_rows(first, last) if along_rows else self._rows(first, last)
+                dense = self._assemble(self._row_codes(first, last), books)
             if scale is not None:
                 dense = dense * scale[first:last].float()[:, None]
             yield first, dense.to(dtype)
 
     def rows(self, index: Tensor, dtype: torch.dtype) -> Tensor:
         """Some rows of the matrix view (embedding look-up): int64 ``[n]`` -> ``[n, cols]``."""
-        p = self.partition
+        p, books = self.partition, self.books()
+        if "signs_out" in self._buffers:
+            return self.decode(dtype)[index]
         if p.orientation == "output":
-            codes = self._codes(index // p.d)  # [n, cols]
-            book = (index // p.d // p.tie)[:, None]
-            words = self._codewords(codes, book)  # [n, cols, d]
-            offset = (index % p.d)[:, None, None].expand(-1, p.cols, 1)
-            dense = words.gather(2, offset)[..., 0]
+            dense = self._rows_along_outputs(index, books)
         else:
-            dense = self._assemble(self._codes_at(index))
-        if self.row_scale is not None:
-            dense = dense * self.row_scale[index].float()[:, None]
-        return dense.to(dtype)
+            dense = self._assemble(self._codes_at(index), books)
+        scale = self.parts().get("row_scale")
+        if scale is not None:
+            dense = dense * scale[index].float()[:, None]
+        return self.frame().leave_rows(dense).to(dtype)
 
     def _is_plain_cpu(self) -> bool:
         """Whether the numba kernel applies: no gradient, on the CPU, subvectors along inputs."""
@@ -137,50 +198,73 @@ class PQWeight(nn.Module):
     def _fast_rows(self, first: int, last: int, books: Tensor) -> Tensor:
         from dpq_core.kernels import decode  # numba loads on first use
 
-        dense = decode.rows(self._row_codes(first, last), books, self.partition.tie)
-        return dense[:, : self.partition.cols]
-
-    def _rows(self, first: int, last: int) -> Tensor:
-        """Rows ``first..last`` when subvectors run along the inputs; first is a multiple of 8."""
-        return self._assemble(self._row_codes(first, last))
+        p = self.partition
+        codes = self._row_codes(first, last).chunk(p.stages)
+        books_of = books.chunk(p.stages)
+        dense = decode.rows(codes[0], books_of[0], p.tie)
+        if p.stages > 1:
+            dense = dense.clone()  # the kernel's memory is that of its next result
+            for code, book in zip(codes[1:], books_of[1:], strict=True):
+                dense += decode.rows(code, book, p.tie)
+        return dense[:, : p.cols]
 
     def _row_codes(self, first: int, last: int) -> Tensor:
-        """Codes ``[groups, last - first]`` of some points; first is a multiple of 8."""
+        """Codes ``[stages * groups, last - first]`` of some points; first is a multiple of 8."""
         p = self.partition
         packed = self.codes[:, first * p.code_bits // 8 : -(-last * p.code_bits // 8)]
         return packed if p.code_bits == 8 else unpack(packed, p.code_bits, last - first)
 
-    def _output_rows(self, first: int, last: int) -> Tensor:
+    def _output_rows(self, first: int, last: int, books: Tensor) -> Tensor:
         """Rows ``first..last`` when subvectors run along the outputs; first is a multiple of d."""
         p = self.partition
         group = torch.arange(first // p.d, -(-last // p.d), device=self.device)
-        words = self._codewords(self._codes(group), (group // p.tie)[:, None])  # [g, cols, d]
+        words = self._summed(group, books)  # [g, cols, d]
         return words.transpose(1, 2).reshape(-1, p.cols)[: last - first]
 
-    def _assemble(self, codes: Tensor) -> Tensor:
-        """Codes ``[groups, n]`` of n rows -> float32 rows ``[n, cols]``."""
+    def _rows_along_outputs(self, index: Tensor, books: Tensor) -> Tensor:
+        """Float32 rows ``[n, cols]`` when subvectors run along the outputs."""
         p = self.partition
-        book = p.codebook_of_group().to(codes.device)[:, None]
-        words = self._codewords(codes, book)  # [groups, n, d]
+        words = self._summed(index // p.d, books)  # [n, cols, d]
+        offset = (index % p.d)[:, None, None].expand(-1, p.cols, 1)
+        return words.gather(2, offset)[..., 0]
+
+    def _summed(self, group: Tensor, books: Tensor) -> Tensor:
+        """Codewords of all points of some groups, added over the stages: ``[n, points, d]``."""
+        p = self.partition
+        stages = [
+            _codewords(
+                unpack(self.codes[group + stage * p.groups], p.code_bits, p.points),
+                (group // p.tie + stage * p.codebooks)[:, None],
+                books,
+            )
+            for stage in range(p.stages)
+        ]
+        return stages[0] if p.stages == 1 else torch.stack(stages).sum(0)
+
+    def _assemble(self, codes: Tensor, books: Tensor) -> Tensor:
+        """Codes ``[stages * groups, n]`` of n rows -> float32 rows ``[n, cols]``."""
+        p = self.partition
+        book = p.codebook_of_group().to(codes.device)
+        stages = torch.arange(p.stages, device=codes.device)[:, None] * p.codebooks
+        words = _codewords(codes, (stages + book).view(-1, 1), books)  # [stages * groups, n, d]
+        if p.stages > 1:
+            words = words.view(p.stages, p.groups, -1, p.d).sum(0)
         return words.transpose(0, 1).reshape(codes.shape[1], -1)[:, : p.cols]
 
-    def _codewords(self, codes: Tensor, book: Tensor) -> Tensor:
-        """Float32 codewords ``[..., d]`` of codes in the given codebooks (broadcast)."""
-        flat = self.codebooks.float().view(-1, self.partition.d)  # [codebooks * K, d]
-        return nn.functional.embedding(codes + book * self.partition.K, flat)
-
-    def _codes(self, group: Tensor) -> Tensor:
-        """Codes of some groups, ``[n, points]``."""
-        return unpack(self.codes[group], self.partition.code_bits, self.partition.points)
-
     def _codes_at(self, point: Tensor) -> Tensor:
-        """Codes of some points in every group: int64 ``[n]`` -> ``[groups, n]``."""
+        """Codes of some points: int64 ``[n]`` -> ``[stages * groups, n]``."""
         p = self.partition
         if p.code_bits == 8:
             return self.codes[:, point]
         bit = point * p.code_bits
-        code = torch.zeros(p.groups, len(point), dtype=torch.int64, device=point.device)
+        code = torch.zeros(len(self.codes), len(point), dtype=torch.int64, device=point.device)
         for k in range((p.code_bits + 14) // 8):
             byte = (bit >> 3) + k
             code |= self.codes[:, byte.clamp(max=p.group_bytes - 1)].long() << (8 * k)
         return (code >> (bit & 7)) & ((1 << p.code_bits) - 1)
+
+
+def _codewords(codes: Tensor, book: Tensor, books: Tensor) -> Tensor:
+    """Codewords ``[..., d]`` of codes in the given codebooks (broadcast)."""
+    _, K, d = books.shape
+    return nn.functional.embedding(codes + book * K, books.reshape(-1, d))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from artifact_model import tiny_plan, write_tiny
+from artifact_model import ADDED, tiny_plan, tiny_plan_2, write_tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -22,8 +23,13 @@ from dpq_core.artifact import Artifact, header, strict_json
 from dpq_core.artifact import reader as reader_module
 from dpq_core.artifact.files import hash_file
 from dpq_core.errors import ArtifactError
+from dpq_core.spec import AssignmentSpec
 
 WEIGHTS = "model.safetensors"
+DEFAULT_ADDED = {
+    key: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+    for key, value in (ADDED | {"assignment": AssignmentSpec()}).items()
+}
 Edit = Callable[[Any], Any]
 
 
@@ -128,7 +134,8 @@ def listed(name: Any) -> Edit:
 
 
 MANIFEST_EDITS: dict[str, tuple[Edit, str]] = {
-    "F24 newer version": (lambda m: m.update(format_version=2), "format version 2 is not known"),
+    "F24 newer version": (lambda m: m.update(format_version=3), "format version 3 is not known"),
+    "F24 newer than needed": (lambda m: m.update(format_version=2), "does not suit its specs"),
     "F24 version 0": (lambda m: m.update(format_version=0), "format version 0"),
     "F5 version as text": (lambda m: m.update(format_version="1"), "format_version"),
     "F5 version true": (lambda m: m.update(format_version=True), "format_version"),
@@ -180,7 +187,15 @@ MANIFEST_EDITS: dict[str, tuple[Edit, str]] = {
     "F7 spec missing key": (lambda m: m["specs"][0].pop("d"), "key 'd' is missing"),
     "F7 kmeans missing key": (lambda m: m["specs"][0]["kmeans"].pop("tail"), "'tail' is missing"),
     "F7 spec without version": (lambda m: m["specs"][0].pop("version"), "'version' is missing"),
-    "F7 spec of the future": (spec(0, version=2), "spec version 2 is not known"),
+    "F7 spec of the future": (spec(0, version=3), "spec version 3 is not known"),
+    "F7 spec of another version": (spec(0, version=2), "newer than the spec needs"),
+    "F7 newer than it needs to be": (
+        spec(0, version=2, **DEFAULT_ADDED), "unknown key",
+    ),
+    "F7 older than it can be": (spec(0, codebook_dtype="int8"), "is missing"),
+    "F24 format older than its specs": (
+        spec(0, version=2, **DEFAULT_ADDED | {"stages": 2}), "format version 1 does not suit",
+    ),
     "F7 spec no object": (lambda m: m["specs"].__setitem__(0, 4), "spec 0"),
     "F7 d zero": (spec(0, d=0), "d must be"),
     "F7 d huge": (spec(0, d=2**60), "d must be"),
@@ -480,6 +495,28 @@ def test_impossible_values(one: Path, value: bytes, stored: str, name: str, ment
     for tensor_plan in tiny_plan():
         if tensor_plan.name != name:
             artifact.read(tensor_plan.name)
+
+
+@pytest.mark.parametrize(
+    ("value", "part", "mention"),
+    [
+        (b"\xff", "pool.weight.index_map", "an index is 7, but the pool has 5"),
+        (b"\x03\x00", "conv.weight.index_map", "an index is 3, but the pool has 3"),
+        (b"\x00\x7c", "conv.weight.codebook_scale", "NaN or infinite"),
+        (b"\x00\x7e", "pool.weight.pool", "NaN or infinite"),
+        (b"\x00\x7c", "stages.weight.group_scale", "NaN or infinite"),
+        (b"\x11", "pool.weight.permutation", "does not name every column once"),
+        (b"\xff", "pool.weight.permutation", "does not name every column once"),
+    ],
+)
+def test_impossible_values_of_version_2(
+    tmp_path: Path, value: bytes, part: str, mention: str
+) -> None:
+    """F25, F26, F27, F28."""
+    write_tiny(tmp_path / "two", tiny_plan_2())
+    patch_data(tmp_path / "two", part, 0, value)
+    with pytest.raises(ArtifactError, match=mention):
+        Artifact.open(tmp_path / "two").read(part.rpartition(".")[0])
 
 
 def test_padding_bits_are_ignored(one: Path) -> None:

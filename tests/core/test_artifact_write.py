@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 import dpq_core.artifact
-from dpq_core.artifact import FORMAT_VERSION, MANIFEST_NAME, Artifact, FileEntry, Manifest
+from dpq_core.artifact import MANIFEST_NAME, Artifact, FileEntry, Manifest
 from dpq_core.artifact.shards import lay_out
 from dpq_core.checkpoint import TensorInfo
 from dpq_core.errors import ArtifactError
@@ -51,7 +51,7 @@ def test_what_is_written_is_read_by_us_and_by_safetensors(tmp_path: Path, shard_
             assert torch.equal(artifact.read(tensor.name), expected[tensor.name])
         else:
             parts = {name.rpartition(".")[2]: value for name, value in expected.items()}
-            pq = PQTensor.from_parts(tensor.partition, tensor.info.dtype, parts)
+            pq = PQTensor.from_parts(tensor.partition, tensor.spec, tensor.info.dtype, parts)
             assert torch.equal(artifact.read_pq(tensor.name).codes, pq.codes)
             assert torch.equal(artifact.read(tensor.name), pq.decode())
     assert not stored
@@ -106,7 +106,7 @@ def test_manifest_round_trips(tmp_path: Path) -> None:
     assert Manifest.from_bytes(data, "here") == found
     assert found.to_bytes() == data
     assert Manifest.from_json(json.loads(data)) == found
-    assert found.format_version == FORMAT_VERSION
+    assert found.format_version == 1
     assert found.files["config.json"] == FileEntry(23, found.files["config.json"].sha256)
 
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 from builders import random_pq
 from hypothesis import given
-from strategies import matrix_shapes, specs_up_to
+from strategies import matrix_shapes, plain_specs_up_to
 
 from dpq_core.errors import ArtifactError
 from dpq_core.pq_tensor import PQTensor
 from dpq_core.spec import QuantSpec
 
 
-@given(matrix_shapes, specs_up_to(K=512))
+@given(matrix_shapes, plain_specs_up_to(K=512))
 def test_decode_is_the_gather(shape, spec):
     pq = random_pq(shape, spec)
     p = pq.partition
@@ -24,9 +24,9 @@ def test_decode_is_the_gather(shape, spec):
             cut, point = (col, row) if spec.orientation == "input" else (row, col)
             group = cut // p.d
             code = int(pq.codes_of(group)[point])
-            value = pq.codebooks.float()[group // p.tie, code, cut % p.d]
-            if pq.row_scale is not None:
-                value = value * pq.row_scale.float()[row]
+            value = pq.stored["codebooks"].float()[group // p.tie, code, cut % p.d]
+            if spec.row_scale:
+                value = value * pq.stored["row_scale"].float()[row]
             assert dense[row, col] == value
 
 
@@ -43,7 +43,7 @@ def test_decode_in_another_dtype():
 
 def broken(part, value):
     pq = random_pq((64, 12), QuantSpec(d=4, K=20))
-    return pq.partition, {**pq.parts(), part: value}
+    return pq, {**pq.parts(), part: value}
 
 
 @pytest.mark.parametrize(
@@ -60,12 +60,12 @@ def broken(part, value):
     ],
 )
 def test_damaged_parts_are_refused(part, value, text):
-    partition, parts = broken(part, value)
+    pq, parts = broken(part, value)
     with pytest.raises(ArtifactError, match=text):
-        PQTensor.from_parts(partition, torch.float32, parts)
+        PQTensor.from_parts(pq.partition, pq.spec, torch.float32, parts)
 
 
 def test_a_missing_part_is_named():
     pq = random_pq((8, 8), QuantSpec())
     with pytest.raises(ArtifactError, match="codebooks"):
-        PQTensor.from_parts(pq.partition, torch.float32, {"codes": pq.codes})
+        PQTensor.from_parts(pq.partition, pq.spec, torch.float32, {"codes": pq.codes})

@@ -9,7 +9,7 @@ from builders import random_pq
 from dpq_core.layout import Layout
 from dpq_core.runtime import PQConv2d, PQEmbedding, PQLinear, PQWeight, reference
 from dpq_core.runtime import weight as weight_module
-from dpq_core.spec import QuantSpec
+from dpq_core.spec import PoolSpec, QuantSpec
 
 SPECS = {
     "pq": QuantSpec(d=4, K=64, scope="subspace"),
@@ -21,6 +21,24 @@ SPECS = {
     "16-bit": QuantSpec(d=2, K=300, scope="tensor", row_scale=False),
     "wide-code": QuantSpec(d=2, K=65_536, scope="tensor"),
     "long": QuantSpec(d=64, K=16, scope="subspace"),
+    "stages": QuantSpec(d=4, K=16, scope=2, stages=3),
+    "stages-outputs": QuantSpec(d=3, K=256, scope="tensor", stages=2, orientation="output"),
+    "pool": QuantSpec(d=4, K=64, scope="subspace", pool=PoolSpec(method="wkmeans", size=100)),
+    "pool-int8": QuantSpec(
+        d=4,
+        K=16,
+        scope="subspace",
+        codebook_dtype="int8",
+        pool=PoolSpec(method="greedy", size=33, packed=False),
+    ),
+    "int8": QuantSpec(d=3, K=256, scope=4, codebook_dtype="int8"),
+    "group-scale": QuantSpec(d=4, K=256, scope="tensor", group_scale=True),
+    "permuted": QuantSpec(d=4, K=256, scope="subspace", permute=True, row_scale=False),
+    "rht": QuantSpec(d=8, K=256, scope="tensor", transform="rht"),
+    "rht-outputs": QuantSpec(d=4, K=16, transform="rht", orientation="output", stages=2),
+    "all": QuantSpec(
+        d=4, K=16, stages=2, codebook_dtype="int8", group_scale=True, transform="rht", scope=3
+    ),
 }
 SHAPE = (333, 90)
 
@@ -88,8 +106,8 @@ def test_codebook_gradient_is_the_scatter_add_of_the_weight_gradient():
     dense = pq.decode().requires_grad_()
     torch.nn.functional.linear(x, dense).square().sum().backward()
     p = pq.partition
-    expected = torch.zeros_like(pq.codebooks)
-    scaled = dense.grad * pq.row_scale.float()[:, None]
+    expected = torch.zeros_like(pq.stored["codebooks"])
+    scaled = dense.grad * pq.stored["row_scale"].float()[:, None]
     for group in range(p.groups):
         block = scaled[:, group * p.d : (group + 1) * p.d]
         expected[group].index_add_(0, pq.codes_of(group).long(), block)

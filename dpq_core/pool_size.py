@@ -1,0 +1,91 @@
+"""How large a pool is, and whether storing one pays: bits as they are stored (METHODS 1.6)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from dpq_core.errors import SpecError
+
+MAX_POOL = 65_536
+"""An entry of an index map is an unsigned 16-bit number at most."""
+
+MAX_SHARE = 0.9
+"""A pool of nearly as many vectors as there are codewords only adds the index map."""
+
+SCALE_BITS = 16
+"""A float16 scale beside each int8 codebook, or beside the whole int8 pool."""
+
+
+def pool_vectors(rows: int, cols: int, d: int, *, codewords: int) -> int:
+    """Pool vectors of a matrix: rows cols / (16 d^2), so that 16 d subvectors share one.
+
+    At fp16 that is an eighth of the bits of 8-bit codes. Never more than an index can name, nor
+    than there are codewords.
+
+    Args:
+        rows: of the matrix.
+        cols: of the matrix.
+        d: subvector length.
+        codewords: C K, over all codebooks.
+    """
+    return max(1, min(round(rows * cols / (16 * d * d)), MAX_POOL, codewords))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolSize:
+    """A pool of ``vectors`` shared by C codebooks of K codewords each.
+
+    Attributes:
+        vectors: N, vectors in the pool.
+        codebooks: C.
+        K: codewords per codebook.
+        d: subvector length.
+        value_bits: of one stored coordinate, of the pool as of the codebooks it replaces.
+        packed: the index map takes ceil(log2 N) bits per entry, else 16.
+    """
+
+    vectors: int
+    codebooks: int
+    K: int
+    d: int
+    value_bits: int = 16
+    packed: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse what an index map cannot name."""
+        if not 1 <= self.vectors <= MAX_POOL:
+            raise SpecError(
+                f"a pool holds 1 to {MAX_POOL:,} vectors (its index has 16 bits), not "
+                f"{self.vectors:,}; lower pool.size"
+            )
+
+    @property
+    def index_bits(self) -> int:
+        """Bits of one entry of the index map."""
+        return max(1, (self.vectors - 1).bit_length()) if self.packed else 16
+
+    @property
+    def pool_bits(self) -> int:
+        """Bits of the pool, the scale of an int8 one included."""
+        return self.vectors * self.d * self.value_bits + self._scale_bits
+
+    @property
+    def map_bits(self) -> int:
+        """Bits of the index map: one byte-aligned run per codebook."""
+        return self.codebooks * 8 * math.ceil(self.K * self.index_bits / 8)
+
+    @property
+    def codebook_bits(self) -> int:
+        """Bits of the full codebooks that the pool would replace."""
+        return self.codebooks * (self.K * self.d * self.value_bits + self._scale_bits)
+
+    @property
+    def pays(self) -> bool:
+        """Whether pool and map take fewer bits than the codebooks, with N well below C K."""
+        crowded = self.vectors >= MAX_SHARE * self.codebooks * self.K
+        return not crowded and self.pool_bits + self.map_bits < self.codebook_bits
+
+    @property
+    def _scale_bits(self) -> int:
+        return SCALE_BITS if self.value_bits == 8 else 0
