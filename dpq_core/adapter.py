@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from dpq_core.artifact import Artifact, Manifest
     from dpq_core.artifact.single_writer import Packed
+    from dpq_core.calibration import CalibrationTask
     from dpq_core.checkpoint import Checkpoint
     from dpq_core.layout import Layout
     from dpq_core.plan import Override
@@ -97,9 +98,9 @@ class Adapter(ABC):
     Class attributes:
         name: the entry-point name, as in ``--adapter NAME``.
         summary: one line for ``dpq adapters``.
-        options: verb (``compress``, ``evaluate``, ``sample``, ``export``) -> frozen dataclass of
-            that verb's options; every field has a default and ``metadata={"help": ...}``. The CLI
-            turns them into flags.
+        options: verb (``compress``, ``calibrate``, ``evaluate``, ``sample``, ``export``) -> frozen
+            dataclass of that verb's options; every field has a default and
+            ``metadata={"help": ...}``. The CLI turns them into flags.
         builtins: the models that ship with the adapter: ``x`` is the source ``builtin:x``.
         exports: the formats of ``export``, as in ``dpq export --to``; a format that is the suffix
             of the output needs not be named.
@@ -154,6 +155,17 @@ class Adapter(ABC):
         """A runnable model from an artifact or from an uncompressed source."""
         raise self._lacks("load models")
 
+    def calibration(self, source: str, reference: str, options: Any, run: Run) -> CalibrationTask:
+        """Student, teacher, batches and loss, for ``dpq calibrate``.
+
+        Args:
+            source: an artifact: the student (see ``dpq_core.em_layers.prepare_student``).
+            reference: the uncompressed model that it was made of: the teacher.
+            options: an instance of ``options["calibrate"]``, or None for its defaults.
+            run: device and seed; progress is shown by the loop.
+        """
+        raise self._lacks("calibrate")
+
     def evaluate(self, source: str, options: Any, run: Run) -> Evaluation:
         """Measure an artifact or an uncompressed source on the domain's own task."""
         raise self._lacks("evaluate")
@@ -180,10 +192,12 @@ class Adapter(ABC):
     @classmethod
     def capabilities(cls) -> tuple[str, ...]:
         """The optional verbs that this adapter implements."""
+        methods = {verb: verb for verb in ("load", "evaluate", "sample", "export", "probe")}
+        methods["calibrate"] = "calibration"
         return tuple(
             verb
-            for verb in ("load", "evaluate", "sample", "export", "probe")
-            if getattr(cls, verb) is not getattr(Adapter, verb)
+            for verb, method in methods.items()
+            if getattr(cls, method) is not getattr(Adapter, method)
         )
 
     def _lacks(self, what: str) -> AdapterError:

@@ -1,7 +1,8 @@
 """Stage 1 of a whole model: the one file that knows the order of the steps.
 
 open -> plan -> for each tensor: read, quantize, write -> side files -> probe -> finish. Tensors are
-read and written one at a time, so that peak memory is set by the largest tensor.
+read and written one at a time, so that peak memory is set by the largest tensor. With a task, the
+model is quantized block by block first, with statistics of its inputs; the results wait on disk.
 """
 
 from __future__ import annotations
@@ -12,22 +13,29 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dpq_core.adapter import Adapter, Run
-from dpq_core.artifact import FORMAT_VERSION, ArtifactWriter
+from dpq_core.artifact import ArtifactWriter
+from dpq_core.artifact.manifest import format_version
+from dpq_core.block_store import BlockStore, discard_blocks
 from dpq_core.checkpoint import Checkpoint
+from dpq_core.compress_sequential import Learned, learn
 from dpq_core.device import resolve
 from dpq_core.errors import SpecError
 from dpq_core.plan import Override, Plan, TensorPlan, make_plan
 from dpq_core.probe import store_probe
 from dpq_core.quantize import quantize
+from dpq_core.sequential import SegmentReport, SequentialOptions
 from dpq_core.spec import QuantSpec
+
+if TYPE_CHECKING:
+    from dpq_core.calibration import CalibrationTask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +48,7 @@ class CompressOptions:
         shard_bytes: start a new weight file beyond this size.
         probe: store outputs of the loaded artifact on a fixed input, where the adapter can.
         adapter: an instance of ``Adapter.options["compress"]``; None for its defaults.
+        sequential: how statistics are collected, where there is a task.
     """
 
     resume: bool = False
@@ -47,6 +56,7 @@ class CompressOptions:
     shard_bytes: int = 4 << 30
     probe: bool = True
     adapter: Any = None
+    sequential: SequentialOptions = field(default_factory=SequentialOptions)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +84,9 @@ class CompressReport:
         nbytes: bytes on disk of the artifact, every file counted.
         seconds: wall time of this run.
         peak_memory: highest resident memory of this process in bytes.
+        segments: what was quantized with statistics, in the order in which the model runs.
+        data_free: quantized without, although there was a task: no Linear, Conv2d or Embedding
+            that ran in it has them as its weight.
     """
 
     artifact: Path
@@ -83,19 +96,34 @@ class CompressReport:
     nbytes: int
     seconds: float
     peak_memory: int
+    segments: tuple[SegmentReport, ...] = ()
+    data_free: tuple[str, ...] = ()
 
 
 def compress(
     adapter: Adapter,
     source: str,
     out: Path,
-    spec: QuantSpec,
+    spec: QuantSpec | Plan,
     overrides: Iterable[Override] = (),
     *,
     options: CompressOptions | None = None,
     run: Run | None = None,
+    task: Callable[[], CalibrationTask] | None = None,
 ) -> CompressReport:
-    """Quantize a source into an artifact, data-free, tensor by tensor.
+    """Quantize a source into an artifact, tensor by tensor.
+
+    Args:
+        adapter: of the source's domain.
+        source: as ``adapter.open`` takes it.
+        out: folder to write.
+        spec: for all tensors; or a plan that has one for each (``dpq_core.planner``).
+        overrides: of the spec, by name.
+        options: how the output is written.
+        run: device and progress.
+        task: makes a task whose student is the source, uncompressed. Then every layer that runs in
+            it is quantized with statistics of its inputs, which the quantized layers before it
+            make; without a task no data is looked at.
 
     Raises:
         SourceError: the source cannot be opened or read.
@@ -105,28 +133,36 @@ def compress(
     options, run = options or CompressOptions(), run or Run()
     started = time.perf_counter()
     checkpoint = adapter.open_with(source, options.adapter)
-    plan = make_plan(checkpoint, adapter, spec, overrides)
+    plan = spec if isinstance(spec, Plan) else make_plan(checkpoint, adapter, spec, overrides)
+    learner = None if task is None else task()
+    data = None if learner is None else [learner.fingerprint, options.sequential.to_json()]
+    identity = fingerprint(checkpoint, plan, adapter.name, data)
     writer = ArtifactWriter(
         out,
         plan,
         adapter=adapter.name,
         source=source,
-        fingerprint=fingerprint(checkpoint, plan, adapter.name),
+        fingerprint=identity,
         weights=adapter.weights_names(checkpoint),
         shard_bytes=options.shard_bytes,
         resume=options.resume,
         overwrite=options.overwrite,
     )
     with writer:
-        reports = _write_tensors(checkpoint, plan, writer, run)
-        for relative, path in checkpoint.side_files.items():
-            writer.add_file(relative, path)
-        generated = adapter.generated_files(checkpoint, writer.manifest_draft)
-        for relative, content in generated.items():
-            writer.add_file(relative, content)
+        learned = Learned()
+        if learner is not None and len(writer.done) < len(plan.tensors):
+            store = BlockStore(
+                writer.out, identity, resume=options.resume, overwrite=options.overwrite
+            )
+            learned = learn(checkpoint, plan, learner, store, options.sequential, run)
+        learner = None  # a whole model
+        reports = _write_tensors(checkpoint, plan, writer, run, learned)
+        _add_files(checkpoint, adapter, writer)
         if options.probe:
             store_probe(adapter, writer, run)
         artifact = writer.finish()
+        if task is not None:
+            discard_blocks(writer.out)
     return CompressReport(
         artifact=artifact.path,
         tensors=tuple(reports),
@@ -135,13 +171,24 @@ def compress(
         nbytes=artifact.nbytes,
         seconds=time.perf_counter() - started,
         peak_memory=peak_memory(),
+        segments=learned.segments,
+        data_free=learned.missing(plan),
     )
 
 
-def fingerprint(checkpoint: Checkpoint, plan: Plan, adapter: str) -> str:
-    """Hash of everything that decides the output's bytes; guards ``resume``."""
+def fingerprint(checkpoint: Checkpoint, plan: Plan, adapter: str, data: Any = None) -> str:
+    """Hash of everything that decides the output's bytes; guards ``resume``.
+
+    Args:
+        checkpoint: the source.
+        plan: what becomes of it.
+        adapter: name.
+        data: what statistics come from, as JSON; None without.
+    """
     specs = {t.name: t.spec and t.spec.to_json() for t in plan}
-    text = json.dumps([FORMAT_VERSION, adapter, checkpoint.fingerprint, specs], sort_keys=True)
+    version = format_version(t.spec for t in plan if t.spec is not None)
+    parts = [version, adapter, checkpoint.fingerprint, specs]
+    text = json.dumps(parts if data is None else [*parts, data], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -160,16 +207,17 @@ def peak_memory() -> int:
 
 
 def _write_tensors(
-    checkpoint: Checkpoint, plan: Plan, writer: ArtifactWriter, run: Run
+    checkpoint: Checkpoint, plan: Plan, writer: ArtifactWriter, run: Run, learned: Learned
 ) -> list[TensorReport]:
-    total = sum(t.info.numel for t in plan)
+    total = learned.weights + sum(t.info.numel for t in plan)
     device = resolve(run.device)
-    done, reports = 0, []
+    done, reports = learned.weights, []
     for tensor in plan:
         run.progress(tensor.name, done, total)
         started = time.perf_counter()
         resumed = tensor.name in writer.done
-        error = writer.done[tensor.name] if resumed else _write(checkpoint, tensor, writer, device)
+        if not resumed:
+            _write(checkpoint, tensor, writer, device, learned)
         done += tensor.info.numel
         reports.append(
             TensorReport(
@@ -177,7 +225,7 @@ def _write_tensors(
                 shape=tensor.info.shape,
                 nbytes=tensor.nbytes,
                 bits_per_weight=8 * tensor.nbytes / max(1, tensor.info.numel),
-                relative_error=error,
+                relative_error=writer.done[tensor.name],
                 seconds=time.perf_counter() - started,
                 resumed=resumed,
             )
@@ -187,20 +235,36 @@ def _write_tensors(
 
 
 def _write(
-    checkpoint: Checkpoint, tensor: TensorPlan, writer: ArtifactWriter, device: torch.device
-) -> float | None:
-    """Read, quantize and write one tensor; returns its relative error."""
+    checkpoint: Checkpoint,
+    tensor: TensorPlan,
+    writer: ArtifactWriter,
+    device: torch.device,
+    learned: Learned,
+) -> None:
+    """Write one tensor as it is, or quantized: earlier, or else now."""
     name = tensor.name
     if tensor.spec is None or tensor.partition is None:
         values = checkpoint.read(name)
         _refuse_damaged(values, name)
         writer.write(name, {name: values}, None)
-        return None
-    # No name for the weight here: quantize() can then free it before k-means.
-    result = quantize(checkpoint.read(name).to(device), tensor.partition, tensor.spec, name)
-    parts = {f"{name}.{part}": value.cpu() for part, value in result.pq.parts().items()}
-    writer.write(name, parts, result.relative_error)
-    return result.relative_error
+        return
+    if learned.store is not None and name in learned.store.errors:
+        found = learned.store.read(name)
+        parts, error = found.parts, found.relative_error
+    else:
+        # No name for the weight here: quantize() can then free it before k-means.
+        result = quantize(checkpoint.read(name).to(device), tensor.partition, tensor.spec, name)
+        parts, error = result.pq.parts(), result.relative_error
+    writer.write(name, {f"{name}.{part}": value.cpu() for part, value in parts.items()}, error)
+
+
+def _add_files(checkpoint: Checkpoint, adapter: Adapter, writer: ArtifactWriter) -> None:
+    """Write what belongs beside the weights."""
+    for relative, path in checkpoint.side_files.items():
+        writer.add_file(relative, path)
+    generated = adapter.generated_files(checkpoint, writer.manifest_draft)
+    for relative, content in generated.items():
+        writer.add_file(relative, content)
 
 
 def _refuse_damaged(values: torch.Tensor, name: str) -> None:

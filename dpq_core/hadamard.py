@@ -31,6 +31,7 @@ Hadamard): by Hoeffding the same tails as a Hadamard matrix gives, at worst sqrt
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 
@@ -87,7 +88,8 @@ def factors(n: int) -> Factors:
 def matrix(n: int) -> Tensor:
     """Q_n, dense, float64 ``[n, n]``: the definition, and the oracle of ``apply``."""
     f = factors(n)
-    return torch.kron(_sylvester(f.r), _dense_factor(f.q, f.kind)) / math.sqrt(n)
+    with torch.device("cpu"):
+        return torch.kron(_sylvester(f.r), _dense_factor(f.q, f.kind)) / math.sqrt(n)
 
 
 def apply(x: Tensor) -> Tensor:
@@ -119,9 +121,14 @@ def _product(x: Tensor, *, transpose: bool) -> Tensor:
         folded = 1 << (folded.bit_length() - 1)
         dense = folded * f.q
         right = _right_factor(folded, f.q, f.kind, transpose, wide.dtype, wide.device)
-        y = wide.reshape(*x.shape[:-1], n // dense, dense) @ right
+        with _no_autocast(x.device):  # else mixed precision would round the factor's product
+            y = wide.reshape(*x.shape[:-1], n // dense, dense) @ right
     y = _butterflies(y.reshape(-1, n), dense).reshape(x.shape) * (1 / math.sqrt(n))
     return y.to(x.dtype)
+
+
+def _no_autocast(device: torch.device) -> AbstractContextManager[object]:
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def _butterflies(y: Tensor, width: int) -> Tensor:
@@ -140,7 +147,8 @@ def _right_factor(
     folded: int, q: int, kind: str, transpose: bool, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """H_folded (x) F_q, or its transpose, ready for a product from the right."""
-    with torch.inference_mode(False):  # the cache outlives the mode of its first caller
+    # The cache outlives the modes of its first caller.
+    with torch.inference_mode(False), torch.device("cpu"):
         dense = torch.kron(_sylvester(folded), _dense_factor(q, kind))
         return (dense.T if transpose else dense).contiguous().to(device, dtype)
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from dpq_core.checkpoint import TensorInfo
+from dpq_core.outputs import InputStatistics
 from dpq_core.plan import Override, decide, plan_tensor
 from dpq_core.progress import Progress, silent
-from dpq_core.quantize import InputStatistics, quantize
+from dpq_core.quantize import quantize
 from dpq_core.runtime import swap
 from dpq_core.runtime.weight import PQWeight
 from dpq_core.spec import QuantSpec

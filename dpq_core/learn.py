@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from dpq_core.kmeans import IterationStats, kmeans
 from dpq_core.packing import pack
 from dpq_core.partition import Partition
 from dpq_core.pool_refine import refine
-from dpq_core.pq_tensor import effective_books
+from dpq_core.pq_tensor import stored_values
 from dpq_core.spec import QuantSpec
 
 
@@ -68,7 +68,13 @@ def learn(job: Job) -> tuple[Code, tuple[IterationStats, ...]]:
         SpecError: weights that are not finite.
     """
     p, spec = job.partition, job.spec
-    shared = {"K": p.K, "tie": p.tie, "pad": p.pad, "seed": job.seed, "weights": job.weights}
+    shared: dict[str, Any] = {
+        "K": p.K,
+        "tie": p.tie,
+        "pad": p.pad,
+        "seed": job.seed,
+        "weights": job.weights,
+    }
     if p.stages > 1:
         return _learn_stages(job, shared), ()
     found = kmeans(job.points, spec=spec.kmeans, **shared)
@@ -128,42 +134,39 @@ def usage_of(codes: Tensor, partition: Partition, weights: Tensor | None = None)
     return found.double().view(p.codebooks, p.K)
 
 
-def stored_values(job: Job, values: Tensor) -> dict[str, Tensor]:
-    """Codebooks or pool in the spec's dtype, with their scale where that is int8.
-
-    Raises:
-        SpecError: a value overflows the dtype.
-    """
-    dtype = job.spec.codebook_dtype
-    name = "pool" if job.partition.pool else "codebooks"
-    if dtype == "int8":
-        integers, scale = to_int8(values)
-        return {name: integers, "codebook_scale": scale}
-    stored = values.to(getattr(torch, dtype))
-    if not bool(torch.isfinite(stored).all()):
-        raise SpecError(
-            f"tensor {job.name!r}: codebooks overflow {dtype}; use codebook_dtype=float32"
-        )
-    return {name: stored.contiguous()}
-
-
-def settle(job: Job, code: Code) -> tuple[Tensor, dict[str, Tensor]]:
-    """Round the codewords as they are stored, and pack the codes.
-
-    Codewords in eight bits move so far that codes of a single stage are chosen anew.
+def rounded(job: Job, code: Code) -> tuple[Code, dict[str, Tensor]]:
+    """Codewords as they are stored, in the spec's dtype.
 
     Returns:
-        The codes, int32 ``[stages * groups, points]``, and the stored parts.
+        The code with the values that a reader will see, and the parts that hold them.
 
     Raises:
         SpecError: a codeword overflows the spec's dtype.
     """
-    p, codes = job.partition, code.codes
-    parts = stored_values(job, code.values)
-    if code.index is not None:
-        parts["index_map"] = pack(code.index, p.index_bits)
-    if job.spec.codebook_dtype == "int8" and p.stages == 1:
-        books = effective_books(p, parts)
-        codes = kernels.assign(job.points, books, tie=p.tie, pad=p.pad)[0]
-    parts["codes"] = pack(codes, p.code_bits)
-    return codes, parts
+    p, dtype = job.partition, job.spec.codebook_dtype
+    name = "pool" if p.pool else "codebooks"
+    if dtype == "int8":
+        integers, scale = to_int8(code.values)
+        parts = {name: integers, "codebook_scale": scale}
+    else:
+        parts = {name: code.values.to(getattr(torch, dtype)).contiguous()}
+    if not all(bool(torch.isfinite(part).all()) for part in parts.values()):
+        raise SpecError(
+            f"tensor {job.name!r}: codebooks overflow {dtype}; use codebook_dtype=float32"
+        )
+    return replace(code, values=stored_values(p, parts)), parts
+
+
+def nearest(job: Job, code: Code) -> Code:
+    """The code with every subvector at its nearest codeword; sums of several stay as they are."""
+    p = job.partition
+    if p.stages > 1:
+        return code  # they were found for codewords that differ by rounding only
+    return replace(code, codes=kernels.assign(job.points, code.books, tie=p.tie, pad=p.pad)[0])
+
+
+def packed(job: Job, code: Code) -> dict[str, Tensor]:
+    """Codes and index map as they are stored."""
+    p = job.partition
+    parts = {"codes": pack(code.codes, p.code_bits)}
+    return parts if code.index is None else {**parts, "index_map": pack(code.index, p.index_bits)}

@@ -17,6 +17,12 @@ from dpq_core.errors import SpecError
 from dpq_core.permute_search import SwapSearch
 from dpq_core.permute_start import bucket_start, correlated_start
 
+_RACE = 8
+"""Every start gets this part of all swaps."""
+
+_NO_GAIN = 1e-6
+"""A smaller relative gain is not worth another order of the columns."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnMoments:
@@ -77,7 +83,7 @@ def objective(moments: ColumnMoments, perm: Tensor, *, d: int, tie: int = 1) -> 
 def search(
     moments: ColumnMoments, *, d: int, tie: int = 1, swaps: int = 100_000, seed: int = 0
 ) -> Permutation:
-    """Greedy start, then stochastic local search over swaps of two columns (PQF, section 3.2).
+    """Greedy starts, then stochastic local search over swaps of two columns (PQF, section 3.2).
 
     A round draws disjoint pairs of groups and accepts the best swap of each pair where it lowers
     the objective, which therefore never rises. Where the columns do not fill the last group, its
@@ -87,7 +93,7 @@ def search(
         moments: of the matrix as it will be quantised (scaled, weighted).
         d: subvector length.
         tie: adjacent groups that share a codebook.
-        swaps: candidate swaps to evaluate; the last round may exceed it.
+        swaps: candidate swaps to evaluate; a few rounds may exceed it.
         seed: the only source of randomness.
 
     Raises:
@@ -103,24 +109,32 @@ def search(
     before = float(local.costs(given).sum())
     if len(given) < 2 or d == 1:  # d = 1: a codebook of single columns has no coordinates to mix
         return Permutation(perm=identity, before=before, after=before, swaps=0)
-    starts = [given] + [
+    orders = [given.clone()] + [
         start(moments.covariance, len(given), d) for start in (correlated_start, bucket_start)
     ]
-    order = min(starts, key=lambda order: float(local.costs(order).sum())).clone()
-    generator = torch.Generator(order.device).manual_seed(seed)
-    done = 0
-    while done < swaps:
-        done += local.round(order, generator)
+    generator = torch.Generator(identity.device).manual_seed(seed)
+    # Each start may lead to a poor local minimum: all of them race, the best one goes on.
+    done = sum(_descend(local, order, swaps // _RACE, generator) for order in orders)
+    order = min(orders, key=lambda order: float(local.costs(order).sum()))
+    done += _descend(local, order, swaps - done, generator)
     after = float(local.costs(order).sum())
-    if after >= before:
+    if after > before * (1 - _NO_GAIN):
         return Permutation(perm=identity, before=before, after=before, swaps=done)
     perm = torch.cat([order.flatten(), identity[order.numel() :]])
     return Permutation(perm=perm, before=before, after=after, swaps=done)
 
 
 def invert(perm: Tensor) -> Tensor:
-    """The order that undoes ``perm``, so that ``x[..., perm][..., invert(perm)]`` is x."""
+    """The order that undoes ``perm``: indexing by one and then the other changes nothing."""
     return perm.argsort()
+
+
+def _descend(local: SwapSearch, order: Tensor, swaps: int, generator: torch.Generator) -> int:
+    """Rounds on ``order``, in place, until ``swaps`` were evaluated; returns how many it were."""
+    done = 0
+    while done < swaps:
+        done += local.round(order, generator)
+    return done
 
 
 def _groups(perm: Tensor, d: int) -> Tensor:

@@ -43,8 +43,7 @@ class SwapSearch:
         self.books = math.ceil(groups / self.tie)
         self.unit = max(float(covariance.diagonal().double().mean()), 1e-60)
         self.covariance = covariance
-        # Around one common mean the second moments do not cancel against the means.
-        self.mean = (mean.double() - mean.double().mean()) / math.sqrt(self.unit)
+        self.mean = mean.double() / math.sqrt(self.unit)
         device = mean.device
         self.book = torch.arange(groups, device=device) // self.tie
         self.counts = torch.bincount(self.book, minlength=self.books).double()
@@ -77,14 +76,12 @@ class SwapSearch:
         rank = gain.argsort(dim=1, descending=True, stable=True)
         arena = torch.arange(len(groups), device=order.device)[:, None]
         gain, pick, groups = gain[arena, rank], pick[arena, rank], groups[arena, rank]
-        gains = gain > 0
+        gains = gain > _MARGIN * now[:, None]
         change = change[arena, rank, pick] * gains[..., None, None, None]
         # Changes add up: the cost after the r best swaps of an arena together, for every r.
         joint = self._cost(total[:, None] + change.cumsum(dim=1), counts[:, None]).sum(dim=-1)
-        least, last = joint.min(dim=1)
-        better = least < now * (1 - _MARGIN)
-        taken = gains & (torch.arange(gain.shape[1], device=order.device) <= last[:, None])
-        taken &= better[:, None]
+        last = joint.argmin(dim=1, keepdim=True)
+        taken = gains & (torch.arange(gain.shape[1], device=order.device) <= last)
         order[groups[taken]] = new[arena, rank, pick][taken]
         return cost.numel()
 

@@ -13,7 +13,7 @@ from dpq_core.errors import SpecError
 from dpq_core.layout import Layout
 from dpq_core.partition import Partition
 from dpq_core.pq_tensor import Part, expected_parts
-from dpq_core.spec import PRESET_D, QuantSpec
+from dpq_core.spec import PRESET_D, QuantSpec, parse_changes
 
 if TYPE_CHECKING:
     from dpq_core.adapter import Adapter
@@ -47,8 +47,7 @@ class Override:
             if int(value) not in PRESET_D:
                 raise SpecError(f"override {text!r}: bits must be 1, 2, 3 or 4")
             return cls(pattern, {"d": PRESET_D[int(value)], "K": 256})
-        pairs = (item.partition("=") for item in value.split(","))
-        changes = {key: _value(raw) for key, _, raw in pairs}
+        changes = parse_changes(value)
         QuantSpec().replace(**changes)
         return cls(pattern, changes)
 
@@ -59,18 +58,6 @@ class Override:
     def apply(self, spec: QuantSpec) -> QuantSpec | None:
         """The changed spec, or None to keep the tensor."""
         return None if self.changes is None else spec.replace(**self.changes)
-
-
-def _value(raw: str) -> Any:
-    """A word of the command line as the value it spells: bool, int, float or text."""
-    if raw.lower() in ("true", "false"):
-        return raw.lower() == "true"
-    for kind in (int, float):
-        try:
-            return kind(raw)
-        except ValueError:
-            continue
-    return raw
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -101,7 +101,7 @@ def _within(vectors: Tensor, squared: float) -> Tensor:
 
 
 def wkmeans(
-    codebooks: Tensor, usage: Tensor, size: int, *, iterations: int = 3
+    codebooks: Tensor, usage: Tensor, size: int, *, iterations: int = 2
 ) -> tuple[Tensor, Tensor]:
     """Usage-weighted k-means of the codewords (METHODS A2).
 
@@ -123,21 +123,24 @@ def wkmeans(
         SpecError: as in ``greedy``.
     """
     vectors, weight = _flat(codebooks, usage, size)
-    used = (weight > 0).nonzero()[:, 0]
-    if len(used) > size:
-        points, mass = vectors[used], weight[used]
-        clusters = Clusters(Nearest(points), *merged(points, mass, size))
-        before = math.inf
-        for _ in range(iterations):
-            cost = clusters.settle(points, mass[:, None].expand_as(points))
-            if cost > (1 - SETTLED) * before:
-                break
-            before = cost
-        pool = clusters.pool
-    else:  # all that is used, and as much of the rest as fits
-        order = (weight == 0).to(torch.uint8).argsort(stable=True)
+    used = weight > 0
+    if int(used.sum()) <= size:  # all that is used, and as much of the rest as fits
+        order = (~used).to(torch.uint8).argsort(stable=True)
         pool = vectors[order[:size]]
-    index = nearest(vectors, pool)[0]
+        index = nearest(vectors, pool)[0]
+        return pool, index.int().view(codebooks.shape[:2])
+    points, mass = vectors[used], weight[used]
+    clusters = Clusters(Nearest(points), *merged(points, mass, size))
+    before = math.inf
+    for _ in range(iterations):
+        cost = clusters.settle(points, mass[:, None].expand_as(points))
+        if cost > (1 - SETTLED) * before:
+            break
+        before = cost
+    pool, index = clusters.pool, torch.empty_like(used, dtype=torch.int64)
+    index[used] = clusters.search(pool, guess=clusters.index)[0]
+    if not bool(used.all()):
+        index[~used] = nearest(vectors[~used], pool)[0]
     return pool, index.int().view(codebooks.shape[:2])
 
 

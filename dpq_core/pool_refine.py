@@ -89,6 +89,7 @@ def refine(
     passes = _Passes(points, index.shape[1], tie=tie, pad=pad, weights=weights)
     index = index.long()
     stats: list[RefineStats] = []
+    search: Nearest | None = None
     while True:
         begin = time.perf_counter()
         slots = passes.step(pool[index])
@@ -98,7 +99,7 @@ def refine(
         gained = not stats or slots.objective < (1 - MIN_GAIN) * stats[-1].objective
         last = len(stats) == rounds or not gained
         if not last:
-            pool, index = _update(slots, used, pool, index)
+            pool, index, search = _update(slots, pool, index, search)
             _rescue(passes, used.view_as(index), pool, index)
         stats.append(
             RefineStats(
@@ -192,16 +193,19 @@ class _Passes:
         return x[at // x.shape[2], :, at % x.shape[2]]
 
 
-def _update(slots: _Slots, used: Tensor, pool: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Index map and pool that serve the means of the used slots."""
-    weight, at = slots.weight[used], used.nonzero()[:, 0]
-    now = pool[index.view(-1)[used]]
-    means = torch.where(weight > 0, (slots.total[used] / weight).float(), now)
-    clusters = Clusters(Nearest(means), pool, index.view(-1)[used])
-    clusters.settle(means, weight)
-    index = index.clone()
-    index.view(-1)[at] = clusters.index
-    return clusters.pool, index
+def _update(
+    slots: _Slots, pool: Tensor, index: Tensor, search: Nearest | None
+) -> tuple[Tensor, Tensor, Nearest]:
+    """Pool and index map that serve the means of the slots; ``search`` is kept for its order."""
+    flat = index.view(-1)
+    # A slot without subvectors weighs nothing, and stays.
+    means = torch.where(slots.weight > 0, (slots.total / slots.weight).float(), pool[flat])
+    if search is None:
+        search = Nearest(means)
+    search.move(means)
+    clusters = Clusters(search, pool, flat)
+    clusters.settle(means, slots.weight)
+    return clusters.pool, clusters.index.view_as(index), search
 
 
 def _rescue(passes: _Passes, used: Tensor, pool: Tensor, index: Tensor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -73,6 +74,15 @@ def column_bits(cols: int) -> int:
     return max(1, (cols - 1).bit_length())
 
 
+def stored_values(partition: Partition, parts: Mapping[str, Tensor]) -> Tensor:
+    """The codebooks ``[stages * codebooks, K, d]`` or the pool ``[N, d]`` in float32."""
+    values = parts["pool" if partition.pool else "codebooks"].float()
+    if "codebook_scale" not in parts:
+        return values
+    scale = parts["codebook_scale"].float()
+    return values * (scale if partition.pool else scale[:, None, None])
+
+
 def effective_books(
     partition: Partition, parts: Mapping[str, Tensor], unpacked: Unpacked | None = None
 ) -> Tensor:
@@ -85,11 +95,7 @@ def effective_books(
         parts: by name.
         unpacked: where the unpacked index map is remembered.
     """
-    p = partition
-    values = parts["pool" if p.pool else "codebooks"].float()
-    if "codebook_scale" in parts:
-        scale = parts["codebook_scale"].float()
-        values = values * (scale if p.pool else scale[:, None, None])
+    p, values = partition, stored_values(partition, parts)
     if not p.pool:
         return values
     index = (unpacked or Unpacked()).get(
@@ -212,10 +218,9 @@ def frame_of(
         unpacked: where unpacked orders and signs are remembered.
     """
     p, memory = partition, unpacked or Unpacked()
-    lengths = {"signs_in": p.cols, "signs_out": p.rows}
     signs = {
-        name: memory.get(name, parts[name], lambda packed, n=n: transform.unpack_signs(packed, n))
-        for name, n in lengths.items()
+        name: memory.get(name, parts[name], partial(transform.unpack_signs, n=n))
+        for name, n in (("signs_in", p.cols), ("signs_out", p.rows))
         if name in parts
     }
     order = parts.get("permutation")

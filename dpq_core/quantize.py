@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -13,7 +13,8 @@ from dpq_core import basis
 from dpq_core.errors import SpecError
 from dpq_core.kernels.error import weighted_error
 from dpq_core.kmeans import IterationStats
-from dpq_core.learn import Job, learn, settle
+from dpq_core.learn import Job, learn, nearest, packed, rounded
+from dpq_core.outputs import InputStatistics, output_error, point_weights
 from dpq_core.partition import Partition
 from dpq_core.pq_tensor import PQTensor, frame_of
 from dpq_core.spec import QuantSpec
@@ -26,8 +27,8 @@ class Quantized:
     Attributes:
         pq: what is stored.
         relative_error: ||W - W_hat||^2 / ||W||^2, of the stored values.
-        output_errors: relative output error tr(E H E^T) / tr(W H W^T) after each step of the
-            assignment, the first of the nearest codewords; empty without statistics.
+        output_errors: tr(E H E^T) / tr(W H W^T), H damped, of the nearest codewords and after each
+            step of the assignment; empty without statistics.
         stats: one record per k-means iteration.
     """
 
@@ -35,20 +36,6 @@ class Quantized:
     relative_error: float
     output_errors: tuple[float, ...]
     stats: tuple[IterationStats, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class InputStatistics:
-    """What is known of the inputs of the layer whose weight is quantized.
-
-    Attributes:
-        hessian: H = E[x x^T], ``[cols, cols]``, in the order of the weight's columns; None where
-            the layer looks rows up.
-        row_weight: how often each row counts, ``[rows]`` (look-ups of an embedding's entry).
-    """
-
-    hessian: Tensor | None = None
-    row_weight: Tensor | None = None
 
 
 def quantize(
@@ -88,12 +75,23 @@ def quantize(
     del weight, matrix  # often the last references to them: k-means needs only the subvectors
     if spec.group_scale:
         stored["group_scale"] = basis.scale_groups(points)
+    frame = frame_of(partition, stored)
     job = Job(points=points, partition=partition, spec=spec, seed=seed, name=name)
+    job = replace(job, weights=point_weights(job, frame, known))
+    output = output_error(job, frame, known)
     code, stats = learn(job)
-    codes, parts = settle(job, code)
-    pq = PQTensor(partition=partition, spec=spec, dtype=dtype, stored=stored | parts)
-    error = relative_error(points, codes, pq)
-    return Quantized(pq=pq, relative_error=error, output_errors=(), stats=stats)
+    errors: tuple[float, ...] = ()
+    if output is not None:
+        code, errors = output.improve(code)
+    code, parts = rounded(job, code)
+    if output is not None:
+        code = output.sweep(code)
+    elif spec.codebook_dtype == "int8":
+        code = nearest(job, code)
+    stored |= parts | packed(job, code)
+    pq = PQTensor(partition=partition, spec=spec, dtype=dtype, stored=stored)
+    error = relative_error(points, code.codes, pq)
+    return Quantized(pq=pq, relative_error=error, output_errors=errors, stats=stats)
 
 
 def tensor_seed(seed: int, name: str) -> int:

@@ -24,6 +24,7 @@ from dpq_core.spec_parts import (
     is_number,
     known,
     raise_all,
+    word,
 )
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "PoolSpec",
     "QuantSpec",
     "keys_of",
+    "parse_changes",
 ]
 
 SPEC_VERSION = 2
@@ -178,14 +180,18 @@ class QuantSpec:
 
     @classmethod
     def preset(cls, bits: int, **changes: Any) -> QuantSpec:
-        """The paper's preset for a nominal width of 1, 2, 3 or 4 bits, with changes applied.
+        """Codebooks of 256 for a nominal width of 1, 2, 3 or 4 bits, with changes applied.
+
+        Subvector lengths are the paper's. Columns are permuted, where subvectors run along them:
+        that is worth more than its bytes (docs/methods.md).
 
         Raises:
             SpecError: ``bits`` is not 1, 2, 3 or 4, or a change is invalid.
         """
         if bits not in PRESET_D:
             raise SpecError(f"bits must be 1, 2, 3 or 4, not {bits!r}; or give d and K yourself")
-        return cls(d=PRESET_D[bits]).replace(**changes)
+        permute = changes.get("orientation", "input") == "input" and not changes.get("transform")
+        return cls(d=PRESET_D[bits], permute=permute).replace(**changes)
 
     def replace(self, **changes: Any) -> QuantSpec:
         """A copy with some fields changed; unknown names raise SpecError.
@@ -240,6 +246,27 @@ class QuantSpec:
             if isinstance(values.get(key), Mapping):
                 values[key] = kind(**known(kind, values[key], key))
         return cls(**values)
+
+
+def parse_changes(text: str) -> dict[str, Any]:
+    """Changes as the command line spells them: ``d=2,K=1024,pool=wkmeans,kmeans.iterations=9``.
+
+    ``pool`` and ``assignment`` without a dot mean their ``method``.
+
+    Raises:
+        SpecError: not of this form.
+    """
+    changes: dict[str, Any] = {}
+    for item in text.split(","):
+        key, equals, raw = (part.strip() for part in item.partition("="))
+        if not key or not equals or not raw:
+            raise SpecError(f"{item!r}: write KEY=VALUE, several with commas between them")
+        outer, _, inner = key.partition(".")
+        if inner or outer in _NESTED:
+            changes.setdefault(outer, {})[inner or "method"] = word(raw)
+        else:
+            changes[key] = word(raw)
+    return changes
 
 
 _NESTED: dict[str, type] = {

@@ -145,3 +145,15 @@ def is_int(value: object, low: int, high: int) -> bool:
 def is_number(value: object) -> bool:
     """Whether ``value`` is a finite int or float, not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def word(raw: str) -> bool | int | float | str:
+    """A word of the command line as the value it spells."""
+    if raw.lower() in ("true", "false"):
+        return raw.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(raw)
+        except ValueError:
+            continue
+    return raw

@@ -16,8 +16,9 @@ from dpq_core import hadamard, packing
 
 def signs(n: int, seed: int) -> Tensor:
     """Random signs, int8 ``[n]`` of -1 and +1, on the CPU; the same seed gives the same signs."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 2, (n,), generator=generator, dtype=torch.int8) * 2 - 1
+    generator = torch.Generator("cpu").manual_seed(seed)
+    bits = torch.randint(0, 2, (n,), generator=generator, dtype=torch.int8, device="cpu")
+    return bits * 2 - 1
 
 
 def pack_signs(values: Tensor) -> Tensor:

@@ -9,7 +9,18 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from dpq_cli.commands import adapters, compress, demo, doctor, evaluate, export, inspect, sample
+from dpq_cli.commands import (
+    adapters,
+    calibrate,
+    compress,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    inspect,
+    plan,
+    sample,
+)
 from dpq_cli.interrupt import interruptible
 from dpq_core import __version__
 from dpq_core.errors import DPQError
@@ -96,7 +107,9 @@ def main(
 
 EXTRA_ARGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
+app.command("plan", context_settings=EXTRA_ARGS)(plan.command)
 app.command("compress", context_settings=EXTRA_ARGS)(compress.command)
+app.command("calibrate", context_settings=EXTRA_ARGS)(calibrate.command)
 app.command("eval", context_settings=EXTRA_ARGS)(evaluate.command)
 app.command("sample", context_settings=EXTRA_ARGS)(sample.command)
 app.command("export", context_settings=EXTRA_ARGS)(export.command)

@@ -124,6 +124,30 @@ def adapter_options(adapter: Adapter, verb: str, words: Sequence[str]) -> Any:
         raise typer.BadParameter(f"{error} (see `dpq adapters {adapter.name}`)") from None
 
 
+def adapter_options_of(
+    adapter: Adapter, verbs: Sequence[str], words: Sequence[str]
+) -> dict[str, Any]:
+    """The adapter's options for several verbs, all given on one command line.
+
+    Raises:
+        typer.BadParameter: usage (exit code 2): an option of none of them, or a wrong value.
+    """
+    known = {
+        option.flag: verb
+        for verb in reversed(verbs)
+        if (cls := adapter.options.get(verb)) is not None
+        for option in options.describe(cls)
+    }
+    shares: dict[str, list[str]] = {verb: [] for verb in verbs}
+    owner = verbs[0]
+    for word in words:
+        if word.startswith("--"):
+            flag = word.partition("=")[0]
+            owner = known.get(flag) or known.get(flag.replace("--no-", "--", 1)) or verbs[0]
+        shares[owner].append(word)
+    return {verb: adapter_options(adapter, verb, share) for verb, share in shares.items()}
+
+
 def size_on_disk(adapter: Adapter, source: str) -> int:
     """Bytes of an artifact or a file, or of the tensors and side files of any other source."""
     if is_artifact(source):

@@ -43,3 +43,8 @@ def format_seconds(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def format_shape(shape: tuple[int, ...]) -> str:
+    """``4096x11008``, or ``scalar``."""
+    return "x".join(map(str, shape)) or "scalar"

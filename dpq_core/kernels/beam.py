@@ -23,13 +23,13 @@ _RUN = 512
 """Points of one group per task."""
 
 _TILE = 16
-"""Scores of which only the lowest is looked at, unless it beats the worst sum kept."""
+"""Scores of which only the lowest is looked at, unless it is among the lowest of all."""
 
 _INDEX = (1 << 32) - 1
 """The lower half of an entry: partial sum * K + codeword."""
 
-_NOTHING = (0x7F800000 << 32) | _INDEX
-"""An entry at infinite distance."""
+_NOTHING = 0x7F800000 << 32
+"""The lowest entry at infinite distance."""
 
 _TILE_FLOATS = 1 << 24
 """Scores that the torch path holds at a time."""
@@ -37,9 +37,13 @@ _TILE_FLOATS = 1 << 24
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract"})
 def _score(residual, words, halves, scores):  # type: ignore[no-untyped-def]
-    """scores[k] = |c_k|^2 / 2 - residual . c_k."""
+    """scores[k] = |residual - c_k|^2 / 2."""
+    half = np.float32(0)
+    for i in range(len(residual)):
+        half += residual[i] * residual[i]
+    half *= np.float32(0.5)
     for k in range(len(scores)):
-        scores[k] = halves[k]
+        scores[k] = half + halves[k]
     for i in range(0, words.shape[0], 4):
         r0, r1, r2, r3 = residual[i], residual[i + 1], residual[i + 2], residual[i + 3]
         for k in range(len(scores)):
@@ -52,34 +56,46 @@ def _score(residual, words, halves, scores):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"nnan", "nsz"})
-def _lowest(scores, first, last):  # type: ignore[no-untyped-def]
-    """The smallest of some finite scores (vectorised: hence no NaN)."""
-    low = scores[first]
-    for k in range(first + 1, last):
-        low = min(low, scores[k])
-    return low
+def _lowest(scores, low):  # type: ignore[no-untyped-def]
+    """The smallest score of every tile (vectorised: hence no NaN)."""
+    for t in range(len(low)):
+        best = scores[t * _TILE]
+        for k in range(t * _TILE + 1, (t + 1) * _TILE):
+            best = min(best, scores[k])
+        low[t] = best
 
 
 @numba.njit(cache=True, nogil=True)
-def _offer(energy, scores, offset, best):  # type: ignore[no-untyped-def]
-    """Merge the extensions of one partial sum into the sorted ``best``, int64 [beam].
+def _insert(best, entry):  # type: ignore[no-untyped-def]
+    """Put an entry into its place among the sorted best, without a branch to mispredict."""
+    for at in range(len(best) - 1, 0, -1):
+        best[at] = min(best[at], max(best[at - 1], entry))
+    best[0] = min(best[0], entry)
 
-    An entry is the bits of the squared distance (not negative, so that its bits sort like itself)
-    above ``offset + k``: of equals, the first partial sum and codeword win.
+
+@numba.njit(cache=True, nogil=True)
+def _select(scores, low, bars, best):  # type: ignore[no-untyped-def]
+    """The lowest scores, sorted, into ``best`` int64 [beam].
+
+    The beam-th lowest tile minimum bounds what can be among them, so few tiles are looked into. An
+    entry is the bits of the score (not negative, so that its bits sort like itself) above its
+    index: of equals, the first partial sum and codeword win.
     """
-    beam = len(best)
-    for tile in range(0, len(scores), _TILE):
-        end = min(tile + _TILE, len(scores))
-        bar = np.int32(best[beam - 1] >> 32).view(np.float32)
-        if energy + _lowest(scores, tile, end) > bar:
+    bars[:] = np.inf
+    for t in range(len(low)):
+        if low[t] < bars[-1]:
+            _insert(bars, low[t])
+    bar = bars[-1]
+    best[:] = _NOTHING
+    for t in range(len(low)):
+        if low[t] > bar:
             continue
-        for k in range(tile, end):
-            value = max(energy + scores[k], np.float32(0))
-            entry = (np.int64(np.float32(value).view(np.int32)) << 32) | (offset + k)
-            if entry < best[beam - 1]:
-                for at in range(beam - 1, 0, -1):  # without a branch to mispredict
-                    best[at] = min(best[at], max(best[at - 1], entry))
-                best[0] = min(best[0], entry)
+        for k in range(t * _TILE, (t + 1) * _TILE):
+            if scores[k] <= bar:
+                score = max(scores[k], np.float32(0))
+                entry = (np.int64(np.float32(score).view(np.int32)) << 32) | k
+                if entry < best[-1]:
+                    _insert(best, entry)
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract"})
@@ -88,8 +104,8 @@ def _search(points, words, halves, book_of, beam, codes, first, last):  # type: 
 
     Args:
         points: float32 [G, d, P].
-        words: float32 [S, B, D, K], D = d rounded up with zeros.
-        halves: float32 [S, B, K], half the squared norms.
+        words: float32 [S, B, D, K], D and K rounded up with zeros.
+        halves: float32 [S, B, K], half the squared norms, infinite for codewords that are none.
         book_of: int64 [G], index into B.
         beam: partial sums kept.
         codes: int32 [keep, S, G, P], overwritten.
@@ -99,7 +115,8 @@ def _search(points, words, halves, book_of, beam, codes, first, last):  # type: 
     _, d, P = points.shape
     S, _, D, K = words.shape
     runs = (P + _RUN - 1) // _RUN
-    scores, best = np.empty(K, np.float32), np.empty(beam, np.int64)
+    scores, low = np.empty(beam * K, np.float32), np.empty(beam * K // _TILE, np.float32)
+    bars, best = np.empty(beam, np.float32), np.empty(beam, np.int64)
     now, later = np.zeros((beam, D), np.float32), np.zeros((beam, D), np.float32)
     paths, new_paths = np.empty((beam, S), np.int32), np.empty((beam, S), np.int32)
     for task in range(first, last):
@@ -111,21 +128,21 @@ def _search(points, words, halves, book_of, beam, codes, first, last):  # type: 
                 now[0, i] = points[g, i, p]
             count = 1
             for s in range(S):
-                best[:] = _NOTHING
                 for b in range(count):
-                    energy = np.float32(0)
+                    some = scores[b * K : (b + 1) * K]
+                    _score(now[b], words[s, book], halves[s, book], some)
+                size = count * K // _TILE
+                _lowest(scores, low[:size])
+                _select(scores, low[:size], bars, best)
+                count = 0
+                while count < beam and best[count] < _NOTHING:
+                    b, k = divmod(best[count] & _INDEX, K)
                     for i in range(d):
-                        energy += now[b, i] * now[b, i]
-                    _score(now[b], words[s, book], halves[s, book], scores)
-                    _offer(np.float32(0.5) * energy, scores, b * K, best)
-                count = min(beam, count * K)
-                for n in range(count):
-                    b, k = divmod(best[n] & _INDEX, K)
-                    for i in range(d):
-                        later[n, i] = now[b, i] - words[s, book, i, k]
+                        later[count, i] = now[b, i] - words[s, book, i, k]
                     for earlier in range(s):
-                        new_paths[n, earlier] = paths[b, earlier]
-                    new_paths[n, s] = k
+                        new_paths[count, earlier] = paths[b, earlier]
+                    new_paths[count, s] = k
+                    count += 1
                 now, later = later, now
                 paths, new_paths = new_paths, paths
             for n in range(len(codes)):
@@ -147,8 +164,8 @@ def search(points: Tensor, books: Tensor, book_of: Tensor, beam: int, keep: int 
         return _by_torch(points, books, book_of, beam, keep)
     S, _, K, d = books.shape
     G, _, P = points.shape
-    words = pad_with(books.movedim(2, 3), (0, 0, 0, -d % _COORDINATES)).contiguous()
-    halves = (books.square().sum(3) / 2).contiguous()
+    words = pad_with(books.movedim(2, 3), (0, -K % _TILE, 0, -d % _COORDINATES)).contiguous()
+    halves = pad_with(books.square().sum(3) / 2, (0, -K % _TILE), value=torch.inf).contiguous()
     codes = torch.empty(keep, S, G, P, dtype=torch.int32)
     beam = max(keep, min(beam, K ** (S - 1)))
     arrays = (points.contiguous().numpy(), words.numpy(), halves.numpy(), book_of.numpy())

@@ -29,7 +29,11 @@ class Nearest:
 
     def __init__(self, points: Tensor) -> None:
         self.points = points
-        self._ordered: tuple[Tensor, Tensor] | None = None
+        self._order: Tensor | None = None
+
+    def move(self, points: Tensor) -> None:
+        """The same points somewhat elsewhere; their spatial order is kept, good or bad."""
+        self.points = points
 
     def __call__(self, centres: Tensor, guess: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Index int64 [n] and squared distance float32 [n] of the nearest of float32 [N, d].
@@ -49,10 +53,10 @@ class Nearest:
     def _by_boxes(self, centres: Tensor, guess: Tensor | None) -> tuple[Tensor, Tensor]:
         from dpq_core.kernels import boxes
 
-        if self._ordered is None:
-            order = torch.from_numpy(boxes.spatial_order(self.points.numpy(), boxes.POINTS))
-            self._ordered = order, self.points[order]
-        order, points = self._ordered
+        if self._order is None:
+            run = boxes.POINTS
+            self._order = torch.from_numpy(boxes.spatial_order(self.points.numpy(), run))
+        order, points = self._order, self.points[self._order]
         centre_order = torch.from_numpy(boxes.spatial_order(centres.numpy(), boxes.CENTRES))
         packed = centres[centre_order]
         n, d = points.shape

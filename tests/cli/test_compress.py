@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from cli_runs import MAIN, dpq, install_toy, write_mlp
 
-from dpq_cli.commands.compress import make_spec
+from dpq_cli.spec_options import SpecChoice
 from dpq_core.artifact import Artifact
 from dpq_core.errors import SpecError
-from dpq_core.spec import QuantSpec
+from dpq_core.presets import preset
+from dpq_core.spec import AssignmentSpec
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +104,7 @@ def test_an_existing_output_needs_overwrite(net, tmp_path):
     ("words", "message"),
     [
         (["--bits", "5"], "bits must be 1, 2, 3 or 4, not 5"),
-        (["--bits", "2", "--d", "4"], "give --bits or --d, not both"),
+        (["--bits", "2", "--d", "4"], "give one of --bits, --d and --target-size"),
         (["--d", "99"], "d must be 1..64, not 99"),
         (["--scope", "everyone"], "scope must be auto, tensor, subspace or a number"),
         (["--scope", "1000"], "scope asks for 1000 codebooks"),
@@ -142,12 +143,34 @@ def test_usage_errors_exit_2(words):
     assert "Usage: dpq" in done.err
 
 
-def test_make_spec():
-    assert make_spec(None, None) == QuantSpec.preset(2)
-    assert make_spec(3, None, seed=5) == QuantSpec.preset(3, seed=5)
-    assert make_spec(None, 6, K=64) == QuantSpec(d=6, K=64)
-    with pytest.raises(SpecError, match="not both"):
-        make_spec(2, 4)
+def test_the_spec_of_the_options():
+    assert SpecChoice().spec(0) == preset("fast", 2)
+    assert SpecChoice(bits=3).spec(5) == preset("fast", 3).replace(seed=5)
+    assert SpecChoice(d=6, K=64).spec(0) == preset("fast", 2).replace(d=6, K=64)
+    assert SpecChoice(preset="faithful", bits=1).spec(0) == preset("faithful", 1)
+    changes = ["stages=2,transform=rht,permute=false", "assignment=icm,assignment.sweeps=5"]
+    spec = SpecChoice(changes=changes).spec(0)
+    assert (spec.stages, spec.transform) == (2, "rht")
+    assert spec.assignment == AssignmentSpec(method="icm", sweeps=5)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"bits": 2, "d": 4}, "each decides d"),
+        ({"bits": 1.5, "target_size": "1MB"}, "each decides d"),
+        ({"bits": 1.5, "K": 16}, "for the planner to choose"),
+        ({"bits": 1.5, "preset": "faithful"}, "fixed widths"),
+        ({"preset": "slow"}, "is not one of fast"),
+        ({"bits": 5}, "bits must be 1, 2, 3 or 4"),
+        ({"changes": ["stages"]}, "write KEY=VALUE"),
+        ({"changes": ["stagess=2"]}, "unknown key stagess"),
+        ({"changes": ["pool.sizes=2"]}, "pool: unknown key sizes"),
+    ],
+)
+def test_options_that_do_not_go_together_are_one_line(options, text):
+    with pytest.raises(SpecError, match=text):
+        SpecChoice(**options).spec(0)
 
 
 @pytest.mark.slow

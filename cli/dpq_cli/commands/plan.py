@@ -1,0 +1,75 @@
+"""``dpq plan``: which spec for which tensor, before anything is written."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dpq_cli import planning
+from dpq_cli import spec_options as given
+from dpq_cli.shared import (
+    MORE_OPTIONS,
+    AdapterName,
+    Device,
+    Json,
+    Seed,
+    adapter_of,
+    adapter_options,
+    using,
+)
+from dpq_core.errors import AdapterError
+
+
+def command(  # one parameter per option is Typer's interface
+    ctx: typer.Context,
+    source: Annotated[
+        str, typer.Argument(help="A model folder or file, a hub id, or builtin:NAME.")
+    ],
+    adapter: AdapterName = None,
+    preset: given.Preset = None,
+    bits: given.Bits = None,
+    target_size: given.TargetSize = None,
+    d: given.Dim = None,
+    K: given.Codewords = None,
+    scope: given.Scope = None,
+    orientation: given.Orientation = None,
+    row_scale: given.RowScale = None,
+    changes: given.Set = None,
+    override: given.Overrides = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Show what `dpq compress` would store, tensor by tensor; write nothing.
+
+    With --target-size or a fractional --bits a planner spreads the bytes: each tensor gets the
+    subvector length and codebook size with which the sum of predicted errors is least.
+    """
+    choice = given.SpecChoice(
+        preset=preset,
+        bits=bits,
+        target_size=target_size,
+        d=d,
+        K=K,
+        scope=scope,
+        orientation=orientation,
+        row_scale=row_scale,
+        changes=changes,
+    )
+    chosen = adapter_of(adapter, source)
+    if chosen.single_file:
+        raise AdapterError(
+            f"adapter {chosen.name!r} codes a whole source; see its sizes with "
+            f"`dpq compress {source} -o OUT.dpq --dry-run`"
+        )
+    own = adapter_options(chosen, "compress", ctx.args)
+    with using(chosen, device=device, seed=seed) as run:
+        wanted = planning.Wanted(
+            chosen, source, own, choice, choice.spec(seed), tuple(override or ())
+        )
+        shown = planning.make(wanted, run)
+    planning.show(shown, source, as_json)
+
+
+command.__doc__ = f"{command.__doc__}\n\n{MORE_OPTIONS}"

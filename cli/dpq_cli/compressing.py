@@ -1,0 +1,110 @@
+"""The steps of `dpq compress` on a folder of tensors: compress, and calibrate what came of it."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpq_core.errors import AdapterError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from dpq_core.adapter import Adapter, Run
+    from dpq_core.compress import CompressReport
+    from dpq_core.em_artifact import Calibrated
+    from dpq_core.plan import Plan
+
+STAGE_SUFFIX = ".uncalibrated"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What is to be done with one source.
+
+    Attributes:
+        adapter: of the source's domain.
+        source: a model, uncompressed.
+        output: folder of the artifact.
+        own: verb -> the adapter's own options, None for its defaults.
+        shard_bytes: size of a weight file, at most.
+        probe: store outputs for `dpq inspect --verify`.
+        resume: continue where an interrupted run stopped.
+        overwrite: replace the output.
+        statistics: choose codes by what the layers make of data.
+        steps: of a calibration afterwards; 0 for none.
+    """
+
+    adapter: Adapter
+    source: str
+    output: Path
+    own: Mapping[str, Any]
+    shard_bytes: int
+    probe: bool
+    resume: bool
+    overwrite: bool
+    statistics: bool
+    steps: int
+
+    @property
+    def stage(self) -> Path:
+        """Where the compressed model goes before it is calibrated."""
+        name = self.output.name + (STAGE_SUFFIX if self.steps else "")
+        return self.output.with_name(name)
+
+    def check(self) -> None:
+        """Refuse data where the adapter has no use for it.
+
+        Raises:
+            AdapterError: it cannot calibrate.
+        """
+        if (self.statistics or self.steps) and "calibrate" not in self.adapter.capabilities():
+            raise AdapterError(
+                f"adapter {self.adapter.name!r} has no data to look at; leave out --preset best, "
+                "--statistics and --steps"
+            )
+
+    def compress(self, plan: Plan, run: Run) -> CompressReport:
+        """Quantize the source by a plan."""
+        from dpq_core.compress import CompressOptions, compress
+        from dpq_core.rewrite import check_output
+
+        if self.steps:
+            check_output(self.output, overwrite=self.overwrite, resume=self.resume)
+        options = CompressOptions(
+            resume=self.resume,
+            overwrite=self.overwrite,
+            shard_bytes=self.shard_bytes,
+            probe=self.probe and not self.steps,
+            adapter=self.own["compress"],
+        )
+        task = None
+        if self.statistics:
+            own = self.own.get("calibrate")
+
+            def task() -> Any:
+                return self.adapter.calibration(self.source, self.source, own, run)
+
+        return compress(
+            self.adapter, self.source, self.stage, plan, options=options, run=run, task=task
+        )
+
+    def calibrate(self, run: Run) -> Calibrated | None:
+        """Train what ``compress`` made, if that is wanted; the stage before is then removed."""
+        if not self.steps:
+            return None
+        from dpq_core.em_artifact import CalibrateOptions, calibrate_artifact
+        from dpq_core.em_settings import CalibrateSettings
+
+        options = CalibrateOptions(
+            settings=CalibrateSettings(steps=self.steps, seed=run.seed),
+            reference=self.source,
+            resume=self.resume,
+            overwrite=self.overwrite,
+            adapter=self.own.get("calibrate"),
+        )
+        done = calibrate_artifact(self.adapter, self.stage, self.output, options, run)
+        shutil.rmtree(self.stage)
+        return done

@@ -1,0 +1,134 @@
+"""Codes and codewords that reconstruct the output of a layer, given statistics of its input.
+
+The step of ``quantize`` between learning codebooks and storing them (METHODS 1.7, 1.11): error
+feedback and coordinate descent over the codes, closed-form updates of the codebooks or the pool,
+and a last sweep with the codewords as they are stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from dpq_core import additive, basis
+from dpq_core.assign import AssignResult, assign
+from dpq_core.encoders import Encoder
+from dpq_core.frame import Frame
+from dpq_core.learn import Code, Job
+from dpq_core.least_squares import update_codebooks
+from dpq_core.objective import Objective
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputStatistics:
+    """What is known of the inputs of the layer whose weight is quantized.
+
+    Attributes:
+        hessian: H = E[x x^T], ``[cols, cols]``, in the order of the weight's columns; None where
+            the layer looks rows up.
+        row_weight: how often each row counts, ``[rows]`` (look-ups of an embedding's entry).
+    """
+
+    hessian: Tensor | None = None
+    row_weight: Tensor | None = None
+
+
+def point_weights(job: Job, frame: Frame, statistics: InputStatistics) -> Tensor | None:
+    """How much each subvector counts when codebooks are learned: float32 ``[groups, points]``.
+
+    A squared error of the core costs the squared scale of its row times the mean square of the
+    input it meets; within a subvector their mean is taken.
+    """
+    p, hessian, rows = job.partition, statistics.hessian, statistics.row_weight
+    if hessian is None and rows is None:
+        return None
+    device = job.points.device
+    by_col, by_row = torch.ones(p.cols, device=device), torch.ones(p.rows, device=device)
+    if hessian is not None:
+        by_col = frame.rotate_hessian(hessian.to(device).float()).diagonal().clamp(min=0)
+    if rows is not None:
+        by_row = rows.to(device).float()
+    if frame.row_scale is not None:
+        by_row = by_row * basis.divisor(frame.row_scale).square()
+    along, across = (by_col, by_row) if p.orientation == "input" else (by_row, by_col)
+    padded = torch.nn.functional.pad(along, (0, p.pad)).view(p.groups, p.d)
+    real = torch.nn.functional.pad(torch.ones_like(along), (0, p.pad)).view(p.groups, p.d)
+    weights = (padded.sum(1) / real.sum(1))[:, None] * across
+    mean = weights.mean()
+    return weights / mean if float(mean) > 0 else None
+
+
+class OutputError:
+    """The output error of one layer, and the ways to lower it.
+
+    Args:
+        job: what is quantized.
+        frame: its basis and scales.
+        hessian: H ``[cols, cols]`` of the layer's input.
+    """
+
+    def __init__(self, job: Job, frame: Frame, hessian: Tensor) -> None:
+        p, scale = job.partition, frame.row_scale
+        self.job = job
+        self.objective = Objective.of(
+            p.from_subvectors(job.points),
+            frame.rotate_hessian(hessian.to(job.points.device).float()),
+            d=p.d,
+            orientation=p.orientation,
+            damping=job.spec.assignment.damping,
+            row_weight=None if scale is None else basis.divisor(scale).square(),
+        )
+
+    def improve(self, code: Code) -> tuple[Code, tuple[float, ...]]:
+        """Assign, then update codewords and sweep in turns, as the spec has it.
+
+        Returns:
+            The code, and its damped output error over that of a zero weight: of the codes as they
+            came, then after the assignment, each update and each sweep. Never rises.
+        """
+        how, p = self.job.spec.assignment, self.job.partition
+        given = self._assign(code, "icm", sweeps=0)
+        result = self._assign(code, how.method, sweeps=how.sweeps)
+        if result.errors[-1] > given.errors[-1]:  # feedback may lose on a handful of rows
+            result = self._assign(code, "icm", sweeps=how.sweeps)
+        errors = [given.errors[-1], result.errors[-1]]
+        code = replace(code, codes=result.codes)
+        for _ in range(how.updates):
+            update = update_codebooks(
+                self.objective, code.codes, code.values, tie=p.tie, index_map=code.index
+            )
+            code = replace(code, values=update.codebooks)
+            result = self._assign(code, "icm", sweeps=1)
+            errors += [update.errors[-1], result.errors[-1]]
+            code = replace(code, codes=result.codes)
+        whole = self.objective.error(torch.zeros_like(self.objective.core))
+        return code, tuple(error / whole for error in errors) if whole else ()
+
+    def sweep(self, code: Code) -> Code:
+        """One sweep of coordinate descent, for codewords that storing has moved."""
+        return replace(code, codes=self._assign(code, "icm", sweeps=1).codes)
+
+    def _assign(self, code: Code, method: str, *, sweeps: int) -> AssignResult:
+        p, books = self.job.partition, code.books
+        search: Encoder | None = None
+        if p.stages > 1 and p.orientation == "input":
+            beam = self.job.spec.assignment.beam
+            search = additive.encoder(books, stages=p.stages, tie=p.tie, beam=beam)
+        return assign(
+            self.objective,
+            books,
+            tie=p.tie,
+            method=method,
+            sweeps=sweeps,
+            codes=code.codes if method == "icm" else None,
+            encoder=search,
+        )
+
+
+def output_error(job: Job, frame: Frame, statistics: InputStatistics) -> OutputError | None:
+    """What the assignment is to lower; None where it is ``l2``, or nothing is known of inputs."""
+    if job.spec.assignment.method == "l2" or statistics.hessian is None:
+        return None
+    return OutputError(job, frame, statistics.hessian)

@@ -1,0 +1,52 @@
+"""Bytes of an artifact that are no tensors: headers, manifest, side files, generated files."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from dpq_core.artifact import FileEntry, shards
+from dpq_core.artifact.manifest import draft
+
+if TYPE_CHECKING:
+    from dpq_core.adapter import Adapter
+    from dpq_core.checkpoint import Checkpoint
+    from dpq_core.plan import Plan
+
+SHARD_BYTES = 4 << 30
+"""As `dpq compress` cuts weight files by default."""
+
+_HASH = "0" * 64
+_ERROR = 0.12345678901234568
+"""As long as a relative error is when written."""
+
+_ENTRY = FileEntry(10**9, _HASH)
+
+
+def overhead(checkpoint: Checkpoint, adapter: Adapter, plan: Plan) -> int:
+    """All bytes of the artifact of a plan but its tensors and a probe.
+
+    The manifest holds numbers that are not known yet; it comes out a few bytes per tensor shorter.
+    """
+    weights = adapter.weights_names(checkpoint)
+    found = shards.lay_out(plan, weights, SHARD_BYTES)
+    manifest = draft(
+        plan, adapter=adapter.name, source=checkpoint.source, fingerprint=_HASH, weights=weights
+    )
+    errors = tuple(
+        replace(entry, relative_error=None if entry.spec is None else _ERROR)
+        for entry in manifest.tensors
+    )
+    names = {shard.file for shard in found} | set(checkpoint.side_files)
+    manifest = replace(manifest, tensors=errors, files=dict.fromkeys(names, _ENTRY))
+    generated = adapter.generated_files(checkpoint, manifest)
+    manifest = replace(manifest, files=dict.fromkeys(names | set(generated), _ENTRY))
+    parts = [
+        len(manifest.to_bytes()),
+        sum(len(shard.header) for shard in found),
+        sum(path.stat().st_size for path in checkpoint.side_files.values()),
+        sum(len(content) for content in generated.values()),
+    ]
+    if len(found) > len(weights):  # an index names every stored tensor and its file
+        parts.append(sum(len(name) + 64 for tensor in plan for name in tensor.stored()))
+    return sum(parts)

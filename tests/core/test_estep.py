@@ -1,0 +1,351 @@
+"""E-steps of quantized weights: targets, limits, dead codewords."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from builders import random_pq
+from calibration_task import SPEC, Memory, Regression
+from torch import nn
+
+from dpq_core.em import calibrate
+from dpq_core.em_dead import Codewords, codes_of, slot_usage, statistics
+from dpq_core.em_gradient import dense, newton_steps
+from dpq_core.em_layers import quantized_layers, restore, snapshot, targets
+from dpq_core.em_moments import Moments
+from dpq_core.em_parallel import Workers
+from dpq_core.em_settings import CalibrateSettings
+from dpq_core.em_steps import MStep
+from dpq_core.estep import WeightsEStep, core_of, set_codes, total
+from dpq_core.objective import Objective
+from dpq_core.packing import pack
+from dpq_core.runtime.linear import PQLinear
+from dpq_core.runtime.weight import PQWeight
+from dpq_core.spec import PoolSpec
+
+FORMS = [
+    {},
+    {"row_scale": False},
+    {"group_scale": True, "permute": True},
+    {"transform": "rht"},
+    {"orientation": "output"},
+    {"stages": 2},
+    {"pool": PoolSpec(method="wkmeans", size=40)},
+]
+
+
+def name_of(changes) -> str:
+    return "+".join(changes) or "plain"
+
+
+def make(task: Regression, **changes) -> WeightsEStep:
+    settings = CalibrateSettings(**changes)
+    read = targets(Memory(task.teacher()))
+    return WeightsEStep(task.student, quantized_layers(task), read, settings, interval=100)
+
+
+def seen(task: Regression, estep: WeightsEStep) -> None:
+    def forward() -> float:
+        with torch.no_grad():
+            return float(task.loss(task.train_batch(0)))
+
+    estep.collect(forward, Workers())
+
+
+def output_errors(task: Regression) -> list[float]:
+    """E_out of every layer on the inputs that it sees now, against the teacher's weight."""
+    found, handles = [], []
+    for path, module in task.student.named_modules():
+        if isinstance(module, PQLinear):
+            original = task.teacher().get_submodule(path).weight
+
+            def hook(module, args, original=original):
+                wrong = original - module.weight.decode()
+                found.append(float((args[0] @ wrong.T).square().sum()))
+
+            handles.append(module.register_forward_pre_hook(hook))
+    with torch.no_grad():
+        task.student(task.train_batch(0)["x"])
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+@pytest.mark.parametrize("changes", FORMS, ids=name_of)
+def test_the_core_is_what_the_frame_leaves_from(changes):
+    pq = random_pq((24, 32), SPEC.replace(**changes))
+    frame = PQWeight.from_pq(pq).frame()
+    torch.testing.assert_close(core_of(frame, pq.decode()), pq.core(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("changes", FORMS, ids=name_of)
+@pytest.mark.parametrize("limit", [1.0, 0.02])
+def test_a_step_lowers_the_first_layers_output_error_within_its_limit(changes, limit):
+    """The first layer: its inputs do not change when others do."""
+    task = Regression(spec=SPEC.replace(**changes))
+    estep = make(task)
+    seen(task, estep)
+    before, codes = output_errors(task), snapshot(task.student)
+    stats = estep.step(limit, 0.1)
+    assert output_errors(task)[0] < before[0]
+    layers = quantized_layers(task)
+    moved = 0
+    for layer in layers:
+        new, p = codes_of(layer.weight), layer.weight.partition
+        old = PQWeight(p, layer.weight.spec)
+        old.codes.copy_(codes[f"{layer.path}.weight.codes"])
+        changed = int((codes_of(old) != new).sum())
+        assert changed <= limit * new.numel()
+        moved += changed
+    assert stats.changed == moved > 0
+    assert stats.total == sum(codes_of(layer.weight).numel() for layer in layers)
+
+
+def test_codewords_stand_still_in_a_step():
+    task = Regression()
+    estep = make(task)
+    seen(task, estep)
+    before = snapshot(task.student)
+    estep.step(1.0, 0.0)
+    now = snapshot(task.student)
+    assert {n for n in now if not torch.equal(now[n], before[n])} == {
+        f"{layer.path}.weight.codes" for layer in quantized_layers(task)
+    }
+
+
+@pytest.mark.parametrize("changes", FORMS, ids=name_of)
+def test_the_warm_start_lowers_the_output_error_and_keeps_codes(changes):
+    task = Regression(spec=SPEC.replace(**changes))
+    estep = make(task)
+    seen(task, estep)
+    before, state = output_errors(task), snapshot(task.student)
+    estep.solve()
+    assert output_errors(task)[0] < before[0]
+    now = snapshot(task.student)
+    changed = {name.rpartition(".")[2] for name in now if not torch.equal(now[name], state[name])}
+    assert changed == {"pool" if "pool" in changes else "codebooks"}
+
+
+def test_kinds_differ():
+    """l2 is the nearest codeword; blockdiag ignores what other groups got wrong."""
+    codes = {}
+    for kind in ("icm", "blockdiag", "l2"):
+        task = Regression()
+        estep = make(task, estep=kind)
+        seen(task, estep)
+        estep.step(1.0, 0.0)
+        codes[kind] = torch.cat([codes_of(x.weight).flatten() for x in quantized_layers(task)])
+        if kind == "l2":
+            layer = quantized_layers(task)[0]
+            core = core_of(layer.weight.frame(), task.teacher().get_submodule("0.up").weight)
+            points = layer.weight.partition.to_subvectors(core).mT
+            nearest = torch.cdist(points, layer.weight.books()).argmin(-1)
+            assert torch.equal(codes_of(layer.weight).long(), nearest)
+    assert not torch.equal(codes["icm"], codes["blockdiag"])
+    assert not torch.equal(codes["l2"], codes["blockdiag"])
+
+
+def test_a_layer_that_never_ran_keeps_its_codes():
+    task = Regression()
+    estep = make(task)
+    before = snapshot(task.student)
+    stats = estep.step(1.0, 0.0)
+    now = snapshot(task.student)
+    assert stats.changed == 0
+    assert all(torch.equal(now[name], value) for name, value in before.items())
+
+
+def test_statistics_fade():
+    model = nn.Sequential(nn.Linear(4, 4))
+    moments = Moments(model, ["0"], rho=0.5)
+    rows = [torch.full((n, 4), float(n)) for n in (1, 2, 3)]
+    for x in rows:
+        moments.collect(lambda x=x: model(x), Workers())
+    weights = [0.25 * 1, 0.5 * 2, 1.0 * 3]  # decay times rows
+    expected = sum(w * n**2 for w, n in zip(weights, (1, 2, 3), strict=True)) / sum(weights)
+    found = moments.of("0").hessian(4, torch.device("cpu"))
+    torch.testing.assert_close(found, torch.full((4, 4), expected))
+    again = Moments(model, ["0"], rho=0.5)
+    again.load(moments.tensors())
+    for m in (moments, again):
+        m.collect(lambda: model(rows[0]), Workers())
+    torch.testing.assert_close(again.of("0").moment, moments.of("0").moment, rtol=0, atol=0)
+
+
+class OneLayer(Regression):
+    """The distance of a single layer, which is a quadratic of its weight."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self._teacher = self._teacher[0].up
+        self.student = nn.Sequential(self.student[0].up)
+
+    def tensor_name(self, path: str) -> str:
+        return "weight"
+
+
+def test_the_newton_target_of_a_quadratic_is_its_minimum():
+    task = OneLayer()
+    moments = Moments(task.student, ["0"], rho=0)
+    batches = [(task.train_batch(i), 1.0) for i in range(4)]
+
+    def forward() -> None:
+        for batch, _ in batches:
+            task.student(batch["x"])
+
+    moments.collect(forward, Workers())
+    layers = quantized_layers(task)
+    before = layers[0].weight.decode().detach()
+    found = newton_steps(task.student, layers, moments, task.loss, batches, Workers())["0"] + before
+    original = task.teacher().weight.detach()
+    x = torch.cat([batch["x"] for batch, _ in batches])
+    left = (x @ (found - original).T).square().sum() / (x @ (before - original).T).square().sum()
+    assert float(left) < 0.01
+
+
+def test_dense_weights_come_and_go():
+    task = Regression()
+    layers = quantized_layers(task)
+    modules = dict(task.student.named_modules())
+    trained = {name for name, p in task.student.named_parameters() if p.requires_grad}
+    x = task.train_batch(0)["x"]
+    expected = task.student(x)
+    with dense(task.student, layers[:2]) as weights:
+        torch.testing.assert_close(task.student(x), expected)
+        assert set(weights) == {layer.path for layer in layers[:2]}
+        grads = {id(p) for p in task.student.parameters() if p.requires_grad}
+        assert grads == {id(p) for p in weights.values()}
+    assert dict(task.student.named_modules()) == modules
+    assert {name for name, p in task.student.named_parameters() if p.requires_grad} == trained
+
+
+def kill(weight: PQWeight, book: int, words: list[int]) -> None:
+    """No subvector uses some codewords any more."""
+    codes = codes_of(weight)
+    line = codes[book]
+    line[torch.isin(line, torch.tensor(words, dtype=line.dtype))] = 0
+    set_codes(weight, codes)
+
+
+def one_objective(weight: PQWeight, pq) -> Objective:
+    core = torch.randn(pq.core().shape, generator=torch.Generator().manual_seed(3))
+    return Objective.of(core, torch.eye(core.shape[1]), d=4, row_weight=None)
+
+
+def words_of(**changes) -> tuple[PQWeight, Codewords, Objective]:
+    pq = random_pq((400, 16), SPEC.replace(row_scale=False, K=8, **changes))
+    weight = PQWeight.from_pq(pq)
+    weight.train_form()
+    return weight, Codewords(weight, after=200, interval=100, seed=0), one_objective(weight, pq)
+
+
+def test_codewords_without_codes_are_replaced_when_they_are_old_enough():
+    weight, words, objective = words_of()
+    kill(weight, 2, [5])
+    before = weight.codebooks.detach().clone()
+    words.age()
+    assert len(words.revive(objective, 0.1).replaced) == 0
+    words.age()
+    found = words.revive(objective, 0.1)
+    assert found.replaced.tolist() == [2 * 8 + 5]
+    new = weight.codebooks.detach()
+    assert not torch.equal(new[2, 5], before[2, 5])
+    targets_of_group = weight.partition.to_subvectors(objective.core)[2].T
+    assert float((targets_of_group - new[2, 5]).norm(dim=1).min()) < 0.05
+    before[2, 5] = new[2, 5]
+    assert torch.equal(new, before)
+    words.age()
+    assert len(words.revive(objective, 0.1).replaced) == 0
+
+
+def test_what_is_taken_back_is_as_dead_as_before():
+    weight, words, objective = words_of()
+    kill(weight, 0, [1])
+    words.age()
+    words.age()
+    state = snapshot(weight)
+    assert words.revive(objective, 0.1).replaced.tolist() == [1]
+    restore(weight, state)
+    words.undo()
+    assert words.revive(objective, 0.1).replaced.tolist() == [1]
+
+
+def test_nothing_is_replaced_in_the_last_fifth():
+    weight, words, objective = words_of()
+    kill(weight, 0, [1])
+    words.age()
+    words.age()
+    assert len(words.revive(objective, 0.8).replaced) == 0
+
+
+def test_the_state_of_codewords_can_be_loaded():
+    weight, words, objective = words_of()
+    kill(weight, 1, [3, 4])
+    words.age()
+    words.revive(objective, 0.0)
+    other = Codewords(weight, after=200, interval=100, seed=9)
+    other.load(words.tensors())
+    state = snapshot(weight)
+    found = []
+    for each in (words, other):
+        restore(weight, state)
+        each.age()
+        found.append(each.revive(objective, 0.2).vectors)
+    assert torch.equal(*found)
+    assert not torch.equal(found[0], state["codebooks"])
+
+
+def test_a_pools_slots_are_pointed_elsewhere():
+    weight, words, objective = words_of(pool=PoolSpec(method="wkmeans", size=12))
+    kill(weight, 0, [1, 2, 3])
+    before = weight.index_map.clone()
+    found = words.revive(objective, 0.0)
+    assert found.repointed > 0
+    assert not torch.equal(weight.index_map, before)
+    torch.testing.assert_close(weight.books(), weight.pool[found.index.long()])
+
+
+def test_usage_is_counted_by_codebook():
+    pq = random_pq((6, 16), SPEC.replace(K=4, stages=2, scope=2))
+    weight, p = PQWeight.from_pq(pq), pq.partition
+    codes = torch.zeros(p.stages * p.groups, p.points, dtype=torch.int32)
+    codes[1] = 1  # of the first codebook: groups 0 and 1 share it
+    codes[p.groups + 2] = 3  # stage 1, second codebook
+    weight.codes.copy_(pack(codes, p.code_bits))
+    assert slot_usage(weight, codes).tolist() == [
+        [6, 6, 0, 0],
+        [12, 0, 0, 0],
+        [12, 0, 0, 0],
+        [6, 0, 0, 6],
+    ]
+    found = statistics(weight, codes)
+    assert found.dead_slots == pytest.approx(10 / 16)
+    assert found.slot_perplexity == pytest.approx((2 + 1 + 1 + 2) / 4)
+
+
+def test_the_total_of_nothing():
+    assert total([]).total == 0
+
+
+def test_calibration_revives_and_forgets_the_moments(monkeypatch):
+    forgotten = []
+    original = MStep.forget
+    monkeypatch.setattr(
+        MStep,
+        "forget",
+        lambda self, name, rows: (
+            forgotten.append((name, rows.tolist())),
+            original(self, name, rows),
+        ),
+    )
+    task = Regression()
+    layer = quantized_layers(task)[0]
+    with torch.no_grad():
+        layer.weight.codebooks[0, 7] += 100  # far from everything
+    kill(layer.weight, 0, [7])
+    settings = CalibrateSettings(steps=60, mode="end", tau_dead=6, estep="icm", warm_start=False)
+    report = calibrate(task, settings, checkpoint=Memory(task.teacher()))
+    assert report.revived > 0
+    assert all(e.step < 48 for e in report.esteps if e.revived)
+    assert any(name == "0.up.weight.codebooks" and 7 in rows for name, rows in forgotten)
+    assert float(layer.weight.codebooks[0, 7].detach().abs().max()) < 50

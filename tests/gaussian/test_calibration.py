@@ -1,0 +1,215 @@
+"""Calibration of whole scenes: the loop's contract, bytes, determinism, what is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from splat_views import take_photographs, visible_scene, write_cameras
+
+from dpq_core.adapter import Run
+from dpq_core.compress_file import compress_file
+from dpq_core.em_artifact import CalibrateOptions as LoopOptions
+from dpq_core.em_artifact import calibrate_artifact
+from dpq_core.em_settings import CalibrateSettings
+from dpq_core.errors import SourceError
+from dpq_gaussian.adapter import GaussianAdapter
+from dpq_gaussian.calibration.options import CalibrateOptions
+from dpq_gaussian.calibration.task import SceneTask, calibration
+from dpq_gaussian.cameras import held_out, read_cameras
+from dpq_gaussian.codec import SceneFile
+from dpq_gaussian.formats import write_scene
+from dpq_gaussian.loading import load_scene
+from dpq_gaussian.options import CompressOptions
+from dpq_gaussian.picture_metrics import psnr
+from dpq_gaussian.rendering import RenderOptions, render
+from dpq_gaussian.views import photograph
+
+RUN = Run(device="cpu")
+PQ = {"harmonics": "pq", "harmonics_spec": "d=3,K=16"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """``scene.ply`` with 33 photographs, and ``raw.dpq``, coarsely compressed."""
+    scene = visible_scene()
+    write_cameras(tmp_path, 33)
+    take_photographs(scene, tmp_path)
+    write_scene(scene, tmp_path / "scene.ply", "ply")
+    return compressed(tmp_path)
+
+
+def compressed(folder: Path, **options: Any) -> Path:
+    chosen = CompressOptions(**{"quality": 0.2, "preset": "small", **options})
+    source, out = str(folder / "scene.ply"), folder / "raw.dpq"
+    compress_file(GaussianAdapter(), source, out, overwrite=True, options=chosen, run=RUN)
+    return folder
+
+
+def task_of(folder: Path, *, file: str = "raw.dpq", seed: int = 0, **options: Any) -> SceneTask:
+    chosen = CalibrateOptions(views=str(folder), **options)
+    run = Run(device="cpu", seed=seed)
+    return calibration(str(folder / file), str(folder / "scene.ply"), chosen, run)
+
+
+def calibrated(
+    folder: Path, steps: int = 80, out: str = "better.dpq", source: str = "raw.dpq", **options: Any
+) -> Any:
+    """The report, after ``folder/out`` is written."""
+    chosen = LoopOptions(
+        settings=CalibrateSettings(steps=steps, lr=3e-5),
+        adapter=CalibrateOptions(**{"views": str(folder), **options}),
+    )
+    return calibrate_artifact(GaussianAdapter(), folder / source, folder / out, chosen, RUN)
+
+
+def held_out_psnr(folder: Path, file: str) -> float:
+    scene = load_scene(str(folder / file))
+    found = []
+    for camera in held_out(read_cameras(folder))[1]:
+        drawn = render(scene, camera, RenderOptions(weights=False)).colour.clamp(0, 1)
+        found.append(psnr(drawn, photograph(camera, (0, 0, 0))))
+    return float(np.mean(found))
+
+
+class TestTask:
+    def test_batches_depend_on_seed_and_step_alone(self, folder: Path) -> None:
+        one, same, other = task_of(folder), task_of(folder), task_of(folder, seed=1)
+        orders = [
+            [tuple(task.train_batch(step)["view"].tolist()) for step in (4, 0, 1, 2, 3)]
+            for task in (one, same, other)
+        ]
+        assert orders[0] == orders[1] != orders[2]
+
+    def test_an_epoch_shows_every_training_view_once(self, folder: Path) -> None:
+        task = task_of(folder, batch=2)
+        shown = [int(i) for step in range(12) for i in task.train_batch(step)["view"]]
+        (validation,) = task.validation()
+        assert sorted(shown + validation["view"].tolist()) == list(range(28))  # of 33
+
+    def test_the_loss_is_a_mean_over_views(self, folder: Path) -> None:
+        task = task_of(folder)
+        task.student.eval()
+        with torch.no_grad():
+            each = [float(task.loss({"view": torch.tensor([i])})) for i in (0, 1, 2)]
+            both = float(task.loss({"view": torch.tensor([0, 1, 2])}))
+        assert both == pytest.approx(np.mean(each), rel=1e-5)
+
+    def test_what_is_too_large_is_never_the_best(self, folder: Path) -> None:
+        task = task_of(folder)
+        task.student.eval()
+        batch = task.validation()[0]
+        with torch.no_grad():
+            before = float(task.loss(batch))
+            task.student.color += 5 * torch.randn(
+                task.student.color.shape, generator=torch.Generator().manual_seed(0)
+            )
+            pictures = float(task._pictures(task.student(), batch["view"].tolist()))
+            after = float(task.loss(batch))
+        assert task.student.encoded(task.student.rounded()).nbytes > task._allowed
+        assert before < 1 < after - pictures
+
+    def test_in_training_the_gradient_counts_bytes_and_the_value_does_not(
+        self, folder: Path
+    ) -> None:
+        grads, values = [], []
+        for factor in (0.0, 1.0):
+            task = task_of(folder)
+            task.student.price.value *= factor
+            loss = task.loss(task.train_batch(0))
+            loss.backward()
+            grads.append(task.student.color.grad)
+            values.append(loss.item())
+        assert values[0] == pytest.approx(values[1])
+        difference = (grads[1] - grads[0]).abs()  # type: ignore[operator]
+        assert (difference > 0).float().mean() > 0.7
+
+    def test_the_original_is_the_reference(self, folder: Path) -> None:
+        with_photographs = task_of(folder)
+        student = float(with_photographs.loss(with_photographs.validation()[0]))
+        assert 0 < with_photographs.reference_loss() < 0.2 * student
+        distilled = task_of(folder, photographs=False)
+        assert distilled.reference_loss() == 0
+        assert "photographs" in with_photographs.name
+        assert "original" in distilled.name
+
+    def test_only_codes_have_an_estep(self, folder: Path) -> None:
+        assert not task_of(folder).esteps()
+        compressed(folder, **PQ)
+        (estep,) = task_of(folder).esteps()
+        assert estep.step(1.0, 0.0).total == 3 * len(SceneFile(folder / "raw.dpq"))
+
+    def test_another_scene_is_refused(self, folder: Path) -> None:
+        other = Path(folder / "other")
+        other.mkdir()
+        scene = load_scene(str(folder / "scene.ply")).take(slice(0, 100))
+        write_scene(scene, other / "scene.ply", "ply")
+        with pytest.raises(SourceError, match=r"was made of another scene than .*other"):
+            calibration(str(folder / "raw.dpq"), str(other / "scene.ply"), None, RUN)
+
+
+class TestWholeRuns:
+    @pytest.mark.slow
+    @pytest.mark.parametrize("options", [{}, PQ], ids=["axes", "pq"])
+    def test_held_out_views_improve_and_bytes_do_not_grow(self, folder: Path, options: Any) -> None:
+        compressed(folder, **options)
+        before = held_out_psnr(folder, "raw.dpq")
+        done = calibrated(folder)
+        assert held_out_psnr(folder, "better.dpq") > before + 0.3
+        assert done.report.after < 0.95 * done.report.before
+        sizes = [
+            sum(stream.bytes for stream in SceneFile(folder / name).file.manifest.streams.values())
+            for name in ("raw.dpq", "better.dpq")
+        ]
+        assert sizes[1] <= sizes[0]
+
+    @pytest.mark.slow
+    def test_pictures_of_the_original_do_as_well(self, folder: Path) -> None:
+        before = held_out_psnr(folder, "raw.dpq")
+        calibrated(folder, photographs=False)
+        assert held_out_psnr(folder, "better.dpq") > before + 0.3
+
+    @pytest.mark.slow
+    def test_a_rig_is_set_up_where_no_cameras_are_given(self, folder: Path) -> None:
+        done = calibrated(folder, steps=30, views="", rig_size=48)
+        assert done.report.after < done.report.before
+        assert done.report.reference == 0
+
+    def test_the_file_says_what_it_is(self, folder: Path) -> None:
+        calibrated(folder, steps=12)
+        raw, better = (SceneFile(folder / n).file.manifest for n in ("raw.dpq", "better.dpq"))
+        assert better.source == raw.source
+        assert better.items == raw.items
+        assert better.parameters == raw.parameters
+        assert better.fingerprint != raw.fingerprint
+        errors = {a.name: a.errors for a in better.attributes}
+        assert errors.keys() == {a.name for a in raw.attributes}
+        assert errors["opacity"] != next(a.errors for a in raw.attributes if a.name == "opacity")
+
+    def test_equal_runs_give_equal_bytes_on_any_number_of_threads(self, folder: Path) -> None:
+        calibrated(folder, steps=8, out="one.dpq")
+        threads = torch.get_num_threads()
+        torch.set_num_threads(2 if threads == 1 else 1)
+        try:
+            calibrated(folder, steps=8, out="two.dpq")
+        finally:
+            torch.set_num_threads(threads)
+        assert (folder / "one.dpq").read_bytes() == (folder / "two.dpq").read_bytes()
+
+    def test_a_file_may_be_allowed_to_shrink(self, folder: Path) -> None:
+        """Symbols that cost less are taken; the student that came in is already too large."""
+        task = task_of(folder, size=0.9)
+        fitted = task.fitted()
+        sizes = [task.student.encoded(r).nbytes for r in (task.student.rounded(), fitted)]
+        assert 0.8 * sizes[0] < sizes[1] <= 0.9 * sizes[0]
+        packed = task.packed()
+        assert sum(len(p) for parts in packed.chunked.values() for p in parts) < sizes[1]
+
+    def test_what_is_calibrated_can_be_calibrated_again(self, folder: Path) -> None:
+        first = calibrated(folder, steps=12)
+        again = calibrated(folder, steps=4, source="better.dpq", out="again.dpq")
+        assert again.report.before == pytest.approx(first.report.after, rel=1e-5)
+        assert again.report.after <= again.report.before
