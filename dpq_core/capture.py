@@ -166,7 +166,7 @@ class _Tracer:
             changed = [self._identities.serial(x) for x in passed.tensors] != self._entered
             replays = not changed and self._replays(module, arguments, output)
             passed.output = [self._identities.serial(x) for x in passed.results]
-            self._previous = passed if replays else None
+            self._previous = passed
         except Unstorable:
             pass
         self.blocks.append(BlockTrace(path=path, replays=replays, wiring=self._wiring))

@@ -141,8 +141,8 @@ class _Calibration:
     def _identity(self, saving: Saving) -> str:
         """Hash of everything that decides the result."""
         shapes = {n: list(t.shape) for n, t in changing(self._task.student).items()}
-        world = self.context.workers.world
-        text = json.dumps([saving.identity, self._settings.to_json(), shapes, world])
+        given = [saving.identity, self._task.name, self._task.fingerprint]
+        text = json.dumps([given, self._settings.to_json(), shapes, self.context.workers.world])
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _begin(self) -> LoopState:

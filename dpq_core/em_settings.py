@@ -15,7 +15,7 @@ GRADIENT = ("icm+pv", "pv")
 """Kinds of E-step that follow the loss gradient."""
 SCHEDULES = ("constant", "cosine")
 
-ESTEPS_AT_LEAST = 8
+ESTEPS_AT_LEAST = 16
 """E-steps of a run that is too short for one every ``every`` steps."""
 
 LAST_ESTEP = 0.8
@@ -46,7 +46,7 @@ class CalibrateSettings:
             group by group (``blockdiag``), nearest in weight space (``l2``), along the loss
             gradient (``pv``, PV-Tuning), by ``icm`` and once that helps no more by ``pv``
             (``icm+pv``), or not at all (``none``).
-        every: M-steps between E-steps, at most: short phases get eight E-steps too.
+        every: M-steps between E-steps, at most: short phases get sixteen E-steps too.
         limit: share of all codes that one E-step of the second half may change.
         rho: decay per E-step of the moving average of the layers' statistics.
         statistics_batches: batches that an E-step looks at.

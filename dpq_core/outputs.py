@@ -7,7 +7,10 @@ and a last sweep with the codewords as they are stored.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +20,7 @@ from dpq_core.assign import AssignResult, assign
 from dpq_core.encoders import Encoder
 from dpq_core.frame import Frame
 from dpq_core.learn import Code, Job
-from dpq_core.least_squares import update_codebooks
+from dpq_core.least_squares import Refined, refine, relearn
 from dpq_core.objective import Objective
 
 
@@ -88,43 +91,56 @@ class OutputError:
             The code, and its damped output error over that of a zero weight: of the codes as they
             came, then after the assignment, each update and each sweep. Never rises.
         """
-        how, p = self.job.spec.assignment, self.job.partition
+        how = self.job.spec.assignment
         given = self._assign(code, "icm", sweeps=0)
         result = self._assign(code, how.method, sweeps=how.sweeps)
         if result.errors[-1] > given.errors[-1]:  # feedback may lose on a handful of rows
             result = self._assign(code, "icm", sweeps=how.sweeps)
         errors = [given.errors[-1], result.errors[-1]]
         code = replace(code, codes=result.codes)
-        for _ in range(how.updates):
-            update = update_codebooks(
-                self.objective, code.codes, code.values, tie=p.tie, index_map=code.index
-            )
-            code = replace(code, values=update.codebooks)
-            result = self._assign(code, "icm", sweeps=1)
-            errors += [update.errors[-1], result.errors[-1]]
-            code = replace(code, codes=result.codes)
+        if how.updates:
+            found = self._update(code)
+            errors += found.errors[1:]
+            code = replace(code, codes=found.codes, values=found.codebooks)
         whole = self.objective.error(torch.zeros_like(self.objective.core))
         return code, tuple(error / whole for error in errors) if whole else ()
+
+    def _update(self, code: Code) -> Refined:
+        """Codewords and codes in turns; where every group has its codebook, from fresh codes too.
+
+        Fresh codes gain nothing where codebooks are shared (``least_squares.relearn``).
+        """
+        p, how = self.job.partition, self.job.spec.assignment
+        shared: dict[str, Any] = {"tie": p.tie, "index_map": code.index, "encoder": self._encoder()}
+        found = refine(self.objective, code.codes, code.values, rounds=how.updates, **shared)
+        if p.tie > 1 or "ldlq" not in how.method:
+            return found
+        fresh = relearn(self.objective, code.values, **shared)
+        return fresh if fresh.errors[-1] < found.errors[-1] else found
 
     def sweep(self, code: Code) -> Code:
         """One sweep of coordinate descent, for codewords that storing has moved."""
         return replace(code, codes=self._assign(code, "icm", sweeps=1).codes)
 
     def _assign(self, code: Code, method: str, *, sweeps: int) -> AssignResult:
-        p, books = self.job.partition, code.books
-        search: Encoder | None = None
-        if p.stages > 1 and p.orientation == "input":
-            beam = self.job.spec.assignment.beam
-            search = additive.encoder(books, stages=p.stages, tie=p.tie, beam=beam)
+        encoder = self._encoder()
         return assign(
             self.objective,
-            books,
-            tie=p.tie,
+            code.books,
+            tie=self.job.partition.tie,
             method=method,
             sweeps=sweeps,
             codes=code.codes if method == "icm" else None,
-            encoder=search,
+            encoder=None if encoder is None else encoder(code.books),
         )
+
+    def _encoder(self) -> Callable[[Tensor], Encoder] | None:
+        """How sums of codewords are searched; one codeword needs no search."""
+        p = self.job.partition
+        if p.stages == 1 or p.orientation == "output":
+            return None
+        beam = self.job.spec.assignment.beam
+        return partial(additive.encoder, stages=p.stages, tie=p.tie, beam=beam)
 
 
 def output_error(job: Job, frame: Frame, statistics: InputStatistics) -> OutputError | None:

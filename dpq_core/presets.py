@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from dpq_core.errors import SpecError
 from dpq_core.spec import AssignmentSpec, KMeansSpec, PoolSpec, QuantSpec
+
+if TYPE_CHECKING:
+    from dpq_core.plan import Override
 
 PRESETS = ("fast", "faithful", "best")
 """Their names; ``best`` looks at data, the others do not."""
@@ -38,3 +43,16 @@ def preset(name: str, bits: int) -> QuantSpec:
     if name == "best":
         return QuantSpec.preset(bits, assignment=AssignmentSpec(method="ldlq+icm", updates=2))
     raise SpecError(f"preset {name!r} is not one of {', '.join(PRESETS)}")
+
+
+def rules(name: str | None, spec: QuantSpec) -> tuple[Override, ...]:
+    """Rules that come with a preset, before the user's own and after the adapter's policy.
+
+    The paper compresses everything alike: ``faithful`` overrules what an adapter spends on
+    sensitive tensors.
+    """
+    from dpq_core.plan import Override  # needs torch
+
+    if name != "faithful":
+        return ()
+    return (Override("*", {"d": spec.d, "K": spec.K}),)

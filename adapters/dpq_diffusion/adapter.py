@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from dpq_core.adapter import Adapter, Evaluation, Run, Sampling
 from dpq_core.errors import AdapterError
+from dpq_diffusion.calibration.options import CalibrateOptions
 from dpq_diffusion.compress_options import CompressOptions
 from dpq_diffusion.options import EvaluateOptions, SampleOptions
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from dpq_core.artifact import Artifact, Manifest
+    from dpq_core.calibration import CalibrationTask
     from dpq_core.checkpoint import Checkpoint
     from dpq_core.layout import Layout
     from dpq_core.plan import Override
@@ -32,6 +34,7 @@ class DiffusionAdapter(Adapter):
     summary: ClassVar[str] = "diffusion models (diffusers folders, hub ids, DiT .pt, LDM .ckpt)"
     builtins: ClassVar[tuple[str, ...]] = ("tiny-dit",)
     options: ClassVar[Mapping[str, type]] = {
+        "calibrate": CalibrateOptions,
         "compress": CompressOptions,
         "evaluate": EvaluateOptions,
         "sample": SampleOptions,
@@ -78,6 +81,12 @@ class DiffusionAdapter(Adapter):
         from dpq_diffusion.loading import load_pipeline
 
         return load_pipeline(source, run)
+
+    def calibration(self, source: str, reference: str, options: Any, run: Run) -> CalibrationTask:
+        """The denoiser, its original, and noisy samples."""
+        from dpq_diffusion.calibration.build import calibration
+
+        return calibration(source, reference, options, run)
 
     def evaluate(self, source: str, options: Any, run: Run) -> Evaluation:
         """Fréchet distances, precision and recall, fidelity to the uncompressed model."""

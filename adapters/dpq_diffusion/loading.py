@@ -35,10 +35,14 @@ def load_pipeline(source: str, run: Run) -> Any:
     return load_folder(folder, where)
 
 
-def load_folder(folder: Path, device: torch.device) -> Any:
+def load_folder(folder: Path, device: torch.device, dtype: torch.dtype | None = None) -> Any:
     """``from_pretrained`` on a folder: the pipeline, or the model of a single component.
 
-    Activations are float32 on the CPU, and in the dtype of the stored weights elsewhere.
+    Args:
+        folder: of a pipeline or of a component.
+        device: to load it to.
+        dtype: of activations and of what is not quantized; None: float32 on the CPU, and that of
+            the stored weights elsewhere.
 
     Raises:
         SourceError: diffusers cannot load it.
@@ -53,7 +57,8 @@ def load_folder(folder: Path, device: torch.device) -> Any:
                 f"{folder / CONFIG}: diffusers has no class {_class_name(folder)!r}; load it with "
                 "the from_pretrained of its own library, after `import dpq_diffusion`"
             )
-    dtype = torch.float32 if device.type == "cpu" else stored_dtype(folder)
+    if dtype is None:
+        dtype = torch.float32 if device.type == "cpu" else stored_dtype(folder)
     try:
         with _quietly():
             loaded = kind.from_pretrained(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dpq_core.adapter import Adapter, Evaluation, Export, Run, Sampling
+from dpq_gaussian.calibration.options import CalibrateOptions
 from dpq_gaussian.evaluate_options import EvaluateOptions
 from dpq_gaussian.export import EXPORTS, ExportOptions
 from dpq_gaussian.options import CompressOptions
@@ -18,6 +19,7 @@ from dpq_gaussian.sample_options import SampleOptions
 
 if TYPE_CHECKING:
     from dpq_core.artifact.single_writer import Packed
+    from dpq_core.calibration import CalibrationTask
     from dpq_core.checkpoint import Checkpoint
     from dpq_core.layout import Layout
 
@@ -30,6 +32,7 @@ class GaussianAdapter(Adapter):
     builtins: ClassVar[tuple[str, ...]] = ("tiny-scene",)
     options: ClassVar[Mapping[str, type]] = {
         "compress": CompressOptions,
+        "calibrate": CalibrateOptions,
         "evaluate": EvaluateOptions,
         "sample": SampleOptions,
         "export": ExportOptions,
@@ -58,6 +61,12 @@ class GaussianAdapter(Adapter):
         from dpq_gaussian.loading import load_scene
 
         return load_scene(source)
+
+    def calibration(self, source: str, reference: str, options: Any, run: Run) -> CalibrationTask:
+        """A file in training, with photographs or pictures of the original as targets."""
+        from dpq_gaussian.calibration.task import calibration
+
+        return calibration(source, reference, options, run)
 
     def evaluate(self, source: str, options: Any, run: Run) -> Evaluation:
         """Pictures against photographs or the original's renders, sizes, times, errors."""

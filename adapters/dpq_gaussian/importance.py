@@ -50,7 +50,7 @@ def importance(
         options: how the scene is drawn.
         tick: told what share of the views is done.
     """
-    near = 0.2 if cameras else _NEAR * _extent(scene)[1]
+    near = 0.2 if cameras else near_plane(scene)
     views = _some(cameras) if cameras else rig(scene)
     splats = Splats(
         positions=torch.from_numpy(np.array(scene.positions)),
@@ -71,12 +71,22 @@ def importance(
     return np.sqrt(total * (len(scene) / max(float(total.sum()), 1e-300))).astype(np.float32)
 
 
-def rig(scene: Scene) -> list[Camera]:
-    """Cameras around and within a scene; the same for equal scenes."""
+def near_plane(scene: Scene) -> float:
+    """Nothing that is nearer is drawn for the cameras of ``rig``."""
+    return _NEAR * _extent(scene)[1]
+
+
+def rig(scene: Scene, rounds: int = 1) -> list[Camera]:
+    """Cameras around and within a scene; the same for equal scenes.
+
+    Args:
+        scene: any scene.
+        rounds: times VIEWS cameras, the first of them those of fewer rounds.
+    """
     middle, radius, sample = _extent(scene)
     generator = np.random.default_rng(_SEED)
     views = []
-    for count, nearest, farthest, spread in _RINGS:
+    for count, nearest, farthest, spread in _RINGS * rounds:
         for _ in range(count):
             direction = generator.normal(size=3)
             direction /= np.linalg.norm(direction)

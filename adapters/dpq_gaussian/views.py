@@ -137,12 +137,16 @@ def _fitted_views(
         notes.append(
             f"no photographs beside {source}: only fidelity to the original can be measured"
         )
-    cameras = tuple(_fitted(camera, options.downscale) for camera in chosen)
+    cameras = tuple(fitted(camera, options.downscale) for camera in chosen)
     return Views(cameras=cameras, photographed=photographed, name=name, notes=tuple(notes))
 
 
-def _fitted(camera: Camera, downscale: float) -> Camera:
-    """The camera with the size of its photograph, made smaller as asked."""
+def fitted(camera: Camera, downscale: float) -> Camera:
+    """The camera with the size of its photograph, if it has one, made smaller as asked.
+
+    Raises:
+        SourceError: the photograph cannot be read, or has other proportions.
+    """
     if camera.image is None:
         return camera.scaled(1 / downscale)
     from PIL import Image

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from dpq_core.adapter import Adapter, Evaluation, Run, Sampling
 from dpq_core.errors import AdapterError
+from dpq_llama.calibration_options import CalibrateOptions
 from dpq_llama.options import EvaluateOptions, SampleOptions
 
 if TYPE_CHECKING:
     import torch
 
     from dpq_core.artifact import Artifact, Manifest
+    from dpq_core.calibration import CalibrationTask
     from dpq_core.checkpoint import Checkpoint
     from dpq_core.layout import Layout
     from dpq_core.plan import Override
@@ -29,7 +31,11 @@ class LlamaAdapter(Adapter):
     name: ClassVar[str] = "llama"
     summary: ClassVar[str] = "LLaMA-style causal language models (Hugging Face folders, hub ids)"
     builtins: ClassVar[tuple[str, ...]] = ("tiny-llama",)
-    options: ClassVar[Mapping[str, type]] = {"evaluate": EvaluateOptions, "sample": SampleOptions}
+    options: ClassVar[Mapping[str, type]] = {
+        "calibrate": CalibrateOptions,
+        "evaluate": EvaluateOptions,
+        "sample": SampleOptions,
+    }
 
     def open(self, source: str) -> Checkpoint:
         """Open an uncompressed model without reading its tensors."""
@@ -63,6 +69,12 @@ class LlamaAdapter(Adapter):
         from dpq_llama.loading import load_model
 
         return load_model(source, run.device)
+
+    def calibration(self, source: str, reference: str, options: Any, run: Run) -> CalibrationTask:
+        """The compressed model against the original, on text files, a data set or its own text."""
+        from dpq_llama.calibration import calibration
+
+        return calibration(source, reference, options, run)
 
     def evaluate(self, source: str, options: Any, run: Run) -> Evaluation:
         """Perplexity of a text, lm-eval tasks, or both."""

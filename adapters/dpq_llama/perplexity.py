@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from dpq_core.errors import SourceError, SpecError
 from dpq_core.progress import Progress, silent
+from dpq_llama.texts import read_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -57,15 +58,7 @@ def read_texts(paths: tuple[Path, ...]) -> str:
     Raises:
         SourceError: a file is missing or not UTF-8 text.
     """
-    texts = []
-    for path in paths:
-        try:
-            texts.append(path.read_text("utf-8"))
-        except OSError as error:
-            raise SourceError(f"{path}: cannot read the text ({error.strerror})") from None
-        except UnicodeDecodeError:
-            raise SourceError(f"{path}: not UTF-8 text") from None
-    return "\n\n".join(texts)
+    return "\n\n".join(map(read_text, paths))
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:

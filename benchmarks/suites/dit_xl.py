@@ -38,6 +38,7 @@ def main() -> None:
     """Run what the command line asks for; append one record per width."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3, 2, 1])
+    parser.add_argument("--preset", default="fast", help="fast or faithful")
     parser.add_argument("--repeat", type=int, default=5, help="steps of each; medians are shown")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where to work  [default: a temporary folder]")
@@ -47,18 +48,22 @@ def main() -> None:
         source = Path(temporary) / "dit-xl"
         random_dit.write(source, torch.float16, args.seed)
         for bits in args.bits:
-            values = measure(source, Path(temporary) / f"{bits}-bit", bits, args.repeat)
+            out = Path(temporary) / f"{bits}-bit"
+            values = measure(source, out, (args.preset, bits), args.repeat)
             print(json.dumps(values), flush=True)
             if not args.no_record:
                 spec = {"model": "DiT-XL/2-256", "bits": bits, "batch": BATCH, "dtype": "bfloat16"}
+                spec["preset"] = args.preset
                 record.append(
                     "dit_xl", spec=spec, seed=args.seed, results=values, packages=["diffusers"]
                 )
 
 
-def measure(source: Path, out: Path, bits: int, repeat: int) -> dict[str, Any]:
-    """Compress, verify, load, and time one step."""
-    report = dpq("compress", source, "-a", "diffusion", "-o", out, "--bits", bits)
+def measure(source: Path, out: Path, how: tuple[str, int], repeat: int) -> dict[str, Any]:
+    """Compress (preset and bits), verify, load, and time one step."""
+    preset, bits = how
+    words = ["compress", source, "-a", "diffusion", "-o", out]
+    report = dpq(*words, "--preset", preset, "--bits", bits)
     verified = dpq("inspect", out, "--verify")["verified"]
     dense, compressed = load(source), load(out)
     error = relative_error(step(decoded(out)), step(compressed))

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 from scipy.spatial import cKDTree
-from tiny_scene_loss import Target
 from torch import Tensor
 
+from dpq_gaussian.calibration.loss import Target
 from dpq_gaussian.cameras import Camera, held_out, read_cameras
 
 C0 = 0.28209479177387814

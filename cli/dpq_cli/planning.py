@@ -58,14 +58,16 @@ def make(wanted: Wanted, run: Run) -> Shown:
         SourceError: the source cannot be opened.
         SpecError: the spec or an override fits no tensor, or the budget is too small.
     """
+    from dpq_core import presets
     from dpq_core.forecast import forecast
     from dpq_core.overhead import overhead
     from dpq_core.plan import Override, make_plan
     from dpq_core.planner import bytes_of_bits, candidates, plan_for_budget
 
     checkpoint = wanted.adapter.open_with(wanted.source, wanted.own)
-    rules = tuple(Override.parse(text) for text in wanted.overrides)
     choice = wanted.choice
+    own = tuple(Override.parse(text) for text in wanted.overrides)
+    rules = (*presets.rules(choice.preset, wanted.spec), *own)
     if not choice.planned:
         plan = make_plan(checkpoint, wanted.adapter, wanted.spec, rules)
         total = plan.nbytes + overhead(checkpoint, wanted.adapter, plan)

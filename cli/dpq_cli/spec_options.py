@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dpq_cli import recipe
 from dpq_cli.sizes import parse_size
 from dpq_core.errors import SpecError
 from dpq_core.presets import PRESETS, preset
@@ -24,15 +25,23 @@ Bits = Annotated[
     float | None,
     typer.Option(
         "--bits",
+        callback=recipe.instead,
         help="1, 2, 3 or 4: the codes of a preset. Any other number, such as 1.75: all bytes of "
         "the artifact over its weights; a planner spreads them.  [default: 2]",
     ),
 ]
 TargetSize = Annotated[
     str | None,
-    typer.Option("--target-size", help="Bytes of the whole artifact, such as 120MB, planned."),
+    typer.Option(
+        "--target-size",
+        callback=recipe.instead,
+        help="Bytes of the whole artifact, such as 120MB, planned.",
+    ),
 ]
-Dim = Annotated[int | None, typer.Option("--d", help="Subvector length; not with --bits.")]
+Dim = Annotated[
+    int | None,
+    typer.Option("--d", callback=recipe.instead, help="Subvector length; not with --bits."),
+]
 Codewords = Annotated[int | None, typer.Option("--K", help="Codewords per codebook.")]
 Scope = Annotated[
     str | None,
@@ -52,6 +61,7 @@ Set = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
+        callback=recipe.added,
         help="Any other field of the spec: stages=2, pool=wkmeans, transform=rht, permute=true, "
         "codebook_dtype=int8, group_scale=true, assignment=ldlq+icm, assignment.sweeps=3. "
         "Repeatable, or several with commas.",
@@ -62,6 +72,7 @@ Overrides = Annotated[
     typer.Option(
         "--override",
         metavar="PATTERN=...",
+        callback=recipe.added,
         help="Other settings for some tensors: PATTERN=keep, PATTERN=4 (bits) or "
         "PATTERN=d=2,K=64. Repeatable; later ones win.",
     ),
@@ -123,7 +134,9 @@ class SpecChoice:
         values |= {"orientation": self.orientation, "row_scale": self.row_scale}
         values["kmeans"] = kmeans or None
         for text in self.changes or []:
-            values |= parse_changes(text)
+            for key, value in parse_changes(text).items():
+                nested = isinstance(value, dict) and isinstance(values.get(key), dict)
+                values[key] = {**values[key], **value} if nested else value
         if values["orientation"] in ("output", "auto") or values.get("transform") == "rht":
             values.setdefault("permute", False)  # it has no place there
         return spec.replace(**_given(values))

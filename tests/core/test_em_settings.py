@@ -11,11 +11,11 @@ from dpq_core.errors import SpecError
 
 
 @pytest.mark.parametrize("steps", [8, 10, 37, 100, 999, 5000])
-def test_there_are_at_least_eight_esteps_and_none_in_the_last_fifth(steps):
+def test_there_are_at_least_sixteen_esteps_and_none_in_the_last_fifth(steps):
     settings = CalibrateSettings()
     due = [step for step in range(steps) if settings.estep_due(step, steps)]
     assert due[0] == 0
-    assert len(due) >= min(8, int(0.8 * steps))
+    assert len(due) >= min(16, int(0.8 * steps))
     assert max(due) < 0.8 * steps
     assert all(b - a <= 100 for a, b in itertools.pairwise(due))
 

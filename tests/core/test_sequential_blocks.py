@@ -9,6 +9,7 @@ from toy_blocks import WIDTH, Block, Stack, Task, UNet
 from toy_sequential import (
     BATCHES,
     assert_same,
+    make,
     run,
     run_watched,
     sources,
@@ -196,6 +197,29 @@ def test_several_streams_are_chained_to_where_they_belong(tmp_path):
     assert sources(work)["blocks.1"] is Source.CHAIN
 
 
+class Again(Variant):
+    """A layer runs a second time, after the layer that follows it and before a third."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+
+        def forward(self, x, mask):
+            return x + self.c(torch.relu(self.a(torch.tanh(self.b(self.a(x))))))
+
+    def __init__(self):
+        super().__init__(self.Block)
+
+
+@pytest.mark.parametrize("true_sequential", [True, False])
+@pytest.mark.parametrize("memory", [1, 16 * WIDTH * WIDTH, 10**9])
+def test_a_pass_ends_after_the_last_call_of_its_layers(tmp_path, true_sequential, memory):
+    """Though the next layer, at which it could end otherwise, was called before."""
+    _, quantizer = run_watched(tmp_path, Again, true_sequential=true_sequential, memory=memory)
+    assert len(quantizer.statistics) == 11
+
+
 class Looped(Variant):
     """The blocks run twice."""
 
@@ -249,3 +273,11 @@ def test_layers_that_only_later_batches_reach_are_quantized_too(tmp_path, store_
     assert len(quantizer.statistics) == 1 + 9 + 1
     assert list(quantizer.statistics)[3] == "blocks.0.b.weight"  # after the block's other layers
     assert not store_inputs or sources(work)["blocks.2"] is Source.CHAIN
+
+
+def test_passes_end_as_soon_as_their_layers_have_run(tmp_path):
+    model, calls = make(Stack), []
+    model.blocks[0].down.register_forward_hook(lambda *_: calls.append(1))
+    run(tmp_path, model=model)
+    # The trace and its replay; then its own pass, the outputs of the block, and the head's pass.
+    assert len(calls) == 2 + 3 * BATCHES

@@ -10,6 +10,7 @@ from torch import nn
 
 from dpq_core import moment
 from dpq_core.errors import SpecError
+from dpq_core.identity import Identities
 from dpq_core.layout import Layout
 from dpq_core.moment import Moment
 from dpq_core.partition import Partition
@@ -312,6 +313,31 @@ def test_a_late_comer_does_not_inherit_what_it_did_not_see():
     model, x, y = Attention(), torch.randn(2, 8), torch.randn(3, 8)
     found = collect(model, "qk", lambda: (model.q(x), model.q(y), model.k(y)))
     close(found["k"].hessian, second_moment(y))
+
+
+def test_a_late_comer_does_not_join_by_an_input_of_the_past():
+    model, x, y = Attention(), torch.randn(2, 8), torch.randn(3, 8)
+    found = collect(model, "qk", lambda: (model.q(x), model.q(y), model.k(x)))
+    close(found["q"].hessian, second_moment(torch.cat([x, y])))
+    close(found["k"].hessian, second_moment(x))
+
+
+def test_layers_that_cut_one_image_differently_share_nothing():
+    model = nn.ModuleDict({"a": nn.Conv2d(2, 3, 3, padding=1), "b": nn.Conv2d(2, 3, 1)})
+    x = torch.randn(1, 2, 5, 5)
+    found = collect(model, "ab", lambda: (model["a"](x), model["b"](x)))
+    assert found["a"].hessian.shape == (18, 18)
+    close(found["b"].hessian, second_moment(unfolded(model["b"], x)))
+
+
+def test_a_new_tensor_in_the_place_of_a_dead_one_is_another():
+    identities, serials = Identities(), set()
+    for _ in range(20):
+        x = torch.ones(3)  # its id() is that of the one before
+        serials.add(identities.serial(x))
+        assert identities.serial(x) in serials
+        del x
+    assert len(serials) == 20
 
 
 def test_a_layer_that_runs_twice_sees_both():

@@ -129,7 +129,7 @@ class TestTask:
 
     def test_the_original_is_the_reference(self, folder: Path) -> None:
         with_photographs = task_of(folder)
-        student = float(with_photographs.loss(with_photographs.validation()[0]))
+        student = with_photographs.loss(with_photographs.validation()[0]).item()
         assert 0 < with_photographs.reference_loss() < 0.2 * student
         distilled = task_of(folder, photographs=False)
         assert distilled.reference_loss() == 0
@@ -187,7 +187,7 @@ class TestWholeRuns:
         assert better.fingerprint != raw.fingerprint
         errors = {a.name: a.errors for a in better.attributes}
         assert errors.keys() == {a.name for a in raw.attributes}
-        assert errors["opacity"] != next(a.errors for a in raw.attributes if a.name == "opacity")
+        assert errors != {a.name: a.errors for a in raw.attributes}
 
     def test_equal_runs_give_equal_bytes_on_any_number_of_threads(self, folder: Path) -> None:
         calibrated(folder, steps=8, out="one.dpq")
@@ -199,14 +199,19 @@ class TestWholeRuns:
             torch.set_num_threads(threads)
         assert (folder / "one.dpq").read_bytes() == (folder / "two.dpq").read_bytes()
 
-    def test_a_file_may_be_allowed_to_shrink(self, folder: Path) -> None:
+    def test_a_file_may_be_allowed_to_shrink(self, tmp_path: Path) -> None:
         """Symbols that cost less are taken; the student that came in is already too large."""
-        task = task_of(folder, size=0.9)
+        scene = visible_scene(2000)
+        write_cameras(tmp_path)
+        take_photographs(scene, tmp_path)
+        write_scene(scene, tmp_path / "scene.ply", "ply")
+        task = task_of(compressed(tmp_path, preset="high", quality=0.5), size=0.98)
         fitted = task.fitted()
         sizes = [task.student.encoded(r).nbytes for r in (task.student.rounded(), fitted)]
-        assert 0.8 * sizes[0] < sizes[1] <= 0.9 * sizes[0]
+        assert 0.9 * sizes[0] < sizes[1] <= 0.98 * sizes[0]
         packed = task.packed()
-        assert sum(len(p) for parts in packed.chunked.values() for p in parts) < sizes[1]
+        parts = [*packed.whole.values(), *(p for parts in packed.chunked.values() for p in parts)]
+        assert sum(map(len, parts)) == sizes[1]
 
     def test_what_is_calibrated_can_be_calibrated_again(self, folder: Path) -> None:
         first = calibrated(folder, steps=12)

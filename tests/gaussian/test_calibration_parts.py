@@ -169,6 +169,34 @@ class TestKernels:
         assert slope(0.0) == 0
         assert slope(99.0) == 0  # beyond what occurs
 
+    @settings(max_examples=50, deadline=None)
+    @given(st.integers(0, 1000), st.sampled_from([0.0, 0.2]), st.floats(0, 3))
+    def test_cheaper_latents_cost_less_and_never_pass_a_level(
+        self, seed: int, boost: float, thrift: float
+    ) -> None:
+        rng = np.random.default_rng(seed)
+        latents = rng.normal(scale=2, size=(200, 2)).astype(np.float32)
+        levels = np.rint(latents).astype(np.int64)
+        groups = rng.integers(0, 2, 200).astype(np.uint8)
+        moved = kernels.cheaper(latents, levels, groups, thrift, boost)
+        size = np.abs(latents)
+        inner = np.where(size < 1 + boost, 0, np.floor(size - boost) + boost)
+        outer = np.where(size < 1 + boost, 1 + boost, inner + 1)
+        ends = np.sort(np.sign(latents) * np.stack([inner, outer]), axis=0)
+        assert (ends[0] - 1e-5 <= moved).all()
+        assert (moved <= ends[1] + 1e-5).all()
+        values = torch.from_numpy(latents).requires_grad_()
+        kernels.bits(values, levels, groups, boost).backward()
+        assert values.grad is not None
+        assert ((moved - latents) * values.grad.numpy() <= 1e-6).all()
+        assert thrift < 0.01 or (moved != latents).any()
+
+    def test_more_thrift_takes_fewer_bytes(self, tmp_path: Path) -> None:
+        student = SceneStudent(opened(tmp_path, visible_scene(2000, 2), preset="high", quality=0.5))
+        sizes = [student.encoded(student.rounded(t)).nbytes for t in (0.0, 0.004, 0.03, 0.3)]
+        assert sizes == sorted(sizes, reverse=True)
+        assert sizes[-1] < 0.97 * sizes[0]
+
 
 class TestStraightThrough:
     def test_values_pass_bit_for_bit_and_gradients_go_to_the_proxy(self) -> None:

@@ -19,12 +19,17 @@ from dpq_gaussian.codec import models
 from dpq_gaussian.codec.encoding import Encoded
 from dpq_gaussian.codec.layout import CHUNK, Ints, Parameters, streams_of
 from dpq_gaussian.codec.parameters import parameters_from_json
+from dpq_gaussian.codec.quantizing import Symbols
 from dpq_gaussian.codec.restoring import restore
 from dpq_gaussian.scene import Scene
 
 
 class ChunkDecoder:
-    """Decodes chunks of one file, from wherever their bytes are."""
+    """Decodes chunks of one file, from wherever their bytes are.
+
+    Attributes:
+        table: of the harmonics: principal axes ``[R, 3 M]``, or codebooks ``[C, K, d]``.
+    """
 
     def __init__(self, parameters: Parameters, data: bytes | memoryview, where: str) -> None:
         """Prepare the models of the stream ``data``.
@@ -33,7 +38,7 @@ class ChunkDecoder:
             ArtifactError: they are damaged.
         """
         self._parameters = parameters
-        found, self._table = models.unpack(data, parameters, f"{where}: models")
+        found, self.table = models.unpack(data, parameters, f"{where}: models")
         streams = streams_of(parameters).items()
         self._stream_of = {name: stream for stream, names in streams for name in names}
         self._decoders = {name: Decoder(model) for name, model in found.items()}
@@ -44,6 +49,17 @@ class ChunkDecoder:
         Raises:
             ArtifactError: they are damaged.
         """
+        return self.decode_both(count, part, where)[0]
+
+    def decode_both(
+        self, count: int, part: Callable[[str], bytes | memoryview], where: str
+    ) -> tuple[Scene, Symbols]:
+        """One chunk as ``decode`` returns it, and the symbols that it was restored from.
+
+        Raises:
+            ArtifactError: the bytes are damaged.
+        """
+        sequences: dict[str, tuple[Ints, Ints]] = {}
         parts: dict[str, varint.Reader] = {}
 
         def following(name: str, groups: Ints) -> npt.NDArray[np.int32]:
@@ -51,12 +67,15 @@ class ChunkDecoder:
             if stream not in parts:
                 parts[stream] = varint.Reader(part(stream), f"{where}: {stream}")
             data = parts[stream].take_bytes(parts[stream].take())
-            return self._decoders[name].decode(data, groups, f"{where}: {name}")
+            symbols = self._decoders[name].decode(data, groups, f"{where}: {name}")
+            sequences[name] = (symbols, groups)
+            return symbols
 
-        scene = restore(count, following, part("paths"), self._parameters, self._table, where)
+        bits = part("paths")
+        scene = restore(count, following, bits, self._parameters, self.table, where)
         for reader in parts.values():
             reader.finish()
-        return scene
+        return scene, Symbols(count=count, sequences=sequences, bits=bytes(bits))
 
 
 def chunks_of(encoded: Encoded) -> Iterator[Scene]:
@@ -102,9 +121,22 @@ class SceneFile:
         Raises:
             ArtifactError: there is no such chunk, or it is damaged.
         """
+        return self.chunk_and_symbols(index)[0]
+
+    def chunk_and_symbols(self, index: int) -> tuple[Scene, Symbols]:
+        """The Gaussians of one chunk, and the symbols that they were restored from.
+
+        Raises:
+            ArtifactError: there is no such chunk, or it is damaged.
+        """
         count = self.file.manifest.chunk_size(index)
         where = f"{self.file.path}: chunk {index}"
-        return self._decoder.decode(count, lambda stream: self.file.part(stream, index), where)
+        return self._decoder.decode_both(count, lambda stream: self.file.part(stream, index), where)
+
+    @property
+    def table(self) -> npt.NDArray[np.float32]:
+        """Of the harmonics: principal axes ``[R, 3 M]``, or codebooks ``[C, K, d]``."""
+        return self._decoder.table
 
     def __iter__(self) -> Iterator[Scene]:
         """The chunks in order, decoded a few ahead by several threads."""

@@ -74,7 +74,7 @@ def encode(
     tick("order", 0.0)
     positions = np.ascontiguousarray(scene.positions if kept is None else scene.positions[kept])
     corner, side = _cube(positions)
-    grid = _grid(positions, corner, side)
+    grid = grid_of(positions, corner, side)
     order = morton_order(grid)
     grid = grid[order]
     order = order if kept is None else kept[order]
@@ -88,14 +88,33 @@ def encode(
         spec, table = codebooks.learn(scene, order, importance[order], policy.harmonic_spec)
         parameters = dataclasses.replace(parameters, harmonic_spec=spec)
     coded = _quantize(scene, order, grid, classes, (parameters, table), policy, tick)
+    return code((order, classes), parameters, _stored(table, parameters, coded), coded, tick)
+
+
+def code(
+    items: tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]],
+    parameters: Parameters,
+    table: bytes,
+    coded: list[Symbols],
+    tick: Callable[[str, float], None] = lambda what, share: None,
+) -> Encoded:
+    """Learn the models of quantized chunks and code them.
+
+    Args:
+        items: order and classes of the Gaussians, each ``[n]`` (see ``Encoded``).
+        parameters: of the file.
+        table: axes or codebooks of the harmonics as the file holds them.
+        coded: all chunks.
+        tick: told what is done, and how much of it.
+    """
     tick("models", 0.5)
     learned = {name: _fit(coded, name, parameters) for name in models.sequences(parameters)}
     return Encoded(
-        order=order,
-        classes=classes,
+        order=items[0],
+        classes=items[1],
         parameters=parameters,
-        models=models.pack(learned, _stored(table, parameters, coded)),
-        chunked=_code_all(coded, learned, parameters, tick),
+        models=models.pack(learned, table),
+        chunked=_chunked(coded, learned, parameters, tick),
     )
 
 
@@ -135,7 +154,7 @@ def _quantize(
     return coded
 
 
-def _code_all(
+def _chunked(
     coded: list[Symbols],
     learned: Mapping[str, Model],
     parameters: Parameters,
@@ -175,7 +194,7 @@ def _cube(positions: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float64], 
     return corner, max(side, float(np.abs(corner).max()) * 2.0**-23, 1e-30)
 
 
-def _grid(
+def grid_of(
     positions: npt.NDArray[np.float32], corner: npt.NDArray[np.float64], side: float
 ) -> npt.NDArray[np.uint32]:
     """Coordinates uint32 ``[N, 3]`` on the octree's finest grid."""

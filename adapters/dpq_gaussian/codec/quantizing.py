@@ -54,11 +54,7 @@ def quantize(
         policy: how harmonics are rounded.
     """
     p = parameters
-
     logs, axes_of = sorted_axes(scene.log_scales, scene.rotations)
-    found: dict[str, tuple[Ints, Ints]] = {
-        "class": (classes.astype(np.int32), np.zeros(len(scene), np.uint8))
-    }
     step = np.array(p.scale_units, np.int64)[classes]
     wanted = np.clip(logs, -LARGEST_LOG, LARGEST_LOG) * UNIT
     first = np.rint(wanted[:, 0] / step).astype(np.int64)
@@ -66,16 +62,7 @@ def quantize(
     second = np.rint(np.maximum(0, large - wanted[:, 1]) / step).astype(np.int64)
     middle = large - second * step
     third = np.rint(np.maximum(0, middle - wanted[:, 2]) / step).astype(np.int64)
-    small = middle - third * step
-    for name, values in (("large", first), ("middle", second), ("small", third)):
-        found[name] = (values.astype(np.int32), classes)
-    depth = depths(large, middle, classes, np.array(p.depth_offsets), p.depth_power, p.depth_least)
-    parting, bits = positions.encode(grid, depth)
-    found["parting"] = (parting, np.zeros(len(scene), np.uint8))
-    disc, direction, spin = rotation_grids(large, middle, small, classes, p)
-    turned = turns(axes_of, disc, spacing(direction), SPINS[spin])
-    for axis, (name, groups) in enumerate((("u", direction), ("v", direction), ("spin", spin))):
-        found[name] = (np.ascontiguousarray(turned[:, axis]), groups)
+    found, bits = geometry((first, second, third), axes_of, grid, classes, p)
     width = np.array(p.opacity_units)[classes] / UNIT
     logits = np.clip(scene.opacity_logits, -LARGEST_LOGIT, LARGEST_LOGIT)
     found["logit"] = (np.rint(logits / width).astype(np.int32), classes)
@@ -83,6 +70,41 @@ def quantize(
     if p.coefficients:
         found |= _harmonics(scene, classes, p, table, policy)
     return Symbols(count=len(scene), sequences=found, bits=bits)
+
+
+def geometry(
+    levels: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]],
+    axes: npt.NDArray[np.float64],
+    grid: npt.NDArray[np.uint32],
+    classes: npt.NDArray[np.uint8],
+    parameters: Parameters,
+) -> tuple[dict[str, tuple[Ints, Ints]], bytes]:
+    """Sequences of classes, scales, positions and rotations, and the plain bits of positions.
+
+    Args:
+        levels: symbols of the scales, each ``[n]``: large, middle and small.
+        axes: unit vectors by falling length, rows ``[n, 3, 3]``.
+        grid: positions on the octree's finest grid ``[n, 3]``.
+        classes: of importance ``[n]``.
+        parameters: steps.
+    """
+    p = parameters
+    none = np.zeros(len(classes), np.uint8)
+    found: dict[str, tuple[Ints, Ints]] = {"class": (classes.astype(np.int32), none)}
+    for name, values in zip(("large", "middle", "small"), levels, strict=True):
+        found[name] = (values.astype(np.int32), classes)
+    step = np.array(p.scale_units, np.int64)[classes]
+    large = levels[0] * step
+    middle = large - levels[1] * step
+    small = middle - levels[2] * step
+    depth = depths(large, middle, classes, np.array(p.depth_offsets), p.depth_power, p.depth_least)
+    parting, bits = positions.encode(grid, depth)
+    found["parting"] = (parting, none)
+    disc, direction, spin = rotation_grids(large, middle, small, classes, p)
+    turned = turns(axes, disc, spacing(direction), SPINS[spin])
+    for axis, (name, groups) in enumerate((("u", direction), ("v", direction), ("spin", spin))):
+        found[name] = (np.ascontiguousarray(turned[:, axis]), groups)
+    return found, bits
 
 
 def _colors(

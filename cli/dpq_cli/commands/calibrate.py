@@ -10,6 +10,7 @@ import typer
 
 from dpq_cli import render
 from dpq_cli.interrupt import interruptible
+from dpq_cli.recipe import Recipe, words
 from dpq_cli.shared import (
     MORE_OPTIONS,
     AdapterName,
@@ -87,6 +88,7 @@ def command(  # one parameter per option is Typer's interface
         int | None,
         typer.Option("--save-every", help="Steps between two saved states.  \\[default: 200]"),
     ] = None,
+    recipe: Recipe = None,
     device: Device = "auto",
     seed: Seed = 0,
     resume: Annotated[
@@ -97,7 +99,7 @@ def command(  # one parameter per option is Typer's interface
 ) -> None:
     """Train an artifact on data."""
     chosen = adapter_of(adapter, artifact)
-    own = adapter_options(chosen, "calibrate", ctx.args)
+    own = adapter_options(chosen, "calibrate", words(ctx, chosen, "calibrate"))
     from dpq_core.em_artifact import CalibrateOptions, calibrate_artifact
     from dpq_core.em_settings import CalibrateSettings
 

@@ -11,6 +11,7 @@ from dpq_cli import compress_single, compressing, planning, render
 from dpq_cli import spec_options as given
 from dpq_cli.commands import calibrate
 from dpq_cli.interrupt import interruptible
+from dpq_cli.recipe import Recipe, words
 from dpq_cli.shared import (
     MORE_OPTIONS,
     AdapterName,
@@ -81,6 +82,7 @@ def command(  # one parameter per option is Typer's interface
         bool,
         typer.Option("--probe/--no-probe", help="Store outputs for `dpq inspect --verify`."),
     ] = True,
+    recipe: Recipe = None,
     device: Device = "auto",
     seed: Seed = 0,
     dry_run: Annotated[
@@ -109,13 +111,13 @@ def command(  # one parameter per option is Typer's interface
     chosen = adapter_of(adapter, source)
     if chosen.single_file:
         _refuse_tensorwise(chosen, (*choice.given, *(override or [])))
-        own = adapter_options(chosen, "compress", ctx.args)
+        own = adapter_options(chosen, "compress", words(ctx, chosen, "compress"))
         how = {"overwrite": overwrite, "dry_run": dry_run, "options": own}  # nothing to resume
         with using(chosen, device=device, seed=seed) as run:
             compress_single.run(chosen, source, output, how, run, as_json)
         return
     verbs = ("compress", "calibrate") if "calibrate" in chosen.options else ("compress",)
-    own = adapter_options_of(chosen, verbs, ctx.args)
+    own = adapter_options_of(chosen, verbs, words(ctx, chosen, *verbs))
     job = compressing.Job(
         adapter=chosen,
         source=source,

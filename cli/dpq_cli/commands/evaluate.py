@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dpq_cli import render
+from dpq_cli.recipe import Recipe, words
 from dpq_cli.shared import (
     MORE_OPTIONS,
     AdapterName,
@@ -64,6 +65,7 @@ def command(
         typer.Option("--baseline", metavar="SOURCE", help="Measure this too, and compare."),
     ] = None,
     adapter: AdapterName = None,
+    recipe: Recipe = None,
     device: Device = "auto",
     seed: Seed = 0,
     as_json: Json = False,
@@ -71,7 +73,7 @@ def command(
     """Measure a model on its domain's own task."""
     sources = [source] if baseline is None else [source, baseline]
     chosen = adapter_of(adapter, *sources)
-    options = adapter_options(chosen, "evaluate", ctx.args)
+    options = adapter_options(chosen, "evaluate", words(ctx, chosen, "evaluate"))
     with using(chosen, device=device, seed=seed) as run:
         results = [measure(chosen, s, options, run) for s in sources]
         against = {

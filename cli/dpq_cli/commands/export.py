@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dpq_cli import render
+from dpq_cli.recipe import Recipe, words
 from dpq_cli.shared import (
     MORE_OPTIONS,
     AdapterName,
@@ -36,6 +37,7 @@ def command(
         typer.Option("--to", help="Format, one of the adapter's.  [default: OUTPUT's suffix]"),
     ] = None,
     adapter: AdapterName = None,
+    recipe: Recipe = None,
     device: Device = "auto",
     seed: Seed = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUTPUT.")] = False,
@@ -46,7 +48,7 @@ def command(
     if not chosen.exports:
         raise AdapterError(f"adapter {chosen.name!r} cannot export (see `dpq adapters`)")
     to = format_of(chosen, to, output)
-    options = adapter_options(chosen, "export", ctx.args)
+    options = adapter_options(chosen, "export", words(ctx, chosen, "export"))
     if output.exists() and not overwrite:
         raise SpecError(f"{output}: exists already; use --overwrite to replace it")
     with using(chosen, device=device, seed=seed) as run:

@@ -8,6 +8,7 @@ import typer
 
 from dpq_cli import planning
 from dpq_cli import spec_options as given
+from dpq_cli.recipe import Recipe, words
 from dpq_cli.shared import (
     MORE_OPTIONS,
     AdapterName,
@@ -37,6 +38,7 @@ def command(  # one parameter per option is Typer's interface
     row_scale: given.RowScale = None,
     changes: given.Set = None,
     override: given.Overrides = None,
+    recipe: Recipe = None,
     device: Device = "auto",
     seed: Seed = 0,
     as_json: Json = False,
@@ -63,7 +65,7 @@ def command(  # one parameter per option is Typer's interface
             f"adapter {chosen.name!r} codes a whole source; see its sizes with "
             f"`dpq compress {source} -o OUT.dpq --dry-run`"
         )
-    own = adapter_options(chosen, "compress", ctx.args)
+    own = adapter_options(chosen, "compress", words(ctx, chosen, "compress"))
     with using(chosen, device=device, seed=seed) as run:
         wanted = planning.Wanted(
             chosen, source, own, choice, choice.spec(seed), tuple(override or ())

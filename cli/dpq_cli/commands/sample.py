@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from dpq_cli import render
+from dpq_cli.recipe import Recipe, words
 from dpq_cli.shared import (
     MORE_OPTIONS,
     AdapterName,
@@ -28,13 +29,14 @@ def command(
         Path | None, typer.Option("--output", "-o", help="Folder for files, where there are any.")
     ] = None,
     adapter: AdapterName = None,
+    recipe: Recipe = None,
     device: Device = "auto",
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Let a model make texts (on stdout) or files (in --output)."""
     chosen = adapter_of(adapter, source)
-    options = adapter_options(chosen, "sample", ctx.args)
+    options = adapter_options(chosen, "sample", words(ctx, chosen, "sample"))
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
     with using(chosen, device=device, seed=seed) as run:

@@ -1,0 +1,213 @@
+"""From an artifact and its original to a task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dpq_core.adapter import Run
+from dpq_core.artifact import Artifact
+from dpq_core.device import resolve
+from dpq_core.em_layers import prepare_student
+from dpq_core.errors import SourceError, SpecError
+from dpq_core.runtime.swap import replace
+from dpq_core.runtime.weight import PQWeight
+from dpq_diffusion.calibration.calls import sample_name, take_apart
+from dpq_diffusion.calibration.data import Data, read_images, read_latents
+from dpq_diffusion.calibration.inputs import Clean
+from dpq_diffusion.calibration.options import CalibrateOptions
+from dpq_diffusion.calibration.processes import process_of
+from dpq_diffusion.calibration.task import DenoiserTask, Samples
+from dpq_diffusion.calibration.trajectories import SEEDS, record
+from dpq_diffusion.class_models import ClassModel, class_model, denoiser
+from dpq_diffusion.conditions import Condition
+from dpq_diffusion.folders import is_pipeline, locate
+from dpq_diffusion.loading import load_folder
+from dpq_diffusion.samplers import Sampler, TextSampler, Wish, make_sampler
+from dpq_diffusion.source import DiffusionCheckpoint, open_checkpoint
+
+_VALIDATION_IMAGES = 16
+"""Trajectories for validation; of images and latents at most a tenth is, and never less than 1."""
+
+
+def calibration(
+    source: str, reference: str, options: CalibrateOptions | None, run: Run
+) -> DenoiserTask:
+    """An artifact, its original and samples, ready for the loop.
+
+    An uncompressed source becomes a student without a teacher, for compressing with data.
+
+    Raises:
+        ArtifactError: the artifact is damaged.
+        SourceError: the original is another model, or data cannot be read.
+        SpecError: an option does not fit the model.
+    """
+    options = options or CalibrateOptions()
+    folder, original, device = locate(source), open_checkpoint(reference), resolve(run.device)
+    wish = Wish(steps=options.denoising_steps, guidance=options.guidance)
+    sampler = make_sampler(load_folder(original.folder, device), wish)
+    teacher = _prepared(sampler.pipeline, original)
+    name = _component(original.folder, sampler.pipeline, teacher)
+    student = teacher
+    if Artifact.is_artifact(folder):
+        Artifact.open(folder, adapter="diffusion")
+        inside = folder / name if is_pipeline(folder) else folder
+        student = load_folder(inside, device, torch.float32)
+        _check_alike(student, teacher, reference)
+        prepare_student(student)
+    samples = _samples(sampler, options, original.fingerprint, run)
+    return DenoiserTask(
+        student,
+        None if student is teacher else teacher,
+        samples,
+        options,
+        prefix=f"{name}/" if name else "",
+        seed=run.seed,
+    )
+
+
+def _prepared(pipeline: Any, original: DiffusionCheckpoint) -> nn.Module:
+    """The uncompressed denoiser, frozen; copies of a module are that module, as in artifacts."""
+    model: nn.Module = denoiser(pipeline).eval()
+    model.requires_grad_(False)
+    name = _component(original.folder, pipeline, model)
+    for copy, first in original.shared.get(name, {}).items():
+        replace(model, copy, model.get_submodule(first))
+    return model
+
+
+def _component(folder: Path, pipeline: Any, model: nn.Module) -> str:
+    """Name of the denoiser in its pipeline; empty where the source is that component alone."""
+    if not is_pipeline(folder):
+        return ""
+    return "transformer" if getattr(pipeline, "transformer", None) is model else "unet"
+
+
+def _check_alike(student: Any, teacher: Any, reference: str) -> None:
+    if not any(isinstance(module, PQWeight) for module in student.modules()):
+        raise SpecError(f"calibrate: the {type(student).__name__} of the artifact is uncompressed")
+    pairs = [("the class", type(student).__name__, type(teacher).__name__)]
+    fields = ("in_channels", "out_channels", "sample_size", "num_layers", "num_embeds_ada_norm")
+    pairs += [(name, student.config.get(name), teacher.config.get(name)) for name in fields]
+    for name, ours, theirs in pairs:
+        if ours != theirs:
+            raise SourceError(
+                f"{reference}: {name} is {theirs}, of the artifact {ours}; is this the model that "
+                "was compressed? Give it with --reference"
+            )
+
+
+def _samples(sampler: Sampler, options: CalibrateOptions, original: str, run: Run) -> Samples:
+    """Data where there is some, else trajectories."""
+    text = isinstance(sampler, TextSampler)
+    if options.images or options.latents:
+        if text:
+            raise SpecError(
+                "--images and --latents are for models that draw classes; a text-to-image pipeline "
+                "is calibrated on its own images: give --prompts FILE"
+            )
+        return _from_files(sampler.pipeline, options, run)
+    conditions = _conditions(sampler, options, text=text)
+    train = record(sampler, conditions, options.trajectories, SEEDS + run.seed, run.progress)
+    others = SEEDS + run.seed + options.trajectories
+    validation = record(sampler, conditions, _VALIDATION_IMAGES, others, run.progress)
+    scheduler = sampler.pipeline.scheduler
+    what = f"{options.trajectories} trajectories ({sampler.settings})"
+    about = f"{original} {what} {[c.name for c in conditions]}"
+    if options.loss == "distill":
+        return Samples(
+            train=train.recorded(), validation=validation.recorded(), what=what, fingerprint=about
+        )
+    clean = train.clean(scheduler, options.class_dropout)
+    _check_process(clean, options.loss)
+    return Samples(
+        train=clean,
+        validation=validation.clean(scheduler, options.class_dropout),
+        what=f"{options.trajectories} images of its own ({sampler.settings})",
+        fingerprint=about,
+    )
+
+
+def _conditions(
+    sampler: Sampler, options: CalibrateOptions, *, text: bool
+) -> tuple[Condition, ...]:
+    if not text:
+        if options.prompts:
+            raise SpecError("--prompts: the model draws classes, not prompts; leave it out")
+        return sampler.conditions((), ())
+    if not options.prompts:
+        raise SpecError(
+            "a text-to-image pipeline is calibrated on images of its own: give --prompts FILE, one "
+            "prompt per line"
+        )
+    path = Path(options.prompts).expanduser()
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"--prompts {path}: cannot be read ({error})") from None
+    if not any(lines):
+        raise SourceError(f"--prompts {path}: no prompt in it")
+    return sampler.conditions((), [line for line in lines if line])
+
+
+def _from_files(pipeline: Any, options: CalibrateOptions, run: Run) -> Samples:
+    """Images or latents, some of them for validation."""
+    model = class_model(pipeline)
+    if options.images:
+        data = read_images(Path(options.images).expanduser(), pipeline, run.seed, run.progress)
+    else:
+        data = read_latents(Path(options.latents).expanduser(), model)
+    count = len(data.latents)
+    if count < 2:
+        raise SpecError(f"{data.what}: at least 2 are needed, one of them for validation")
+    order = np.random.default_rng(run.seed).permutation(count).tolist()
+    held = max(1, min(options.validation_samples, count // 10))
+    validation = _clean(pipeline, model, data, order[:held], options)
+    train = _clean(pipeline, model, data, order[held:], options)
+    if options.loss != "distill":
+        _check_process(train, options.loss)
+    return Samples(train=train, validation=validation, what=data.what, fingerprint=data.fingerprint)
+
+
+def _clean(
+    pipeline: Any, model: ClassModel, data: Data, rows: Sequence[int], options: CalibrateOptions
+) -> Clean:
+    """Some of the data, with the conditions of its classes."""
+    chosen = torch.as_tensor(rows)
+    latents = data.latents[chosen]
+    told: dict[str, Tensor] = {}
+    null: dict[str, Tensor] = {}
+    if data.labels is not None:
+        told = _told(model, data.labels[chosen])
+        null = {} if model.null is None else _told(model, torch.tensor([model.null]))
+    sample = sample_name(model.model)
+    times = torch.zeros(len(latents), dtype=torch.int64)
+    form, slots = take_apart({sample: latents, "timestep": times, **told}, sample)
+    places = {name: form.structure[name].index for name in told}
+    return Clean(
+        form=form,
+        process=process_of(pipeline.scheduler),
+        data=latents,
+        conditions={slot: slots[slot] for slot in places.values()},
+        null={places[name]: value for name, value in null.items()},
+        dropout=options.class_dropout,
+    )
+
+
+@torch.no_grad()
+def _told(model: ClassModel, labels: Tensor) -> dict[str, Tensor]:
+    device = next(model.model.parameters()).device
+    return {name: value.cpu() for name, value in model.condition(labels.to(device)).items()}
+
+
+def _check_process(clean: Clean, loss: str) -> None:
+    if clean.process.name != loss:
+        raise SpecError(
+            f"--loss {loss} does not fit the model's scheduler; {clean.process.name} does, and so "
+            "does distill"
+        )

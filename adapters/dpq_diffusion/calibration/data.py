@@ -1,0 +1,211 @@
+"""Images and latents from files, as a class-conditional denoiser is trained on them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from dpq_core.errors import SourceError, SpecError
+from dpq_core.progress import Progress, silent
+from dpq_diffusion.class_models import ClassModel, class_model
+from dpq_diffusion.conditions import class_conditions, class_names
+from dpq_diffusion.denoising import activation_dtype
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_TOGETHER = 16
+"""Images that the autoencoder encodes at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What a denoiser can be trained on.
+
+    Attributes:
+        latents: float32 ``[N, C, H, W]``, scaled as the denoiser takes them.
+        labels: int64 ``[N]``; None for an unconditional model.
+        what: where they are from, for people.
+        fingerprint: of what was read.
+    """
+
+    latents: Tensor
+    labels: Tensor | None
+    what: str
+    fingerprint: str
+
+
+def read_latents(path: Path, model: ClassModel) -> Data:
+    """Latents from a file of safetensors.
+
+    Raises:
+        SourceError: it cannot be read, or lacks something.
+        SpecError: it does not fit the model.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = {"latents", "labels"}.intersection(file.keys())
+            found = {name: file.get_tensor(name) for name in names}
+    except (OSError, SafetensorError) as error:
+        raise SourceError(f"--latents {path}: cannot be read ({error})") from None
+    if "latents" not in found:
+        raise SourceError(f"--latents {path}: holds no tensor `latents`")
+    latents, labels = found["latents"].float(), found.get("labels")
+    if tuple(latents.shape[1:]) != model.shape or not len(latents):
+        raise SpecError(
+            f"--latents {path}: latents are {list(latents.shape)}, the denoiser takes "
+            f"[N, {', '.join(map(str, model.shape))}]"
+        )
+    if not bool(latents.isfinite().all()):
+        raise SpecError(f"--latents {path}: latents hold NaN or infinity")
+    if model.count:
+        labels = _checked(labels, len(latents), model.count, path)
+    digest = hashlib.sha256(latents.numpy().tobytes())
+    if labels is not None:
+        digest.update(labels.long().numpy().tobytes())
+    return Data(
+        latents=latents,
+        labels=labels.long() if labels is not None and model.count else None,
+        what=f"{len(latents):,} latents of {path.name}",
+        fingerprint=digest.hexdigest(),
+    )
+
+
+def _checked(labels: Tensor | None, count: int, classes: int, path: Path) -> Tensor:
+    if labels is None:
+        raise SpecError(f"--latents {path}: the model draws classes; add a tensor `labels` [N]")
+    if labels.shape != (count,) or labels.is_floating_point():
+        raise SpecError(f"--latents {path}: labels must be {count} whole numbers, one per latent")
+    if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise SpecError(f"--latents {path}: labels must be 0..{classes - 1}")
+    return labels
+
+
+def read_images(folder: Path, pipeline: Any, seed: int, progress: Progress = silent) -> Data:
+    """Images from a folder, through the pipeline's autoencoder once, where it has one.
+
+    They are scaled and cut to the size that the model draws.
+
+    Args:
+        folder: with a sub-folder per class, where the model draws classes.
+        pipeline: class-conditional or unconditional.
+        seed: of the draw from an autoencoder's posterior.
+        progress: in images.
+
+    Raises:
+        SourceError: there are no images, or one cannot be read.
+        SpecError: a sub-folder is no class of the model.
+    """
+    model = class_model(pipeline)
+    if not folder.is_dir():
+        raise SourceError(f"--images {folder}: no such folder")
+    paths, labels = _listed(folder, pipeline, model)
+    channels, height, width = model.shape
+    factor, grey = 1, channels == 1
+    if model.vae is not None:
+        factor = 2 ** (len(model.vae.config.block_out_channels) - 1)
+        grey = model.vae.config.in_channels == 1
+    digest = hashlib.sha256(repr([seed, labels]).encode())
+    generator, parts = torch.Generator().manual_seed(seed), []
+    for start in range(0, len(paths), _TOGETHER):
+        progress("reading images", start, len(paths))
+        some = [
+            _pixels(path, (factor * width, factor * height), grey=grey)
+            for path in paths[start : start + _TOGETHER]
+        ]
+        pixels = np.stack(some)
+        digest.update(pixels.tobytes())
+        batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+        parts.append(encode(batch, model.vae, generator))
+    progress("reading images", len(paths), len(paths))
+    return Data(
+        latents=torch.cat(parts),
+        labels=torch.tensor(labels) if model.count else None,
+        what=f"{len(paths):,} images of {folder.name}",
+        fingerprint=digest.hexdigest(),
+    )
+
+
+def _listed(folder: Path, pipeline: Any, model: ClassModel) -> tuple[list[Path], list[int]]:
+    """Images and their classes (0 for an unconditional model), by class and name."""
+    if not model.count:
+        found = _images(folder)
+        return found, [0] * len(found)
+    names = sorted(p.name for p in folder.iterdir() if p.is_dir())
+    if not names:
+        raise SourceError(f"--images {folder}: no sub-folders; the model wants one per class")
+    paths: list[Path] = []
+    labels: list[int] = []
+    for name, label in zip(names, _labels(names, pipeline, model, folder), strict=True):
+        some = _images(folder / name)
+        paths += some
+        labels += [label] * len(some)
+    return paths, labels
+
+
+def _images(folder: Path) -> list[Path]:
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
+    if not found:
+        raise SourceError(f"--images {folder}: no images ({', '.join(_SUFFIXES)})")
+    return found
+
+
+def _labels(names: Sequence[str], pipeline: Any, model: ClassModel, folder: Path) -> list[int]:
+    """Classes by number or name; if none is known, but all are there, in alphabetical order."""
+    try:
+        found = class_conditions(names, model.count, class_names(pipeline), few=False)
+    except SpecError as error:
+        numbered = any(name.lstrip("-").isdecimal() for name in names)
+        if len(names) == model.count and not numbered:
+            return list(range(model.count))  # as torchvision's ImageFolder and the DiT code have it
+        reason = str(error).removeprefix("--label ")
+        raise SpecError(f"--images {folder}: sub-folder {reason}") from None
+    return [one.label for one in found if one.label is not None]
+
+
+def _pixels(path: Path, size: tuple[int, int], *, grey: bool) -> NDArray[np.uint8]:
+    """Uint8 ``[H, W, C]`` of an image, scaled and cut around its centre."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            whole = image.convert("L" if grey else "RGB")
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+        raise SourceError(f"--images: {path} cannot be read as an image") from None
+    fitted = whole
+    if whole.size != size:
+        fitted = ImageOps.fit(whole, size, Image.Resampling.BICUBIC)
+    values = np.asarray(fitted, dtype=np.uint8)
+    return values[:, :, None] if grey else values
+
+
+@torch.no_grad()
+def encode(pixels: Tensor, vae: Any, generator: torch.Generator) -> Tensor:
+    """Pixels ``[n, C, H, W]`` in [-1, 1] -> latents float32 on the CPU; inverse of ``decode``.
+
+    Args:
+        pixels: float32.
+        vae: autoencoder of the pipeline; None where the denoiser takes pixels.
+        generator: of the draw from the posterior.
+    """
+    if vae is None:
+        return pixels
+    output = vae.encode(pixels.to(vae.device, activation_dtype(vae)))
+    if hasattr(output, "latent_dist"):
+        posterior = output.latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean)
+        latents = posterior.mean + posterior.std * noise
+    else:
+        latents = output.latents
+    shift = vae.config.get("shift_factor") or 0.0
+    scaled: Tensor = (latents.float() - shift) * vae.config.get("scaling_factor", 1.0)
+    return scaled.cpu()

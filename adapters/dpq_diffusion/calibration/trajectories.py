@@ -1,0 +1,167 @@
+"""Calibration without data: what the uncompressed denoiser sees while it draws (METHODS 4.6, 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dpq_core.errors import SourceError
+from dpq_core.progress import Progress, silent
+from dpq_diffusion.calibration.calls import Call, Form, Recorder
+from dpq_diffusion.calibration.inputs import Clean, Halves, Recorded
+from dpq_diffusion.calibration.processes import Flow, process_of
+from dpq_diffusion.class_models import denoiser
+from dpq_diffusion.conditions import Condition, Item
+from dpq_diffusion.samplers import ClassSampler, Sampler
+
+SEEDS = 1 << 30
+"""Of the first trajectory: samples and evaluations begin at their own seed, usually 0."""
+
+_TOGETHER = 16
+"""Images that are drawn at a time."""
+
+_MEMORY = 2 << 30
+"""Bytes of latents and outputs that are kept; of longer trajectories not every step is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectories:
+    """Recorded calls, and what they led to.
+
+    Attributes:
+        form: of all calls.
+        calls: of the denoiser.
+        first: per group of images drawn together, one of its calls.
+        final: per group, latents float32 ``[n, ...]``; None where the pipeline does not show them.
+        halves: of the rows of a call; None: no guidance by a second half.
+        scale: the denoiser takes the scheduler's timesteps times this.
+    """
+
+    form: Form
+    calls: list[Call]
+    first: list[Call]
+    final: list[Tensor] | None
+    halves: Halves | None
+    scale: float
+
+    def recorded(self) -> Recorded:
+        """The calls as they were."""
+        return Recorded(form=self.form, calls=self.calls, halves=self.halves)
+
+    def clean(self, scheduler: Any, dropout: float) -> Clean:
+        """The images as if they were data, with the conditions under which they were drawn.
+
+        Raises:
+            SourceError: the pipeline does not show its latents.
+            SpecError: the scheduler runs an unknown process.
+        """
+        if self.final is None:
+            raise SourceError("this pipeline does not show its latents; use --loss distill")
+        process = process_of(scheduler)
+        data = torch.cat(self.final)
+        own = self.first[0].inputs.keys() - {self.form.sample, self.form.timestep}
+        with_it = 0 if self.halves is None else self.halves.conditional
+        return Clean(
+            form=self.form,
+            process=process,
+            data=data,
+            conditions={slot: self._half(slot, with_it) for slot in own},
+            null={} if self.halves is None else {s: self._half(s, 1 - with_it) for s in own},
+            dropout=dropout,
+            scale=self.scale if isinstance(process, Flow) else 1.0,
+        )
+
+    def _half(self, slot: int, half: int) -> Tensor:
+        """One row per image."""
+        assert self.final is not None  # the caller has seen to it
+        parts = []
+        for call, latents in zip(self.first, self.final, strict=True):
+            start = 0 if self.halves is None else half * len(latents)
+            parts.append(call.inputs[slot][start : start + len(latents)])
+        return torch.cat(parts)
+
+
+def record(
+    sampler: Sampler,
+    conditions: Sequence[Condition],
+    count: int,
+    first_seed: int,
+    progress: Progress = silent,
+) -> Trajectories:
+    """Let a pipeline draw, and record what its denoiser does.
+
+    Args:
+        sampler: of the uncompressed pipeline.
+        conditions: to draw, all of them in turn, in random order.
+        count: images.
+        first_seed: of the first image and of the order; image i has ``first_seed + i``.
+        progress: in images.
+
+    Raises:
+        SourceError: the calls cannot be kept, or the model gives NaN.
+    """
+    items = _items(conditions, count, first_seed)
+    groups = [items[i : i + _TOGETHER] for i in range(0, count, _TOGETHER)]
+    steps = sampler.settings.steps
+
+    def wanted(number: int, nbytes: int) -> bool:
+        every = max(1, -(-nbytes * steps * len(groups) // _MEMORY))
+        return (number % steps + number // steps) % every == 0
+
+    final: list[Tensor] = []
+    first: list[int] = []
+    rows: list[int] = []
+    with Recorder(denoiser(sampler.pipeline), wanted) as recorder:
+        for done, group in enumerate(groups):
+            progress("drawing trajectories", done * _TOGETHER, count)
+            last: list[Tensor] = []
+            before = len(recorder.calls)
+            sampler.draw(group, partial(_replace, last))
+            if len(recorder.calls) == before:
+                raise SourceError("the pipeline draws without its denoiser; nothing to learn from")
+            first.append(before)
+            rows.append(len(recorder.calls[before].output) // len(group))
+            final += last
+    progress("drawing trajectories", count, count)
+    form, calls = recorder.form, recorder.calls
+    assert form is not None  # there was a call
+    return Trajectories(
+        form=form,
+        calls=calls,
+        first=[calls[i] for i in first],
+        final=final if len(final) == len(groups) else None,
+        halves=_halves(sampler) if set(rows) == {2} else None,
+        scale=_scale(sampler, calls[0].inputs[form.timestep]),
+    )
+
+
+def _items(conditions: Sequence[Condition], count: int, first_seed: int) -> list[Item]:
+    random = np.random.default_rng(first_seed)
+    order: list[int] = []
+    while len(order) < count:
+        order += random.permutation(len(conditions)).tolist()
+    return [
+        Item(index=i, seed=first_seed + i, condition=conditions[order[i]]) for i in range(count)
+    ]
+
+
+def _replace(last: list[Tensor], _: int, latents: Tensor) -> None:
+    last[:] = [latents.detach().float().cpu()]
+
+
+def _halves(sampler: Sampler) -> Halves:
+    """The class comes first with dpq's own loop; the prompt second with pipelines of diffusers."""
+    conditional = 0 if isinstance(sampler, ClassSampler) else 1
+    return Halves.of(sampler.settings.guidance, conditional)
+
+
+def _scale(sampler: Sampler, timesteps: Tensor) -> float:
+    """FLUX takes sigmas, SD3 timesteps: compare what was recorded with the scheduler's own."""
+    largest = float(sampler.pipeline.scheduler.timesteps[0])
+    return float(timesteps[0]) / largest if largest else 1.0

@@ -1,0 +1,68 @@
+"""The price of a bit: it rises and falls so that the file gets as large as it may be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+_START = 0.3
+"""Of the loss per bit of the file that comes in. At a fine quantization an L1 error halves with
+each bit per number, so that of about two bits per number the price of all is once to twice it."""
+
+_GAIN = 3.0
+"""Relative change of the price in one step, per relative excess of bytes."""
+
+_LARGEST_CHANGE = 0.1
+
+_MARGIN = 0.998
+"""Of the allowed bytes, so that states around the aim are often below them."""
+
+_EVERY = 20
+"""Steps between two codings, which tell how many bytes the estimated bits really take."""
+
+
+class Price(nn.Module):
+    """What a bit costs.
+
+    Attributes:
+        value: in units of the loss, a scalar.
+        scale: bytes of the file per estimated bit, a scalar.
+        steps: taken, a scalar.
+    """
+
+    value: Tensor
+    scale: Tensor
+    steps: Tensor
+
+    def __init__(self, *, loss: float, bits: float, allowed: int) -> None:
+        """Begin with the price that the file was probably made at.
+
+        Args:
+            loss: of the student as it came.
+            bits: estimated, of it.
+            allowed: bytes that the file may take.
+        """
+        super().__init__()
+        self._aim = _MARGIN * allowed
+        self.register_buffer("value", torch.tensor(_START * loss / bits, dtype=torch.float64))
+        self.register_buffer("scale", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, bits: Tensor, nbytes: Callable[[], int]) -> Tensor:
+        """Cost of the bits in this step; afterwards the price follows the excess of bytes.
+
+        Args:
+            bits: estimated; the cost is differentiable by them.
+            nbytes: codes the file and says how large it is.
+        """
+        cost = bits * float(self.value)
+        estimated = float(bits.detach())
+        if int(self.steps) % _EVERY == 0:
+            self.scale.fill_(nbytes() / estimated)
+        self.steps += 1
+        change = _GAIN * (estimated * float(self.scale) / self._aim - 1)
+        self.value *= math.exp(min(max(change, -_LARGEST_CHANGE), _LARGEST_CHANGE))
+        return cost

@@ -1,0 +1,210 @@
+"""SceneTask: a splat scene for the calibration loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dpq_core.adapter import Run
+from dpq_core.artifact.manifest import library_versions
+from dpq_core.artifact.single_writer import Packed
+from dpq_core.calibration import Batch, CalibrationTask, EStep
+from dpq_gaussian.calibration import latents
+from dpq_gaussian.calibration.harmonics import CodeHarmonics
+from dpq_gaussian.calibration.options import CalibrateOptions
+from dpq_gaussian.calibration.price import Price
+from dpq_gaussian.calibration.student import Rounded, SceneStudent
+from dpq_gaussian.calibration.views import TrainingViews, training_views
+from dpq_gaussian.codec import SceneFile
+from dpq_gaussian.codec.encoding import Encoded
+from dpq_gaussian.codec.errors import measure
+from dpq_gaussian.loading import load_scene
+from dpq_gaussian.rendering import Splats, drawing_device, render
+from dpq_gaussian.scene import Scene, check_values
+
+RATE = 100.0
+"""Learning rate of latents, in steps, relative to the loop's: 0.01 by default."""
+
+_OVER = 100.0
+"""Loss per share of bytes beyond what is allowed: such a state is never the best one."""
+
+_THRIFT = tuple(0.0005 * 2.0**k for k in range(12))
+"""How much rounding is for cheaper symbols, tried one after the other: see ``fitted``."""
+
+
+class SceneTask(CalibrationTask):
+    """One file, its original, and views."""
+
+    def __init__(
+        self,
+        stored: latents.Stored,
+        original: Scene,
+        views: TrainingViews,
+        options: CalibrateOptions,
+        seed: int = 0,
+    ) -> None:
+        """Build the student.
+
+        Args:
+            stored: the file.
+            original: the uncompressed scene, as it came.
+            views: that it is trained and validated with.
+            options: of the user.
+            seed: of the order of views.
+        """
+        self._stored, self._original, self._views = stored, original, views
+        self._options, self._seed = options, seed
+        device = views.original.positions.device
+        self.student: SceneStudent = SceneStudent(stored, device)
+        kind = "photographs" if views.photographed else "pictures of the original"
+        self.name = f"L1 and D-SSIM, {kind}"
+        self._coded: deque[tuple[Rounded, int]] = deque(maxlen=2)
+        self._fitted: tuple[Rounded, Rounded] | None = None
+        rounded = self.student.rounded()
+        self._allowed = int(self._nbytes(rounded) * options.size)
+        with torch.no_grad():
+            bits = float(self.student.bits(rounded))
+            loss = float(self._pictures(self.student(rounded), views.validation))
+        self.student.price = Price(loss=loss, bits=bits, allowed=self._allowed)
+
+    def train_batch(self, step: int) -> Batch:
+        """Indices of views; every epoch has them in another order."""
+        train, size = self._views.train, self._options.batch
+        found = []
+        for at in range(step * size, (step + 1) * size):
+            epoch, place = divmod(at, len(train))
+            order = np.random.default_rng([self._seed, epoch]).permutation(len(train))
+            found.append(train[order[place]])
+        return {"view": torch.tensor(found)}
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean over views; in training with the gradient of what the bytes cost.
+
+        Beyond training, of the file as it will be written. Should that still be too large, its loss
+        is so much higher that it is not kept.
+        """
+        rounded = self.student.rounded() if self.student.training else self.fitted()
+        loss = self._pictures(self.student(rounded), batch["view"].tolist())
+        if self.student.training:
+            bits = self.student.bits(rounded)
+            cost: Tensor = self.student.price(bits, lambda: self._nbytes(rounded))
+            return loss + (cost - cost.detach())
+        over = self._nbytes(rounded) / self._allowed - 1
+        return loss + _OVER * max(0.0, over)
+
+    def fitted(self) -> Rounded:
+        """The student as it is written: so rounded that it takes no more bytes than allowed.
+
+        Where that cannot be reached, it is rounded to what is nearest.
+        """
+        plain = self.student.rounded()
+        if self._fitted is None or not _same(self._fitted[0], plain):
+            tried = (self.student.rounded(thrift) for thrift in (0.0, *_THRIFT))
+            small = (found for found in tried if self._nbytes(found) <= self._allowed)
+            self._fitted = plain, next(small, plain)
+        return self._fitted[1]
+
+    def _pictures(self, splats: Splats, views: Sequence[int]) -> Tensor:
+        """Mean loss of pictures."""
+        total = torch.zeros((), device=splats.positions.device)
+        for index in views:
+            picture = render(splats, self._views.cameras[index], self._views.drawing).colour
+            total = total + self._views.target(index).loss(picture, self._options.ssim)
+        return total / len(views)
+
+    def validation(self) -> Sequence[Batch]:
+        """All views that validate, in one batch: the file is restored once for them."""
+        return ({"view": torch.tensor(self._views.validation)},)
+
+    def reference_loss(self) -> float:
+        """Of the original; 0 where its own pictures are the targets."""
+        if not self._views.photographed:
+            return 0.0
+        with torch.no_grad():
+            return float(self._pictures(self._views.original, self._views.validation))
+
+    def groups(self) -> list[dict[str, Any]]:
+        """All latents move alike: they count in steps."""
+        return [{"params": list(self.student.parameters()), "lr_scale": RATE}]
+
+    def esteps(self) -> Sequence[EStep]:
+        """Codes of harmonics."""
+        harmonics = self.student.harmonics
+        return (harmonics,) if isinstance(harmonics, CodeHarmonics) else ()
+
+    def _nbytes(self, rounded: Rounded) -> int:
+        """Bytes of all streams; those of the last states are remembered."""
+        for known, nbytes in self._coded:
+            if _same(known, rounded):
+                return nbytes
+        nbytes = self.student.encoded(rounded).nbytes
+        self._coded.append((rounded, nbytes))
+        return nbytes
+
+    def packed(self) -> Packed:
+        """The student as a file; its manifest names the source and measures errors anew."""
+        encoded = self.student.encoded(self.fitted())
+        errors = measure(self._original, encoded)
+        before = self._stored.file.file.manifest
+        attributes = tuple(
+            dataclasses.replace(a, errors=errors.get(a.name, a.errors)) for a in before.attributes
+        )
+        manifest = dataclasses.replace(
+            before,
+            fingerprint=_fingerprint(before.fingerprint, encoded),
+            attributes=attributes,
+            streams={},
+            versions=library_versions(),
+        )
+        numbers = 14 + 3 * self._original.sh_rest.shape[1]
+        return Packed(
+            manifest=manifest,
+            whole={"models": encoded.models},
+            chunked=encoded.chunked,
+            source_nbytes=len(self._original) * numbers * 4,
+        )
+
+
+def calibration(
+    source: str, reference: str, options: CalibrateOptions | None, run: Run
+) -> SceneTask:
+    """A file, and the scene that it was made of, ready for the loop.
+
+    Raises:
+        ArtifactError: the file is damaged.
+        SourceError: the scene is another one or cannot be read, or views are missing.
+    """
+    options = options or CalibrateOptions()
+    device = drawing_device(run.device)
+    file = SceneFile(source)
+    original = load_scene(reference)
+    check_values(original, reference)
+    stored = latents.read(file, original, reference)
+    mip = file.parameters.antialiased
+    views = training_views(options, original, antialiased=mip, device=device)
+    return SceneTask(stored, original, views, options, run.seed)
+
+
+def _same(one: Rounded, other: Rounded) -> bool:
+    """Whether two states are stored alike."""
+    return all(
+        a.bits == b.bits
+        and all(np.array_equal(a.sequences[k][0], b.sequences[k][0]) for k in a.sequences)
+        for a, b in zip(one.chunks, other.chunks, strict=True)
+    )
+
+
+def _fingerprint(before: str, encoded: Encoded) -> str:
+    """Hash of the file that was calibrated, and of what became of it."""
+    digest = hashlib.sha256(before.encode() + encoded.models)
+    for parts in encoded.chunked.values():
+        for part in parts:
+            digest.update(part)
+    return digest.hexdigest()

@@ -1,0 +1,127 @@
+"""What a scene in training is compared with: photographs, or pictures of the original."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from dpq_core.errors import SourceError
+from dpq_core.sources import BUILTIN_SCHEME
+from dpq_gaussian.calibration.loss import Target
+from dpq_gaussian.calibration.options import CalibrateOptions
+from dpq_gaussian.cameras import Camera, held_out, read_cameras
+from dpq_gaussian.cameras.split import HOLD
+from dpq_gaussian.importance import SIZE, near_plane, rig
+from dpq_gaussian.rendering import RenderOptions, Splats, render
+from dpq_gaussian.sample_options import colour
+from dpq_gaussian.scene import Scene
+from dpq_gaussian.views import fitted, photograph
+
+ROUNDS = 4
+"""Times the cameras that encoding looks from: 96, of which every 8th validates."""
+
+_CACHE_BYTES = 1 << 30
+"""Targets beyond this are made anew whenever they are needed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingViews:
+    """Views to train on and to validate with; none of them judges the result in ``dpq eval``.
+
+    Attributes:
+        cameras: all of them.
+        train: indices of those that train.
+        validation: indices of the others.
+        photographed: targets are photographs, not pictures of the original.
+        drawing: background, filter and near plane.
+        original: whose pictures are targets.
+    """
+
+    cameras: tuple[Camera, ...]
+    train: tuple[int, ...]
+    validation: tuple[int, ...]
+    photographed: bool
+    drawing: RenderOptions
+    original: Splats
+    _targets: dict[int, Target] = field(default_factory=dict, repr=False)
+
+    def target(self, index: int) -> Target:
+        """What view ``index`` should look like.
+
+        Raises:
+            SourceError: its photograph cannot be read.
+        """
+        if index in self._targets:
+            return self._targets[index]
+        camera = self.cameras[index]
+        if self.photographed:
+            picture = photograph(camera, self.drawing.background)
+            picture = picture.to(self.original.positions.device)
+        else:
+            with torch.no_grad():
+                picture = render(self.original, camera, self.drawing).colour
+        target = Target(picture)
+        if sum(t.nbytes for t in self._targets.values()) + target.nbytes <= _CACHE_BYTES:
+            self._targets[index] = target
+        return target
+
+
+def training_views(
+    options: CalibrateOptions, scene: Scene, *, antialiased: bool, device: torch.device
+) -> TrainingViews:
+    """The views that the user gave, but for the held-out ones, or a rig.
+
+    Args:
+        options: of the user.
+        scene: the original.
+        antialiased: it was trained for anti-aliased rendering.
+        device: that draws.
+
+    Raises:
+        SourceError: cameras or photographs are missing, too few, or do not fit each other.
+    """
+    drawing = RenderOptions(
+        background=colour(options.background), antialiased=antialiased, weights=False
+    )
+    original = Splats.of(scene, device)
+    if options.views:
+        given = _given(options)
+        parts = held_out(given)
+        photographed = given[0].image is not None and options.photographs
+        cameras, validation = (*parts[0], *parts[1]), range(len(parts[0]), len(given))
+    else:
+        given = tuple(rig(scene, ROUNDS))
+        cameras = tuple(camera.scaled(options.rig_size / SIZE) for camera in given)
+        photographed, validation = False, range(0, len(cameras), HOLD)
+        drawing = replace(drawing, near=near_plane(scene))
+    return TrainingViews(
+        cameras=cameras,
+        train=tuple(i for i in range(len(cameras)) if i not in validation),
+        validation=tuple(validation),
+        photographed=photographed,
+        drawing=drawing,
+        original=original,
+    )
+
+
+def _given(options: CalibrateOptions) -> tuple[Camera, ...]:
+    """The cameras of files that evaluations do not hold out, fitted to their photographs."""
+    source = options.views
+    if source.startswith(BUILTIN_SCHEME):
+        raise SourceError(f"{source}: its cameras are all held out, to judge; give others")
+    everything = read_cameras(Path(source))
+    chosen = held_out(everything)[0]
+    if len(chosen) < 2:
+        raise SourceError(
+            f"{source}: {len(everything)} cameras are too few: every {HOLD}th is held out to judge "
+            "the result, and of the others one validates and one or more train"
+        )
+    missing = [camera.name for camera in chosen if camera.image is None]
+    if 0 < len(missing) < len(chosen) and options.photographs:
+        raise SourceError(
+            f"{source}: no photograph of view {missing[0]!r} and {len(missing) - 1} more of "
+            f"{len(chosen)}; use --no-photographs to train on pictures of the original"
+        )
+    return tuple(fitted(camera, options.downscale) for camera in chosen)

@@ -1,0 +1,275 @@
+"""LlamaTask: a language model for the calibration loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dpq_core.adapter import Run
+from dpq_core.artifact import Artifact
+from dpq_core.calibration import Batch, CalibrationTask
+from dpq_core.device import resolve
+from dpq_core.em_layers import prepare_student
+from dpq_core.em_parallel import Workers
+from dpq_core.errors import AdapterError, SourceError, SpecError
+from dpq_llama import calibration_loss as losses
+from dpq_llama.architecture import has_head
+from dpq_llama.calibration_data import Windows, read_windows
+from dpq_llama.calibration_options import CalibrateOptions
+from dpq_llama.calibration_text import write_windows
+from dpq_llama.loading import load_folder, load_tokenizer
+from dpq_llama.source import locate, open_checkpoint, read_config
+from dpq_llama.swap import BASE_PREFIX
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_USUAL_CONTEXT = 512
+
+_MEMORY = 2 << 30
+"""Bytes of the teacher's hidden states that are kept, so that it reads every window once."""
+
+_NAMES = {
+    "kl": "KL to the uncompressed model",
+    "cross-entropy": "cross-entropy",
+    "both": "cross-entropy and KL to the uncompressed model",
+    "hidden": "distance of hidden states",
+}
+
+
+class LlamaTask(CalibrationTask):
+    """A compressed model, the uncompressed one, and windows of text."""
+
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        teacher: PreTrainedModel | None,
+        windows: Windows,
+        options: CalibrateOptions,
+        *,
+        stored: Sequence[str],
+        seed: int = 0,
+    ) -> None:
+        """Take over the parts.
+
+        Args:
+            student: ready to be trained (``prepare_student``), or an uncompressed model.
+            teacher: the uncompressed model; None where the student is uncompressed itself.
+            windows: on the student's device.
+            options: of the user, ``loss`` not ``auto``.
+            stored: names of the artifact's tensors.
+            seed: of the order of windows.
+        """
+        self.student: PreTrainedModel = student
+        self._teacher, self._windows, self._options = teacher, windows, options
+        self._seed = seed
+        self._prefix = BASE_PREFIX if any(n.startswith(BASE_PREFIX) for n in stored) else ""
+        self._vocabulary: int = student.config.vocab_size
+        self._known: dict[int, Tensor] = {}
+        context = windows.ids.shape[1]
+        self.name = (
+            f"{_NAMES[options.loss]}, {windows.train} windows of {context} tokens of {windows.what}"
+        )
+        about = f"{windows.fingerprint} {options!r} {seed}"
+        self.fingerprint = hashlib.sha256(about.encode()).hexdigest()
+
+    def train_batch(self, step: int) -> Batch:
+        """Windows; every epoch has them in another order."""
+        count, size = self._windows.train, self._options.batch
+        places = range(step * size, (step + 1) * size)
+        orders = {
+            epoch: np.random.default_rng([self._seed, epoch]).permutation(count)
+            for epoch in {place // count for place in places}
+        }
+        found = [int(orders[place // count][place % count]) for place in places]
+        return self._batch([self._windows.validation + number for number in found])
+
+    def validation(self) -> Sequence[Batch]:
+        """All windows for validation."""
+        count, size = self._windows.validation, self._options.batch
+        return [
+            self._batch(range(first, min(first + size, count))) for first in range(0, count, size)
+        ]
+
+    def _batch(self, windows: Sequence[int]) -> Batch:
+        """``ids`` int64 ``[samples, context]`` and ``window``, their numbers, ``[samples]``."""
+        numbers = torch.tensor(windows)
+        return {"ids": self._windows.ids[numbers.to(self._windows.ids.device)], "window": numbers}
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Of the student."""
+        ids, kind = batch["ids"], self._options.loss
+        hidden = _hidden(self.student, ids)
+        if kind == "hidden":
+            return losses.distance(hidden, self._teacher_hidden(batch))
+        answers = _answers(self.student, hidden)
+        total = torch.zeros((), device=hidden.device)
+        if kind in ("cross-entropy", "both"):
+            total = total + losses.cross_entropy(answers, ids[:, 1:].flatten(), self._vocabulary)
+        if kind in ("kl", "both"):
+            known = _answers(self._uncompressed(), self._teacher_hidden(batch))
+            total = total + losses.kl(answers, known, self._vocabulary)
+        return total
+
+    @torch.no_grad()
+    def reference_loss(self) -> float:
+        """Cross-entropy of the uncompressed model; its distance to itself is 0."""
+        if self._options.loss not in ("cross-entropy", "both"):
+            return 0.0
+        found = []
+        for batch in self.validation():
+            answers = _answers(self._uncompressed(), self._teacher_hidden(batch))
+            targets = batch["ids"][:, 1:].flatten()
+            found.append(float(losses.cross_entropy(answers, targets, self._vocabulary)))
+        return sum(found) / len(found)
+
+    def teacher(self) -> nn.Module | None:
+        """The uncompressed model."""
+        return self._teacher
+
+    def blocks(self) -> Sequence[str]:
+        """The decoder layers."""
+        inside = "" if self.student.base_model is self.student else BASE_PREFIX
+        return [f"{inside}layers.{n}" for n in range(self.student.config.num_hidden_layers)]
+
+    def forward(self, model: nn.Module, batch: Batch) -> Any:
+        """The whole model, its head included."""
+        return model(input_ids=batch["ids"], use_cache=False)
+
+    def tensor_name(self, path: str) -> str:
+        """Models with and without a head name the same tensors with and without a prefix."""
+        path = path.removeprefix(BASE_PREFIX)
+        return f"{path}.weight" if path == "lm_head" else f"{self._prefix}{path}.weight"
+
+    def _uncompressed(self) -> PreTrainedModel:
+        if self._teacher is None:
+            raise AdapterError(
+                "the student is uncompressed and has no teacher; calibrate an artifact"
+            )
+        return self._teacher
+
+    def _teacher_hidden(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Last hidden states ``[samples, context, hidden]`` of the teacher.
+
+        It reads each window alone: what it finds must not depend on the rest of a batch, which is
+        another one after a resume or with more processes.
+        """
+        teacher, found = self._uncompressed(), []
+        for number, ids in zip(batch["window"].tolist(), batch["ids"], strict=True):
+            hidden = self._known.get(number)
+            if hidden is None:
+                with torch.no_grad():
+                    hidden = _hidden(teacher, ids[None])[0].cpu()
+                nbytes = hidden.numel() * hidden.element_size()
+                if (len(self._known) + 1) * nbytes <= _MEMORY:
+                    self._known[number] = hidden
+            found.append(hidden)
+        return torch.stack(found).to(batch["ids"].device)
+
+
+def _hidden(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """Ids ``[samples, context]`` -> last hidden states ``[samples, context, hidden]``."""
+    found: Tensor = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    return found
+
+
+def _answers(model: PreTrainedModel, hidden: Tensor) -> losses.Answers:
+    """At all positions that have a next token."""
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return losses.Answers(hidden=hidden[:, :-1].flatten(0, 1), head=head)
+
+
+def calibration(
+    source: str, reference: str, options: CalibrateOptions | None, run: Run
+) -> LlamaTask:
+    """An artifact, its original and text, ready for the loop.
+
+    An uncompressed source becomes a student without a teacher, for compressing with data.
+
+    Raises:
+        ArtifactError: the artifact is damaged.
+        SourceError: the original is another model, or text cannot be read.
+        SpecError: there is too little text, or an option does not fit the model.
+    """
+    options = options or CalibrateOptions()
+    folder, original = locate(source), open_checkpoint(reference)
+    config = read_config(folder)
+    head = has_head(config)
+    options = _fitting(options, config, head=head)
+    device = resolve(run.device)
+    quick = "bfloat16" if device.type == "cuda" else "float32"
+    uncompressed = load_folder(original.folder, device, quick, head=head)
+    uncompressed.requires_grad_(False)
+    teacher = student = uncompressed
+    if Artifact.is_artifact(folder):
+        artifact = Artifact.open(folder, adapter="llama")
+        student = load_folder(folder, device, "float32", head=head)
+        _check_alike(student, teacher, reference)
+        prepare_student(student)
+        stored: Sequence[str] = tuple(artifact.names())
+    else:
+        stored = tuple(original.tensors)
+    windows = _windows(options, uncompressed, source, run)
+    return LlamaTask(
+        student,
+        None if student is teacher else teacher,
+        windows,
+        options,
+        stored=stored,
+        seed=run.seed,
+    )
+
+
+def _fitting(
+    options: CalibrateOptions, config: Mapping[str, Any], *, head: bool
+) -> CalibrateOptions:
+    """Options with every default filled in."""
+    from transformers import LlamaConfig
+
+    longest: int = LlamaConfig.from_dict(dict(config)).max_position_embeddings
+    if options.context > longest:
+        raise SpecError(
+            f"--context {options.context} is more than the {longest} positions of the model"
+        )
+    loss = options.loss
+    if loss == "auto":
+        loss = "kl" if head else "hidden"
+    if not head and (loss != "hidden" or not (options.texts or options.dataset)):
+        raise SpecError(
+            "this model has no language-model head: give --texts or --dataset, and no --loss but "
+            "hidden"
+        )
+    context = options.context or min(_USUAL_CONTEXT, longest)
+    return dataclasses.replace(options, loss=loss, context=context)
+
+
+def _check_alike(student: PreTrainedModel, teacher: PreTrainedModel, reference: str) -> None:
+    for name in ("vocab_size", "hidden_size", "num_hidden_layers"):
+        ours, theirs = getattr(student.config, name), getattr(teacher.config, name)
+        if ours != theirs:
+            raise SourceError(
+                f"{reference}: {name} is {theirs}, of the artifact {ours}; is this the model that "
+                "was compressed? Give it with --reference"
+            )
+
+
+def _windows(
+    options: CalibrateOptions, uncompressed: PreTrainedModel, source: str, run: Run
+) -> Windows:
+    """The text; of several processes all read what the first one has."""
+    if options.texts or options.dataset:
+        windows = read_windows(options, load_tokenizer(source), options.context, run.seed)
+    else:
+        validation = options.validation_windows
+        count = validation + options.samples
+        ids = write_windows(uncompressed, count, options.context, run.seed, run.progress)
+        windows = Windows(ids=ids, validation=validation, what="the model's own text")
+    ids = windows.ids.to(uncompressed.device)
+    Workers().agree([ids])
+    return Windows(ids=ids, validation=windows.validation, what=windows.what)

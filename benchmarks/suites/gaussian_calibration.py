@@ -1,0 +1,184 @@
+"""Calibration of splat scenes: held-out PSNR against bytes, before and after.
+
+    python benchmarks/suites/gaussian_calibration.py
+
+Each scene is compressed at several qualities; each file is calibrated on the training photographs
+and, from another start, on pictures of the original alone. The judge is what training never sees:
+the held-out photographs and the original's pictures from their places. Every file is written, read
+back and measured from what was read. Needs the photographs of ../shared/data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gaussian import DATA, draw
+from record import RESULTS, append
+
+from dpq_core.adapter import Run
+from dpq_core.compress_file import compress_file
+from dpq_core.em_artifact import CalibrateOptions as LoopOptions
+from dpq_core.em_artifact import calibrate_artifact
+from dpq_core.em_settings import CalibrateSettings
+from dpq_gaussian.adapter import GaussianAdapter
+from dpq_gaussian.calibration.options import CalibrateOptions
+from dpq_gaussian.cameras import Camera, held_out, read_cameras
+from dpq_gaussian.loading import load_scene
+from dpq_gaussian.options import CompressOptions
+from dpq_gaussian.picture_metrics import score
+from dpq_gaussian.scene import Scene
+from dpq_gaussian.views import photograph
+
+SCENES = {"builtin:tiny-scene": "miku_scene", str(DATA / "miku_sh3.ply"): "miku_scene"}
+"""Scene -> folder of the photographs that it was trained on, but for every 8th."""
+
+RUN = Run(device="cpu")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, and how."""
+
+    scenes: tuple[str, ...] = tuple(SCENES)
+    qualities: tuple[float, ...] = (1.0, 0.5, 0.25)
+    targets: tuple[str, ...] = ("photographs", "original")
+    preset: str = "small"
+    harmonics: str = "transform"
+    steps: int = 400
+    batch: int = 2
+    downscale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Held-out views of one scene."""
+
+    cameras: tuple[Camera, ...]
+    originals: tuple[torch.Tensor, ...]
+    photographs: tuple[torch.Tensor, ...]
+
+    @classmethod
+    def of(cls, scene: Scene, folder: Path) -> Judge:
+        cameras = held_out(read_cameras(folder))[1]
+        return cls(
+            cameras=cameras,
+            originals=tuple(draw(scene, cameras)),
+            photographs=tuple(photograph(camera, (0, 0, 0)) for camera in cameras),
+        )
+
+    def scores(self, scene: Scene) -> dict[str, float]:
+        """Mean PSNR and SSIM to photographs and to the original's pictures."""
+        pictures = list(draw(scene, self.cameras))
+        found = {}
+        for name, references in (("photographs", self.photographs), ("original", self.originals)):
+            each = [score(*pair) for pair in zip(pictures, references, strict=True)]
+            found[f"{name}_psnr_dB"] = float(np.mean([view["PSNR"] for view in each]))
+            found[f"{name}_ssim"] = float(np.mean([view["SSIM"] for view in each]))
+        return found
+
+
+def rows(source: str, settings: Settings, folder: Path) -> Iterator[dict[str, Any]]:
+    """One row per file."""
+    original, views = load_scene(source), DATA / SCENES[source]
+    judge, adapter = Judge.of(original, views), GaussianAdapter()
+    whole = judge.scores(original)
+    name = Path(source).stem.removeprefix("builtin:")
+    about: dict[str, Any] = {"scene": name, "gaussians": len(original)}
+    yield about | {"quality": None, "targets": None, "bytes": None, **whole}
+    for quality in settings.qualities:
+        raw, out = folder / "raw.dpq", folder / "calibrated.dpq"
+        chosen = CompressOptions(
+            preset=settings.preset, quality=quality, harmonics=settings.harmonics
+        )
+        compress_file(adapter, source, raw, overwrite=True, options=chosen, run=RUN)
+        before = judge.scores(load_scene(str(raw)))
+        at = about | {"quality": quality}
+        yield at | {"targets": None, "bytes": raw.stat().st_size, **before}
+        for targets in settings.targets:
+            options = LoopOptions(
+                settings=CalibrateSettings(steps=settings.steps),
+                overwrite=True,
+                adapter=CalibrateOptions(
+                    views=str(views),
+                    photographs=targets == "photographs",
+                    batch=settings.batch,
+                    downscale=settings.downscale,
+                ),
+            )
+            started = time.perf_counter()
+            done = calibrate_artifact(adapter, raw, out, options, RUN)
+            seconds = time.perf_counter() - started
+            after = judge.scores(load_scene(str(out)))
+            lost = whole["photographs_psnr_dB"] - before["photographs_psnr_dB"]
+            won = after["photographs_psnr_dB"] - before["photographs_psnr_dB"]
+            yield at | {
+                "targets": targets,
+                "bytes": out.stat().st_size,
+                **after,
+                "recovered_of_psnr": won / lost,
+                "recovered_of_validation_loss": done.report.recovered,
+                "seconds": seconds,
+            }
+
+
+def parsed() -> tuple[Settings, argparse.Namespace]:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--scene", action="append", choices=SCENES)
+    parser.add_argument("--quality", action="append", type=float, help="of preset small")
+    parser.add_argument("--targets", action="append", choices=Settings.targets)
+    parser.add_argument("--harmonics", default=Settings.harmonics, choices=("transform", "pq"))
+    parser.add_argument("--steps", type=int, default=Settings.steps)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")
+    given = parser.parse_args()
+    settings = Settings(
+        scenes=tuple(given.scene or SCENES),
+        qualities=tuple(given.quality or Settings.qualities),
+        targets=tuple(given.targets or Settings.targets),
+        harmonics=given.harmonics,
+        steps=given.steps,
+    )
+    return settings, given
+
+
+def main() -> None:
+    """Calibrate every file of every scene, print as it goes, append one record."""
+    settings, given = parsed()
+    if not all((DATA / folder).is_dir() for folder in SCENES.values()):
+        print(f"no photographs in {DATA.parent.name}/{DATA.name}: nothing is measured")
+        return
+    torch.set_num_threads(given.threads)
+    found = []
+    with tempfile.TemporaryDirectory(prefix="dpq-calibration-") as name:
+        for source in settings.scenes:
+            for row in rows(source, settings, Path(name)):
+                found.append(row)
+                share = row.get("recovered_of_psnr")
+                print(
+                    f"{row['scene']:12} quality {row['quality'] or 'original':>8} "
+                    f"{row['targets'] or '':12} {row['bytes'] or 0:>9,} B  photographs "
+                    f"{row['photographs_psnr_dB']:6.3f}  original {row['original_psnr_dB']:7.3f}"
+                    + (f"  {share:6.1%} of the loss, {row['seconds']:.0f} s" if share else ""),
+                    flush=True,
+                )
+    append(
+        "gaussian_calibration",
+        seed=0,
+        spec=dataclasses.asdict(settings) | {"threads": given.threads},
+        results={"rows": found},
+        packages=("pillow", "constriction", "torchmetrics"),
+        folder=given.results,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""quantize() with statistics: the output of the layer is what is reconstructed."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import specs_up_to
+
+from dpq_core.hessian import Hessian
+from dpq_core.layout import Layout
+from dpq_core.outputs import InputStatistics
+from dpq_core.partition import Partition
+from dpq_core.quantize import quantize
+from dpq_core.spec import ASSIGNMENTS, AssignmentSpec, QuantSpec
+
+FAST = {"iterations": 4, "tail": 1}
+SPECS = {
+    "pq": QuantSpec(d=4, K=64, scope="subspace"),
+    "shared": QuantSpec(d=4, K=64, scope="tensor"),
+    "stages": QuantSpec(d=8, K=16, scope="tensor", stages=2),
+    "pool": QuantSpec(d=4, K=64, scope="subspace").replace(pool={"method": "wkmeans", "size": 200}),
+    "int8": QuantSpec(d=4, K=64, scope="tensor", codebook_dtype="int8"),
+    "rht": QuantSpec(d=4, K=64, scope="tensor", transform="rht"),
+    "permuted": QuantSpec(d=4, K=64, scope="tensor", permute=True, group_scale=True),
+    "outputs": QuantSpec(d=4, K=64, scope="tensor", orientation="output"),
+}
+
+
+def layer(rows: int = 192, cols: int = 64, power: float = 1.3, seed: int = 0):
+    """A weight, and the second moment of correlated inputs: a power law in random directions."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(rows, cols, generator=generator)
+    axes = torch.linalg.qr(torch.randn(cols, cols, generator=generator))[0]
+    return weight, axes @ torch.diag(torch.arange(1.0, cols + 1) ** -power) @ axes.T
+
+
+def run(weight, spec, statistics=None):
+    p = Partition.of(tuple(weight.shape), Layout.LINEAR, spec.replace(kmeans=FAST))
+    return quantize(weight, p, spec.replace(kmeans=FAST), "w", statistics=statistics)
+
+
+def output_error(weight, result, hessian):
+    wrong = weight - result.pq.decode()
+    return float((wrong @ hessian * wrong).sum() / (weight @ hessian * weight).sum())
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_the_output_error_falls_whatever_the_parts(spec):
+    weight, hessian = layer()
+    plain = output_error(weight, run(weight, spec), hessian)
+    spec = spec.replace(assignment={"method": "ldlq+icm"})
+    found = run(weight, spec, InputStatistics(hessian=hessian))
+    assert output_error(weight, found, hessian) < 0.75 * plain
+    assert list(found.output_errors) == sorted(found.output_errors, reverse=True)
+
+
+def test_the_reported_error_is_that_of_the_stored_weight():
+    weight, hessian = layer()
+    spec = SPECS["permuted"].replace(assignment={"method": "ldlq+icm", "damping": 0.01})
+    found = run(weight, spec, InputStatistics(hessian=hessian))
+    damped = Hessian.of(hessian, width=1, damping=0.01)
+    matrix = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(len(hessian))
+    assert damped.scale == pytest.approx(float(hessian.diagonal().mean()))
+    assert found.output_errors[-1] == pytest.approx(output_error(weight, found, matrix), rel=0.01)
+
+
+@pytest.mark.parametrize("method", ASSIGNMENTS)
+def test_every_method_is_at_least_as_good_as_the_one_before(method):
+    weight, hessian = layer()
+    spec = SPECS["shared"].replace(assignment={"method": method, "updates": 0})
+    error = output_error(weight, run(weight, spec, InputStatistics(hessian=hessian)), hessian)
+    nearest = output_error(weight, run(weight, SPECS["shared"]), hessian)
+    bound = {"l2": 1.1, "blockdiag": 1.0, "icm": 0.75, "ldlq": 0.7, "ldlq+icm": 0.65}
+    assert error < bound[method] * nearest
+
+
+def test_without_statistics_every_method_is_l2():
+    weight, _ = layer()
+    plain = run(weight, SPECS["shared"])
+    for method in ASSIGNMENTS:
+        other = run(weight, SPECS["shared"].replace(assignment={"method": method}))
+        assert torch.equal(other.pq.decode(), plain.pq.decode())
+        assert other.output_errors == ()
+
+
+def test_rows_that_count_more_are_learned_better():
+    weight, _ = layer(rows=256)
+    counts = torch.ones(256)
+    counts[:32] = 1000
+    spec = SPECS["shared"].replace(K=16, row_scale=False)
+    error = {
+        name: (weight - run(weight, spec, known).pq.decode())[:32].square().mean()
+        for name, known in (("none", None), ("counts", InputStatistics(row_weight=counts)))
+    }
+    assert error["counts"] < 0.95 * error["none"]
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.tuples(st.integers(1, 24), st.integers(1, 24)),
+    specs_up_to(d=6, K=32),
+    st.sampled_from(ASSIGNMENTS),
+    st.integers(0, 30),
+)
+def test_any_spec_takes_statistics_of_any_rank(shape, spec, method, rank):
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(rank))
+    inputs = torch.randn(rank, shape[1], generator=torch.Generator().manual_seed(1))
+    hessian = inputs.T @ inputs / max(rank, 1)
+    spec = spec.replace(assignment=AssignmentSpec(method=method, updates=1))
+    found = run(weight, spec, InputStatistics(hessian=hessian))
+    assert torch.isfinite(found.pq.decode()).all()
+    errors = found.output_errors
+    assert all(after <= before + 1e-5 for before, after in itertools.pairwise(errors))
