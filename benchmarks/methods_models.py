@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ class Bench(ABC):
     source: str
     metric: str
     higher_is_better: bool
-    protocol: Mapping[str, str]
+    protocol: ClassVar[dict[str, str]]
 
     def __init__(self, model: nn.Module, layers: Mapping[str, nn.Linear]) -> None:
         self.model, self.layers = model, layers
@@ -70,7 +70,7 @@ class Llama(Bench):
 
     source, metric, higher_is_better = "builtin:tiny-llama", "perplexity", False
     context, windows, calibration = 512, 24, 48
-    protocol = {
+    protocol: ClassVar[dict[str, str]] = {
         "task": f"the first {windows} windows of {context} tokens of the held-out text",
         "statistics": f"{calibration} windows of {context} tokens of training documents",
     }
@@ -115,7 +115,7 @@ class DiT(Bench):
 
     source, metric, higher_is_better = "builtin:tiny-dit", "psnr_dB", True
     images, steps, calibration = 32, 10, 32
-    protocol = {
+    protocol: ClassVar[dict[str, str]] = {
         "task": f"{images} images at {steps} steps and guidance 1.5, against the uncompressed "
         "model's at the same seeds",
         "statistics": f"{calibration} images at {steps} steps, drawn by the uncompressed model at "

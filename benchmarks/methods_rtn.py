@@ -41,7 +41,7 @@ class Rounding:
         parts = weight.reshape(rows, -1, group)
         low, high = parts.amin(2, keepdim=True), parts.amax(2, keepdim=True)
         best, least = (low, high - low), torch.full_like(low, torch.inf)
-        for shrink in torch.linspace(1, 0.3, 36).tolist():
+        for shrink in torch.linspace(1, 0.4, 13).tolist():
             middle, half = (low + high) / 2, (high - low) / 2 * shrink
             floor = (middle - half).half().float()
             scale = (2 * half / (2**self.bits - 1)).half().float().clamp_min(1e-7)

@@ -47,6 +47,7 @@ class CompressOptions:
         overwrite: replace an existing output.
         shard_bytes: start a new weight file beyond this size.
         probe: store outputs of the loaded artifact on a fixed input, where the adapter can.
+        budget: bytes that the artifact was planned to take at most: a probe beyond is left out.
         adapter: an instance of ``Adapter.options["compress"]``; None for its defaults.
         sequential: how statistics are collected, where there is a task.
     """
@@ -55,6 +56,7 @@ class CompressOptions:
     overwrite: bool = False
     shard_bytes: int = 4 << 30
     probe: bool = True
+    budget: int | None = None
     adapter: Any = None
     sequential: SequentialOptions = field(default_factory=SequentialOptions)
 
@@ -159,7 +161,7 @@ def compress(
         reports = _write_tensors(checkpoint, plan, writer, run, learned)
         _add_files(checkpoint, adapter, writer)
         if options.probe:
-            store_probe(adapter, writer, run)
+            store_probe(adapter, writer, run, options.budget)
         artifact = writer.finish()
         if task is not None:
             discard_blocks(writer.out)

@@ -21,6 +21,9 @@ PROBE_NAME = "probe.safetensors"
 MAX_ARTIFACT_BYTES = 256 << 20
 """Larger artifacts get no probe: loading them would set the peak memory of compressing them."""
 
+ENTRY_BYTES = 256
+"""What the probe adds to the manifest, at most."""
+
 TOLERANCE = 0.02
 """Allowed difference, relative to the RMS of the stored output: other kernels, other rounding."""
 
@@ -33,14 +36,24 @@ class ProbeResult:
     ok: bool
 
 
-def store_probe(adapter: Adapter, writer: ArtifactWriter, run: Run) -> None:
-    """Load the nearly finished artifact, run it on the adapter's fixed input, store the outputs."""
+def store_probe(
+    adapter: Adapter, writer: ArtifactWriter, run: Run, budget: int | None = None
+) -> None:
+    """Load the nearly finished artifact, run it on the adapter's fixed input, store the outputs.
+
+    Args:
+        adapter: of the artifact.
+        writer: everything else is written.
+        run: device and seed.
+        budget: bytes of the whole artifact, at most; there is no probe if it would take more.
+    """
     if "probe" not in adapter.capabilities() or writer.nbytes > MAX_ARTIFACT_BYTES:
         return
     outputs = adapter.probe(writer.preview(), run)
-    writer.add_file(
-        PROBE_NAME, save({name: t.float().cpu().contiguous() for name, t in outputs.items()})
-    )
+    content = save({name: t.float().cpu().contiguous() for name, t in outputs.items()})
+    taken = writer.nbytes + len(writer.manifest_draft.to_bytes()) + ENTRY_BYTES
+    if budget is None or taken + len(content) <= budget:
+        writer.add_file(PROBE_NAME, content)
 
 
 def check_probe(adapter: Adapter, artifact: Artifact, run: Run) -> ProbeResult | None:

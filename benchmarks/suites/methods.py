@@ -112,10 +112,12 @@ class Fitter:
     Attributes:
         bench: the model.
         curves: layer, d and axis -> error over K, measured once.
+    grids: layer -> bytes and error of every grid, measured once.
     """
 
     bench: Bench
     curves: dict[tuple[str, int, str], Curve] = field(default_factory=dict)
+    grids: dict[str, list[Choice]] = field(default_factory=dict)
 
     def plans(self, method: Method, assignment: str, budget: int) -> list[TensorPlan]:
         """One plan per layer.
@@ -141,24 +143,34 @@ class Fitter:
 
     def _cost(self, plan: TensorPlan) -> float:
         p, spec = plan.partition, plan.spec
-        assert p is not None and spec is not None
+        assert p is not None
+        assert spec is not None
         key = (plan.name, p.d, p.orientation)
         if key not in self.curves:
             matrix = self.bench.weights[plan.name]
             self.curves[key] = curve(matrix, p, spec, plan.name)
         return plan.info.numel * self.curves[key].at(p.K**p.stages)
 
+    def roundings(self, name: str, options: Iterable[Rounding]) -> list[Choice]:
+        """Bytes of a layer on every grid, and its error in units of the mean square weight."""
+        if name not in self.grids:
+            weight = self.bench.weights[name]
+            energy = float(weight.square().mean())
+            self.grids[name] = [
+                Choice(
+                    one.nbytes(*weight.shape),
+                    float((one.nearest(weight) - weight).square().sum()) / energy,
+                )
+                for one in options
+            ]
+        return self.grids[name]
 
-def rounded(bench: Bench, hessians: Mapping[str, Tensor], budget: int) -> int:
+
+def rounded(fitter: Fitter, hessians: Mapping[str, Tensor], budget: int) -> int:
     """Round every layer to a grid, with error feedback where there are statistics; bytes taken."""
-    options, items = [Rounding(*values) for values in GRID], []
-    for weight in bench.weights.values():
-        errors = [float((one.nearest(weight) - weight).square().sum()) for one in options]
-        energy = float(weight.square().mean())
-        sizes = [one.nbytes(*weight.shape) for one in options]
-        items.append([Choice(n, e / energy) for n, e in zip(sizes, errors, strict=True)])
-    total = 0
-    picked = allocate(items, budget)
+    bench, total = fitter.bench, 0
+    options = [Rounding(*values) for values in GRID]
+    picked = allocate([fitter.roundings(name, options) for name in bench.weights], budget)
     for (name, weight), index in zip(bench.weights.items(), picked, strict=True):
         one, H = options[index], hessians.get(name)
         bench.put(name, one.nearest(weight) if H is None else one.feedback(weight, H))
@@ -170,7 +182,8 @@ def quantized(bench: Bench, hessians: Mapping[str, Tensor], plans: Iterable[Tens
     """Quantize every layer by its plan; bytes taken."""
     total = 0
     for plan in plans:
-        assert plan.partition is not None and plan.spec is not None
+        assert plan.partition is not None
+        assert plan.spec is not None
         known = InputStatistics(hessian=hessians.get(plan.name))
         weight = bench.weights[plan.name]
         pq = quantize(weight, plan.partition, plan.spec, plan.name, statistics=known).pq
@@ -186,10 +199,7 @@ def measure(cell: Cell, bench: Bench, fitter: Fitter, hessians: Mapping[str, Ten
     known = {} if cell.assignment == "l2" else hessians
     plans = [] if method is None else fitter.plans(method, cell.assignment, budget)
     wall, cpu = time.perf_counter(), time.process_time()
-    if method is None:
-        nbytes = rounded(bench, known, budget)
-    else:
-        nbytes = quantized(bench, known, plans)
+    nbytes = quantized(bench, known, plans) if method else rounded(fitter, known, budget)
     seconds, cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
     score = bench.score()
     bench.restore()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from dpq_core.adapter import Adapter, Run
+    from dpq_core.calibration import CalibrationTask
     from dpq_core.compress import CompressReport
     from dpq_core.em_artifact import Calibrated
     from dpq_core.plan import Plan
@@ -66,8 +68,8 @@ class Job:
                 "--statistics and --steps"
             )
 
-    def compress(self, plan: Plan, run: Run) -> CompressReport:
-        """Quantize the source by a plan."""
+    def compress(self, plan: Plan, run: Run, budget: int | None) -> CompressReport:
+        """Quantize the source by a plan, within a budget if there is one."""
         from dpq_core.compress import CompressOptions, compress
         from dpq_core.rewrite import check_output
 
@@ -77,19 +79,18 @@ class Job:
             resume=self.resume,
             overwrite=self.overwrite,
             shard_bytes=self.shard_bytes,
-            probe=self.probe and not self.steps,
+            probe=self.probe,
+            budget=budget,
             adapter=self.own["compress"],
         )
-        task = None
-        if self.statistics:
-            own = self.own.get("calibrate")
-
-            def task() -> Any:
-                return self.adapter.calibration(self.source, self.source, own, run)
-
+        task = partial(self.task, run) if self.statistics else None
         return compress(
             self.adapter, self.source, self.stage, plan, options=options, run=run, task=task
         )
+
+    def task(self, run: Run) -> CalibrationTask:
+        """The source itself as student, with the data that the user gave."""
+        return self.adapter.calibration(self.source, self.source, self.own.get("calibrate"), run)
 
     def calibrate(self, run: Run) -> Calibrated | None:
         """Train what ``compress`` made, if that is wanted; the stage before is then removed."""

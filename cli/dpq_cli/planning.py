@@ -9,10 +9,12 @@ from dpq_cli import render
 from dpq_cli.sizes import format_seconds, format_shape, format_size
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from dpq_cli.spec_options import SpecChoice
     from dpq_core.adapter import Adapter, Run
+    from dpq_core.calibration import CalibrationTask
+    from dpq_core.checkpoint import Checkpoint
     from dpq_core.forecast import Forecast
     from dpq_core.plan import Plan
     from dpq_core.spec import QuantSpec
@@ -30,6 +32,7 @@ class Wanted:
     choice: SpecChoice
     spec: QuantSpec
     overrides: tuple[str, ...]
+    task: Callable[[Run], CalibrationTask] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +82,7 @@ def make(wanted: Wanted, run: Run) -> Shown:
         budget,
         candidates(wanted.spec),
         rules,
+        sensitivity=_sensitivity(wanted, checkpoint, run),
         progress=run.progress,
     )
     return Shown(
@@ -88,6 +92,15 @@ def make(wanted: Wanted, run: Run) -> Shown:
         errors={one.tensor.name: one.error for one in found.chosen if one.error},
         forecast=forecast(found.plan),
     )
+
+
+def _sensitivity(wanted: Wanted, checkpoint: Checkpoint, run: Run) -> dict[str, float] | None:
+    """What the data says of the tensors, if data is to be looked at."""
+    from dpq_core.sensitivity import sensitivities
+
+    if wanted.task is None:
+        return None
+    return sensitivities(wanted.task(run), checkpoint.tensors, seed=run.seed, progress=run.progress)
 
 
 def show(shown: Shown, source: str, as_json: bool) -> None:

@@ -169,12 +169,12 @@ def _converted(ctx: typer.Context, param: Any, value: Any, where: str) -> Any:
         return value
     text = _text(value, where)
     try:
-        param.type.convert(text, param, ctx)
+        param.process_value(ctx, text)
     except Exception as error:  # click's own or the one in typer: what counts is its message
         message = getattr(error, "message", None)
         if message is None:
             raise
-        raise SpecError(f"{where}: {message}") from None
+        raise SpecError(f"{where}: {text!r}: {message}") from None
     return text
 
 

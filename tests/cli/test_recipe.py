@@ -125,9 +125,9 @@ def test_options_of_the_adapter(net, recipe):
     words = ["eval", net, "-a", "mlp", "--json"]
     plain = dpq(*words, "--rows", 7, "--seed", 3).json
     assert dpq(*words, "--recipe", path).json == plain
-    assert "for 7 normal" in plain["sources"][0]["metrics"][0]["protocol"]
+    assert "for 7 normal" in plain["result"]["metrics"][0]["protocol"]
     other = dpq(*words, "--rows", 9, "--recipe", path).json
-    assert "for 9 normal" in other["sources"][0]["metrics"][0]["protocol"]
+    assert "for 9 normal" in other["result"]["metrics"][0]["protocol"]
     count = dpq("sample", net, "-a", "mlp", "--recipe", recipe("count: 2\n"), "--json").json
     assert len(count["texts"]) == 2
 
@@ -142,7 +142,7 @@ def test_plan_takes_the_recipe_of_compress(net, recipe):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("ovveride: [a=keep]", "unknown key 'ovveride'; did you mean override?"),
+        ("ovveride: [a=keep]", "unknown key 'ovveride'; did you mean override"),
         ("rows: 5", "unknown key 'rows'; "),  # an option of the adapter, but of `dpq eval`
         ("spec: {stage: 2}", "spec: unknown key 'stage'; did you mean stages"),
         ("spec: {pool: {tua: 1}}", "spec: pool: unknown key 'tua'; did you mean tau"),
@@ -150,12 +150,12 @@ def test_plan_takes_the_recipe_of_compress(net, recipe):
         ("spec: 4", "write fields of QuantSpec"),
         ("spec: {K: [1, 2]}", "spec: K: write one value, not list"),
         ("d: 3\nspec: {d: 4}", "d is given twice, once in spec"),
-        ("d: four", "d: 'four' is not a valid int"),
-        ("K: 4.5", "K: '4.5' is not a valid int"),
+        ("d: four", "d: 'four': "),
+        ("K: 4.5", "K: '4.5': "),
         ("d: [1]", "d: write one value, not list"),
         ("d: 2024-01-01", "d: write one value, not date"),
         ("d: true", "d: true is no value of this option"),
-        ("seed: -1", "seed: -1 is not in the range"),
+        ("seed: -1", "seed: '-1': "),
         ("row_scale: 1", "row_scale: write true or false, not 1"),
         ("override: {a: keep}", "override: write one value, not dict"),
         ("d:", "d has no value; leave it out"),

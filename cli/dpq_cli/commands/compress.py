@@ -131,7 +131,13 @@ def command(  # one parameter per option is Typer's interface
         steps=(BEST_STEPS if preset == "best" else 0) if steps is None else steps,
     )
     wanted = planning.Wanted(
-        chosen, source, own["compress"], choice, choice.spec(seed), tuple(override or ())
+        adapter=chosen,
+        source=source,
+        own=own["compress"],
+        choice=choice,
+        spec=choice.spec(seed),
+        overrides=tuple(override or ()),
+        task=job.task if job.statistics else None,
     )
     with using(chosen, device=device, seed=seed) as run:
         job.check()
@@ -140,7 +146,7 @@ def command(  # one parameter per option is Typer's interface
             planning.show(plan, source, as_json)
             return
         with interruptible(f"continue with --resume ({job.stage}.partial is kept)"):
-            report = job.compress(plan.plan, run)
+            report = job.compress(plan.plan, run, plan.budget)
         done = job.calibrate(run)
     if as_json:
         values = {} if done is None else {"calibration": calibrate.report_json(done)}

@@ -68,7 +68,12 @@ def command(  # one parameter per option is Typer's interface
     own = adapter_options(chosen, "compress", words(ctx, chosen, "compress"))
     with using(chosen, device=device, seed=seed) as run:
         wanted = planning.Wanted(
-            chosen, source, own, choice, choice.spec(seed), tuple(override or ())
+            adapter=chosen,
+            source=source,
+            own=own,
+            choice=choice,
+            spec=choice.spec(seed),
+            overrides=tuple(override or ()),
         )
         shown = planning.make(wanted, run)
     planning.show(shown, source, as_json)
