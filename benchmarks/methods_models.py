@@ -8,13 +8,15 @@ cell and are not counted: the comparison is of methods, not of policies.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from dpq_core.adapter import Run
+from dpq_core.adapter import Adapter, Run
 from dpq_core.statistics import collect
 
 
@@ -56,13 +58,34 @@ class Bench(ABC):
         for name, weight in self.weights.items():
             self.put(name, weight)
 
-    @abstractmethod
     def forward(self) -> None:
         """Run the model over the calibration data."""
+        for batch in self.batches():
+            batch()
 
     @abstractmethod
-    def score(self) -> float:
-        """The task metric with the weights as they are."""
+    def batches(self, size: int = 6) -> Iterable[Callable[[], Any]]:
+        """Forward passes over the calibration data, ``size`` samples each."""
+
+    @abstractmethod
+    def score(self, artifact: str = "") -> float:
+        """The task metric with the weights as they are, or of an artifact of this model."""
+
+    @abstractmethod
+    def adapter(self) -> Adapter:
+        """Of its domain."""
+
+    @abstractmethod
+    def tensor(self, layer: str) -> str:
+        """Name of a layer's weight in the checkpoint."""
+
+    @abstractmethod
+    def calibrate_options(self, folder: Path) -> Any:
+        """What ``dpq calibrate`` is to look at; files may be put into the folder."""
+
+    def blocks(self) -> Sequence[str]:
+        """Paths of the blocks, for training one after the other; empty where that is not done."""
+        return ()
 
 
 class Llama(Bench):
@@ -97,17 +120,45 @@ class Llama(Bench):
         }
         super().__init__(model, layers)
 
-    def forward(self) -> None:
-        """Run the model over the calibration windows."""
-        for batch in self._data.split(8):
-            self.model(input_ids=batch)
+    def batches(self, size: int = 6) -> Iterable[Callable[[], Any]]:
+        """The calibration windows."""
+        for batch in self._data.split(size):
+            yield partial(self.model, input_ids=batch, use_cache=False)
 
-    def score(self) -> float:
+    def score(self, artifact: str = "") -> float:
         """Perplexity."""
+        from dpq_llama.loading import load_model
         from dpq_llama.perplexity import score
 
-        model: Any = self.model
+        model: Any = load_model(artifact, "cpu") if artifact else self.model
         return score(model, self._ids, self.context, limit=self.windows).perplexity
+
+    def adapter(self) -> Adapter:
+        """Of language models."""
+        from dpq_llama.adapter import LlamaAdapter
+
+        return LlamaAdapter()
+
+    def tensor(self, layer: str) -> str:
+        """As transformers names it."""
+        return f"{layer}.weight"
+
+    def calibrate_options(self, folder: Path) -> Any:
+        """Training documents."""
+        from peers_common import calibration_documents
+
+        from dpq_llama.calibration_options import CalibrateOptions
+
+        text = folder / "calibration.txt"
+        documents = calibration_documents(2 * self.calibration * self.context)
+        text.write_text("\n\n".join(text for _, text in documents), encoding="utf-8")
+        return CalibrateOptions(
+            texts=(str(text),), context=256, samples=96, batch=4, validation_samples=8
+        )
+
+    def blocks(self) -> Sequence[str]:
+        """The decoder layers."""
+        return sorted({name.partition(".self_attn")[0] for name in self.layers if "attn" in name})
 
 
 class DiT(Bench):
@@ -129,8 +180,8 @@ class DiT(Bench):
         from dpq_diffusion.samplers import Wish, make_sampler
 
         pipeline = load_pipeline(self.source, Run(device="cpu"))
-        wish = Wish(steps=self.steps, guidance=1.5, scheduler="auto")
-        self._sampler = make_sampler(pipeline, wish)
+        self._wish = Wish(steps=self.steps, guidance=1.5, scheduler="auto")
+        self._sampler = make_sampler(pipeline, self._wish)
         conditions = self._sampler.conditions((), ())
         self._items = make_items(conditions, self.images, 0)
         self._data = make_items(conditions, self.calibration, 1_000_000)
@@ -146,17 +197,41 @@ class DiT(Bench):
         super().__init__(model, layers)
         self._original = self._sampler.draw(self._items)
 
-    def forward(self) -> None:
-        """Draw the calibration images."""
-        self._sampler.draw(self._data)
+    def batches(self, size: int = calibration) -> Iterable[Callable[[], Any]]:
+        """The calibration images."""
+        for first in range(0, len(self._data), size):
+            yield partial(self._sampler.draw, self._data[first : first + size])
 
-    def score(self) -> float:
+    def score(self, artifact: str = "") -> float:
         """Decibels."""
+        from dpq_diffusion.loading import load_pipeline
         from dpq_diffusion.metrics import ImageFidelity, pixel_mse, ssim
+        from dpq_diffusion.samplers import make_sampler
 
-        images = self._sampler.draw(self._items)
+        sampler = self._sampler
+        if artifact:
+            sampler = make_sampler(load_pipeline(artifact, Run(device="cpu")), self._wish)
+        images = sampler.draw(self._items)
         pair = images, self._original
         return float(ImageFidelity(pixel_mse(*pair), ssim(*pair)).psnr)
+
+    def adapter(self) -> Adapter:
+        """Of diffusion models."""
+        from dpq_diffusion.adapter import DiffusionAdapter
+
+        return DiffusionAdapter()
+
+    def tensor(self, layer: str) -> str:
+        """The pipeline's component comes first."""
+        return f"transformer/{layer}.weight"
+
+    def calibrate_options(self, folder: Path) -> Any:
+        """Trajectories of the uncompressed model."""
+        from dpq_diffusion.calibration.options import CalibrateOptions
+
+        return CalibrateOptions(
+            trajectories=32, denoising_steps=self.steps, batch=32, validation_samples=64
+        )
 
 
 BENCHES: dict[str, type[Bench]] = {"tiny-llama": Llama, "tiny-dit": DiT}

@@ -140,7 +140,7 @@ def _write_autoround(case: Case, ids: Tensor | None, out: Path) -> None:
     from transformers import AutoTokenizer
 
     rounder = AutoRound(
-        _dense(torch.float32),
+        _dense(torch.float32),  # the embedding it then writes is float32 as well: 6.3 MB, not 3.1
         tokenizer=AutoTokenizer.from_pretrained(MODEL),
         bits=case.bits,
         group_size=case.group,

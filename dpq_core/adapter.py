@@ -151,6 +151,10 @@ class Adapter(ABC):
         """The whole source, coded for one file; for adapters with ``single_file``."""
         raise self._lacks("pack a source into one file")
 
+    def pack_within(self, source: str, options: Any, budget: int, run: Run) -> Packed:
+        """As ``pack``, as well as a file of ``budget`` bytes allows, and never larger."""
+        raise self._lacks("fit a file to a number of bytes")
+
     def load(self, source: str, run: Run) -> Any:
         """A runnable model from an artifact or from an uncompressed source."""
         raise self._lacks("load models")

@@ -9,7 +9,7 @@ from typing import Any
 
 from dpq_core.adapter import Adapter, Run
 from dpq_core.artifact.single_manifest import FileManifest
-from dpq_core.artifact.single_writer import check_output, complete, header_of, write
+from dpq_core.artifact.single_writer import check_output, complete, size_of, write
 from dpq_core.compress import peak_memory
 
 
@@ -22,6 +22,7 @@ class FileReport:
         manifest: sizes, specs and errors by attribute.
         source_nbytes: bytes of the source's values.
         nbytes: bytes of the file.
+        budget: bytes that were allowed, None where no number was given.
         seconds: wall time.
         peak_memory: highest resident memory of this process in bytes.
         notes: what was done beyond quantizing.
@@ -31,6 +32,7 @@ class FileReport:
     manifest: FileManifest
     source_nbytes: int
     nbytes: int
+    budget: int | None
     seconds: float
     peak_memory: int
     notes: tuple[str, ...]
@@ -44,6 +46,7 @@ def compress_file(
     overwrite: bool = False,
     dry_run: bool = False,
     options: Any = None,
+    budget: int | None = None,
     run: Run | None = None,
 ) -> FileReport:
     """Code a source into one file, which appears when it is whole.
@@ -55,20 +58,25 @@ def compress_file(
         overwrite: replace an artifact there.
         dry_run: do everything but write.
         options: an instance of ``Adapter.options["compress"]``; None for its defaults.
+        budget: bytes that the file may have; None for what the options give.
         run: device, seed and progress.
 
     Raises:
         SourceError: the source cannot be read, or holds values that cannot be coded.
-        SpecError: the options do not fit the source.
+        SpecError: the options do not fit the source, or the budget is too small.
         ArtifactError: the output is in the way or cannot be written.
     """
     started = time.perf_counter()
     if not dry_run:
         check_output(out, overwrite=overwrite)
-    packed = adapter.pack(source, options, run or Run())
+    run = run or Run()
+    if budget is None:
+        packed = adapter.pack(source, options, run)
+    else:
+        packed = adapter.pack_within(source, options, budget, run)
     manifest, contents = complete(packed)
     if dry_run:
-        nbytes = len(header_of(manifest)) + sum(s.bytes for s in manifest.streams.values())
+        nbytes = size_of(packed)
     else:
         nbytes = write(out, manifest, contents, overwrite=overwrite).nbytes
     return FileReport(
@@ -76,6 +84,7 @@ def compress_file(
         manifest=manifest,
         source_nbytes=packed.source_nbytes,
         nbytes=nbytes,
+        budget=budget,
         seconds=time.perf_counter() - started,
         peak_memory=peak_memory(),
         notes=packed.notes,

@@ -18,7 +18,7 @@ from typer.main import get_command
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 RUNNABLE = ("bash", "python")
-SHOWN = ("text", "console", "toml", "json", "make", "")
+SHOWN = ("text", "console", "toml", "json", "yaml", "make", "")
 
 SHELL_ONLY = ("pip ", "git ", "cd ", "python -m venv", "python3 -m venv", ". ", "source ")
 """Commands of a shell block that need a network or change the environment: not run."""

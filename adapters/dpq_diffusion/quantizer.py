@@ -157,7 +157,8 @@ class DPQQuantizer(Loader, DiffusersQuantizer):
                 f"tensor {param_name!r} is {value.dtype}, the config asks for {waiting.dtype}"
             )
         value = value.to(target_device)
-        setattr(weight, part, value if part == "codes" else nn.Parameter(value, False))
+        trainable = value.is_floating_point()  # else a buffer, as PQWeight has it
+        setattr(weight, part, nn.Parameter(value, False) if trainable else value)
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         """Quantize what is dense, check what is not, and freeze all.

@@ -56,6 +56,12 @@ class GaussianAdapter(Adapter):
 
         return pack(source, options or CompressOptions(), run)
 
+    def pack_within(self, source: str, options: Any, budget: int, run: Run) -> Packed:
+        """Code a scene with the steps that suit a number of bytes."""
+        from dpq_gaussian.fitting import pack_within
+
+        return pack_within(source, options or CompressOptions(), budget, run)
+
     def load(self, source: str, run: Run) -> Any:
         """The ``Scene``, decoded if it is compressed."""
         from dpq_gaussian.loading import load_scene

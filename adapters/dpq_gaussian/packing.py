@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from dpq_core.adapter import Run
 from dpq_core.artifact.manifest import library_versions
 from dpq_core.artifact.single_manifest import Attribute, FileManifest
 from dpq_core.artifact.single_writer import Packed
-from dpq_gaussian.cameras import read_cameras
+from dpq_gaussian.cameras import Camera, read_cameras
 from dpq_gaussian.codec import Encoded, encode
 from dpq_gaussian.codec.errors import measure
 from dpq_gaussian.codec.layout import CHUNK
@@ -29,8 +31,55 @@ _INVISIBLE = 1 / 255
 """No renderer draws a Gaussian of lower opacity (Kerbl et al.; gsplat)."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A scene that is read, checked and looked at: all that coding it needs but the steps.
+
+    Attributes:
+        source: where it is from.
+        scene: all of it.
+        kept: indices of the Gaussians to code, ascending; None for all.
+        seen: importance ``[N]``.
+        cameras: poses that the user gave.
+        antialiased: the scene was trained for anti-aliased rendering.
+        notes: for the user.
+    """
+
+    source: str
+    scene: Scene
+    kept: npt.NDArray[np.int64] | None
+    seen: npt.NDArray[np.float32]
+    cameras: Sequence[Camera]
+    antialiased: bool
+    notes: tuple[str, ...]
+
+    @property
+    def count(self) -> int:
+        """Gaussians to code."""
+        return len(self.scene) if self.kept is None else len(self.kept)
+
+
 def pack(source: str, options: CompressOptions, run: Run) -> Packed:
     """Code a scene.
+
+    Raises:
+        SourceError: it cannot be read, or has values that cannot be coded.
+    """
+    prepared = prepare(source, options, run)
+    policy = options.policy()
+
+    def tick(what: str, share: float) -> None:
+        run.progress(what, 40 + 50 * share, 100)
+
+    encoded = coded(prepared, policy, tick)
+    run.progress("measure", 90, 100)
+    packed = packed_of(prepared, policy, encoded, measure(prepared.scene, encoded))
+    run.progress("done", 100, 100)
+    return packed
+
+
+def prepare(source: str, options: CompressOptions, run: Run) -> Prepared:
+    """Read a scene and look at it.
 
     Raises:
         SourceError: it cannot be read, or has values that cannot be coded.
@@ -41,33 +90,59 @@ def pack(source: str, options: CompressOptions, run: Run) -> Packed:
     check_values(scene, source)
     cameras = read_cameras(options.cameras) if options.cameras else ()
     kept = visible(scene)
-    count = len(scene) if kept is None else len(kept)
-    if count < len(scene):
-        gone = len(scene) - count
+    if kept is not None:
         notes.append(
-            f"{gone} of {len(scene)} Gaussians are never drawn (opacity below 1/255): left out"
+            f"{len(scene) - len(kept)} of {len(scene)} Gaussians are never drawn (opacity below "
+            "1/255): left out"
         )
     options_of = RenderOptions(antialiased=loaded.antialiased)
     seen = importance(
         scene, cameras, options_of, lambda share: run.progress("look", 5 + 35 * share, 100)
     )
-    policy = options.policy()
-    encoded = encode(
-        scene,
-        seen,
-        policy,
+    return Prepared(
+        source=source,
+        scene=scene,
         kept=kept,
+        seen=seen,
+        cameras=cameras,
         antialiased=loaded.antialiased,
-        tick=lambda what, share: run.progress(what, 40 + 50 * share, 100),
+        notes=tuple(notes),
     )
-    run.progress("measure", 90, 100)
-    errors = measure(scene, encoded)
-    run.progress("done", 100, 100)
+
+
+def coded(
+    prepared: Prepared,
+    policy: Policy,
+    tick: Callable[[str, float], None] = lambda what, share: None,
+) -> Encoded:
+    """The scene with the steps of a policy."""
+    return encode(
+        prepared.scene,
+        prepared.seen,
+        policy,
+        kept=prepared.kept,
+        antialiased=prepared.antialiased,
+        tick=tick,
+    )
+
+
+def packed_of(
+    prepared: Prepared, policy: Policy, encoded: Encoded, errors: Mapping[str, Mapping[str, float]]
+) -> Packed:
+    """What is written.
+
+    Args:
+        prepared: the scene.
+        policy: its steps.
+        encoded: the scene, coded with them.
+        errors: as ``codec.errors.measure`` tells them.
+    """
+    scene = prepared.scene
     manifest = FileManifest(
         adapter="gaussian",
-        source=source,
+        source=prepared.source,
         fingerprint=_fingerprint(scene, policy),
-        items=count,
+        items=prepared.count,
         source_items=len(scene),
         chunk_items=CHUNK,
         attributes=_attributes(encoded, policy, errors),
@@ -80,7 +155,7 @@ def pack(source: str, options: CompressOptions, run: Run) -> Packed:
         whole={"models": encoded.models},
         chunked=encoded.chunked,
         source_nbytes=len(scene) * (14 + 3 * scene.sh_rest.shape[1]) * 4,
-        notes=tuple(notes),
+        notes=prepared.notes,
     )
 
 

@@ -157,14 +157,14 @@ class LlamaTask(CalibrationTask):
     def _teacher_hidden(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Last hidden states ``[samples, context, hidden]`` of the teacher.
 
-        It reads each window alone: what it finds must not depend on the rest of a batch, which is
-        another one after a resume or with more processes.
+        It reads each window alone, in its own precision: what it finds must not depend on who asks
+        first, nor on the rest of a batch, which are others after a resume or with more processes.
         """
         teacher, found = self._uncompressed(), []
         for number, ids in zip(batch["window"].tolist(), batch["ids"], strict=True):
             hidden = self._known.get(number)
             if hidden is None:
-                with torch.no_grad():
+                with torch.no_grad(), torch.autocast(ids.device.type, enabled=False):
                     hidden = _hidden(teacher, ids[None])[0].cpu()
                 nbytes = hidden.numel() * hidden.element_size()
                 if (len(self._known) + 1) * nbytes <= _MEMORY:

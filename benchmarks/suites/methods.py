@@ -9,6 +9,7 @@ every layer so that the budget is kept and the predicted error, every weight of 
 alike, is least. Cells that are in the records already are left out.
 
 ``l2`` looks at no data; ``ldlq+icm`` at the second moments of the inputs in the uncompressed model.
+``--assignment calibrated`` and ``--assignment "candidate sets"`` train (``methods_trained.py``).
 ``benchmarks/methods_tables.py`` writes the tables of docs/methods.md.
 """
 
@@ -29,11 +30,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from methods_models import BENCHES, Bench
 from methods_rtn import GRID, Rounding
+from methods_trained import calibrated, candidate_sets
 from record import RESULTS, append
 from torch import Tensor
 
 from dpq_core.allocate import Choice, allocate
 from dpq_core.checkpoint import TensorInfo
+from dpq_core.errors import SpecError
 from dpq_core.layout import Layout
 from dpq_core.outputs import InputStatistics
 from dpq_core.plan import TensorPlan, plan_tensor
@@ -44,6 +47,8 @@ from dpq_core.spec import QuantSpec
 SUITE = "methods"
 BITS = (2.0, 3.0, 1.25, 4.0, 2.5)
 ASSIGNMENTS = ("l2", "ldlq+icm")
+TRAINED = {"calibrated": ("ldlq+icm", calibrated), "candidate sets": ("l2", candidate_sets)}
+"""Name -> the assignment it begins with, and what comes then; measured on request only."""
 SEED = 0
 LENGTHS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12)
 
@@ -80,6 +85,7 @@ METHODS: dict[str, Method | None] = {
     "VQ": Method(SHARED),
     "shared K=1024": Method(SHARED, (1024,)),
     "shared K=4096": Method(SHARED, (4096,)),
+    "shared K=256 to 4096": Method(SHARED, (256, 512, 1024, 2048, 4096)),
     "permute + shared": Method({"scope": "auto", "permute": True}),
     "permute + shared, int8": Method({"scope": "auto", "permute": True, "codebook_dtype": "int8"}),
     "rht + shared": Method({**SHARED, "transform": "rht"}),
@@ -196,12 +202,20 @@ def measure(cell: Cell, bench: Bench, fitter: Fitter, hessians: Mapping[str, Ten
     """Fit, quantize and score one cell."""
     weights = sum(weight.numel() for weight in bench.weights.values())
     budget, method = int(cell.bits * weights / 8), METHODS[cell.method]
-    known = {} if cell.assignment == "l2" else hessians
-    plans = [] if method is None else fitter.plans(method, cell.assignment, budget)
+    base, train = TRAINED.get(cell.assignment, (cell.assignment, None))
+    known = {} if base == "l2" else hessians
+    plans = [] if method is None else fitter.plans(method, base, budget)
     wall, cpu = time.perf_counter(), time.process_time()
-    nbytes = quantized(bench, known, plans) if method else rounded(fitter, known, budget)
+    about: dict[str, Any] = {}
+    if train is not None:
+        nbytes, score, about = train(bench, plans)
+    elif method is None:
+        nbytes = rounded(fitter, known, budget)
+    else:
+        nbytes = quantized(bench, known, plans)
     seconds, cpu_seconds = time.perf_counter() - wall, time.process_time() - cpu
-    score = bench.score()
+    if train is None:
+        score = bench.score()
     bench.restore()
     shapes = sorted({f"d={p.spec.d} K={p.spec.K}" for p in plans if p.spec})
     return {
@@ -210,7 +224,8 @@ def measure(cell: Cell, bench: Bench, fitter: Fitter, hessians: Mapping[str, Ten
         bench.metric: score,
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
-        "candidates_used": shapes,
+        "chosen": shapes,
+        **about,
     }
 
 
@@ -228,7 +243,7 @@ def main() -> None:
     parser.add_argument("--model", action="append", choices=sorted(BENCHES))
     parser.add_argument("--bits", type=float, action="append")
     parser.add_argument("--method", action="append", choices=list(METHODS))
-    parser.add_argument("--assignment", action="append", choices=ASSIGNMENTS)
+    parser.add_argument("--assignment", action="append", choices=(*ASSIGNMENTS, *TRAINED))
     options = parser.parse_args()
     torch.set_num_threads(1)
     ready: dict[str, tuple[Bench, Fitter, dict[str, Tensor], float]] = {}
@@ -246,7 +261,11 @@ def main() -> None:
             bench = BENCHES[model]()
             ready[model] = bench, Fitter(bench), bench.hessians(), _uncompressed(bench)
         bench, fitter, hessians, uncompressed = ready[model]
-        row = measure(cell, bench, fitter, hessians)
+        try:
+            row = measure(cell, bench, fitter, hessians)
+        except SpecError as error:
+            print(cell, error, flush=True)  # such as codebooks that take more than the budget
+            continue
         row["uncompressed"] = uncompressed
         spec = {**vars(cell), "metric": bench.metric, **bench.protocol}
         append(SUITE, seed=SEED, spec=spec, results=row, packages=("transformers", "diffusers"))

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpq_cli import render
+import typer
+
+from dpq_cli import recipe, render
+from dpq_cli.shared import adapter_options
 from dpq_cli.sizes import format_seconds, format_size
+from dpq_core.errors import SpecError
 
 if TYPE_CHECKING:
+    from dpq_cli.spec_options import SpecChoice
     from dpq_core.adapter import Adapter, Run
     from dpq_core.artifact import ArtifactFile
     from dpq_core.artifact.single_manifest import FileManifest
@@ -18,13 +24,52 @@ if TYPE_CHECKING:
 COLUMNS = ("attribute", "shape", ">bits/item", ">size", "error")
 
 
-def run(
-    adapter: Adapter, source: str, out: Path, how: dict[str, Any], run: Run, as_json: bool
-) -> None:
+TOGETHER = ("preset", "target_size")
+"""Those of the options about tensors that mean something for a file, too."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be made of a source.
+
+    Attributes:
+        adapter: one with ``single_file``.
+        own: its options.
+        budget: bytes of the file, None where no number was given.
+    """
+
+    adapter: Adapter
+    own: Any
+    budget: int | None
+
+    @classmethod
+    def of(
+        cls, ctx: typer.Context, adapter: Adapter, choice: SpecChoice, given: tuple[str, ...]
+    ) -> Asked:
+        """From the command line; the adapter has presets of its own.
+
+        Raises:
+            SpecError: ``given`` has options that set how tensors are cut, and there are none.
+        """
+        if set(given) - set(TOGETHER):
+            raise SpecError(
+                f"adapter {adapter.name!r} has no weights to set --bits and the like for; its own "
+                f"options: `dpq adapters {adapter.name}`"
+            )
+        preset = [] if choice.preset is None else ["--preset", choice.preset]
+        own = adapter_options(
+            adapter, "compress", [*preset, *recipe.words(ctx, adapter, "compress")]
+        )
+        return cls(adapter, own, choice.target_bytes)
+
+
+def run(asked: Asked, source: str, out: Path, how: dict[str, Any], run: Run, as_json: bool) -> None:
     """Compress and report; ``how`` are further arguments of ``compress_file``."""
     from dpq_core.compress_file import compress_file
 
-    report = compress_file(adapter, source, out, **how, run=run)
+    report = compress_file(
+        asked.adapter, source, out, options=asked.own, budget=asked.budget, **how, run=run
+    )
     if as_json:
         render.emit_json(report_json(report))
         return
@@ -37,6 +82,7 @@ def run(
         [
             ("items", f"{manifest.items:,}"),
             ("values before", format_size(report.source_nbytes)),
+            *([("budget", format_size(report.budget))] if report.budget is not None else []),
             ("size after", f"{format_size(report.nbytes)} on disk, every byte counted"),
             ("ratio", f"{report.source_nbytes / report.nbytes:.2f}x smaller"),
             ("bytes per item", f"{report.nbytes / manifest.items:.2f}"),
@@ -54,6 +100,7 @@ def report_json(report: FileReport) -> dict[str, Any]:
         "source_items": report.manifest.source_items,
         "source_nbytes": report.source_nbytes,
         "nbytes": report.nbytes,
+        "budget": report.budget,
         "ratio": report.source_nbytes / report.nbytes,
         "bits_per_item": 8 * report.nbytes / report.manifest.items,
         "seconds": report.seconds,

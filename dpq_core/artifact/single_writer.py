@@ -83,6 +83,12 @@ def header_of(manifest: FileManifest) -> bytes:
     return encode_header(manifest, room=missing) if missing > 0 else header
 
 
+def size_of(packed: Packed) -> int:
+    """Bytes of the file that this will be."""
+    manifest = complete(packed)[0]
+    return len(header_of(manifest)) + sum(s.bytes for s in manifest.streams.values())
+
+
 def write(
     out: Path,
     manifest: FileManifest,

@@ -85,9 +85,3 @@ def test_a_budget_that_cannot_be_met_is_one_line(net):
     assert done.code == 1
     assert "too small" in done.err
     assert len(done.err.strip().splitlines()) == 1
-
-
-def test_splat_scenes_are_told_where_to_look():
-    done = dpq("plan", "builtin:tiny-scene")
-    assert done.code == 1
-    assert "--dry-run" in done.err

@@ -21,8 +21,8 @@ def test_there_are_at_least_sixteen_esteps_and_none_in_the_last_fifth(steps):
 
 
 def test_long_runs_follow_every():
-    settings = CalibrateSettings(every=250)
-    assert [s for s in range(4000) if settings.estep_due(s, 4000)] == list(range(0, 3200, 250))
+    settings = CalibrateSettings(every=150)
+    assert [s for s in range(4000) if settings.estep_due(s, 4000)] == list(range(0, 3200, 150))
 
 
 def test_the_limit_holds_in_the_second_half():

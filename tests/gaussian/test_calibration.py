@@ -20,6 +20,7 @@ from dpq_gaussian.adapter import GaussianAdapter
 from dpq_gaussian.calibration.options import CalibrateOptions
 from dpq_gaussian.calibration.task import SceneTask, calibration
 from dpq_gaussian.cameras import held_out, read_cameras
+from dpq_gaussian.cameras.rig import rig as around
 from dpq_gaussian.codec import SceneFile
 from dpq_gaussian.formats import write_scene
 from dpq_gaussian.loading import load_scene
@@ -218,3 +219,25 @@ class TestWholeRuns:
         again = calibrated(folder, steps=4, source="better.dpq", out="again.dpq")
         assert again.report.before == pytest.approx(first.report.after, rel=1e-5)
         assert again.report.after <= again.report.before
+
+
+@pytest.mark.slow
+def test_the_builtin_gains_without_any_photograph(tmp_path: Path) -> None:
+    raw, out = tmp_path / "raw.dpq", tmp_path / "better.dpq"
+    adapter, source = GaussianAdapter(), "builtin:tiny-scene"
+    compress_file(adapter, source, raw, options=CompressOptions(preset="small"), run=RUN)
+    chosen = LoopOptions(
+        settings=CalibrateSettings(steps=30), adapter=CalibrateOptions(rig_size=256)
+    )
+    done = calibrate_artifact(adapter, raw, out, chosen, RUN)
+    assert done.nbytes <= done.nbytes_before + 64  # numbers in the header
+    assert done.report.after < 0.9 * done.report.before
+    original = load_scene(source)
+    found: dict[Path, list[float]] = {raw: [], out: []}
+    for camera in around(original, size=256, views=4):
+        options = RenderOptions(weights=False)
+        wanted = render(original, camera, options).colour.clamp(0, 1)
+        for path, values in found.items():
+            drawn = render(load_scene(str(path)), camera, options).colour.clamp(0, 1)
+            values.append(psnr(drawn, wanted))
+    assert np.mean(found[out]) > np.mean(found[raw]) + 0.3

@@ -31,6 +31,7 @@ from dpq_gaussian.codec.decoding import ChunkDecoder
 from dpq_gaussian.formats import read_scene, write_scene
 from dpq_gaussian.importance import VIEWS, rig
 from dpq_gaussian.options import CompressOptions
+from dpq_gaussian.order import morton_order
 from dpq_gaussian.picture_metrics import ssim
 
 RUN = Run(device="cpu")
@@ -190,6 +191,34 @@ class TestKernels:
         assert values.grad is not None
         assert ((moved - latents) * values.grad.numpy() <= 1e-6).all()
         assert thrift < 0.01 or (moved != latents).any()
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.integers(0, 10_000), st.sampled_from([2, 20, 30]))
+    def test_moved_gaussians_keep_the_order_of_the_file(self, seed: int, spread: int) -> None:
+        rng = np.random.default_rng(seed)
+        base = rng.integers(0, 1 << 31, (40, 3)).astype(np.uint32)
+        base = base[morton_order(base)]
+        depth = rng.integers(3, 33, 40)
+        wanted = (base.astype(np.int64) + rng.integers(0, 1 << spread, (40, 3))).astype(np.uint32)
+        found = kernels.placed(base, wanted, depth)
+
+        def path(cell: Any, levels: int) -> str:
+            bits = [f"{v:032b}" for v in cell]
+            return "".join(bits[axis][level] for level in range(levels) for axis in range(3))
+
+        for i in range(39):
+            shared = int(min(depth[i], depth[i + 1]))
+            assert path(found[i], shared) <= path(found[i + 1], shared)
+        moved = (found == wanted).all(axis=1)
+        assert (moved | (found == base).all(axis=1)).all()
+        # Whoever stays would have passed the one before, or the place of the one after.
+        for i in np.flatnonzero(~moved):
+            tests = [(found[i - 1], wanted[i], i - 1)] if i else []
+            tests += [(wanted[i], base[i + 1], i)] if i < 39 else []
+            assert any(
+                path(a, int(min(depth[at : at + 2]))) > path(b, int(min(depth[at : at + 2])))
+                for a, b, at in tests
+            )
 
     def test_more_thrift_takes_fewer_bytes(self, tmp_path: Path) -> None:
         student = SceneStudent(opened(tmp_path, visible_scene(2000, 2), preset="high", quality=0.5))

@@ -157,7 +157,8 @@ class Recorder:
             )
         if form.structure != self.form.structure or form.shared.keys() != self.form.shared.keys():
             raise SourceError("calibrate: the pipeline calls its denoiser in more than one way")
-        kept = {i: self._copied(tensor) for i, tensor in inputs.items()}
+        kept = {i: self._copied(tensor) for i, tensor in inputs.items() if i != form.sample}
+        kept[form.sample] = sample.detach().cpu().clone()
         self.calls.append(Call(inputs=kept, output=answer.cpu().clone()))
 
     def _copied(self, tensor: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dpq_gaussian.codec.positions import parting_bit
+
 _jit = numba.njit(cache=True, nogil=True)
 
 FloatArray = npt.NDArray[np.float32]
@@ -43,6 +45,43 @@ def turned(
     """Unit vectors ``[n, 3, 3]``, the three rows of each turned by a rotation vector ``[n, 3]``."""
     out = np.empty_like(axes)
     _turned(axes, angles, out)
+    return out
+
+
+@_jit
+def _ordered(first: Any, second: Any, depth: Any) -> Any:
+    """Whether a cell of the octree is not before another one at that depth, along the order."""
+    x, y, z = np.uint64(first[0]), np.uint64(first[1]), np.uint64(first[2])
+    a, b, c = np.uint64(second[0]), np.uint64(second[1]), np.uint64(second[2])
+    bit = parting_bit(x ^ a, y ^ b, z ^ c)
+    if bit >= 3 * depth:
+        return True
+    return (np.uint64(second[bit % 3]) >> np.uint64(31 - bit // 3)) & np.uint64(1) == 1
+
+
+@_jit
+def _placed(base: Any, wanted: Any, depth: Any, out: Any) -> None:
+    for i in range(len(base)):
+        out[i] = wanted[i]
+        fits = i == 0 or _ordered(out[i - 1], wanted[i], min(depth[i - 1], depth[i]))
+        if fits and i + 1 < len(base):  # the next one can always stay
+            fits = _ordered(wanted[i], base[i + 1], min(depth[i], depth[i + 1]))
+        if not fits:
+            out[i] = base[i]
+
+
+def placed(
+    base: npt.NDArray[np.uint32], wanted: npt.NDArray[np.uint32], depth: npt.NDArray[np.int64]
+) -> npt.NDArray[np.uint32]:
+    """Where Gaussians may be so that the order of the file stays: as wanted, or else as before.
+
+    Args:
+        base: positions on the octree's finest grid ``[n, 3]``, in Morton order.
+        wanted: where they should be.
+        depth: levels of the octree at which each is stored ``[n]``.
+    """
+    out = np.empty_like(base)
+    _placed(base, wanted, depth, out)
     return out
 
 

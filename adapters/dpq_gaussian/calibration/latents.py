@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ from dpq_gaussian.codec.canonical import sorted_axes, turns
 from dpq_gaussian.codec.decoding import SceneFile
 from dpq_gaussian.codec.encoding import grid_of
 from dpq_gaussian.codec.layout import Parameters, rotation_grids
-from dpq_gaussian.codec.quantities import SPINS, UNIT, spacing
+from dpq_gaussian.codec.quantities import SPINS, UNIT, Ints, depths, spacing
 from dpq_gaussian.order import morton_order
 from dpq_gaussian.packing import visible
 from dpq_gaussian.scene import Scene
@@ -24,6 +25,9 @@ _INSIDE = 0.49
 """Distance from a symbol that float32 cannot round to the next one."""
 
 _RIM = 1e-6
+
+_MOVED = 8
+"""Cells that an earlier calibration moves a Gaussian, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +123,7 @@ def _matched(
     cells = grid_of(decoded.positions, corner, side)
     apart = np.abs(cells.astype(np.int64) - grid).max(axis=1)
     coarsest = 2.0 ** (32 - file.parameters.depth_least)
-    if (apart > coarsest).any():
+    if (apart > _MOVED * coarsest).any():
         raise SourceError(f"{other}: positions differ; say which with --reference")
     return order, grid
 
@@ -127,6 +131,38 @@ def _matched(
 def within(values: npt.NDArray[np.float64], symbols: npt.NDArray[np.int32]) -> FloatArray:
     """Values in steps, moved into the bins of the symbols: they round to these."""
     return np.clip(values, symbols - _INSIDE, symbols + _INSIDE).astype(np.float32)
+
+
+def sizes(levels: npt.NDArray[np.integer[Any]], step: Ints) -> tuple[Ints, Ints, Ints]:
+    """Logs of the standard deviations in units, longest first, of symbols ``[n, 3]``."""
+    large = levels[:, 0] * step
+    middle = large - levels[:, 1] * step
+    return large, middle, middle - levels[:, 2] * step
+
+
+def depths_of(
+    levels: npt.NDArray[np.integer[Any]], classes: npt.NDArray[np.uint8], p: Parameters
+) -> Ints:
+    """Octree levels at which positions are stored ``[n]``, by the symbols of scales ``[n, 3]``."""
+    large, middle, _ = sizes(levels, np.array(p.scale_units, np.int64)[classes])
+    offsets = np.array(p.depth_offsets)
+    return depths(large, middle, classes, offsets, p.depth_power, p.depth_least)
+
+
+def places_of(stored: Stored) -> tuple[FloatArray, npt.NDArray[np.float64]]:
+    """Positions relative to the original's, in cells ``[n, 3]``, and cells on the grid ``[n]``.
+
+    They are 0 but for Gaussians that an earlier calibration has moved to another cell.
+    """
+    p = stored.parameters
+    symbols = np.stack([stored.symbols[k] for k in ("large", "middle", "small")], axis=1)
+    depth = depths_of(symbols, stored.classes, p)
+    cells = np.exp2(32.0 - depth)
+    now = grid_of(stored.decoded.positions, np.array(p.cube[:3]), p.cube[3])
+    drop = (32 - depth).astype(np.uint64)[:, None]
+    moved = (now.astype(np.uint64) >> drop) != (stored.grid.astype(np.uint64) >> drop)
+    apart = (now.astype(np.float64) - stored.grid) / cells[:, None]
+    return np.where(moved.any(axis=1, keepdims=True), apart, 0).astype(np.float32), cells
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,9 +187,7 @@ def shape_of(stored: Stored) -> Shape:
     p, classes = stored.parameters, stored.classes
     symbols = np.stack([stored.symbols[k] for k in ("large", "middle", "small")], axis=1)
     step = np.array(p.scale_units, np.int64)[classes]
-    large = symbols[:, 0] * step
-    middle = large - symbols[:, 1] * step
-    small = middle - symbols[:, 2] * step
+    large, middle, small = sizes(symbols, step)
     logs, axes = sorted_axes(stored.original.log_scales, stored.original.rotations)
     logs *= UNIT
     wanted = np.stack([logs[:, 0], large - logs[:, 1], middle - logs[:, 2]], axis=1)

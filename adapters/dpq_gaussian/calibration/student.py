@@ -3,7 +3,7 @@
 A *latent* is a symbol of the file (codec/FORMAT.md) before it is rounded, in steps; steps, classes
 and bases are those of the file. The student rounds its latents, restores the scene by the decoder
 itself, and lets gradients through (straight-through estimator, Bengio et al. 2013): what is trained
-is what is stored. Positions stay: they decide the order of the file, on which harmonics depend.
+is what is stored. Positions move as far as they keep the order of the file: harmonics depend on it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ from torch import Tensor, nn
 
 from dpq_gaussian.calibration import kernels
 from dpq_gaussian.calibration.harmonics import AxisHarmonics, array, harmonics
-from dpq_gaussian.calibration.latents import Stored, color_of, opacity_of, shape_of
+from dpq_gaussian.calibration.latents import (
+    Stored,
+    color_of,
+    depths_of,
+    opacity_of,
+    places_of,
+    shape_of,
+)
 from dpq_gaussian.calibration.price import Price
 from dpq_gaussian.calibration.straight import through, turned
 from dpq_gaussian.codec import models
@@ -47,6 +54,7 @@ class SceneStudent(nn.Module):
     """The Gaussians of one file in training.
 
     Attributes:
+        positions: in cells ``[n, 3]``, relative to the original's.
         scales: latents ``[n, 3]`` of large, middle and small.
         turns: rotation vectors ``[n, 3]`` in grid steps about the axes that they began with.
         opacity: latents ``[n, 1]``.
@@ -67,6 +75,8 @@ class SceneStudent(nn.Module):
         super().__init__()
         self._stored, self._file = stored, stored.parameters
         self._classes, self._order = stored.classes, stored.order
+        places, self._cells = places_of(stored)
+        self.positions = nn.Parameter(torch.from_numpy(places))
         shape, (logits, opacity_steps) = shape_of(stored), opacity_of(stored)
         colors, color_steps = color_of(stored)
         self.scales = nn.Parameter(torch.from_numpy(shape.levels))
@@ -77,6 +87,8 @@ class SceneStudent(nn.Module):
         self._axes, self._levers = shape.axes, shape.levers
         steps = {"scales": shape.steps, "opacity": opacity_steps, "color": color_steps}
         self._steps = {k: torch.from_numpy(v).to(device)[:, None] for k, v in steps.items()}
+        cells = self._cells * (self._file.cube[3] / 2.0**32)
+        self._cell = torch.from_numpy(cells.astype(np.float32)).to(device)[:, None]
         self._turn = torch.from_numpy(shape.levers).to(device)
         self._basis = torch.tensor(self._file.color_basis[:9], device=device).reshape(3, 3)
         self.to(device)
@@ -94,9 +106,17 @@ class SceneStudent(nn.Module):
             levels["harmonics"] = self.harmonics.levels(thrift)
         angles = np.einsum("nk,nkj->nj", array(self.turns), self._levers).astype(np.float64)
         axes = kernels.turned(self._axes, angles)
+        shape = axes, self._grid(scales)
         starts = range(0, len(scales), CHUNK)
-        chunks = [self._chunk(levels, axes, slice(at, at + CHUNK)) for at in starts]
+        chunks = [self._chunk(levels, shape, slice(at, at + CHUNK)) for at in starts]
         return Rounded(levels=levels, chunks=chunks)
+
+    def _grid(self, scales: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
+        """Positions on the octree's finest grid, in order."""
+        base = self._stored.grid
+        moved = base + array(self.positions) * self._cells[:, None]
+        wanted = np.clip(moved, 0, 2.0**32 - 1).astype(np.uint32)
+        return kernels.placed(base, wanted, depths_of(scales, self._classes, self._file))
 
     def _rounded(self, name: str, thrift: float) -> Any:
         latents = array(getattr(self, name))
@@ -105,11 +125,13 @@ class SceneStudent(nn.Module):
             return levels
         return _levels(name, kernels.cheaper(latents, levels, self._classes, thrift))
 
-    def _chunk(self, levels: dict[str, Any], axes: npt.NDArray[Any], rows: slice) -> Symbols:
+    def _chunk(
+        self, levels: dict[str, Any], shape: tuple[npt.NDArray[Any], npt.NDArray[Any]], rows: slice
+    ) -> Symbols:
         classes, scales = self._classes[rows], levels["scales"][rows]
         sizes = scales[:, 0], scales[:, 1], scales[:, 2]
-        grid = self._stored.grid[rows]
-        found, bits = geometry(sizes, axes[rows], grid, classes, self._file)
+        axes, grid = (part[rows] for part in shape)
+        found, bits = geometry(sizes, axes, grid, classes, self._file)
         found["logit"] = levels["opacity"][rows, 0].astype(np.int32), classes
         for axis, name in enumerate(("first", "second", "third")):
             found[name] = levels["color"][rows, axis].astype(np.int32), classes
@@ -142,7 +164,7 @@ class SceneStudent(nn.Module):
         colors = (self.color * self._steps["color"]) @ self._basis
         rest = values.sh_rest
         return Splats(
-            positions=values.positions,
+            positions=through(values.positions, self.positions * self._cell),
             log_scales=through(values.log_scales, logs),
             rotations=turned(values.rotations, angles),
             opacity_logits=through(values.opacity_logits, logits[:, 0]),

@@ -73,7 +73,7 @@ def encode(
     """
     tick("order", 0.0)
     positions = np.ascontiguousarray(scene.positions if kept is None else scene.positions[kept])
-    corner, side = _cube(positions)
+    corner, side = cube(positions)
     grid = grid_of(positions, corner, side)
     order = morton_order(grid)
     grid = grid[order]
@@ -187,7 +187,7 @@ def _fit(found: list[Symbols], name: str, parameters: Parameters) -> Model:
     )
 
 
-def _cube(positions: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float64], float]:
+def cube(positions: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float64], float]:
     """Lower corner and side of the smallest cube around all positions; its side is not 0."""
     corner = positions.min(axis=0).astype(np.float64)
     side = float((positions.max(axis=0) - corner).max())

@@ -27,7 +27,7 @@ _jit = numba.njit(cache=True, nogil=True)
 
 
 @_jit
-def _parting(x: Any, y: Any, z: Any) -> Any:
+def parting_bit(x: Any, y: Any, z: Any) -> Any:
     """Bit of the path at which coordinates differ, given their exclusive ors (uint64)."""
     both = x | y | z
     for level in range(32):
@@ -55,7 +55,7 @@ def _encode(grid: Any, depth: Any, parting: Any, bits: Any) -> Any:
     for i in range(len(grid)):
         x, y, z = np.uint64(grid[i, 0]), np.uint64(grid[i, 1]), np.uint64(grid[i, 2])
         shared = min(depth[i], previous)
-        bit = _parting(x ^ last[0], y ^ last[1], z ^ last[2])
+        bit = parting_bit(x ^ last[0], y ^ last[1], z ^ last[2])
         if bit >= 3 * shared:
             bit = 3 * 32
         parting[i] = bit

@@ -19,15 +19,12 @@ from dpq_cli.shared import (
     Json,
     Seed,
     adapter_of,
-    adapter_options,
     adapter_options_of,
     using,
 )
 from dpq_cli.sizes import format_seconds, format_shape, format_size, parse_size
-from dpq_core.errors import SpecError
 
 if TYPE_CHECKING:
-    from dpq_core.adapter import Adapter
     from dpq_core.compress import CompressReport
 
 ROWS = 40
@@ -110,11 +107,12 @@ def command(  # one parameter per option is Typer's interface
     )
     chosen = adapter_of(adapter, source)
     if chosen.single_file:
-        _refuse_tensorwise(chosen, (*choice.given, *(override or [])))
-        own = adapter_options(chosen, "compress", words(ctx, chosen, "compress"))
-        how = {"overwrite": overwrite, "dry_run": dry_run, "options": own}  # nothing to resume
+        data = [name for name, value in (("statistics", statistics), ("steps", steps)) if value]
+        said = (*choice.given, *(override or []), *data)
+        asked = compress_single.Asked.of(ctx, chosen, choice, said)
+        how = {"overwrite": overwrite, "dry_run": dry_run}  # nothing to resume
         with using(chosen, device=device, seed=seed) as run:
-            compress_single.run(chosen, source, output, how, run, as_json)
+            compress_single.run(asked, source, output, how, run, as_json)
         return
     verbs = ("compress", "calibrate") if "calibrate" in chosen.options else ("compress",)
     own = adapter_options_of(chosen, verbs, words(ctx, chosen, *verbs))
@@ -158,19 +156,6 @@ def command(  # one parameter per option is Typer's interface
 
 
 command.__doc__ = f"{command.__doc__}\n\n{MORE_OPTIONS}"
-
-
-def _refuse_tensorwise(adapter: Adapter, options: tuple[str, ...]) -> None:
-    """Options that set how tensors are cut have no meaning where ``pack`` codes the whole source.
-
-    Raises:
-        SpecError: one of them was given.
-    """
-    if options:
-        raise SpecError(
-            f"adapter {adapter.name!r} has no weights to set --bits and the like for; its own "
-            f"options: `dpq adapters {adapter.name}`"
-        )
 
 
 def report_json(report: CompressReport) -> dict[str, Any]:

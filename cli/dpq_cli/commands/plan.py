@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from dpq_cli import planning
+from dpq_cli import compress_single, planning
 from dpq_cli import spec_options as given
 from dpq_cli.recipe import Recipe, words
 from dpq_cli.shared import (
@@ -19,7 +20,6 @@ from dpq_cli.shared import (
     adapter_options,
     using,
 )
-from dpq_core.errors import AdapterError
 
 
 def command(  # one parameter per option is Typer's interface
@@ -61,10 +61,10 @@ def command(  # one parameter per option is Typer's interface
     )
     chosen = adapter_of(adapter, source)
     if chosen.single_file:
-        raise AdapterError(
-            f"adapter {chosen.name!r} codes a whole source; see its sizes with "
-            f"`dpq compress {source} -o OUT.dpq --dry-run`"
-        )
+        asked = compress_single.Asked.of(ctx, chosen, choice, (*choice.given, *(override or [])))
+        with using(chosen, device=device, seed=seed) as run:
+            compress_single.run(asked, source, Path(source), {"dry_run": True}, run, as_json)
+        return
     own = adapter_options(chosen, "compress", words(ctx, chosen, "compress"))
     with using(chosen, device=device, seed=seed) as run:
         wanted = planning.Wanted(
