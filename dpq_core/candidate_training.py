@@ -2,7 +2,8 @@
 
 The caller walks over the blocks of a model, puts a ``CandidateWeight`` in place of every weight of
 one block (``dpq_core.candidates.install``), trains, and goes on with plain codes, so that the
-logits of one block exist at a time.
+logits of one block exist at a time. Calibration does so with weights that are quantized already
+(``dpq_core.em_candidates``).
 """
 
 from __future__ import annotations
@@ -17,10 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from dpq_core.candidates import CandidateWeight, Regulariser
+from dpq_core.em_parallel import Workers
 from dpq_core.errors import SpecError
 
 Run = Callable[[Any], Tensor]
 """The output of the block for one entry of the inputs."""
+
+Loss = Callable[[int], tuple[Tensor, float]]
+"""The error of step i on this process's samples, where 1 is that of the nearest codewords, and the
+share of all samples that these are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +41,8 @@ class CandidateSpec:
         steps: of the logits, one batch each.
         codebook_steps: of the hardened weights' codebooks, after all weights are hard.
         logit_rate: learning rate of the logits.
-        codebook_rate: of the codebooks (whose subvectors have unit RMS where rows are scaled).
+        codebook_rate: of the codebooks (whose subvectors have unit RMS where rows are scaled); 0
+            trains logits only.
         smoothing: alpha of RMSprop.
         strength: of the regulariser, where 1 is the error of the nearest codewords; it grows
             linearly over the steps, so that the data decide first.
@@ -112,52 +119,64 @@ def train_candidates(
         raise SpecError("the block has no candidate weights; install them first")
     if not inputs or len(inputs) != len(targets):
         raise SpecError(f"{len(inputs)} inputs do not match {len(targets)} targets")
-    training = _Training(list(weights.values()), inputs, targets, spec, run or block)
-    with _only_candidates(block):
-        with _nearest(training.weights):
-            nearest_error = training.error()
-        training.unit = nearest_error or 1.0
-        stats = tuple(training.steps())
-        codes = {name: weight.harden() for name, weight in weights.items()}
-        training.fit_codebooks()
-        error = training.error()
+    batches, call = list(zip(inputs, targets, strict=True)), run or block
+    opened = list(weights.values())
+    with _nearest(opened):
+        nearest_error = _error(batches, call)
+    unit = nearest_error or 1.0
+
+    def loss(i: int) -> tuple[Tensor, float]:
+        entry, target = batches[i % len(batches)]
+        return nn.functional.mse_loss(call(entry), target) / unit, 1.0
+
+    training = ChoiceTraining(opened, loss, spec)
+    stats = tuple(training.steps())
+    codes = {name: weight.harden() for name, weight in weights.items()}
+    training.fit_codebooks()
+    error = _error(batches, call)
     return CandidateResult(codes=codes, nearest_error=nearest_error, error=error, stats=stats)
 
 
-class _Training:
-    """One block's batches, weights and optimizers."""
+class ChoiceTraining:
+    """Steps on the logits of some weights, and on the codebooks of those that are hard.
+
+    Gradients of anything else are neither computed nor touched.
+    """
 
     def __init__(
         self,
-        weights: list[CandidateWeight],
-        inputs: Sequence[Any],
-        targets: Sequence[Tensor],
+        weights: Sequence[CandidateWeight],
+        loss: Loss,
         spec: CandidateSpec,
-        run: Run,
+        *,
+        workers: Workers | None = None,
     ) -> None:
-        self.weights, self.inputs, self.targets = weights, inputs, targets
-        self.spec, self.run = spec, run
-        self.unit = 1.0  # error that counts as 1
-        self.optimizer = torch.optim.RMSprop(
-            [
-                {"params": [w.logits for w in weights], "lr": spec.logit_rate},
-                {"params": [w.codebooks for w in weights], "lr": spec.codebook_rate},
-            ],
-            alpha=spec.smoothing,
-        )
+        """Nothing is trained yet.
+
+        Args:
+            weights: to be trained; the loss decodes them.
+            loss: of a step.
+            spec: steps, rates, regulariser.
+            workers: over which gradients are summed; None is this process alone.
+        """
+        self._weights, self._loss, self._spec, self._workers = weights, loss, spec, workers
+        groups = [{"params": [w.logits for w in weights], "lr": spec.logit_rate}]
+        if spec.codebook_rate:
+            groups.append({"params": [w.codebooks for w in weights], "lr": spec.codebook_rate})
+        self._optimizer = torch.optim.RMSprop(groups, alpha=spec.smoothing)
 
     def steps(self) -> Iterator[CandidateStep]:
         """Train the logits until all weights are hard, or the steps are over."""
-        for i in range(self.spec.steps):
-            frozen = [weight.freeze(self.spec.freeze_above) for weight in self.weights]
-            for weight, share in zip(self.weights, frozen, strict=True):
-                if share > self.spec.harden_at:
+        for i in range(self._spec.steps):
+            frozen = [weight.freeze(self._spec.freeze_above) for weight in self._weights]
+            for weight, share in zip(self._weights, frozen, strict=True):
+                if share > self._spec.harden_at:
                     weight.harden()
-            if not any(weight.logits.requires_grad for weight in self.weights):
+            if not any(weight.logits.requires_grad for weight in self._weights):
                 return
-            penalties = [weight.regulariser(self.spec.regulariser) for weight in self.weights]
+            penalties = [weight.regulariser(self._spec.regulariser) for weight in self._weights]
             penalty = torch.stack(penalties).mean()
-            strength = self.spec.strength * (i + 1) / self.spec.steps
+            strength = self._spec.strength * (i + 1) / self._spec.steps
             error = self._step(i, strength * penalty)
             yield CandidateStep(
                 error=error,
@@ -167,45 +186,33 @@ class _Training:
 
     def fit_codebooks(self) -> None:
         """Train the codebooks of the hardened weights."""
-        for i in range(self.spec.codebook_steps):
+        for i in range(self._spec.codebook_steps if self._spec.codebook_rate else 0):
             self._step(i, torch.zeros(()))
 
-    @torch.no_grad()
-    def error(self) -> float:
-        """Mean squared error over all batches."""
-        errors = [
-            (self.run(entry) - target).square().sum(dtype=torch.float64)
-            for entry, target in zip(self.inputs, self.targets, strict=True)
-        ]
-        return float(torch.stack(errors).sum()) / sum(target.numel() for target in self.targets)
-
     def _step(self, i: int, penalty: Tensor) -> float:
-        """One update from batch i; returns its relative error."""
-        at = i % len(self.inputs)
-        error = nn.functional.mse_loss(self.run(self.inputs[at]), self.targets[at]) / self.unit
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(error + penalty.to(error.device))
-        self.optimizer.step()
-        return float(error.detach())
+        """One update; returns the error before it, of all samples."""
+        error, share = self._loss(i)
+        self._optimizer.zero_grad(set_to_none=True)
+        given = [p for group in self._optimizer.param_groups for p in group["params"]]
+        trained = [p for p in given if p.requires_grad]
+        # Shares add up to 1 over the processes, so that the penalty counts once.
+        whole = (error + penalty.to(error.device)) * share
+        gradients = torch.autograd.grad(whole, trained, allow_unused=True)
+        for parameter, gradient in zip(trained, gradients, strict=True):
+            parameter.grad = gradient
+        value = error.detach() * share
+        if self._workers is not None:
+            self._workers.sum_gradients(trained)
+            value = self._workers.sum(value)
+        self._optimizer.step()
+        return float(value)
 
 
-@contextmanager
-def _only_candidates(block: nn.Module) -> Iterator[None]:
-    """Nothing but candidate weights is trained meanwhile."""
-    own = {
-        id(parameter)
-        for module in block.modules()
-        if isinstance(module, CandidateWeight)
-        for parameter in module.parameters()
-    }
-    others = [p for p in block.parameters() if id(p) not in own and p.requires_grad]
-    for parameter in others:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in others:
-            parameter.requires_grad_(True)
+@torch.no_grad()
+def _error(batches: Sequence[tuple[Any, Tensor]], run: Run) -> float:
+    """Mean squared error over all batches."""
+    errors = [(run(entry) - target).square().sum(dtype=torch.float64) for entry, target in batches]
+    return float(torch.stack(errors).sum()) / sum(target.numel() for _, target in batches)
 
 
 @contextmanager

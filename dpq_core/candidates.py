@@ -88,16 +88,17 @@ class CandidateWeight(nn.Module):
 
     def decode(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The dense weight in its original shape, differentiable in logits and codebooks."""
-        p = self.partition
+        return self.partition.from_matrix(self.frame.leave(self.core()).to(dtype))
+
+    def core(self) -> Tensor:
+        """The mixture in the frame: float32 [rows, cols], differentiable like ``decode``."""
         if self.share_frozen == 1:
-            core = self._sums(self.codes())
-        else:
-            ratios = self.ratios()
-            core = torch.zeros((), device=ratios.device)
-            for share, codes in zip(ratios, self.candidates, strict=True):
-                core = core + share[:, None] * self._sums(codes)
-        matrix = self.frame.leave(p.from_subvectors(core))
-        return p.from_matrix(matrix.to(dtype))
+            return self.partition.from_subvectors(self._sums(self.codes()))
+        ratios = self.ratios()
+        core = torch.zeros((), device=ratios.device)
+        for share, codes in zip(ratios, self.candidates, strict=True):
+            core = core + share[:, None] * self._sums(codes)
+        return self.partition.from_subvectors(core)
 
     def forward(self, weight: Tensor) -> Tensor:
         """What replaces the dense ``weight`` (a parametrization; its values are not used)."""

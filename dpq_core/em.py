@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from dpq_core.adapter import Run
 from dpq_core.calibration import CalibrationTask
 from dpq_core.checkpoint import Checkpoint
 from dpq_core.device import resolve
+from dpq_core.em_candidates import Choosing
 from dpq_core.em_layers import (
     changing,
     quantized_layers,
@@ -30,14 +31,14 @@ from dpq_core.em_layers import (
     targets,
 )
 from dpq_core.em_parallel import Workers
-from dpq_core.em_phases import phases, validation
+from dpq_core.em_phases import Phase, phases, validation
 from dpq_core.em_report import CalibrateReport, note, recovered
 from dpq_core.em_settings import CalibrateSettings
 from dpq_core.em_state import LoopState, StateFolder, Tensors
 from dpq_core.em_steps import MStep, rates, recomputing
 from dpq_core.em_stop import Stop
 from dpq_core.em_train import Context, Training
-from dpq_core.errors import SpecError
+from dpq_core.errors import AdapterError, SpecError
 from dpq_core.estep import WeightsEStep
 
 
@@ -79,7 +80,8 @@ def calibrate(
 
     Raises:
         SpecError: loss or gradient are not finite; the student is in the best state so far.
-        AdapterError: blocks are asked for, but the task has none.
+        AdapterError: blocks are asked for, but the task has none; or candidates without a
+            checkpoint.
         ArtifactError: the state cannot be read or written, or is another run's.
         SourceError: the checkpoint is not the original of the student.
         KeyboardInterrupt: after Ctrl-C, once the state is saved.
@@ -109,6 +111,11 @@ class _Calibration:
         trained = {n: p for n, p in task.student.named_parameters() if p.requires_grad}
         self._rates = rates(trained, self._layers, task.groups())
         self._target = None if checkpoint is None else targets(checkpoint)
+        if self._target is None and settings.candidates:
+            raise AdapterError(
+                "calibrate: candidates are the codewords nearest to the original weights, and "
+                f"{type(task).__name__} comes without these; leave out --candidates"
+            )
         device, workers = resolve(run.device), Workers()
         self.context = Context(
             student=task.student, settings=settings, workers=workers, device=device
@@ -160,29 +167,39 @@ class _Calibration:
 
     def _train(self, state: LoopState, saved: dict[str, Tensors], watch: _Watch) -> None:
         """One phase; what it does not improve by the task's own loss is taken back."""
-        student, phase = self._task.student, self._phases[state.phase]
-        goal = phase.begin()
-        mstep = MStep(goal.parameters, self._rates, self._settings, self.context.workers)
-        layers = goal.layers if self._target is not None else ()
-        interval = self._settings.interval(phase.steps)
-        weights = WeightsEStep(student, layers, self._target, self._settings, interval=interval)
-        watch.training = training = Training(self.context, phase, goal, mstep, weights)
+        phase = self._phases[state.phase]
+        watch.training = training = self._training(phase)
         training.load(saved)
         try:
             training.run(state, watch)
         except SpecError:
             self._keep(state)
             raise
-        self._keep(state)
+        if not self._keep(state) and phase.candidates:
+            state.esteps[-1] = replace(state.esteps[-1], kept=False)
         state.next_phase()
 
-    def _keep(self, state: LoopState) -> None:
-        """Compare the student with the best state so far, and take the better one."""
+    def _training(self, phase: Phase) -> Training | Choosing:
+        """What a phase does, before its first step."""
+        student, goal = self._task.student, phase.begin()
+        if phase.candidates:
+            assert self._target is not None  # __init__ has seen it
+            return Choosing(self.context, phase, goal, self._target)
+        mstep = MStep(goal.parameters, self._rates, self._settings, self.context.workers)
+        layers = goal.layers if self._target is not None else ()
+        interval = self._settings.interval(phase.steps)
+        weights = WeightsEStep(student, layers, self._target, self._settings, interval=interval)
+        return Training(self.context, phase, goal, mstep, weights)
+
+    def _keep(self, state: LoopState) -> bool:
+        """Take the better one of the student and the best state so far; whether it is the first."""
         loss = self._validate()
-        if loss < state.overall_loss:
+        better = loss < state.overall_loss
+        if better:
             state.overall, state.overall_loss = snapshot(self._task.student), loss
         else:
             restore(self._task.student, state.overall)
+        return better
 
     def _validate(self) -> float:
         batches = validation(self._task, self.context.workers)
@@ -226,7 +243,7 @@ class _Watch:
     state: LoopState
     folder: StateFolder | None
     stop: Stop
-    training: Training = field(init=False)
+    training: Training | Choosing = field(init=False)
 
     def __call__(self, loss: float) -> None:
         self.calibration.show(self.state, loss)
@@ -235,7 +252,8 @@ class _Watch:
         if self.folder is not None and (stopped or (every and self.state.step % every == 0)):
             if context.workers.rank == 0:
                 student = {"student": changing(context.student)}
-                self.folder.save(self.state, {**student, **self.training.tensors()})
+                state = self.training.resumable(self.state)
+                self.folder.save(state, {**student, **self.training.tensors()})
             context.workers.wait()
         if stopped:
             advice = "nothing is kept"

@@ -55,11 +55,13 @@ class Phase:
         title: for people.
         steps: M-steps.
         begin: makes the goal, once everything before it is trained.
+        candidates: codes are chosen among candidates (``dpq_core.em_candidates``), nothing else.
     """
 
     title: str
     steps: int
     begin: Callable[[], Goal]
+    candidates: bool = False
 
 
 def phases(
@@ -73,21 +75,28 @@ def phases(
     Raises:
         AdapterError: blocks are asked for, but the task has none or no teacher.
     """
-    paths = list(task.blocks())
-    mode = settings.mode
+    paths, mode = list(task.blocks()), settings.mode
+    asks = mode != "end" or settings.candidates > 0
+    blockwise = asks and bool(paths) and task.teacher() is not None
     if mode == "auto":
-        mode = "both" if paths and task.teacher() is not None else "end"
+        mode = "both" if blockwise else "end"
     result = []
-    if mode in ("block", "both"):
-        if not paths or task.teacher() is None:
+    if mode in ("block", "both") or settings.candidates:
+        if not blockwise:
+            without = " without --candidates" if settings.candidates else ""
             raise AdapterError(
                 f"calibrate: {type(task).__name__} has no blocks with a teacher; use --mode end"
+                + without
             )
         steps = settings.block_steps_in(mode)
         for index, path in enumerate(paths):
             block = _Block(task, path, layers, settings, workers)
             title = f"block {index + 1} of {len(paths)}"
-            result.append(Phase(title=title, steps=steps, begin=block.goal))
+            if settings.candidates and block.inside():
+                chosen = f"candidates of {title}"
+                result.append(Phase(title=chosen, steps=steps, begin=block.goal, candidates=True))
+            if mode != "end":
+                result.append(Phase(title=title, steps=steps, begin=block.goal))
     if mode in ("end", "both"):
         begin = _EndToEnd(task, layers, workers).goal
         result.append(Phase(title="end to end", steps=settings.steps, begin=begin))
@@ -137,14 +146,18 @@ class _Block:
         count = self.settings.block_batches
         train = [self._capture(self.task.train_batch(i)) for i in range(count)]
         block = self.task.student.get_submodule(self.path)
-        inside = set(block.modules())
         return Goal(
             batch=lambda step: train[step % count],
             loss=self._loss,
             validation=[self._capture(batch) for batch in self.task.validation()],
-            layers=[layer for layer in self.layers if layer.weight in inside],
+            layers=self.inside(),
             parameters=_trained(block, self.path),
         )
+
+    def inside(self) -> list[QuantizedLayer]:
+        """The quantized weights of the block."""
+        modules = set(self.task.student.get_submodule(self.path).modules())
+        return [layer for layer in self.layers if layer.weight in modules]
 
     def _capture(self, whole: Batch) -> Share:
         """Inputs of the student's block and the output of the teacher's, of this process's part."""

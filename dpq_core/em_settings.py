@@ -53,6 +53,9 @@ class CalibrateSettings:
         warm_start: begin with codebooks that solve the layers' least-squares problems.
         validate_every: M-steps between validations; 0 is a twentieth of the phase.
         patience: validations without a better one after which a phase ends; 0 never.
+        candidates: nearest codewords per subvector between which every block chooses by gradient
+            descent before its codebooks are trained (VQ4DiT, METHODS 5); 0 leaves this out, 2 and 3
+            are good choices. Each block gets as many steps for it as for its codebooks.
         tau_dead: M-steps after which a codeword that no code uses is given a new value; 0 never.
         save_every: M-steps between saved states; 0 saves on Ctrl-C only.
         recompute: decode a weight again for the backward pass instead of keeping it; None does so
@@ -78,6 +81,7 @@ class CalibrateSettings:
     warm_start: bool = True
     validate_every: int = 0
     patience: int = 0
+    candidates: int = 0
     tau_dead: int = 256
     save_every: int = 200
     recompute: bool | None = None
@@ -96,6 +100,7 @@ class CalibrateSettings:
             (self.every >= 1, "every must be 1 or more"),
             (self.save_every >= 0, "save_every must be 0 or more"),
             (self.seed >= 0, "seed must be 0 or more"),
+            (self.candidates == 0 or self.candidates >= 2, "candidates must be 0, or 2 or more"),
             (self.mode in MODES, f"mode must be one of {', '.join(MODES)}"),
             (self.estep in ESTEPS, f"estep must be one of {', '.join(ESTEPS)}"),
             (self.schedule in SCHEDULES, f"schedule must be one of {', '.join(SCHEDULES)}"),

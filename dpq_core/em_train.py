@@ -111,6 +111,10 @@ class Training:
         self._mstep.load(saved.get("adam", {}))
         self._weights.load(saved.get("estep", {}))
 
+    def resumable(self, state: LoopState) -> LoopState:
+        """Where a run that is interrupted now goes on: right here."""
+        return state
+
     def _tired(self, state: LoopState) -> bool:
         patience = self._context.settings.patience
         return bool(patience) and state.waited >= patience

@@ -89,6 +89,7 @@ METHODS: dict[str, Method | None] = {
     "permute + shared": Method({"scope": "auto", "permute": True}),
     "permute + shared, int8": Method({"scope": "auto", "permute": True, "codebook_dtype": "int8"}),
     "rht + shared": Method({**SHARED, "transform": "rht"}),
+    "additive 2x8": Method({**SHARED, "stages": 2}, lengths=LONG),
     "PQ": Method(PQ, SMALL),
     "rht + PQ": Method({**PQ, "transform": "rht"}, SMALL),
     "PQ + greedy pool": Method({**PQ, "pool": {"method": "greedy"}}, POOLED),
@@ -96,7 +97,6 @@ METHODS: dict[str, Method | None] = {
     "PQ + wkmeans pool, int8": Method(
         {**PQ, "pool": {"method": "wkmeans"}, "codebook_dtype": "int8"}, POOLED
     ),
-    "additive 2x8": Method({**SHARED, "stages": 2}, lengths=LONG),
 }
 """Name -> method; None rounds to a grid."""
 
@@ -249,11 +249,11 @@ def main() -> None:
     ready: dict[str, tuple[Bench, Fitter, dict[str, Tensor], float]] = {}
     wanted = itertools.product(
         options.bits or BITS,
-        options.model or BENCHES,
-        options.method or METHODS,
         options.assignment or ASSIGNMENTS,
-    )
-    for bits, model, method, assignment in wanted:
+        options.method or METHODS,
+        options.model or BENCHES,
+    )  # the quick ones first
+    for bits, assignment, method, model in wanted:
         cell = Cell(model, method, assignment, bits)
         if cell in done():
             continue

@@ -12,6 +12,7 @@ import typer
 from dpq_cli.recipe_file import Scalar, fields_of, flat, read, scalar, unknown
 from dpq_core import options
 from dpq_core.errors import SpecError
+from dpq_core.spec import parse_changes
 
 if TYPE_CHECKING:
     from dpq_core.adapter import Adapter
@@ -24,6 +25,9 @@ LISTS = ("set", "override")
 
 SIZES = ("bits", "d", "target_size")
 """Each decides how many bytes there are: one on the command line replaces all of a recipe."""
+
+NAMES = {"kmeans.iterations": "iterations", "kmeans.init": "init"}
+"""Fields of a spec that have options of other names."""
 
 SHOWS = {"plan": "compress"}
 """Command -> the one whose recipe it takes: what only that one has a use for is passed over."""
@@ -59,15 +63,14 @@ def apply(ctx: typer.Context, value: Path | None) -> Path | None:
     params = _params(ctx.command, ctx)
     lists: dict[str, list[str]] = {name: [] for name in LISTS}
     defaults: dict[str, Any] = {}
-    spec = given.pop("spec", {}) if "set" in params else {}
-    for key, setting in fields_of(spec, where):
-        name = key.removeprefix("kmeans.")
-        if name in params and name not in LISTS:
-            if name in given:
-                raise SpecError(f"{where}: {name} is given twice, once in spec")
-            given[name] = setting
-        else:
+    for key, setting in _of_spec(given, params, where):
+        name = NAMES.get(key, key)
+        if name not in params or name in LISTS:
             lists["set"].append(f"{key}={_word(setting)}")
+        elif name in given:
+            raise SpecError(f"{where}: {name} is given twice, once in spec or set")
+        else:
+            given[name] = setting
     others = {key: given.pop(key) for key in set(given) - set(params)}
     for key, setting in given.items():
         found = _converted(ctx, params[key], setting, f"{where}: {key}")
@@ -138,8 +141,30 @@ def words(ctx: typer.Context, adapter: Adapter, *verbs: str) -> list[str]:
             if not said & {option.flag, f"--no-{option.flag[2:]}"}:
                 found += _spelled(option, value, f"{rest.where}: {key}")
         elif key not in passed:
-            raise SpecError(unknown(rest.where, key, (*rest.known, *own, "spec")))
+            raise SpecError(
+                unknown(rest.where, key, (*rest.known, *own, *["spec"] * ("set" in rest.known)))
+            )
     return [*found, *ctx.args]
+
+
+def _of_spec(
+    given: dict[str, Any], params: Mapping[str, Any], where: str
+) -> Iterator[tuple[str, Scalar]]:
+    """Fields of the spec and their values; ``spec`` and ``set`` are taken out of ``given``.
+
+    An option of the command line must win over either, so those that have options become these.
+    """
+    if "set" not in params:
+        return
+    yield from fields_of(given.pop("spec", {}), where)
+    for text in _converted(None, params["set"], given.pop("set", []), f"{where}: set"):
+        try:
+            changes = parse_changes(text)
+        except SpecError as error:
+            raise SpecError(f"{where}: set: {error}") from None
+        for key, value in changes.items():
+            inner = value if isinstance(value, dict) else {"": value}
+            yield from ((f"{key}.{name}".removesuffix("."), v) for name, v in inner.items())
 
 
 def _params(command: Any, ctx: typer.Context) -> dict[str, Any]:
@@ -154,7 +179,7 @@ def _key(param: Any) -> str:
     return long[0][2:].replace("-", "_") if long else str(param.name)
 
 
-def _converted(ctx: typer.Context, param: Any, value: Any, where: str) -> Any:
+def _converted(ctx: typer.Context | None, param: Any, value: Any, where: str) -> Any:
     """The value as the option's type reads it from the command line.
 
     Raises:

@@ -505,7 +505,14 @@ def test_another_original_is_refused(make_artifact, folder_of, tmp_path):
         )
 
 
-@pytest.mark.parametrize("kind", ["pixel_dit", "class_ldm", "flux_pipeline"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "pixel_dit",
+        pytest.param("class_ldm", marks=pytest.mark.slow),
+        pytest.param("flux_pipeline", marks=pytest.mark.slow),
+    ],
+)
 def test_calibrating_an_artifact_brings_it_closer(
     make_artifact, folder_of, prompts, tmp_path, kind
 ):
@@ -522,7 +529,7 @@ def test_calibrating_an_artifact_brings_it_closer(
         Run(device="cpu"),
     )
     assert done.report.after < 0.9 * done.report.before
-    assert done.nbytes == done.nbytes_before
+    assert abs(done.nbytes - done.nbytes_before) < 200  # numbers in the manifest
     again = DiffusionAdapter().calibration(
         str(tmp_path / "out"), str(folder_of(kind)), command.adapter, Run(device="cpu")
     )

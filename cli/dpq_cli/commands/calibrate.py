@@ -80,6 +80,14 @@ def command(  # one parameter per option is Typer's interface
         int | None,
         typer.Option("--every", help="Steps between two choices of codes.  \\[default: 100]"),
     ] = None,
+    candidates: Annotated[
+        int | None,
+        typer.Option(
+            "--candidates",
+            help="Nearest codewords (2 or 3) between which blocks choose by gradient.  "
+            "\\[default: off]",
+        ),
+    ] = None,
     patience: Annotated[
         int | None,
         typer.Option("--patience", help="Stop after so many validations without a better one."),
@@ -109,6 +117,7 @@ def command(  # one parameter per option is Typer's interface
         "lr": lr,
         "estep": estep,
         "every": every,
+        "candidates": candidates,
         "patience": patience,
         "save_every": save_every,
     }
@@ -154,6 +163,9 @@ def show(done: Calibrated) -> None:
     share = "nothing was lost" if report.recovered is None else f"{report.recovered:.1%}"
     tried = [e for e in report.esteps if e.what == "codes"]
     kept = sum(e.kept for e in tried)
+    chosen = [e for e in report.esteps if e.what == "candidates"]
+    better = [e for e in chosen if e.kept]
+    blocks = f"{sum(e.changed for e in better):,} codes, {len(better)} of {len(chosen)} blocks kept"
     render.facts(
         str(done.artifact),
         [
@@ -164,6 +176,7 @@ def show(done: Calibrated) -> None:
             ("recovered", share),
             ("training steps", f"{report.steps:,}"),
             ("codes changed", f"{report.changed:,} ({kept} of {len(tried)} E-steps kept)"),
+            *([("by candidates", blocks)] if chosen else []),
             ("codewords", f"{report.dead:.2%} unused, {report.revived:,} revived"),
             ("size before", format_size(done.nbytes_before)),
             ("size after", f"{format_size(done.nbytes)} on disk, every file counted"),

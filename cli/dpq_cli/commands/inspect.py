@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -149,6 +150,6 @@ def _tensor_row(tensor: dict[str, Any]) -> tuple[object, ...]:
 
 def _spec(spec: dict[str, Any]) -> str:
     """The fields that differ from the defaults, d and K first."""
-    defaults = QuantSpec().to_json()
-    changed = {k: v for k, v in spec.items() if v != defaults[k] and k not in ("d", "K")}
+    defaults = dataclasses.asdict(QuantSpec()) | {k: spec[k] for k in ("version", "d", "K")}
+    changed = {k: v for k, v in spec.items() if v != defaults[k]}
     return " ".join(f"{k}={v}" for k, v in {"d": spec["d"], "K": spec["K"], **changed}.items())
