@@ -58,8 +58,9 @@ def text_of(folder: Path) -> str:
 
 def about(model: str, cells: Cells) -> Iterator[str]:
     """What the numbers of one model are."""
-    first = next(iter(cells.values()))
-    spec, known = first["spec"], first["results"]["uncompressed"]
+    records = list(cells.values())
+    last = next((r for r in reversed(records) if r["spec"]["assignment"] == DATA), records[-1])
+    spec, known = last["spec"], last["results"]["uncompressed"]
     fills = [row["results"]["bits_per_weight"] / bits for (_, _, bits), row in cells.items()]
     yield f"{TITLES[model]}: {spec['task']}."
     if known is not None:

@@ -208,7 +208,8 @@ class _Calibration:
     def show(self, state: LoopState, loss: float) -> None:
         """Progress after an M-step."""
         phase = self._phases[state.phase]
-        last = state.phase == len(self._phases) - 1
+        # A block's own best loss is no loss of the task.
+        last = state.phase == len(self._phases) - 1 and self._settings.mode != "block"
         best = min(state.best_loss, state.overall_loss) if last else state.overall_loss
         share = recovered(state.before, best, state.reference)
         text = note(phase.title, loss, share, state.esteps)

@@ -28,11 +28,18 @@ class Target:
 
 
 def layers_of(task: CalibrationTask, targets: Sequence[Target]) -> dict[str, Target]:
-    """Path of a layer -> the target that is its weight, in the order of the modules."""
+    """Path of a layer -> the target that is its weight, in the order of the modules.
+
+    A weight that is looked up and multiplied with is the multiplying layer's: its inputs say more
+    than how often each row is asked for.
+    """
     wanted = {target.name: target for target in targets}
     found: dict[str, Target] = {}
     known: set[nn.Module] = set()
-    for path, module in task.student.named_modules(remove_duplicate=False):
+    modules = dict(task.student.named_modules(remove_duplicate=False))
+    looked_up_last = sorted(modules, key=lambda path: isinstance(modules[path], nn.Embedding))
+    for path in looked_up_last:
+        module = modules[path]
         weight = getattr(module, "weight", None)
         if module in known or not isinstance(weight, Tensor) or LayerInput.of(module) is None:
             continue
@@ -40,7 +47,7 @@ def layers_of(task: CalibrationTask, targets: Sequence[Target]) -> dict[str, Tar
         if target is not None and tuple(weight.shape) == target.shape:
             known.add(module)
             found[path] = wanted.pop(target.name)
-    return found
+    return {path: found[path] for path in modules if path in found}
 
 
 def within(path: str, block: str) -> bool:

@@ -47,6 +47,10 @@ LEVELS = (0.4, 1.0, 2.5)
 FACTORS = tuple(2.0 ** (k / 4) for k in range(-16, 21))
 """Of the choices; beyond them steps are as large as an attribute, or symbols get too large."""
 
+TRUST = 0.5
+"""Without the user's cameras: how far to go from the preset, in logarithms. A rig is a guess; the
+presets were fitted at real cameras, which see more of colour and harmonics than a rig does."""
+
 VIEWS = 6
 SIZE = 128
 """Pictures, and their width in pixels."""
@@ -113,7 +117,8 @@ def pack_within(source: str, options: CompressOptions, budget: int, run: Run) ->
     run.progress("plan", 40, 100)
     base = options.policy()
     found, fixed = curves(prepared, base)
-    factors = spread(found, budget - fixed)
+    trust = 1.0 if prepared.cameras else TRUST
+    factors = {name: factor**trust for name, factor in spread(found, budget - fixed).items()}
     policy, encoded = _fitted(prepared, (base, factors), budget, run)
     run.progress("measure", 90, 100)
     packed = packed_of(prepared, policy, encoded, measure(prepared.scene, encoded))

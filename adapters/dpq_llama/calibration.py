@@ -143,9 +143,12 @@ class LlamaTask(CalibrationTask):
         return model(input_ids=batch["ids"], use_cache=False)
 
     def tensor_name(self, path: str) -> str:
-        """Models with and without a head name the same tensors with and without a prefix."""
+        """With and without a head, tensors have or lack a prefix; a tied head is the embedding."""
         path = path.removeprefix(BASE_PREFIX)
-        return f"{path}.weight" if path == "lm_head" else f"{self._prefix}{path}.weight"
+        if path == "lm_head" and not self.student.config.tie_word_embeddings:
+            return "lm_head.weight"
+        path = "embed_tokens" if path == "lm_head" else path
+        return f"{self._prefix}{path}.weight"
 
     def _uncompressed(self) -> PreTrainedModel:
         if self._teacher is None:

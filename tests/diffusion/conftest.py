@@ -9,9 +9,11 @@ import diffusion_models
 import diffusion_pipelines
 import pytest
 
+from dpq_core.adapter import Run
 from dpq_core.compress import CompressOptions, compress
 from dpq_core.spec import QuantSpec
 from dpq_diffusion.adapter import DiffusionAdapter
+from dpq_diffusion.calibration.options import CalibrateOptions
 from dpq_diffusion.compress_options import CompressOptions as Own
 
 QUICK = QuantSpec.preset(2, K=16, kmeans={"iterations": 2, "tail": 1})
@@ -50,5 +52,45 @@ def make_artifact(tmp_path_factory):
         options = CompressOptions(probe=probe, adapter=Own(components=components))
         compress(DiffusionAdapter(), str(source), out, QUICK, overrides, options=options)
         return out
+
+    return make
+
+
+CALIBRATION = {"trajectories": 3, "denoising_steps": 2, "batch": 4, "validation_samples": 6}
+"""Options of ``dpq calibrate`` that make it quick."""
+
+
+@pytest.fixture(scope="session")
+def pipeline_of(tmp_path_factory):
+    """The folder of a pipeline, by its name in ``diffusion_pipelines``."""
+
+    @cache
+    def make(kind: str) -> Path:
+        folder = tmp_path_factory.mktemp("whole") / kind
+        getattr(diffusion_pipelines, kind)().save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def prompts(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("prompts") / "prompts.txt"
+    path.write_text("a red cube\n\n  a cat \n")
+    return str(path)
+
+
+@pytest.fixture
+def make_task(pipeline_of, prompts, monkeypatch):
+    """The task of an uncompressed pipeline, or of an artifact of it; quick."""
+    monkeypatch.setattr("dpq_diffusion.calibration.build._VALIDATION_IMAGES", 2)
+
+    def make(kind, source=None, seed=0, **options):
+        folder = str(pipeline_of(kind))
+        takes_text = (pipeline_of(kind) / "tokenizer").is_dir()
+        told = {"prompts": prompts} if takes_text else {}
+        chosen = CalibrateOptions(**{**CALIBRATION, **told, **options})
+        run = Run(device="cpu", seed=seed)
+        return DiffusionAdapter().calibration(str(source or folder), folder, chosen, run)
 
     return make
