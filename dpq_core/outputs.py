@@ -19,6 +19,7 @@ from dpq_core import additive, basis
 from dpq_core.assign import AssignResult, assign
 from dpq_core.encoders import Encoder
 from dpq_core.frame import Frame
+from dpq_core.gain import gain_of
 from dpq_core.learn import Code, Job
 from dpq_core.least_squares import Refined, refine, relearn
 from dpq_core.objective import Objective
@@ -118,9 +119,23 @@ class OutputError:
         fresh = relearn(self.objective, code.values, **shared)
         return fresh if fresh.errors[-1] < found.errors[-1] else found
 
-    def sweep(self, code: Code) -> Code:
-        """One sweep of coordinate descent, for codewords that storing has moved."""
-        return replace(code, codes=self._assign(code, "icm", sweeps=1).codes)
+    def sweep(self, code: Code) -> tuple[Code, Tensor]:
+        """One sweep of coordinate descent, for codewords that storing has moved.
+
+        Returns:
+            The code, and the gain of every row, float64 ``[rows]`` (``dpq_core.gain``), measured in
+            the outputs: ``<w, H w> / <w, H w_hat>``.
+        """
+        found = self._assign(code, "icm", sweeps=1)
+        gains = []
+        for rows in self.objective.chunks():
+            weight = self.objective.by_column(rows)
+            values = self.objective.by_column(rows, found.core_hat)
+            image = self.objective.hessian.matrix @ weight
+            energy = (weight * image).sum(0, dtype=torch.float64)
+            along = (values * image).sum(0, dtype=torch.float64)
+            gains.append(gain_of(energy, along)[: rows.stop - rows.start])
+        return replace(code, codes=found.codes), torch.cat(gains)
 
     def _assign(self, code: Code, method: str, *, sweeps: int) -> AssignResult:
         encoder = self._encoder()

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from dpq_core import basis
 from dpq_core.errors import SpecError
-from dpq_core.kernels.error import weighted_error
+from dpq_core.gain import Rows
 from dpq_core.kmeans import IterationStats
 from dpq_core.learn import Job, learn, nearest, packed, rounded
 from dpq_core.outputs import InputStatistics, output_error, point_weights
@@ -70,7 +69,7 @@ def quantize(
         matrix = frame_of(partition, stored).rotate(matrix)
         rms = basis.row_rms(matrix)
     if spec.row_scale:
-        stored["row_scale"] = rms.clamp(max=torch.finfo(torch.float16).max).half()
+        stored["row_scale"] = _half(rms)
     points = basis.scaled_subvectors(matrix, partition, stored.get("row_scale"))
     del weight, matrix  # often the last references to them: k-means needs only the subvectors
     if spec.group_scale:
@@ -84,47 +83,28 @@ def quantize(
     if output is not None:
         code, errors = output.improve(code)
     code, parts = rounded(job, code)
+    gain: Tensor | None = None
     if output is not None:
-        code = output.sweep(code)
+        code, gain = output.sweep(code)
     elif spec.codebook_dtype == "int8":
         code = nearest(job, code)
+    rows = Rows.of(points, code.codes, code.books, partition, stored)
+    before = stored.get("row_scale")
+    if before is not None:
+        gain = rows.gain() if gain is None else gain
+        stored["row_scale"] = _half(before.double() * gain.to(before.device))
+    error = rows.relative_error(before, stored.get("row_scale"))
     stored |= parts | packed(job, code)
     pq = PQTensor(partition=partition, spec=spec, dtype=dtype, stored=stored)
-    error = relative_error(points, code.codes, pq)
     return Quantized(pq=pq, relative_error=error, output_errors=errors, stats=stats)
+
+
+def _half(scale: Tensor) -> Tensor:
+    """Scales as they are stored: float16, the largest finite one at most."""
+    return scale.clamp(max=torch.finfo(torch.float16).max).half()
 
 
 def tensor_seed(seed: int, name: str) -> int:
     """A 63-bit seed that depends on the spec's seed and the tensor's name only."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
-
-
-def relative_error(points: Tensor, codes: Tensor, pq: PQTensor) -> float:
-    """||W - W_hat||^2 / ||W||^2 from scaled subvectors ``[groups, d, points]`` and their codes."""
-    p = pq.partition
-    scale = torch.ones(p.rows)
-    if "row_scale" in pq.stored:
-        scale = basis.divisor(pq.stored["row_scale"]).cpu()
-    along = torch.zeros(p.groups, p.d, dtype=torch.float64)  # of the cut axis; the pad counts 0
-    squares = scale.double().square()
-    if p.orientation == "input":
-        along.view(-1)[: p.cols] = 1
-        by_point = squares
-    else:
-        along.view(-1)[: p.rows] = squares
-        by_point = torch.ones(p.points, dtype=torch.float64)
-    if "group_scale" in pq.stored:
-        along *= basis.divisor(pq.stored["group_scale"]).cpu().double().square()[:, None]
-    books, by_stage = pq.books().chunk(p.stages), codes.chunk(p.stages)
-    weigh = partial(weighted_error, tie=p.tie, by_point=by_point, by_coordinate=along)
-    rest = points
-    for stage in range(p.stages - 1):
-        book = books[stage].repeat_interleave(p.tie, 0)[: p.groups]  # [groups, K, d]
-        index = by_stage[stage].long()[..., None].expand(-1, -1, p.d)
-        rest = rest - book.gather(1, index).transpose(1, 2)
-    lost, total = weigh(rest, by_stage[-1], books[-1])
-    if p.stages > 1:
-        zero = torch.zeros_like(books[-1])
-        total = weigh(points, by_stage[-1], zero)[1]
-    return lost / total if total else 0.0

@@ -1,4 +1,7 @@
-"""Weighted squared error of decoded subvectors: numba on the CPU, torch elsewhere."""
+"""Inner products of subvectors and their codewords, row by row: numba on the CPU, torch elsewhere.
+
+From ``x.x``, ``x.c`` and ``c.c`` of every row follow its squared error and the scale that fits it.
+"""
 
 from __future__ import annotations
 
@@ -9,70 +12,102 @@ from torch import Tensor
 
 from dpq_core.kernels.threads import spread
 
-_CHUNK = 1 << 22
-"""Elements that the torch path decodes at a time."""
+_BLOCK = 1024
+"""Points whose sums one task keeps."""
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
-def _sums(points, codes, books, tie, by_point, by_coordinate, out, first, last):  # type: ignore[no-untyped-def]
-    """Weighted squared error and weighted squared norm of some groups, into float64 out [G, 2]."""
+def _by_point(points, codes, books, tie, weights, out, first, last):  # type: ignore[no-untyped-def]
+    """Sums over groups and coordinates, of some blocks of points, into float64 out [P, 3]."""
+    groups, d, count = points.shape
+    stages = codes.shape[0] // groups
+    per_stage = books.shape[0] // stages
+    for block in range(first, last):
+        begin, end = block * _BLOCK, min((block + 1) * _BLOCK, count)
+        for g in range(groups):
+            for i in range(d):
+                weight = weights[g, i]
+                for n in range(begin, end):
+                    x = np.float64(points[g, i, n])
+                    c = 0.0
+                    for s in range(stages):
+                        c += books[s * per_stage + g // tie, codes[s * groups + g, n], i]
+                    out[n, 0] += weight * (x * x)
+                    out[n, 1] += weight * (x * c)
+                    out[n, 2] += weight * (c * c)
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+def _by_coordinate(points, codes, books, tie, weights, out, first, last):  # type: ignore[no-untyped-def]
+    """Sums over points, of some groups, into float64 out [G * d, 3]."""
+    groups, d, count = points.shape
+    stages = codes.shape[0] // groups
+    per_stage = books.shape[0] // stages
     for g in range(first, last):
-        book = books[g // tie]
-        lost = total = 0.0
-        for i in range(points.shape[1]):
-            lost_i = total_i = 0.0
-            for n in range(points.shape[2]):
-                value = points[g, i, n]
-                wrong = value - book[codes[g, n], i]
-                lost_i += by_point[n] * (wrong * wrong)
-                total_i += by_point[n] * (value * value)
-            lost += by_coordinate[g, i] * lost_i
-            total += by_coordinate[g, i] * total_i
-        out[g, 0], out[g, 1] = lost, total
+        for i in range(d):
+            xx = xc = cc = 0.0
+            for n in range(count):
+                x = np.float64(points[g, i, n])
+                c = 0.0
+                for s in range(stages):
+                    c += books[s * per_stage + g // tie, codes[s * groups + g, n], i]
+                xx += x * x
+                xc += x * c
+                cc += c * c
+            row = g * d + i
+            out[row, 0], out[row, 1], out[row, 2] = xx, xc, cc
+            out[row] *= weights[g, i]
 
 
-def weighted_error(
+def row_products(
     points: Tensor,
     codes: Tensor,
     books: Tensor,
     *,
     tie: int,
-    by_point: Tensor,
-    by_coordinate: Tensor,
-) -> tuple[float, float]:
-    """Sum of ``p_n q_gi (x_gin - c_gin)^2``, and the same of ``x^2``.
+    weights: Tensor,
+    across: bool,
+) -> Tensor:
+    """``x.x``, ``x.c`` and ``c.c`` of every row of the matrix.
 
     Args:
         points: float32 x ``[groups, d, points]``.
-        codes: int32 ``[groups, points]``; c is the codeword of its code.
-        books: float32 ``[codebooks, K, d]``; group j reads codebook j // tie.
+        codes: int32 ``[stages * groups, points]``; c is the sum of the codewords over the stages.
+        books: float32 ``[stages * codebooks, K, d]``; group j reads codebook j // tie.
         tie: groups per codebook.
-        by_point: float64 p ``[points]``.
-        by_coordinate: float64 q ``[groups, d]``; zero for coordinates that do not count.
+        weights: float64 ``[groups, d]`` of a product at a coordinate; zero where it does not count.
+        across: a row crosses all groups at one point (subvectors along the inputs); otherwise it is
+            one coordinate of one group.
+
+    Returns:
+        Float64 ``[points, 3]``, or ``[groups * d, 3]``.
     """
+    groups, d, count = points.shape
     if points.device.type != "cpu":
-        return _by_torch(points, codes, books, tie, by_point, by_coordinate)
-    out = np.empty((len(points), 2))
-    weights = (by_point.numpy(), by_coordinate.numpy())
-    arrays = (points.numpy(), codes.numpy(), books.numpy(), tie, *weights, out)
-    spread(lambda first, last: _sums(*arrays, first, last), len(points), points.numel())
-    lost, total = out.sum(axis=0)
-    return float(lost), float(total)
+        return _by_torch(points, codes, books, tie, weights, across)
+    out = np.zeros((count if across else groups * d, 3))
+    arrays = (points.numpy(), codes.numpy(), books.numpy(), tie, weights.numpy(), out)
+    kernel, tasks = (_by_point, -(-count // _BLOCK)) if across else (_by_coordinate, groups)
+    spread(lambda first, last: kernel(*arrays, first, last), tasks, points.numel())
+    return torch.from_numpy(out)
 
 
 def _by_torch(
-    points: Tensor, codes: Tensor, books: Tensor, tie: int, p: Tensor, q: Tensor
-) -> tuple[float, float]:
+    points: Tensor, codes: Tensor, books: Tensor, tie: int, weights: Tensor, across: bool
+) -> Tensor:
     groups, d, count = points.shape
-    flat = books.reshape(-1, d)
-    step = max(1, _CHUNK // (d * count))
-    sums = torch.zeros(2, dtype=torch.float64, device=points.device)
-    p, q = p.to(points.device), q.to(points.device)
-    for first in range(0, groups, step):
-        some = slice(first, first + step)
-        book = torch.arange(groups, device=points.device)[some, None] // tie
-        words = flat[codes[some].long() + book * books.shape[1]].transpose(1, 2)  # [g, d, points]
-        for k, values in enumerate((points[some] - words, points[some])):
-            sums[k] += ((values.double().square() @ p) * q[some]).sum()
-    lost, total = sums.tolist()
-    return lost, total
+    stages = len(codes) // groups
+    per_stage = len(books) // stages
+    weights = weights.to(points.device)
+    out = torch.zeros(count if across else groups * d, 3, device=points.device).double()
+    for g in range(groups):
+        x = points[g].double()  # [d, points]
+        c = torch.zeros_like(x)
+        for s in range(stages):
+            c += books[s * per_stage + g // tie][codes[s * groups + g].long()].T
+        sums = torch.stack([x * x, x * c, c * c], dim=-1) * weights[g][:, None, None]
+        if across:
+            out += sums.sum(0)
+        else:
+            out[g * d : (g + 1) * d] = sums.sum(1)
+    return out

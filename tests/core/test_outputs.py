@@ -65,7 +65,10 @@ def test_the_reported_error_is_that_of_the_stored_weight():
     damped = Hessian.of(hessian, width=1, damping=0.01)
     matrix = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(len(hessian))
     assert damped.scale == pytest.approx(float(hessian.diagonal().mean()))
-    assert found.output_errors[-1] == pytest.approx(output_error(weight, found, matrix), rel=0.01)
+    error = output_error(weight, found, matrix)  # D / (1 - D) for D: rows keep their length
+    assert error / (1 + error) == pytest.approx(found.output_errors[-1], rel=0.03)
+    along = ((weight @ matrix) * found.pq.decode()).sum(1) / ((weight @ matrix) * weight).sum(1)
+    torch.testing.assert_close(along, torch.ones(192), rtol=2e-3, atol=0)
 
 
 @pytest.mark.parametrize("method", ASSIGNMENTS)

@@ -117,22 +117,39 @@ def test_the_original_dtype_comes_back(dtype):
     assert run(torch.randn(32, 32).to(dtype)).pq.decode().dtype == dtype
 
 
-@pytest.mark.parametrize(("tie", "groups"), [(1, 5), (3, 7), (7, 7)])
-def test_both_error_kernels_are_the_plain_sum(tie, groups, monkeypatch):
+@pytest.mark.parametrize("across", [True, False])
+@pytest.mark.parametrize(("tie", "groups", "stages"), [(1, 5, 1), (3, 7, 2), (7, 7, 3)])
+def test_both_kernels_of_row_products_are_the_plain_sums(tie, groups, stages, across):
     generator = torch.Generator().manual_seed(0)
-    points = torch.randn(groups, 4, 50, generator=generator)
-    books = torch.randn(-(-groups // tie), 16, 4, generator=generator)
-    codes = torch.randint(16, (groups, 50), generator=generator, dtype=torch.int32)
-    by_point = torch.rand(50, generator=generator, dtype=torch.float64)
-    by_coordinate = torch.rand(groups, 4, generator=generator, dtype=torch.float64)
-    words = torch.stack([books[g // tie][codes[g].long()].T for g in range(groups)])
-    weights = by_coordinate[:, :, None] * by_point
-    expected = [
-        float((weights * values.double().square()).sum()) for values in (points - words, points)
-    ]
-    weights = {"by_point": by_point, "by_coordinate": by_coordinate}
-    fast = error.weighted_error(points, codes, books, tie=tie, **weights)
-    monkeypatch.setattr(error, "_CHUNK", 400)  # two groups at a time
-    plain = error._by_torch(points, codes, books, tie, by_point, by_coordinate)
-    assert fast == pytest.approx(expected, rel=1e-5)
-    assert plain == pytest.approx(expected, rel=1e-5)
+    points = torch.randn(groups, 4, 1500, generator=generator)
+    C = -(-groups // tie)
+    books = torch.randn(stages * C, 16, 4, generator=generator)
+    codes = torch.randint(16, (stages * groups, 1500), generator=generator, dtype=torch.int32)
+    weights = torch.rand(groups, 4, generator=generator, dtype=torch.float64)
+    words = torch.stack(
+        [
+            sum(books[s * C + g // tie][codes[s * groups + g].long()].T for s in range(stages))
+            for g in range(groups)
+        ]
+    )
+    pairs = [(points, points), (points, words), (words, words)]
+    products = [(a * b).double() * weights[:, :, None] for a, b in pairs]
+    sums = [v.sum((0, 1)) if across else v.sum(2).view(-1) for v in products]
+    expected = torch.stack(sums, dim=1)
+    given = {"tie": tie, "weights": weights, "across": across}
+    fast = error.row_products(points, codes, books, **given)
+    torch.testing.assert_close(fast, expected, rtol=1e-5, atol=1e-4)
+    plain = error._by_torch(points, codes, books, tie, weights, across)
+    torch.testing.assert_close(plain, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("orientation", ["input", "output"])
+@pytest.mark.parametrize("d", [2, 8])
+def test_rows_keep_their_length_along_themselves(orientation, d):
+    """The shrinkage of centroids would add up from layer to layer."""
+    weight = torch.randn(96, 64, generator=torch.Generator().manual_seed(1))
+    decoded = run(weight, d=d, K=64, scope="tensor", orientation=orientation).pq.decode()
+    along = (weight * decoded).sum(1) / weight.square().sum(1)
+    torch.testing.assert_close(along, torch.ones(96), rtol=2e-3, atol=0)
+    plain = run(weight, d=d, K=64, scope="tensor", orientation=orientation, row_scale=False)
+    assert (weight * plain.pq.decode()).sum() < 0.99 * weight.square().sum()

@@ -36,6 +36,11 @@ TEXT = ("text_to_image", "sdxl", "pixart_alpha", "flux_pipeline")
 KINDS = ("pixel_dit", "latent_unet", "class_ldm", *TEXT)
 
 
+@pytest.fixture(autouse=True)
+def few_validation_images(monkeypatch):
+    monkeypatch.setattr("dpq_diffusion.calibration.build._VALIDATION_IMAGES", 2)
+
+
 def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
