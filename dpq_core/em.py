@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -166,7 +166,11 @@ class _Calibration:
         return LoopState(before=before, reference=reference, overall=overall, overall_loss=before)
 
     def _train(self, state: LoopState, saved: dict[str, Tensors], watch: _Watch) -> None:
-        """One phase; what it does not improve by the task's own loss is taken back."""
+        """One phase; what it does not improve by the task's own loss is taken back.
+
+        Not so where codes are chosen among candidates: often the task gains only once the blocks
+        behind have adapted. They are judged at the end of the run.
+        """
         phase = self._phases[state.phase]
         watch.training = training = self._training(phase)
         training.load(saved)
@@ -175,8 +179,8 @@ class _Calibration:
         except SpecError:
             self._keep(state)
             raise
-        if not self._keep(state) and phase.candidates:
-            state.esteps[-1] = replace(state.esteps[-1], kept=False)
+        chosen = self._settings.candidates > 0 and state.phase < len(self._phases) - 1
+        self._keep(state, always=chosen)
         state.next_phase()
 
     def _training(self, phase: Phase) -> Training | Choosing:
@@ -191,15 +195,18 @@ class _Calibration:
         weights = WeightsEStep(student, layers, self._target, self._settings, interval=interval)
         return Training(self.context, phase, goal, mstep, weights)
 
-    def _keep(self, state: LoopState) -> bool:
-        """Take the better one of the student and the best state so far; whether it is the first."""
+    def _keep(self, state: LoopState, *, always: bool = False) -> None:
+        """Compare the student with the best state so far; go on with the better one.
+
+        Args:
+            state: holds the best one.
+            always: go on with the student in any case.
+        """
         loss = self._validate()
-        better = loss < state.overall_loss
-        if better:
+        if loss < state.overall_loss:
             state.overall, state.overall_loss = snapshot(self._task.student), loss
-        else:
+        elif not always:
             restore(self._task.student, state.overall)
-        return better
 
     def _validate(self) -> float:
         batches = validation(self._task, self.context.workers)

@@ -21,7 +21,7 @@ from dpq_core.calibration import EStepStats
 from dpq_core.candidate_training import CandidateSpec, ChoiceTraining
 from dpq_core.candidates import CandidateWeight
 from dpq_core.em_dead import codes_of
-from dpq_core.em_layers import QuantizedLayer, restore
+from dpq_core.em_layers import QuantizedLayer
 from dpq_core.em_phases import Goal, Phase
 from dpq_core.em_report import Assigned
 from dpq_core.em_state import LoopState, Tensors
@@ -113,7 +113,7 @@ class Choosing:
         stats = total([_stats(*each) for each in zip(weights, old, new, strict=True)])
         kept = math.isfinite(after) and after <= before
         if not kept:
-            restore(context.student, state.overall)
+            _set_all(weights, old)
         about = Assigned(
             phase=self._phase.title,
             step=state.step,

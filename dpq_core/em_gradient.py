@@ -62,7 +62,7 @@ def newton_steps(
                 for p, d in directions.items()
             }
             for path, weight in weights.items():
-                weight -= reach[path] * directions[path]
+                weight.sub_(reach[path] * directions[path])
         second = _gradients(weights, loss, batches, workers)
     steps = {}
     for path, direction in directions.items():
@@ -126,11 +126,9 @@ def dense(
         parameter.requires_grad_(False)
     swap_out(student, torch.float32)
     try:
-        weights = {}
-        for layer in layers:
-            weight = student.get_submodule(layer.path).weight
-            assert isinstance(weight, nn.Parameter)  # swap_out has made it
-            weights[layer.path] = weight.requires_grad_(True)
+        weights = {layer.path: student.get_parameter(f"{layer.path}.weight") for layer in layers}
+        for weight in weights.values():
+            weight.requires_grad_(True)
         yield weights
     finally:
         for path, module in quantized.items():

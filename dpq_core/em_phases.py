@@ -192,19 +192,23 @@ class _Block:
 
     def _loss(self, batch: Batch) -> Tensor:
         block = self.task.student.get_submodule(self.path)
-        output, target = _first(block(*batch["args"], **batch["kwargs"])), batch["target"]
-        power = target.float().square().mean().clamp(min=1e-12)
-        return nn.functional.mse_loss(output.float(), target.float()) / power
+        outputs = _tensors(block(*batch["args"], **batch["kwargs"]))
+        losses = [
+            nn.functional.mse_loss(output.float(), target.float())
+            / target.float().square().mean().clamp(min=1e-12)
+            for output, target in zip(outputs, batch["target"], strict=True)
+        ]
+        return torch.stack(losses).mean()
 
 
-def _output_of(block: nn.Module, forward: Callable[[], Any]) -> Tensor:
-    """The tensor that a block gives to the next one when ``forward`` calls it first.
+def _output_of(block: nn.Module, forward: Callable[[], Any]) -> list[Tensor]:
+    """The tensors that a block gives to the next one when ``forward`` calls it first.
 
     Raises:
         Unstorable: it does not.
     """
-    found: list[Tensor] = []
-    handle = block.register_forward_hook(lambda _, __, output: found.append(_first(output)))
+    found: list[list[Tensor]] = []
+    handle = block.register_forward_hook(lambda _, __, output: found.append(_tensors(output)))
     try:
         with until(after=block):
             forward()
@@ -215,8 +219,11 @@ def _output_of(block: nn.Module, forward: Callable[[], Any]) -> Tensor:
     return found[0]
 
 
-def _first(output: Any) -> Tensor:
-    """The tensor that a block gives to the next one: its output, or the first of several."""
-    while not isinstance(output, Tensor):
-        output = output[0]
-    return output
+def _tensors(output: Any) -> list[Tensor]:
+    """The real tensors of what a block gives to the next one: its output, or several streams."""
+    if isinstance(output, Tensor):
+        return [output] if output.is_floating_point() else []
+    values = output.values() if isinstance(output, Mapping) else output
+    if not isinstance(output, Mapping | list | tuple):
+        return []
+    return [tensor for value in values for tensor in _tensors(value)]

@@ -151,6 +151,8 @@ class Training:
         solves = settings.warm_start and state.step == 0
         if settings.estep == "none" and not solves:
             return
+        if not self._weights.layers and not self._goal.esteps:
+            return  # nothing has codes
         count = settings.statistics_batches
         batches = [self._goal.batch(state.step + i) for i in range(count)]
         before = self._weights.collect(

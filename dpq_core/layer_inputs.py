@@ -87,7 +87,7 @@ class LayerInput:
         )
         position = self._positions(len(padded) * high * wide, limit, generator).to(x.device)
         step = max(1, _CHUNK // (self.cols * self.groups))
-        for some in position.split(step):
+        for some in torch.split(position, step):
             yield self._patches(padded, some // (high * wide), some % (high * wide), wide)
 
     def _positions(self, total: int, limit: int, generator: torch.Generator) -> Tensor:
@@ -108,7 +108,8 @@ class LayerInput:
         y = (tops[:, None] + down)[:, :, None]  # [n, kh, 1]
         x = (lefts[:, None] + right)[:, None, :]  # [n, 1, kw]
         patches = padded[image[:, None, None], y, x]  # [n, kh, kw, Cin]
-        patches = patches.unflatten(3, (self.groups, -1)).movedim(3, 1)  # [n, groups, kh, kw, C]
+        split = torch.unflatten(patches, 3, (self.groups, -1))
+        patches = split.movedim(3, 1)  # [n, groups, kh, kw, C]
         if self.conv_layout == "spatial":
             patches = patches.movedim(4, 2)
         return patches.reshape(-1, self.cols)

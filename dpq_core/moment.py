@@ -37,7 +37,7 @@ class Moment:
     def update(self, x: Tensor) -> None:
         """Add rows ``[n, cols]`` of any floating dtype."""
         total = self._sums(x.device)
-        for chunk in x.detach().split(_ROWS):
+        for chunk in torch.split(x.detach(), _ROWS):
             rows = chunk.to(total.device, torch.float32)
             if self.diagonal:
                 total += rows.square().sum(dim=0)
