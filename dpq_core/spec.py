@@ -190,15 +190,18 @@ class QuantSpec:
         """
         if bits not in PRESET_D:
             raise SpecError(f"bits must be 1, 2, 3 or 4, not {bits!r}; or give d and K yourself")
-        permute = changes.get("orientation", "input") == "input" and not changes.get("transform")
-        return cls(d=PRESET_D[bits], permute=permute).replace(**changes)
+        return cls(d=PRESET_D[bits], permute=True).replace(**changes)
 
     def replace(self, **changes: Any) -> QuantSpec:
         """A copy with some fields changed; unknown names raise SpecError.
 
-        A nested spec can be given whole, or as a mapping of what changes in it.
+        A nested spec can be given whole, or as a mapping of what changes in it. A permutation goes
+        where it has no place: with another orientation than ``input``, or in a rotated basis.
         """
         values = {**dataclasses.asdict(self), **changes}
+        moved = changes.get("orientation", "input") != "input"
+        if "permute" not in changes and (moved or changes.get("transform", "none") != "none"):
+            values["permute"] = False
         for key in _NESTED:
             if isinstance(changes.get(key), Mapping):
                 values[key] = {**dataclasses.asdict(getattr(self, key)), **changes[key]}

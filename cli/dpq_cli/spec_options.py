@@ -137,8 +137,6 @@ class SpecChoice:
             for key, value in parse_changes(text).items():
                 nested = isinstance(value, dict) and isinstance(values.get(key), dict)
                 values[key] = {**values[key], **value} if nested else value
-        if values["orientation"] in ("output", "auto") or values.get("transform") == "rht":
-            values.setdefault("permute", False)  # it has no place there
         return spec.replace(**_given(values))
 
 
