@@ -15,6 +15,12 @@ from dpq_core.spec import QuantSpec
 SWAPS_PER_COLUMN = 64
 """Swaps that the search for a permutation tries, per column."""
 
+WINDOW = 2048
+"""Columns that are permuted among themselves."""
+
+ROWS = 4096
+"""Rows from which covariances of columns are estimated, at most."""
+
 _CHUNK = 1 << 20
 """Elements that are widened to float64 at a time."""
 
@@ -42,11 +48,26 @@ def choose(
         }
     if not spec.permute:
         return {}
-    importance = None if hessian is None else hessian.diagonal()
-    moments = permute.column_moments(matrix, importance)
-    swaps = SWAPS_PER_COLUMN * p.cols
-    order = permute.search(moments, d=p.d, tie=p.tie, swaps=swaps, seed=seed).perm
+    order = _order(matrix, p, seed, None if hessian is None else hessian.diagonal())
     return {"permutation": pack(order[None].cpu(), column_bits(p.cols))[0].to(device)}
+
+
+def _order(matrix: Tensor, p: Partition, seed: int, importance: Tensor | None) -> Tensor:
+    """A permutation of the columns, int64 ``[cols]``, found in windows of columns.
+
+    Time and memory grow with the square of the window; more rows than ``ROWS`` tell little more.
+    """
+    rows = torch.linspace(0, p.rows - 1, min(p.rows, ROWS), device=matrix.device).round().long()
+    width = max(1, WINDOW // p.d) * p.d
+    orders = []
+    for first in range(0, p.cols, width):
+        some = slice(first, min(first + width, p.cols))
+        weights = None if importance is None else importance[some]
+        moments = permute.column_moments(matrix[:, some][rows], weights)
+        swaps = SWAPS_PER_COLUMN * len(moments.mean)
+        found = permute.search(moments, d=p.d, tie=p.tie, swaps=swaps, seed=seed + first)
+        orders.append(found.perm + first)
+    return torch.cat(orders)
 
 
 def row_rms(matrix: Tensor) -> Tensor:
