@@ -21,6 +21,9 @@ SOLVER_STEPS = 64
 SOLVER_TOLERANCE = 1e-10
 """Squared residual of the normal equations, relative to the first, at which the solver stops."""
 
+SOLVER_PRECISION = 1e-24
+"""The same relative to the codewords: below lies rounding, and steps along it lead anywhere."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RoundStats:
@@ -248,10 +251,10 @@ def _solve(
     inverse = torch.where(members > 0, 1 / members, 0)
     z = inverse * r
     direction, rz = z, _inner(r, z)
-    goal = rz * SOLVER_TOLERANCE
+    goal = torch.maximum(rz * SOLVER_TOLERANCE, _inner(members * words, words) * SOLVER_PRECISION)
     for _ in range(SOLVER_STEPS):
         product = -residual(None, direction)
-        step = _ratio(rz, _inner(direction, product))
+        step = torch.where(rz > goal, _ratio(rz, _inner(direction, product)), 0)
         words = words + step * direction
         r = r - step * product
         z = inverse * r

@@ -99,7 +99,7 @@ def update_codebooks(
         total += slope / curvature * direction
         gradient -= slope / curvature * image
         errors.append(max(0.0, errors[-1] - slope * slope / curvature))
-        if errors[-2] - errors[-1] < TOLERANCE * errors[-1]:
+        if errors[-2] - errors[-1] <= TOLERANCE * errors[-1]:
             break
     if before - errors[-1] <= ROUNDING * before:
         return CodebookUpdate(codebooks=codebooks, errors=(before * objective.hessian.scale,))

@@ -242,6 +242,14 @@ def test_one_stage_is_solved_in_one_step(monkeypatch: pytest.MonkeyPatch) -> Non
         torch.testing.assert_close(fitted[0, k], x[0][:, codes[0] == k].mean(1))
 
 
+def test_codebooks_of_few_points_stay_near_them() -> None:
+    # A singular system whose residual falls to rounding: steps along rounding lead to infinity.
+    for seed in range(40):
+        points, codes = normal(3, 1, 25, seed=seed), codes_like(2, 3, 25, 25, seed=seed)
+        fitted = fit_codebooks(points, normal(6, 25, 1, seed=seed + 99), codes, stages=2)
+        assert fitted.abs().max() < 10
+
+
 def test_sums_over_members_do_not_depend_on_the_path_or_threads(restore_threads: None) -> None:
     S, G, d, P, K, C = 3, 6, 5, 3000, 11, 2
     x, codes = normal(G, d, P), codes_like(S, G, P, K).view(S, G, P)
