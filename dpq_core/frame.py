@@ -80,7 +80,9 @@ class Frame:
     def activations_in(self, x: Tensor) -> Tensor:
         """Inputs ``[..., cols]`` of the layer -> inputs of the core."""
         if self.permutation is not None:
-            x = x[..., self.permutation]
+            from dpq_core.kernels.columns import reorder  # numba loads on first use
+
+            x = reorder(x, self.permutation)
         elif self.signs_in is not None:
             x = transform.activations_in(x, self.signs_in)
         return x if self.column_scale is None else x * self.column_scale.to(x.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -60,7 +61,8 @@ class LlamaTask(CalibrationTask):
 
         Args:
             student: ready to be trained (``prepare_student``), or an uncompressed model.
-            teacher: the uncompressed model; None where the student is uncompressed itself.
+            teacher: the uncompressed model; None where the student is uncompressed itself, as it is
+                when ``validation`` is first asked for.
             windows: on the student's device.
             options: of the user, ``loss`` not ``auto``.
             stored: names of the artifact's tensors.
@@ -72,6 +74,8 @@ class LlamaTask(CalibrationTask):
         self._prefix = BASE_PREFIX if any(n.startswith(BASE_PREFIX) for n in stored) else ""
         self._vocabulary: int = student.config.vocab_size
         self._known: dict[int, Tensor] = {}
+        self._fixed: list[Batch] = []
+        self._head: nn.Module | None = None
         context = windows.ids.shape[1]
         self.name = (
             f"{_NAMES[options.loss]}, {windows.train} windows of {context} tokens of {windows.what}"
@@ -91,11 +95,18 @@ class LlamaTask(CalibrationTask):
         return self._batch([self._windows.validation + number for number in found])
 
     def validation(self) -> Sequence[Batch]:
-        """All windows for validation."""
+        """All windows for validation; without a teacher, with the student's own hidden states."""
         count, size = self._windows.validation, self._options.batch
-        return [
+        found = [
             self._batch(range(first, min(first + size, count))) for first in range(0, count, size)
         ]
+        if self._teacher is None and self._options.loss != "cross-entropy":
+            self._head = self._head or copy.deepcopy(_head(self.student))
+            self._fixed = self._fixed or [
+                {**batch, "hidden": self._read_alone(self.student, batch)} for batch in found
+            ]
+            return self._fixed
+        return found
 
     def _batch(self, windows: Sequence[int]) -> Batch:
         """``ids`` int64 ``[samples, context]`` and ``window``, their numbers, ``[samples]``."""
@@ -108,12 +119,12 @@ class LlamaTask(CalibrationTask):
         hidden = _hidden(self.student, ids)
         if kind == "hidden":
             return losses.distance(hidden, self._teacher_hidden(batch))
-        answers = _answers(self.student, hidden)
+        answers = losses.answers(_head(self.student), hidden)
         total = torch.zeros((), device=hidden.device)
         if kind in ("cross-entropy", "both"):
             total = total + losses.cross_entropy(answers, ids[:, 1:].flatten(), self._vocabulary)
         if kind in ("kl", "both"):
-            known = _answers(self._uncompressed(), self._teacher_hidden(batch))
+            known = losses.answers(self._teacher_head(), self._teacher_hidden(batch))
             total = total + losses.kl(answers, known, self._vocabulary)
         return total
 
@@ -124,7 +135,7 @@ class LlamaTask(CalibrationTask):
             return 0.0
         found = []
         for batch in self.validation():
-            answers = _answers(self._uncompressed(), self._teacher_hidden(batch))
+            answers = losses.answers(self._teacher_head(), self._teacher_hidden(batch))
             targets = batch["ids"][:, 1:].flatten()
             found.append(float(losses.cross_entropy(answers, targets, self._vocabulary)))
         return sum(found) / len(found)
@@ -150,25 +161,32 @@ class LlamaTask(CalibrationTask):
         path = "embed_tokens" if path == "lm_head" else path
         return f"{self._prefix}{path}.weight"
 
-    def _uncompressed(self) -> PreTrainedModel:
+    def _teacher_head(self) -> nn.Module:
+        return self._head or _head(self._teacher or self.student)
+
+    def _teacher_hidden(self, batch: Batch) -> Tensor:
+        """Last hidden states ``[samples, context, hidden]`` of the uncompressed model."""
+        if "hidden" in batch:
+            known: Tensor = batch["hidden"]
+            return known
         if self._teacher is None:
             raise AdapterError(
                 "the student is uncompressed and has no teacher; calibrate an artifact"
             )
-        return self._teacher
+        return self._read_alone(self._teacher, batch)
 
-    def _teacher_hidden(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Last hidden states ``[samples, context, hidden]`` of the teacher.
+    def _read_alone(self, model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
+        """Last hidden states of each window alone, in the model's own precision.
 
-        It reads each window alone, in its own precision: what it finds must not depend on who asks
-        first, nor on the rest of a batch, which are others after a resume or with more processes.
+        What it finds must not depend on who asks first, nor on the rest of a batch, which are
+        others after a resume or with more processes.
         """
-        teacher, found = self._uncompressed(), []
+        found = []
         for number, ids in zip(batch["window"].tolist(), batch["ids"], strict=True):
             hidden = self._known.get(number)
             if hidden is None:
                 with torch.no_grad(), torch.autocast(ids.device.type, enabled=False):
-                    hidden = _hidden(teacher, ids[None])[0].cpu()
+                    hidden = _hidden(model, ids[None])[0].cpu()
                 nbytes = hidden.numel() * hidden.element_size()
                 if (len(self._known) + 1) * nbytes <= _MEMORY:
                     self._known[number] = hidden
@@ -182,10 +200,10 @@ def _hidden(model: PreTrainedModel, ids: Tensor) -> Tensor:
     return found
 
 
-def _answers(model: PreTrainedModel, hidden: Tensor) -> losses.Answers:
-    """At all positions that have a next token."""
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    return losses.Answers(hidden=hidden[:, :-1].flatten(0, 1), head=head)
+def _head(model: PreTrainedModel) -> nn.Module:
+    """Hidden states -> logits."""
+    head: nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    return head
 
 
 def calibration(

@@ -27,6 +27,11 @@ class Answers:
     head: Callable[[Tensor], Tensor]
 
 
+def answers(head: Callable[[Tensor], Tensor], hidden: Tensor) -> Answers:
+    """At all positions of ``[samples, context, hidden]`` that have a next token."""
+    return Answers(hidden=hidden[:, :-1].flatten(0, 1), head=head)
+
+
 def cross_entropy(student: Answers, targets: Tensor, vocabulary: int) -> Tensor:
     """Mean over positions of -log p(target); targets int64 ``[positions]``."""
 

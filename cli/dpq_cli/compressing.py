@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dpq_core.errors import AdapterError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from dpq_core.adapter import Adapter, Run
     from dpq_core.calibration import CalibrationTask
@@ -20,6 +20,27 @@ if TYPE_CHECKING:
     from dpq_core.plan import Plan
 
 STAGE_SUFFIX = ".uncalibrated"
+
+
+def verbs_of(adapter: Adapter) -> tuple[str, ...]:
+    """The verbs whose options a user of `compress` and `plan` can give: also those of the data."""
+    return ("compress", "calibrate") if "calibrate" in adapter.options else ("compress",)
+
+
+def data_of(
+    adapter: Adapter, source: str, own: Mapping[str, Any]
+) -> Callable[[Run], CalibrationTask]:
+    """The source itself as student, with the data that the user gave.
+
+    Raises:
+        AdapterError: the adapter cannot calibrate.
+    """
+    if "calibrate" not in adapter.capabilities():
+        raise AdapterError(
+            f"adapter {adapter.name!r} has no data to look at; leave out --preset best, "
+            "--statistics and --steps"
+        )
+    return lambda run: adapter.calibration(source, source, own.get("calibrate"), run)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +56,7 @@ class Job:
         probe: store outputs for `dpq inspect --verify`.
         resume: continue where an interrupted run stopped.
         overwrite: replace the output.
-        statistics: choose codes by what the layers make of data.
+        task: the data by whose outputs codes are chosen; None to look at weights alone.
         steps: of a calibration afterwards; 0 for none.
     """
 
@@ -47,26 +68,19 @@ class Job:
     probe: bool
     resume: bool
     overwrite: bool
-    statistics: bool
+    task: Callable[[Run], CalibrationTask] | None
     steps: int
+
+    @property
+    def mode(self) -> str:
+        """How the calibration goes: codes chosen by data leave single blocks little to regain."""
+        return "auto" if self.task is None else "end"
 
     @property
     def stage(self) -> Path:
         """Where the compressed model goes before it is calibrated."""
         name = self.output.name + (STAGE_SUFFIX if self.steps else "")
         return self.output.with_name(name)
-
-    def check(self) -> None:
-        """Refuse data where the adapter has no use for it.
-
-        Raises:
-            AdapterError: it cannot calibrate.
-        """
-        if (self.statistics or self.steps) and "calibrate" not in self.adapter.capabilities():
-            raise AdapterError(
-                f"adapter {self.adapter.name!r} has no data to look at; leave out --preset best, "
-                "--statistics and --steps"
-            )
 
     def compress(self, plan: Plan, run: Run, budget: int | None) -> CompressReport:
         """Quantize the source by a plan, within a budget if there is one."""
@@ -83,14 +97,10 @@ class Job:
             budget=budget,
             adapter=self.own["compress"],
         )
-        task = partial(self.task, run) if self.statistics else None
+        task = None if self.task is None else partial(self.task, run)
         return compress(
             self.adapter, self.source, self.stage, plan, options=options, run=run, task=task
         )
-
-    def task(self, run: Run) -> CalibrationTask:
-        """The source itself as student, with the data that the user gave."""
-        return self.adapter.calibration(self.source, self.source, self.own.get("calibrate"), run)
 
     def calibrate(self, run: Run) -> Calibrated | None:
         """Train what ``compress`` made, if that is wanted; the stage before is then removed."""
@@ -100,7 +110,7 @@ class Job:
         from dpq_core.em_settings import CalibrateSettings
 
         options = CalibrateOptions(
-            settings=CalibrateSettings(steps=self.steps, seed=run.seed),
+            settings=CalibrateSettings(steps=self.steps, mode=self.mode, seed=run.seed),
             reference=self.source,
             resume=self.resume,
             overwrite=self.overwrite,

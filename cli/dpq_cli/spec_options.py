@@ -77,6 +77,14 @@ Overrides = Annotated[
         "PATTERN=d=2,K=64. Repeatable; later ones win.",
     ),
 ]
+Statistics = Annotated[
+    bool | None,
+    typer.Option(
+        "--statistics/--no-statistics",
+        help="Choose codes, and what bytes are spent on, by what the layers make of data.  "
+        "[default: with --preset best]",
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +117,10 @@ class SpecChoice:
     def target_bytes(self) -> int | None:
         """The size that was asked for, in bytes."""
         return None if self.target_size is None else parse_size(self.target_size)
+
+    def statistics(self, wanted: bool | None) -> bool:
+        """Whether data is looked at: what the user said of it, or else the preset."""
+        return self.preset == "best" if wanted is None else wanted
 
     def spec(self, seed: int) -> QuantSpec:
         """The spec of all tensors; for a planner, what its candidates have in common.

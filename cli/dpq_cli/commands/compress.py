@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 ROWS = 40
 """Tensors shown in the closing table; --json has them all."""
 
-BEST_STEPS = 300
-"""Steps of calibration that --preset best takes, per phase."""
+BEST_STEPS = 100
+"""Steps of calibration that --preset best takes, all of them on the whole model."""
 
 COLUMNS = ("tensor", "shape", ">bits/weight", ">relative error", ">size", ">seconds")
 
@@ -60,19 +60,13 @@ def command(  # one parameter per option is Typer's interface
     shard_size: Annotated[
         str, typer.Option("--shard-size", help="Start a new weight file beyond this size.")
     ] = "4GB",
-    statistics: Annotated[
-        bool | None,
-        typer.Option(
-            "--statistics/--no-statistics",
-            help="Choose codes by what the layers make of data.  [default: with --preset best]",
-        ),
-    ] = None,
+    statistics: given.Statistics = None,
     steps: Annotated[
         int | None,
         typer.Option(
             "--steps",
             min=0,
-            help="Training steps of a calibration afterwards.  [default: 300 with --preset best]",
+            help="Training steps of a calibration afterwards.  [default: 100 with --preset best]",
         ),
     ] = None,
     probe: Annotated[
@@ -107,15 +101,18 @@ def command(  # one parameter per option is Typer's interface
     )
     chosen = adapter_of(adapter, source)
     if chosen.single_file:
-        data = [name for name, value in (("statistics", statistics), ("steps", steps)) if value]
-        said = (*choice.given, *(override or []), *data)
+        trained = [name for name, value in (("statistics", statistics), ("steps", steps)) if value]
+        said = (*choice.given, *(override or []), *trained)
         asked = compress_single.Asked.of(ctx, chosen, choice, said)
         how = {"overwrite": overwrite, "dry_run": dry_run}  # nothing to resume
         with using(chosen, device=device, seed=seed) as run:
             compress_single.run(asked, source, output, how, run, as_json)
         return
-    verbs = ("compress", "calibrate") if "calibrate" in chosen.options else ("compress",)
+    verbs = compressing.verbs_of(chosen)
     own = adapter_options_of(chosen, verbs, words(ctx, chosen, *verbs))
+    looks = choice.statistics(statistics)
+    steps = (BEST_STEPS if preset == "best" else 0) if steps is None else steps
+    data = compressing.data_of(chosen, source, own) if looks or steps else None
     job = compressing.Job(
         adapter=chosen,
         source=source,
@@ -125,8 +122,8 @@ def command(  # one parameter per option is Typer's interface
         probe=probe,
         resume=resume,
         overwrite=overwrite,
-        statistics=preset == "best" if statistics is None else statistics,
-        steps=(BEST_STEPS if preset == "best" else 0) if steps is None else steps,
+        task=data if looks else None,
+        steps=steps,
     )
     wanted = planning.Wanted(
         adapter=chosen,
@@ -135,10 +132,9 @@ def command(  # one parameter per option is Typer's interface
         choice=choice,
         spec=choice.spec(seed),
         overrides=tuple(override or ()),
-        task=job.task if job.statistics else None,
+        task=job.task,
     )
     with using(chosen, device=device, seed=seed) as run:
-        job.check()
         plan = planning.make(wanted, run)
         if dry_run:
             planning.show(plan, source, as_json)

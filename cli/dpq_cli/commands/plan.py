@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dpq_cli import compress_single, planning
+from dpq_cli import compress_single, compressing, planning
 from dpq_cli import spec_options as given
 from dpq_cli.recipe import Recipe, words
 from dpq_cli.shared import (
@@ -17,7 +17,7 @@ from dpq_cli.shared import (
     Json,
     Seed,
     adapter_of,
-    adapter_options,
+    adapter_options_of,
     using,
 )
 
@@ -38,6 +38,7 @@ def command(  # one parameter per option is Typer's interface
     row_scale: given.RowScale = None,
     changes: given.Set = None,
     override: given.Overrides = None,
+    statistics: given.Statistics = None,
     recipe: Recipe = None,
     device: Device = "auto",
     seed: Seed = 0,
@@ -46,7 +47,8 @@ def command(  # one parameter per option is Typer's interface
     """Show what `dpq compress` would store, tensor by tensor; write nothing.
 
     With --target-size or a fractional --bits a planner spreads the bytes: each tensor gets the
-    subvector length and codebook size with which the sum of predicted errors is least.
+    subvector length and codebook size with which the sum of predicted errors is least. With
+    --statistics (or --preset best) it first measures how much the loss depends on each tensor.
     """
     choice = given.SpecChoice(
         preset=preset,
@@ -65,15 +67,18 @@ def command(  # one parameter per option is Typer's interface
         with using(chosen, device=device, seed=seed) as run:
             compress_single.run(asked, source, Path(source), {"dry_run": True}, run, as_json)
         return
-    own = adapter_options(chosen, "compress", words(ctx, chosen, "compress"))
+    verbs = compressing.verbs_of(chosen)
+    own = adapter_options_of(chosen, verbs, words(ctx, chosen, *verbs))
+    looks = choice.statistics(statistics)
     with using(chosen, device=device, seed=seed) as run:
         wanted = planning.Wanted(
             adapter=chosen,
             source=source,
-            own=own,
+            own=own["compress"],
             choice=choice,
             spec=choice.spec(seed),
             overrides=tuple(override or ()),
+            task=compressing.data_of(chosen, source, own) if looks else None,
         )
         shown = planning.make(wanted, run)
     planning.show(shown, source, as_json)

@@ -1,0 +1,42 @@
+"""`dpq compress --preset best` and `dpq plan --statistics`, from the command line to the file."""
+
+from __future__ import annotations
+
+import pytest
+from cli_runs import dpq
+from llama_models import SHAPES
+
+from dpq_core.artifact import Artifact
+
+DATA = ("--context", 16, "--samples", 8, "--batch", 4, "--validation-samples", 4)
+
+
+@pytest.fixture(scope="module")
+def source(make_folder):
+    return make_folder(**SHAPES["gqa-tied"])
+
+
+@pytest.mark.slow
+def test_best_chooses_codes_by_data_and_calibrates(source, tmp_path):
+    words = ("compress", source, "-a", "llama", "--d", 2, "--K", 16, *DATA)
+    fast = dpq(*words, "-o", tmp_path / "fast", "--json").json
+    done = dpq(*words, "-o", tmp_path / "best", "--preset", "best", "--steps", 4, "--json").json
+    assert done["calibration"]["after"] < done["calibration"]["before"]
+    assert done["segments"]
+    assert not done["data_free"]
+    best = Artifact.open(tmp_path / "best")
+    best.verify()
+    spec = best.read_pq("model.layers.0.mlp.up_proj.weight").spec
+    assert spec.assignment.method == "ldlq+icm"
+    assert not list(tmp_path.glob("best.*"))  # what was there before calibration has gone
+    assert done["nbytes"] <= 1.02 * fast["nbytes"]
+
+
+@pytest.mark.slow
+def test_a_plan_spends_bytes_where_the_data_says(make_folder):
+    source = make_folder(hidden_size=192, intermediate_size=512)
+    words = ("plan", source, "-a", "llama", "--bits", 4.5, "--json", *DATA)
+    blind, seeing = dpq(*words).json, dpq(*words, "--statistics").json
+    assert {t["name"] for t in blind["tensors"]} == {t["name"] for t in seeing["tensors"]}
+    assert blind["tensors"] != seeing["tensors"]
+    assert seeing["nbytes"] <= seeing["budget"]
