@@ -7,7 +7,7 @@ capability by capability; ``Adapter.capabilities`` says which ones an adapter ha
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dpq_core.calibration import CalibrationTask
     from dpq_core.checkpoint import Checkpoint
     from dpq_core.layout import Layout
+    from dpq_core.permute_graph import HiddenAxis
     from dpq_core.plan import Override
     from dpq_core.spec import QuantSpec
 
@@ -141,6 +142,15 @@ class Adapter(ABC):
 
     def overrides(self, spec: QuantSpec) -> tuple[Override, ...]:
         """The adapter's own policy for sensitive tensors; the user's overrides come after it."""
+        return ()
+
+    def hidden_axes(self, checkpoint: Checkpoint) -> Iterable[HiddenAxis]:
+        """Hidden units whose order is free, such as those of an MLP between its two layers.
+
+        Columns that the spec permutes are reordered there, on both sides of the axis, and neither
+        bytes nor time are spent on their order. What lies between must act on each unit alone.
+        Pairs whose tensors are missing or do not fit are left out by the engine.
+        """
         return ()
 
     def generated_files(self, checkpoint: Checkpoint, manifest: Manifest) -> Mapping[str, bytes]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dpq_core import permute, transform
+from dpq_core.errors import SpecError
 from dpq_core.layout import Layout
 from dpq_core.packing import pack
 from dpq_core.partition import Partition
@@ -68,6 +69,18 @@ def _order(matrix: Tensor, p: Partition, seed: int, importance: Tensor | None) -
         found = permute.search(moments, d=p.d, tie=p.tie, swaps=swaps, seed=seed + first)
         orders.append(found.perm + first)
     return torch.cat(orders)
+
+
+def checked_rms(matrix: Tensor, name: str) -> Tensor:
+    """``row_rms`` of a weight as the checkpoint has it.
+
+    Raises:
+        SpecError: the weight holds NaN or infinite values.
+    """
+    rms = row_rms(matrix)
+    if not bool(torch.isfinite(rms).all()):
+        raise SpecError(f"tensor {name!r} holds NaN or infinite values; repair the checkpoint")
+    return rms
 
 
 def row_rms(matrix: Tensor) -> Tensor:

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +24,11 @@ from dpq_core.artifact import ArtifactWriter
 from dpq_core.artifact.manifest import format_version
 from dpq_core.block_store import BlockStore, discard_blocks
 from dpq_core.checkpoint import Checkpoint
+from dpq_core.compress_order import orders_of, stored_parts
 from dpq_core.compress_sequential import Learned, learn
+from dpq_core.damage import refuse_damaged
 from dpq_core.device import resolve
-from dpq_core.errors import SpecError
+from dpq_core.permute_graph import Orders
 from dpq_core.plan import Override, Plan, TensorPlan, make_plan
 from dpq_core.probe import store_probe
 from dpq_core.quantize import quantize
@@ -150,20 +151,23 @@ def compress(
         resume=options.resume,
         overwrite=options.overwrite,
     )
+    remembers = learner is not None or any(t.axis is not None for t in plan)
     with writer:
-        learned = Learned()
-        if learner is not None and len(writer.done) < len(plan.tensors):
+        learned, store = Learned(), None
+        if remembers and len(writer.done) < len(plan.tensors):
             store = BlockStore(
                 writer.out, identity, resume=options.resume, overwrite=options.overwrite
             )
-            learned = learn(checkpoint, plan, learner, store, options.sequential, run)
+            if learner is not None:
+                learned = learn(checkpoint, plan, learner, store, options.sequential, run)
         learner = None  # a whole model
-        reports = _write_tensors(checkpoint, plan, writer, run, learned)
+        orders = orders_of(plan, checkpoint, store, resolve(run.device))
+        reports = _write_tensors(checkpoint, plan, writer, run, learned, orders)
         _add_files(checkpoint, adapter, writer)
         if options.probe:
             store_probe(adapter, writer, run, options.budget)
         artifact = writer.finish()
-        if task is not None:
+        if remembers:
             discard_blocks(writer.out)
     return CompressReport(
         artifact=artifact.path,
@@ -189,8 +193,12 @@ def fingerprint(checkpoint: Checkpoint, plan: Plan, adapter: str, data: Any = No
     """
     specs = {t.name: t.spec and t.spec.to_json() for t in plan}
     version = format_version(t.spec for t in plan if t.spec is not None)
-    parts = [version, adapter, checkpoint.fingerprint, specs]
-    text = json.dumps(parts if data is None else [*parts, data], sort_keys=True)
+    parts: list[Any] = [version, adapter, checkpoint.fingerprint, specs]
+    if data is not None:
+        parts.append(data)
+    if axes := [asdict(t.axis) for t in plan if t.axis is not None]:
+        parts.append({"reordered": axes})
+    text = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -209,7 +217,12 @@ def peak_memory() -> int:
 
 
 def _write_tensors(
-    checkpoint: Checkpoint, plan: Plan, writer: ArtifactWriter, run: Run, learned: Learned
+    checkpoint: Checkpoint,
+    plan: Plan,
+    writer: ArtifactWriter,
+    run: Run,
+    learned: Learned,
+    orders: Orders,
 ) -> list[TensorReport]:
     total = learned.weights + sum(t.info.numel for t in plan)
     device = resolve(run.device)
@@ -219,7 +232,7 @@ def _write_tensors(
         started = time.perf_counter()
         resumed = tensor.name in writer.done
         if not resumed:
-            _write(checkpoint, tensor, writer, device, learned)
+            _write(checkpoint, tensor, writer, device, learned, orders)
         done += tensor.info.numel
         reports.append(
             TensorReport(
@@ -242,12 +255,13 @@ def _write(
     writer: ArtifactWriter,
     device: torch.device,
     learned: Learned,
+    orders: Orders,
 ) -> None:
     """Write one tensor as it is, or quantized: earlier, or else now."""
     name = tensor.name
     if tensor.spec is None or tensor.partition is None:
-        values = checkpoint.read(name)
-        _refuse_damaged(values, name)
+        values = orders.apply(name, checkpoint.read(name))
+        refuse_damaged(values, name)
         writer.write(name, {name: values}, None)
         return
     if learned.store is not None and name in learned.store.errors:
@@ -255,9 +269,15 @@ def _write(
         parts, error = found.parts, found.relative_error
     else:
         # No name for the weight here: quantize() can then free it before k-means.
-        result = quantize(checkpoint.read(name).to(device), tensor.partition, tensor.spec, name)
+        result = quantize(
+            orders.in_columns(name, checkpoint.read(name)).to(device),
+            tensor.partition,
+            tensor.spec,
+            name,
+        )
         parts, error = result.pq.parts(), result.relative_error
-    writer.write(name, {f"{name}.{part}": value.cpu() for part, value in parts.items()}, error)
+    parts = stored_parts(tensor, {part: value.cpu() for part, value in parts.items()}, orders)
+    writer.write(name, {f"{name}.{part}": value for part, value in parts.items()}, error)
 
 
 def _add_files(checkpoint: Checkpoint, adapter: Adapter, writer: ArtifactWriter) -> None:
@@ -267,19 +287,3 @@ def _add_files(checkpoint: Checkpoint, adapter: Adapter, writer: ArtifactWriter)
     generated = adapter.generated_files(checkpoint, writer.manifest_draft)
     for relative, content in generated.items():
         writer.add_file(relative, content)
-
-
-def _refuse_damaged(values: torch.Tensor, name: str) -> None:
-    """Refuse NaN in a tensor that is kept, and infinities in a weight or bias.
-
-    Infinities elsewhere can be meant: attention masks are made of them. Quantized tensors may hold
-    neither; ``quantize`` sees to these.
-    """
-    if not values.is_floating_point() or not values.numel():
-        return
-    if values.dtype.itemsize == 1:
-        values = values.half()  # float8 has no minimum in torch
-    low, high = (value.float().item() for value in values.aminmax())  # NaN if there is any
-    parameter = name.rpartition(".")[2] in ("weight", "bias")
-    if math.isnan(low) or (parameter and math.isinf(max(-low, high))):
-        raise SpecError(f"tensor {name!r} holds NaN or infinite values; repair the checkpoint")

@@ -44,7 +44,8 @@ class PlanQuantizer:
     ) -> tuple[PQTensor, float] | None:
         """Quantize the checkpoint's tensor; None when the model has made another weight of it."""
         plan = self.plans[name]
-        assert plan.spec is not None
+        spec = plan.own_spec  # the model keeps its order; hidden axes are reordered in the end
+        assert spec is not None
         assert plan.partition is not None
         stored = self.checkpoint.read(name)
         if not torch.equal(stored.to(weight.dtype), weight.cpu()):
@@ -52,7 +53,7 @@ class PlanQuantizer:
         result = quantize(
             stored.to(self.device),
             plan.partition,
-            plan.spec,
+            spec,
             name,
             statistics=known_inputs(statistics, self.device),
         )
@@ -61,9 +62,10 @@ class PlanQuantizer:
     def restore(self, name: str, parts: Mapping[str, Tensor]) -> PQTensor:
         """A tensor from its stored parts."""
         plan = self.plans[name]
-        assert plan.spec is not None
+        spec = plan.own_spec
+        assert spec is not None
         assert plan.partition is not None
-        return PQTensor.from_parts(plan.partition, plan.spec, plan.info.dtype, parts)
+        return PQTensor.from_parts(plan.partition, spec, plan.info.dtype, parts)
 
 
 def known_inputs(statistics: LayerStatistics, device: torch.device) -> InputStatistics:

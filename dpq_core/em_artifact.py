@@ -29,6 +29,7 @@ from dpq_core.em_parallel import Workers, join
 from dpq_core.em_report import CalibrateReport
 from dpq_core.em_settings import CalibrateSettings
 from dpq_core.errors import AdapterError, ArtifactError, SourceError
+from dpq_core.hidden_match import aligned
 from dpq_core.rewrite import Replacement, check_output, rewrite
 
 STATE_SUFFIX = ".calibration"
@@ -107,7 +108,7 @@ def calibrate_artifact(
         report = calibrate(
             task,
             options.settings,
-            checkpoint=checkpoint,
+            checkpoint=_aligned(adapter, checkpoint, opened),
             dtypes=_dtypes(task, opened),
             saving=saving,
             run=run if workers.rank == 0 else dataclasses.replace(run, progress=Run().progress),
@@ -166,6 +167,15 @@ def _open(
             f"{error}; if it is elsewhere now, say where with --reference"
         ) from None
     return task, checkpoint
+
+
+def _aligned(
+    adapter: Adapter, checkpoint: Checkpoint | None, opened: Artifact | ArtifactFile
+) -> Checkpoint | None:
+    """The originals in the order of the student's hidden units: codes move towards them."""
+    if checkpoint is None or isinstance(opened, ArtifactFile):
+        return None
+    return aligned(adapter, checkpoint, opened)
 
 
 def _dtypes(task: CalibrationTask, opened: Artifact | ArtifactFile) -> dict[str, torch.dtype]:

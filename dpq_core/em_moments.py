@@ -84,7 +84,7 @@ class Moments:
         return result
 
     def of(self, path: str) -> Seen | None:
-        """What the layer has seen; None if it never ran."""
+        """What the layer has seen; None if it did not run in the last ``collect``."""
         return self._seen.get(self._home.get(path, ""))
 
     def tensors(self) -> dict[str, Tensor]:

@@ -147,7 +147,7 @@ def rounded(job: Job, code: Code) -> tuple[Code, dict[str, Tensor]]:
     name = "pool" if p.pool else "codebooks"
     if dtype == "int8":
         integers, scale = to_int8(code.values)
-        parts = {name: integers, "codebook_scale": scale}
+        parts = {name: integers, "codebook_scale": scale.reshape(-1)}  # a pool has one too
     else:
         parts = {name: code.values.to(getattr(torch, dtype)).contiguous()}
     if not all(bool(torch.isfinite(part).all()) for part in parts.values()):

@@ -83,11 +83,6 @@ class Moment:
         """What ``update_counts`` has counted, float32 ``[cols]``; diagonal only."""
         return self._sums(torch.device("cpu")).float()
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the sums."""
-        return moment_bytes(self.cols, self.diagonal)
-
     def _sums(self, device: torch.device) -> Tensor:
         if self._sum is None:
             shape = (self.cols,) if self.diagonal else (self.cols, self.cols)

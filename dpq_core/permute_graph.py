@@ -1,66 +1,188 @@
 """Permutations that cost nothing at inference: reorder a hidden axis on both of its sides.
 
-Between a producer (its rows and bias are the hidden units) and its consumers (their columns are)
-the order of the units is free, as long as all that lies between acts on each unit alone, such as
-an activation function or a product with another producer permuted alike (PQF, arXiv 2010.15703,
-section 3.2; METHODS 2.3). Only an adapter knows which tensors form such a pair.
+Between producers (their rows are the hidden units) and a consumer (its columns are) the order of
+the units is free, as long as all that lies between acts on each unit alone, such as an activation
+function or a product with another producer (PQF, arXiv 2010.15703, section 3.2; METHODS 2.3). Only
+an adapter knows which tensors these are (``Adapter.hidden_axes``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from dpq_core.errors import SpecError
+from dpq_core.checkpoint import Checkpoint
+from dpq_core.layout import Layout
+from dpq_core.packing import pack, unpack
+from dpq_core.partition import Partition
+
+if TYPE_CHECKING:
+    from dpq_core.plan import TensorPlan
+
+_LINES = 64
+"""Lines of codes that are unpacked at a time."""
 
 
-def permute_hidden(
-    producers: Sequence[Tensor],
-    consumers: Sequence[Tensor],
-    perm: Tensor,
-    *,
-    consumer_perm: Tensor | None = None,
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Reorder the hidden units between producers and consumers; the function stays the same.
+@dataclass(frozen=True)
+class Producer:
+    """A tensor whose rows are hidden units.
+
+    Attributes:
+        name: of a weight ``[blocks * units, ...]`` or a bias ``[blocks * units]``.
+        blocks: equal blocks of rows that hold all units each: 2 where one weight makes the values
+            and their gates.
+    """
+
+    name: str
+    blocks: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class HiddenAxis:
+    """Hidden units whose order is free. Nothing else may read or write them.
+
+    Attributes:
+        consumer: name of the weight ``[out, units]`` whose columns they are.
+        producers: all tensors whose rows they are, biases included.
+    """
+
+    consumer: str
+    producers: tuple[Producer, ...]
+
+
+def free_axes(
+    axes: Iterable[HiddenAxis], plans: Mapping[str, Sequence[TensorPlan]]
+) -> dict[str, HiddenAxis]:
+    """The axes that can be reordered, by consumer; its permutation need then not be stored.
+
+    An axis is left out where a tensor is missing or of another shape, where no plan permutes the
+    consumer's columns, and where the rows of a quantized producer cannot change places.
 
     Args:
-        producers: weights ``[hidden, ...]`` and biases ``[hidden]``; unit i becomes ``perm[i]``.
-        consumers: weights ``[out, hidden, ...]``.
-        perm: int64 ``[hidden]``, as ``dpq_core.permute.search`` finds it for the consumers.
-        consumer_perm: where the consumers see the units repeated (grouped-query attention): the
-            order of their columns.
-
-    Returns:
-        The permuted producers and consumers, as new tensors.
-
-    Raises:
-        SpecError: an axis does not have the length of its permutation, or that is none.
+        axes: as the adapter names them; a name that two of them claim in the same role makes both
+            invalid.
+        plans: all that may become of each tensor.
     """
-    columns = perm if consumer_perm is None else consumer_perm
-    for order in (perm, columns):
-        if not torch.equal(order.sort().values, torch.arange(len(order), device=order.device)):
-            raise SpecError(f"not a permutation of 0..{len(order) - 1}")
-    sizes = {(t.shape[0], len(perm)) for t in producers}
-    sizes |= {(t.shape[1], len(columns)) for t in consumers}
-    for found, expected in sorted(sizes):
-        if found != expected:
-            raise SpecError(f"a hidden axis of {found} units cannot be permuted by {expected}")
-    return [t[perm] for t in producers], [t[:, columns] for t in consumers]
+    named = list(axes)
+    claims = Counter(("consumer", axis.consumer) for axis in named)
+    claims.update(("producer", one.name) for axis in named for one in axis.producers)
+    found: dict[str, HiddenAxis] = {}
+    used: set[str] = set()
+    for axis in named:
+        producers = {one.name for one in axis.producers}
+        names = producers | {axis.consumer}
+        single = claims["consumer", axis.consumer] == 1 and all(
+            claims["producer", name] == 1 for name in producers
+        )
+        if single and len(names) == 1 + len(producers) and not names & used and _fits(axis, plans):
+            found[axis.consumer] = axis
+            used |= names
+    return found
 
 
-def head_permutation(within: Tensor, repeat: int = 1) -> Tensor:
-    """Orders inside attention heads -> one order of all columns.
+def _fits(axis: HiddenAxis, plans: Mapping[str, Sequence[TensorPlan]]) -> bool:
+    permuted = [p for p in plans.get(axis.consumer, ()) if p.spec is not None and p.spec.permute]
+    if not permuted or not axis.producers:
+        return False
+    if any(p.partition is None or p.partition.layout is not Layout.LINEAR for p in permuted):
+        return False
+    units = permuted[0].info.shape[1]
+    return all(
+        name.name in plans and all(_movable(p, name.blocks * units) for p in plans[name.name])
+        for name in axis.producers
+    )
+
+
+def _movable(plan: TensorPlan, rows: int) -> bool:
+    """Whether the rows of what is stored can change places like those of the tensor."""
+    if plan.info.shape[:1] != (rows,):
+        return False
+    spec = plan.spec
+    return spec is None or (spec.orientation == "input" and spec.transform == "none")
+
+
+class Orders:
+    """The orders of hidden axes, each found when it is first asked for."""
+
+    def __init__(self, axes: Iterable[HiddenAxis], find: Callable[[HiddenAxis], Tensor]) -> None:
+        """Nothing is looked for yet.
+
+        Args:
+            axes: no tensor belongs to two of them.
+            find: the order of an axis, int64 ``[units]`` on the CPU: unit i becomes ``order[i]``.
+        """
+        named = list(axes)
+        self._find = find
+        self._known: dict[str, Tensor] = {}
+        self._consumers = {axis.consumer: axis for axis in named}
+        self._producers = {one.name: (axis, one.blocks) for axis in named for one in axis.producers}
+
+    def columns(self, name: str) -> Tensor | None:
+        """The new order of a tensor's columns, int64 ``[units]``; None: as they are."""
+        axis = self._consumers.get(name)
+        return None if axis is None else self._of(axis)
+
+    def rows(self, name: str) -> Tensor | None:
+        """The new order of a tensor's rows, int64 ``[blocks * units]``; None: as they are."""
+        if name not in self._producers:
+            return None
+        axis, blocks = self._producers[name]
+        order = self._of(axis)
+        return (torch.arange(blocks)[:, None] * len(order) + order).flatten()
+
+    def apply(self, name: str, values: Tensor) -> Tensor:
+        """A tensor of the original model on the CPU, its rows and columns reordered."""
+        rows = self.rows(name)
+        return self.in_columns(name, values if rows is None else values[rows])
+
+    def in_columns(self, name: str, values: Tensor) -> Tensor:
+        """A tensor of the original model on the CPU, only its columns reordered."""
+        columns = self.columns(name)
+        return values if columns is None else values[:, columns]
+
+    def _of(self, axis: HiddenAxis) -> Tensor:
+        if axis.consumer not in self._known:
+            self._known[axis.consumer] = self._find(axis)
+        return self._known[axis.consumer]
+
+
+class ReorderedCheckpoint(Checkpoint):
+    """A source with its hidden units in another order: the same function, up to rounding."""
+
+    def __init__(self, original: Checkpoint, orders: Orders) -> None:
+        """Take over the parts; no tensor is read yet."""
+        self._original, self._orders = original, orders
+        self.source, self.tensors = original.source, original.tensors
+        self.side_files, self.fingerprint = original.side_files, original.fingerprint
+
+    def read(self, name: str) -> Tensor:
+        """The tensor called ``name``, reordered; only this one stays in memory."""
+        return self._orders.apply(name, self._original.read(name))
+
+
+def reorder_rows(
+    partition: Partition, parts: Mapping[str, Tensor], rows: Tensor
+) -> dict[str, Tensor]:
+    """The stored parts of a tensor -> those of the tensor with its rows in another order.
+
+    Exact: every row keeps its codes and its scale.
 
     Args:
-        within: int64 ``[heads, head_dim]``: each head's order of its own columns.
-        repeat: adjacent heads that share each order: with grouped-query attention the output
-            projection sees each value head as often.
-
-    Returns:
-        int64 ``[heads * repeat * head_dim]``.
+        partition: of the tensor, its subvectors along the inputs.
+        parts: by name, on the CPU.
+        rows: int64 ``[rows]``: row i becomes row ``rows[i]``.
     """
-    spread = within.repeat_interleave(repeat, dim=0)
-    first = torch.arange(len(spread), device=within.device) * within.shape[1]
-    return (spread + first[:, None]).flatten()
+    p = partition
+    lines = [
+        pack(unpack(some, p.code_bits, p.points)[:, rows], p.code_bits)
+        for some in torch.split(parts["codes"], _LINES)
+    ]
+    moved = {**parts, "codes": torch.cat(lines)}
+    if "row_scale" in parts:
+        moved["row_scale"] = parts["row_scale"][rows]
+    return moved

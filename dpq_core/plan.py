@@ -5,13 +5,14 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from dpq_core.checkpoint import Checkpoint, TensorInfo
 from dpq_core.errors import SpecError
 from dpq_core.layout import Layout
 from dpq_core.partition import Partition
+from dpq_core.permute_graph import HiddenAxis, free_axes
 from dpq_core.pq_tensor import Part, expected_parts
 from dpq_core.spec import PRESET_D, QuantSpec, parse_changes
 
@@ -62,12 +63,34 @@ class Override:
 
 @dataclass(frozen=True, kw_only=True)
 class TensorPlan:
-    """What happens to one tensor: ``spec`` and ``partition`` are None when it is kept."""
+    """What happens to one tensor.
+
+    Attributes:
+        name: of the tensor.
+        info: its shape and dtype.
+        spec: by which it is stored; None when it is kept.
+        partition: all sizes; None when it is kept.
+        axis: the hidden axis that its columns are, if they are permuted by reordering that axis.
+    """
 
     name: str
     info: TensorInfo
     spec: QuantSpec | None = None
     partition: Partition | None = None
+    axis: HiddenAxis | None = None
+
+    @property
+    def own_spec(self) -> QuantSpec | None:
+        """The spec without help from other tensors: ``permute`` instead of a reordered axis."""
+        if self.spec is None or self.axis is None:
+            return self.spec
+        return self.spec.replace(permute=True)
+
+    def freed(self, axis: HiddenAxis | None) -> TensorPlan:
+        """The plan that does not store its permutation, if it has one, but reorders ``axis``."""
+        if axis is None or self.spec is None or not self.spec.permute:
+            return self
+        return replace(self, spec=self.spec.replace(permute=False), axis=axis)
 
     def stored(self) -> dict[str, Part]:
         """Stored tensor name -> dtype and shape (FORMAT.md: ``X.codes`` or plain ``X``)."""
@@ -127,7 +150,8 @@ def make_plan(
     for index, rule in enumerate(user):
         if index not in used:
             raise SpecError(f"override {rule.pattern!r} matches no compressible tensor")
-    return Plan(tuple(plans))
+    free = free_axes(adapter.hidden_axes(checkpoint), {plan.name: [plan] for plan in plans})
+    return Plan(tuple(plan.freed(free.get(plan.name)) for plan in plans))
 
 
 def decide(name: str, spec: QuantSpec, rules: Iterable[Override]) -> QuantSpec | None:

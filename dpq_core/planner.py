@@ -2,8 +2,8 @@
 
 Every tensor has the same candidates, seen through the adapter's policy and the user's overrides.
 The bytes of a candidate are exact; its cost is the relative error that a sample predicts
-(``predict``), times how much the loss depends on the tensor (``sensitivity``; all alike without
-data). ``allocate`` chooses.
+(``predict``), times how much the loss depends on the tensor (``sensitivity``; without data all
+weights count alike). ``allocate`` chooses.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from dataclasses import dataclass
 
 from dpq_core.adapter import Adapter
 from dpq_core.allocate import Choice, allocate
-from dpq_core.checkpoint import Checkpoint
+from dpq_core.checkpoint import Checkpoint, TensorInfo
 from dpq_core.errors import SpecError
+from dpq_core.layout import Layout
 from dpq_core.overhead import overhead
+from dpq_core.permute_graph import free_axes
 from dpq_core.plan import Override, Plan, TensorPlan, decide, plan_tensor
 from dpq_core.predict import Curve, curve
 from dpq_core.progress import Progress, silent
@@ -106,18 +108,22 @@ def plan_for_budget(
         budget: bytes of the artifact on disk, all files counted.
         specs: the candidates.
         overrides: the user's rules; a rule pins what it names.
-        sensitivity: tensor name -> how much a relative error of 1 would cost; 1 where not given.
+        sensitivity: tensor name -> how much a relative error of 1 would cost. A tensor that is not
+            named costs as much per weight as the others do on average.
         progress: called tensor by tensor.
 
     Raises:
         SpecError: the budget is too small, or an override matches nothing.
     """
     rules = tuple(overrides)
+    _refuse_unused(checkpoint, adapter, rules)
     options = list(_options(checkpoint, adapter, tuple(specs), rules, progress))
-    _refuse_unused(rules, options)
-    weigh = sensitivity or {}
+    plans = {option[0][0].name: [plan for plan, _ in option] for option in options}
+    free = free_axes(adapter.hidden_axes(checkpoint), plans)
+    options = [[(plan.freed(free.get(plan.name)), error) for plan, error in o] for o in options]
+    weigh = _complete(sensitivity or {}, checkpoint)
     items = [
-        [Choice(plan.nbytes, error * weigh.get(plan.name, 1.0)) for plan, error in option]
+        [Choice(plan.nbytes, error * weigh[plan.name]) for plan, error in option]
         for option in options
     ]
     room = budget - overhead(checkpoint, adapter, Plan(tuple(o[0][0] for o in options)))
@@ -133,6 +139,15 @@ def plan_for_budget(
         for o, i, item in zip(options, picked, items, strict=True)
     )
     return Planned(chosen=chosen, nbytes=total, budget=budget)
+
+
+def _complete(known: Mapping[str, float], checkpoint: Checkpoint) -> dict[str, float]:
+    """Sensitivities of all tensors: those that are known, and the rest by their weights."""
+    sizes = {name: info.numel for name, info in checkpoint.tensors.items()}
+    shared = known.keys() & sizes.keys()
+    weights = sum(sizes[name] for name in shared)
+    each = sum(known[name] for name in shared) / weights if weights else 1.0
+    return {name: known.get(name, each * size) for name, size in sizes.items()}
 
 
 Option = list[tuple[TensorPlan, float]]
@@ -152,7 +167,7 @@ def _options(
     for name, info in checkpoint.tensors.items():
         progress(name, done, total)
         done += info.numel
-        layout = adapter.select(name, info.shape) if info.dtype.is_floating_point else None
+        layout = _layout(adapter, name, info)
         seen = dict.fromkeys(
             decide(name, spec, (*adapter.overrides(spec), *rules)) for spec in specs
         )
@@ -181,8 +196,13 @@ def _predicted(checkpoint: Checkpoint, plans: list[TensorPlan]) -> Option:
     return option
 
 
-def _refuse_unused(rules: tuple[Override, ...], options: list[Option]) -> None:
-    names = [option[0][0].name for option in options if option[0][0].partition or len(option) == 1]
+def _layout(adapter: Adapter, name: str, info: TensorInfo) -> Layout | None:
+    return adapter.select(name, info.shape) if info.dtype.is_floating_point else None
+
+
+def _refuse_unused(checkpoint: Checkpoint, adapter: Adapter, rules: tuple[Override, ...]) -> None:
+    tensors = checkpoint.tensors.items()
+    names = [name for name, info in tensors if _layout(adapter, name, info) is not None]
     for rule in rules:
         if not any(rule.matches(name) for name in names):
             raise SpecError(f"override {rule.pattern!r} matches no compressible tensor")

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from dpq_core import basis
-from dpq_core.errors import SpecError
 from dpq_core.gain import Rows
 from dpq_core.kmeans import IterationStats
 from dpq_core.learn import Job, learn, nearest, packed, rounded
@@ -61,9 +60,7 @@ def quantize(
     seed, dtype = tensor_seed(spec.seed, name), weight.dtype
     known = statistics or InputStatistics()
     matrix = partition.to_matrix(weight)
-    rms = basis.row_rms(matrix)
-    if not bool(torch.isfinite(rms).all()):
-        raise SpecError(f"tensor {name!r} holds NaN or infinite values; repair the checkpoint")
+    rms = basis.checked_rms(matrix, name)
     stored = basis.choose(matrix, partition, spec, seed, known.hessian)
     if stored:
         matrix = frame_of(partition, stored).rotate(matrix)

@@ -11,9 +11,11 @@ from torch import Tensor
 from dpq_core.adapter import Adapter, Run
 from dpq_core.artifact import MANIFEST_NAME, Artifact, ArtifactWriter, TensorEntry, shards
 from dpq_core.artifact.files import PARTIAL_SUFFIX
-from dpq_core.checkpoint import Checkpoint, TensorInfo
+from dpq_core.artifact_plan import planned
+from dpq_core.checkpoint import Checkpoint
 from dpq_core.errors import ArtifactError
-from dpq_core.plan import Plan, TensorPlan
+from dpq_core.hidden_match import aligned
+from dpq_core.plan import Plan
 from dpq_core.pq_tensor import PQTensor
 from dpq_core.probe import PROBE_NAME, store_probe
 
@@ -75,7 +77,7 @@ def rewrite(
             than the one it replaces.
     """
     run, manifest = run or Run(), artifact.manifest
-    plan = Plan(tuple(_planned(artifact, entry) for entry in manifest.tensors))
+    plan = Plan(tuple(planned(artifact, entry) for entry in manifest.tensors))
     writer = ArtifactWriter(
         out,
         plan,
@@ -86,9 +88,10 @@ def rewrite(
         shard_bytes=_shard_bytes(artifact),
         overwrite=overwrite,
     )
+    weights = None if reference is None else aligned(adapter, reference, artifact)
     with writer:
         for entry in manifest.tensors:
-            parts, error = _value(artifact, entry, replaced(entry.name), reference)
+            parts, error = _value(artifact, entry, replaced(entry.name), weights)
             writer.write(entry.name, parts, error)
         generated: Mapping[str, bytes] = {}
         if reference is not None:
@@ -102,16 +105,6 @@ def rewrite(
         if PROBE_NAME in manifest.files:
             store_probe(adapter, writer, run)
         return writer.finish()
-
-
-def _planned(artifact: Artifact, entry: TensorEntry) -> TensorPlan:
-    manifest = artifact.manifest
-    return TensorPlan(
-        name=entry.name,
-        info=TensorInfo(entry.shape, entry.torch_dtype),
-        spec=None if entry.spec is None else manifest.specs[entry.spec],
-        partition=manifest.partition(entry),
-    )
 
 
 def _value(

@@ -72,7 +72,7 @@ def _rise(
     generator = torch.Generator().manual_seed(seed)
     kept = weight.detach().clone()
     noise = torch.randn(weight.shape, generator=generator).to(weight)
-    rms = kept.flatten(1).square().mean(1).sqrt().view(-1, *[1] * (kept.ndim - 1))
+    rms = kept.reshape(len(kept), -1).square().mean(1).sqrt().view(-1, *[1] * (kept.ndim - 1))
     weight.copy_(kept + noise * rms * relative**0.5)
     try:
         return _loss(task, data)

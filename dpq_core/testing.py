@@ -12,6 +12,7 @@ Every capability that the adapter has is tested, on the source and on an artifac
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
@@ -25,7 +26,7 @@ from dpq_core.checkpoint import Checkpoint
 from dpq_core.compress import CompressOptions, compress
 from dpq_core.errors import SourceError
 from dpq_core.partition import Partition
-from dpq_core.plan import make_plan
+from dpq_core.plan import Override, make_plan
 from dpq_core.spec import KMeansSpec, QuantSpec
 
 
@@ -216,6 +217,26 @@ class AdapterContract:
             assert bool(torch.isfinite(tensor).all()), name
             assert torch.equal(tensor, second[name]), name
 
+    def test_its_hidden_units_may_be_reordered(
+        self, adapter: Adapter, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where ``hidden_axes`` names some: the probe is that of permutations that are stored."""
+        checkpoint = adapter.open(source)
+        consumers = {axis.consumer for axis in adapter.hidden_axes(checkpoint)}
+        if not consumers:
+            pytest.skip(f"adapter {adapter.name!r} names no hidden axes")
+        self._needs(adapter, "probe")
+        named = sorted(consumers & set(self._selected(adapter, checkpoint)))
+        rules = [Override(name, {"permute": True}) for name in named]
+        free = Artifact.open(self._compress(adapter, source, tmp_path / "free", rules))
+        monkeypatch.setattr(type(adapter), "hidden_axes", lambda *_: ())
+        stored = Artifact.open(self._compress(adapter, source, tmp_path / "stored", rules))
+        assert free.manifest.stored_nbytes < stored.manifest.stored_nbytes, "no axis fits"
+        found, wanted = adapter.probe(free, self.run), adapter.probe(stored, self.run)
+        for name, tensor in wanted.items():
+            away = (found[name].float() - tensor.float()).abs().max()
+            assert away <= 0.01 * tensor.float().abs().max(), name
+
     def _needs(self, adapter: Adapter, verb: str) -> None:
         if verb not in adapter.capabilities():
             pytest.skip(f"adapter {adapter.name!r} has no {verb}")
@@ -233,9 +254,12 @@ class AdapterContract:
         }
         return {name: layout for name, layout in layouts.items() if layout is not None}
 
-    def _compress(self, adapter: Adapter, source: str, out: Path) -> Path:
+    def _compress(
+        self, adapter: Adapter, source: str, out: Path, rules: Iterable[Override] = ()
+    ) -> Path:
         without = CompressOptions(probe=False)
-        return compress(adapter, source, out, self.spec, options=without, run=self.run).artifact
+        made = compress(adapter, source, out, self.spec, rules, options=without, run=self.run)
+        return made.artifact
 
 
 def _content(folder: Path) -> dict[str, bytes]:

@@ -11,8 +11,10 @@ from cli_runs import install_toy, write_mlp
 from toy_adapter import MLPAdapter
 
 from dpq_core.adapter import Adapter, Run, Sampling
+from dpq_core.checkpoint import Checkpoint
 from dpq_core.errors import DPQError
 from dpq_core.layout import Layout
+from dpq_core.permute_graph import HiddenAxis, Producer
 from dpq_core.testing import AdapterContract
 
 
@@ -22,6 +24,23 @@ def _installed(tmp_path_factory: pytest.TempPathFactory) -> Any:
         site = tmp_path_factory.mktemp("site")
         install_toy(monkeypatch, site)
         yield
+
+
+class FreeAdapter(MLPAdapter):
+    """Names the hidden units between its two layers."""
+
+    axis = HiddenAxis(consumer="w2", producers=(Producer("w1"), Producer("b1")))
+
+    def hidden_axes(self, checkpoint: Checkpoint) -> list[HiddenAxis]:
+        return [self.axis]
+
+
+class ForgetsTheBias(FreeAdapter):
+    axis = HiddenAxis(consumer="w2", producers=(Producer("w1"),))
+
+
+class Misspelt(FreeAdapter):
+    axis = HiddenAxis(consumer="w2", producers=(Producer("w_1"), Producer("b1")))
 
 
 class TestToyAdapter(AdapterContract):
@@ -60,6 +79,14 @@ class UnusedOptions(MLPAdapter):
     options = {**MLPAdapter.options, "serve": dict}  # noqa: RUF012
 
 
+def test_an_adapter_that_names_its_hidden_units_keeps_the_contract(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = str(write_mlp(tmp_path / "net.safetensors"))
+    contract = AdapterContract()
+    contract.test_its_hidden_units_may_be_reordered(FreeAdapter(), source, tmp_path, monkeypatch)
+
+
 @pytest.mark.parametrize(
     ("cls", "test"),
     [
@@ -69,13 +96,17 @@ class UnusedOptions(MLPAdapter):
         (Silent, "test_samples_are_reproducible"),
         (Wordy, "test_its_summary_is_one_line"),
         (UnusedOptions, "test_its_options_become_flags"),
+        (ForgetsTheBias, "test_its_hidden_units_may_be_reordered"),
+        (Misspelt, "test_its_hidden_units_may_be_reordered"),
     ],
 )
-def test_the_contract_can_fail(cls: type[Adapter], test: str, tmp_path: Path) -> None:
+def test_the_contract_can_fail(
+    cls: type[Adapter], test: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     contract = AdapterContract()
     contract.adapter_class = cls  # type: ignore[misc]
     source = str(write_mlp(tmp_path / "net.safetensors"))
-    values = {"adapter": cls(), "source": source, "tmp_path": tmp_path}
+    values = {"adapter": cls(), "source": source, "tmp_path": tmp_path, "monkeypatch": monkeypatch}
     if test == "test_samples_are_reproducible":
         values["artifact"] = _Stub()
     method = getattr(contract, test)

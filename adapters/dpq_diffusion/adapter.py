@@ -5,7 +5,7 @@ Everything that needs torch is imported by the method that uses it: `dpq adapter
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dpq_core.calibration import CalibrationTask
     from dpq_core.checkpoint import Checkpoint
     from dpq_core.layout import Layout
+    from dpq_core.permute_graph import HiddenAxis
     from dpq_core.plan import Override
     from dpq_core.spec import QuantSpec
     from dpq_diffusion.source import DiffusionCheckpoint
@@ -69,6 +70,12 @@ class DiffusionAdapter(Adapter):
         from dpq_diffusion.architecture import policy
 
         return policy(spec)
+
+    def hidden_axes(self, checkpoint: Checkpoint) -> Iterable[HiddenAxis]:
+        """The inner units of the feed-forward layers."""
+        from dpq_diffusion.hidden import hidden_axes
+
+        return hidden_axes({name: info.shape for name, info in checkpoint.tensors.items()})
 
     def generated_files(self, checkpoint: Checkpoint, manifest: Manifest) -> Mapping[str, bytes]:
         """The configs that ``from_pretrained`` reads, and a model card."""

@@ -53,11 +53,12 @@ def quantize_model(
     specs: dict[str, QuantSpec] = {}
     waiting: dict[str, PQWeight] = {}
     for tensor in make_plan(loaded, DiffusionAdapter(), spec):
-        if tensor.spec is None or tensor.partition is None:
+        own = tensor.own_spec  # a loaded model keeps the order of its hidden units
+        if own is None or tensor.partition is None:
             continue
-        pq = quantize(loaded.read(tensor.name), tensor.partition, tensor.spec, tensor.name).pq
-        weight = swap.swap_in(model, tensor.name.removesuffix(".weight"), tensor.spec)
+        pq = quantize(loaded.read(tensor.name), tensor.partition, own, tensor.name).pq
+        weight = swap.swap_in(model, tensor.name.removesuffix(".weight"), own)
         weight.load_state_dict(pq.parts())
-        specs[tensor.name], waiting[tensor.name] = tensor.spec, weight
+        specs[tensor.name], waiting[tensor.name] = own, weight
     dense = swap.settle(model)
     return {name: spec for name, spec in specs.items() if waiting[name] not in dense}, shared

@@ -5,7 +5,7 @@ Everything that needs torch is imported by the method that uses it: `dpq adapter
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dpq_core.calibration import CalibrationTask
     from dpq_core.checkpoint import Checkpoint
     from dpq_core.layout import Layout
+    from dpq_core.permute_graph import HiddenAxis
     from dpq_core.plan import Override
     from dpq_core.spec import QuantSpec
 
@@ -54,6 +55,12 @@ class LlamaAdapter(Adapter):
         from dpq_llama.architecture import policy
 
         return policy(spec)
+
+    def hidden_axes(self, checkpoint: Checkpoint) -> Iterable[HiddenAxis]:
+        """The inner units of the MLPs."""
+        from dpq_llama.hidden import hidden_axes
+
+        return hidden_axes(checkpoint.tensors)
 
     def generated_files(self, checkpoint: Checkpoint, manifest: Manifest) -> Mapping[str, bytes]:
         """The config that ``from_pretrained`` reads, a model card, a loader stub."""

@@ -23,7 +23,7 @@ from dpq_llama import calibration_loss as losses
 from dpq_llama.architecture import has_head
 from dpq_llama.calibration_data import Windows, read_windows
 from dpq_llama.calibration_options import CalibrateOptions
-from dpq_llama.calibration_text import write_windows
+from dpq_llama.calibration_text import own_windows
 from dpq_llama.loading import load_folder, load_tokenizer
 from dpq_llama.source import locate, open_checkpoint, read_config
 from dpq_llama.swap import BASE_PREFIX
@@ -236,7 +236,7 @@ def calibration(
         stored: Sequence[str] = tuple(artifact.names())
     else:
         stored = tuple(original.tensors)
-    windows = _windows(options, uncompressed, source, run)
+    windows = _windows(options, uncompressed, original.fingerprint, source, run)
     return LlamaTask(
         student,
         None if student is teacher else teacher,
@@ -281,7 +281,7 @@ def _check_alike(student: PreTrainedModel, teacher: PreTrainedModel, reference: 
 
 
 def _windows(
-    options: CalibrateOptions, uncompressed: PreTrainedModel, source: str, run: Run
+    options: CalibrateOptions, uncompressed: PreTrainedModel, model: str, source: str, run: Run
 ) -> Windows:
     """The text; of several processes all read what the first one has."""
     if options.texts or options.dataset:
@@ -289,7 +289,7 @@ def _windows(
     else:
         validation = options.validation_windows
         count = validation + options.samples
-        ids = write_windows(uncompressed, count, options.context, run.seed, run.progress)
+        ids = own_windows(uncompressed, model, count, options.context, run)
         windows = Windows(ids=ids, validation=validation, what="the model's own text")
     ids = windows.ids.to(uncompressed.device)
     Workers().agree([ids])

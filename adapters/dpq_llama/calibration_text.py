@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dpq_core.adapter import Run
+from dpq_core.last import Last
 from dpq_core.progress import Progress, silent
 from dpq_core.quantize import tensor_seed
 
@@ -15,6 +17,28 @@ if TYPE_CHECKING:
 
 _ROWS = 32
 """Windows that are written at a time: they share the reading of the weights."""
+
+
+_WRITTEN: Last[Tensor] = Last()
+
+
+def own_windows(
+    model: PreTrainedModel, fingerprint: str, count: int, context: int, run: Run
+) -> Tensor:
+    """``write_windows``, once for all who ask for the same windows of the same model.
+
+    Args:
+        model: uncompressed, with a head.
+        fingerprint: of its checkpoint.
+        count: windows.
+        context: tokens of each.
+        run: seed and progress.
+    """
+
+    def write() -> Tensor:
+        return write_windows(model, count, context, run.seed, run.progress)
+
+    return _WRITTEN.get((fingerprint, str(model.device), count, context, run.seed), write)
 
 
 @torch.no_grad()

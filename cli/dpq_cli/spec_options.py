@@ -114,6 +114,12 @@ class SpecChoice:
         return self.target_size is not None or (self.bits is not None and self.bits % 1 != 0)
 
     @property
+    def spread(self) -> bool:
+        """Whether a planner may spend the bytes of a nominal width otherwise, if there is data."""
+        said = (self.d, self.K, self.target_size)
+        return self.preset == "best" and not self.planned and said == (None, None, None)
+
+    @property
     def target_bytes(self) -> int | None:
         """The size that was asked for, in bytes."""
         return None if self.target_size is None else parse_size(self.target_size)

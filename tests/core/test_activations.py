@@ -53,6 +53,28 @@ def test_one_tensor_in_two_places_is_one_tensor_again(tmp_path):
         store.put(0, ((BASE,), {"again": BASE}))
         args, kwargs = store.get(0)
         assert args[0] is kwargs["again"]
+        assert store.nbytes == (BASE.nbytes if budget else 0)
+
+
+def test_what_cannot_be_written_stays_in_memory_whole(tmp_path):
+    store = Activations(tmp_path, 0)
+    store.put(0, (BASE, torch.ones(2, dtype=torch.complex64)))
+    assert store.nbytes == BASE.nbytes + 16
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_stored_arguments_carry_no_gradients(tmp_path):
+    store = Activations(tmp_path, 10**6)
+    store.put(0, (BASE.clone().requires_grad_(True) * 2,))
+    assert not store.get(0)[0].requires_grad
+
+
+def test_arguments_that_are_refused_leave_the_batch_as_it_was(tmp_path):
+    store = Activations(tmp_path, 10**6)
+    store.put(0, (BASE,))
+    with pytest.raises(Unstorable):
+        store.put(0, (object(),))
+    assert_equal(store.get(0), (BASE,))
 
 
 def test_replaced_and_forgotten_arguments_free_memory_and_disk(tmp_path):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from toy_sequential import (
     Rounding,
     assert_same,
     run,
 )
 
-from dpq_core.block_store import BlockStore
+from dpq_core import block_store
+from dpq_core.block_store import BlockStore, FinishedTensor
 from dpq_core.errors import ArtifactError
 
 
@@ -145,3 +147,102 @@ def test_a_segment_with_other_tensors_is_refused(tmp_path):
     journal.write_text(json.dumps(found))
     with pytest.raises(ArtifactError, match="another tensor 'elsewhere' than this run"):
         run(tmp_path, resume=True)
+
+
+# -- the store by itself --------------------------------------------------------------------------
+
+
+def opened(tmp_path, *, resume=False, overwrite=False):
+    return BlockStore(tmp_path / "out", "f", resume=resume, overwrite=overwrite)
+
+
+def tensor(value, error=0.25):
+    return FinishedTensor(parts={"codes": torch.full((2, 3), value).T}, relative_error=error)
+
+
+def test_finished_segments_come_back_in_order(tmp_path):
+    store = opened(tmp_path)
+    assert (store.segments, store.errors, store.complete) == ({}, {}, False)
+    store.finish("a", {"a.q.weight": tensor(1.0), "a.weight": tensor(2.0, error=1)})
+    store.finish("empty", {})
+    store.finish("b", {"b.weight": tensor(3.0)})
+    again = opened(tmp_path, resume=True)
+    wanted = {"a": {"a.q.weight": 0.25, "a.weight": 1.0}, "empty": {}, "b": {"b.weight": 0.25}}
+    assert store.segments == again.segments == wanted
+    assert list(again.segments) == list(wanted)
+    assert again.errors == {"a.q.weight": 0.25, "a.weight": 1.0, "b.weight": 0.25}
+    for found in (store, again):
+        assert not found.complete
+        for segment, names in (("a", ["a.q.weight", "a.weight"]), ("empty", [])):
+            assert [name for name, _ in found.restored(segment)] == names
+        read = found.read("a.weight")  # not the parts of a.q.weight, whose name goes on
+        assert list(read.parts) == ["codes"]
+        assert torch.equal(read.parts["codes"], torch.full((3, 2), 2.0))
+        assert read.relative_error == 1.0
+        assert float(found.read("b.weight").parts["codes"][0, 0]) == 3
+
+
+def test_a_store_is_complete_once_it_is_closed(tmp_path):
+    opened(tmp_path).finish("a", {"w": tensor(1.0)})
+    store = opened(tmp_path, resume=True)
+    assert not store.complete
+    store.close()
+    assert store.complete
+    assert opened(tmp_path, resume=True).complete
+    assert not opened(tmp_path, overwrite=True).complete
+
+
+def test_bytes_are_durable_before_the_journal_names_them(tmp_path, monkeypatch):
+    store, seen = opened(tmp_path), []
+    sync = block_store._sync
+
+    def watched(path):
+        journal = (store.folder / "journal.json").read_text()
+        seen.append((path.name, path.stat().st_size > 0, '"w"' in journal))
+        sync(path)
+
+    monkeypatch.setattr(block_store, "_sync", watched)
+    store.finish("a", {"w": tensor(1.0)})
+    assert seen == [
+        ("segment-00000.safetensors", True, False),
+        ("journal.json.new", True, False),
+    ]
+    assert '"w"' in (store.folder / "journal.json").read_text()
+
+
+@pytest.mark.parametrize("left", [(), ("journal.json.new",)])
+def test_a_store_that_had_only_begun_is_started_over(tmp_path, left):
+    (tmp_path / "out.blocks").mkdir()
+    for name in left:
+        (tmp_path / "out.blocks" / name).write_text("{")
+    with pytest.raises(ArtifactError, match="an earlier run was not finished"):
+        opened(tmp_path)
+    assert opened(tmp_path, resume=True).segments == {}
+    assert [path.name for path in (tmp_path / "out.blocks").iterdir()] == ["journal.json"]
+
+
+def test_a_link_to_a_store_is_not_followed(tmp_path):
+    opened(tmp_path).finish("a", {"w": tensor(1.0)})
+    (tmp_path / "out.blocks").rename(tmp_path / "elsewhere")
+    (tmp_path / "out.blocks").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ArtifactError, match="is not a folder of dpq"):
+        block_store.discard_blocks(tmp_path / "out")
+    assert (tmp_path / "elsewhere" / "journal.json").exists()
+
+
+def test_discarding_takes_the_whole_store_or_nothing_there(tmp_path):
+    block_store.discard_blocks(tmp_path / "out")
+    store = opened(tmp_path)
+    store.finish("a", {"w": tensor(1.0)})
+    block_store.discard_blocks(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_journal_beyond_all_reason_is_not_read(tmp_path, monkeypatch):
+    opened(tmp_path)
+    size = (tmp_path / "out.blocks" / "journal.json").stat().st_size
+    monkeypatch.setattr(block_store, "MAX_JOURNAL_BYTES", size)
+    opened(tmp_path, resume=True)
+    monkeypatch.setattr(block_store, "MAX_JOURNAL_BYTES", size - 1)
+    with pytest.raises(ArtifactError, match=r"is too large; delete .* to start over"):
+        opened(tmp_path, resume=True)

@@ -258,6 +258,19 @@ def test_embeddings_are_weighted_by_half_their_look_ups():
     found = compress_sequential.known_inputs(statistics, torch.device("cpu"))
     assert found.row_weight.tolist() == [0.5, 1.0, 2.0, 0.5]
     assert found.hessian is None
+    nothing = compress_sequential.LayerStatistics(count=0, row_counts=torch.zeros(3))
+    found = compress_sequential.known_inputs(nothing, torch.device("cpu"))
+    assert found.row_weight.tolist() == [0.5, 0.5, 0.5]
+
+
+def test_the_matrix_of_a_layer_is_given_on_where_it_is_wanted():
+    hessian = torch.eye(3)
+    statistics = compress_sequential.LayerStatistics(count=1, hessian=hessian)
+    found = compress_sequential.known_inputs(statistics, torch.device("cpu"))
+    assert torch.equal(found.hessian, hessian)
+    assert found.row_weight is None
+    moved = compress_sequential.known_inputs(statistics, torch.device("meta"))
+    assert moved.hessian.device.type == "meta"
 
 
 def test_progress_is_one_line_of_work(source, tmp_path):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from dpq_core import moment
+from dpq_core import layer_inputs, moment
 from dpq_core.errors import SpecError
 from dpq_core.identity import Identities
 from dpq_core.layout import Layout
@@ -85,6 +85,27 @@ def test_a_decayed_moment_is_the_weighted_mean():
     assert found.count == 0.25 * 6 + 8
     wanted = (0.25 * a.double().T @ a.double() + b.double().T @ b.double()) / found.count
     close(found.mean(), wanted)
+
+
+def test_the_past_alone_fades_and_keeps_its_mean():
+    found, x = Moment(3), torch.randn(1, 3)
+    found.update(x)
+    close(found.decayed(1e-3).mean(), second_moment(x))
+
+
+def test_sums_lie_where_they_are_wanted_and_carry_no_gradients():
+    there, here = Moment(3, device="meta"), Moment(3)
+    for found in (there, here):
+        found.update(torch.randn(2, 3, requires_grad=True))
+    assert there.mean().device.type == "meta"
+    assert here.mean().device.type == "cpu"
+    assert not here.mean().requires_grad
+
+
+@pytest.mark.parametrize(("diagonal", "nbytes"), [(False, 8 * 5 * 5), (True, 8 * 5)])
+def test_bytes_of_a_moment_are_those_of_its_sums(diagonal, nbytes):
+    found = Moment(5, diagonal=diagonal)
+    assert moment.moment_bytes(5, diagonal) == found._sums(torch.device("cpu")).nbytes == nbytes
 
 
 def test_half_precision_is_summed_in_single():
@@ -185,6 +206,34 @@ def test_the_other_order_of_columns_is_a_permutation(groups):
     order = torch.arange(len(spatial)).view(-1, 3, 2).movedim(0, -1).reshape(-1)
     close(channel, spatial[order][:, order])
     assert not torch.equal(channel, spatial)
+
+
+@pytest.mark.parametrize("chunk", [1, 40, 100])
+def test_patches_are_cut_out_a_few_at_a_time_with_the_same_result(chunk, monkeypatch):
+    conv = nn.Conv2d(4, 6, 3, padding=1, stride=2, groups=2)  # 18 columns, 2 rows per position
+    x = torch.randn(2, 4, 9, 7)
+    kind, draw = layer_inputs.LayerInput.of(conv), torch.Generator()
+    whole = list(kind.rows(x, 10**6, draw))
+    monkeypatch.setattr(layer_inputs, "_CHUNK", chunk)
+    parts = list(kind.rows(x, 10**6, draw))
+    assert len(whole) == 1
+    assert torch.equal(torch.cat(parts), whole[0])
+    assert {len(part) for part in parts[:-1]} == {2 * max(1, chunk // 36)}
+
+
+def test_positions_up_to_the_limit_are_all_seen_and_one_more_is_drawn_once():
+    conv, x = nn.Conv2d(1, 1, 1), torch.arange(20.0).view(1, 1, 4, 5)
+    kind = layer_inputs.LayerInput.of(conv)
+    for limit in (19, 20, 21):
+        (rows,) = kind.rows(x, limit, torch.Generator().manual_seed(0))
+        seen = rows.flatten().tolist()
+        assert len(set(seen)) == len(seen) == min(limit, 20)
+        assert seen == sorted(seen)  # in the order of memory
+
+
+def test_an_image_alone_is_a_batch_of_one():
+    conv, x = nn.Conv2d(2, 3, 3, padding=1), torch.randn(2, 6, 5)
+    close(collected(conv, [x]).hessian, collected(conv, [x[None]]).hessian)
 
 
 def test_positions_of_large_images_are_drawn_by_the_seed():

@@ -40,3 +40,19 @@ def test_a_plan_spends_bytes_where_the_data_says(make_folder):
     assert {t["name"] for t in blind["tensors"]} == {t["name"] for t in seeing["tensors"]}
     assert blind["tensors"] != seeing["tensors"]
     assert seeing["nbytes"] <= seeing["budget"]
+
+
+@pytest.mark.slow
+def test_best_spends_the_bytes_of_its_width_where_they_count(make_folder):
+    source = make_folder(hidden_size=192, intermediate_size=512)
+    words = ("plan", source, "-a", "llama", "--bits", 3, "--json")
+    fast, best = dpq(*words).json, dpq(*words, "--preset", "best", *DATA).json
+    blind = dpq(*words, "--preset", "best", "--no-statistics").json
+    assert widths(blind) == widths(fast)
+    assert len(widths(best)) > len(widths(blind))
+    assert 0.97 * blind["nbytes"] < best["nbytes"] <= blind["nbytes"]
+
+
+def widths(plan):
+    """The different subvector lengths and codebook sizes."""
+    return {(t["spec"]["d"], t["spec"]["K"]) for t in plan["tensors"] if t["spec"]}

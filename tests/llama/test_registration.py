@@ -97,6 +97,6 @@ def test_the_config_says_all_that_the_loader_needs(tied):
     assert config["dtype"] == "float32"
     quantization = config["quantization_config"]
     assert quantization["quant_method"] == "dpq"
-    assert len(quantization["specs"]) == 2  # the blocks, and the embedding by policy
+    assert len(quantization["specs"]) == 3  # the blocks, down_proj without an order, the embedding
     assert len(quantization["tensors"]) == 2 * 7 + 1
     assert (tied / "README.md").read_text().startswith("# `import dpq_llama` first\n")

@@ -15,6 +15,7 @@ from dpq_core.artifact import Artifact
 from dpq_core.device import resolve
 from dpq_core.em_layers import prepare_student
 from dpq_core.errors import SourceError, SpecError
+from dpq_core.last import Last
 from dpq_core.runtime.swap import replace
 from dpq_core.runtime.weight import PQWeight
 from dpq_diffusion.calibration.calls import sample_name, take_apart
@@ -23,7 +24,7 @@ from dpq_diffusion.calibration.inputs import Clean
 from dpq_diffusion.calibration.options import CalibrateOptions
 from dpq_diffusion.calibration.processes import process_of
 from dpq_diffusion.calibration.task import DenoiserTask, Samples
-from dpq_diffusion.calibration.trajectories import SEEDS, record
+from dpq_diffusion.calibration.trajectories import SEEDS, Trajectories, record
 from dpq_diffusion.class_models import ClassModel, class_model, denoiser
 from dpq_diffusion.conditions import Condition
 from dpq_diffusion.folders import is_pipeline, locate
@@ -33,6 +34,9 @@ from dpq_diffusion.source import DiffusionCheckpoint, open_checkpoint
 
 _VALIDATION_IMAGES = 16
 """Trajectories for validation; of images and latents at most a tenth is, and never less than 1."""
+
+_DRAWN: Last[tuple[Trajectories, Trajectories]] = Last()
+"""What the model sees while it draws, to train on and to validate."""
 
 
 def calibration(
@@ -113,12 +117,18 @@ def _samples(sampler: Sampler, options: CalibrateOptions, original: str, run: Ru
             )
         return _from_files(sampler.pipeline, options, run)
     conditions = _conditions(sampler, options, text=text)
-    train = record(sampler, conditions, options.trajectories, SEEDS + run.seed, run.progress)
-    others = SEEDS + run.seed + options.trajectories
-    validation = record(sampler, conditions, _VALIDATION_IMAGES, others, run.progress)
     scheduler = sampler.pipeline.scheduler
     what = f"{options.trajectories} trajectories ({sampler.settings})"
     about = f"{original} {what} {[c.name for c in conditions]}"
+
+    def draw() -> tuple[Trajectories, Trajectories]:
+        first, others = SEEDS + run.seed, SEEDS + run.seed + options.trajectories
+        return (
+            record(sampler, conditions, options.trajectories, first, run.progress),
+            record(sampler, conditions, _VALIDATION_IMAGES, others, run.progress),
+        )
+
+    train, validation = _DRAWN.get((about, run.seed, resolve(run.device)), draw)
     if options.loss == "distill":
         return Samples(
             train=train.recorded(), validation=validation.recorded(), what=what, fingerprint=about
