@@ -95,7 +95,10 @@ class CalibrationTask(ABC):
         """Validation loss of the uncompressed model: what a perfect calibration would reach."""
 
     def groups(self) -> list[dict[str, Any]]:
-        """Parameter groups for the optimizer (``params``, ``lr_scale``); all alike by default."""
+        """Parameter groups for the optimizer; all alike by default.
+
+        Each has ``params``, ``lr_scale``, and may have ``betas`` and ``eps`` of its own.
+        """
         trained = [p for p in self.student.parameters() if p.requires_grad]
         return [{"params": trained, "lr_scale": 1.0}]
 

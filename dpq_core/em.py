@@ -35,7 +35,7 @@ from dpq_core.em_phases import Phase, phases, validation
 from dpq_core.em_report import CalibrateReport, note, recovered
 from dpq_core.em_settings import CalibrateSettings
 from dpq_core.em_state import LoopState, StateFolder, Tensors
-from dpq_core.em_steps import MStep, rates, recomputing
+from dpq_core.em_steps import MStep, own_options, rates, recomputing
 from dpq_core.em_stop import Stop
 from dpq_core.em_train import Context, Training
 from dpq_core.errors import AdapterError, SpecError
@@ -110,6 +110,7 @@ class _Calibration:
         # Now, while the student is as it came: a resumed run must have the same.
         trained = {n: p for n, p in task.student.named_parameters() if p.requires_grad}
         self._rates = rates(trained, self._layers, task.groups())
+        self._own = own_options(trained, task.groups())
         self._target = None if checkpoint is None else targets(checkpoint)
         if self._target is None and settings.candidates:
             raise AdapterError(
@@ -189,7 +190,8 @@ class _Calibration:
         if phase.candidates:
             assert self._target is not None  # __init__ has seen it
             return Choosing(self.context, phase, goal, self._target)
-        mstep = MStep(goal.parameters, self._rates, self._settings, self.context.workers)
+        parts = goal.parameters, self._rates, self._settings, self.context.workers
+        mstep = MStep(*parts, own=self._own)
         layers = goal.layers if self._target is not None else ()
         interval = self._settings.interval(phase.steps)
         weights = WeightsEStep(student, layers, self._target, self._settings, interval=interval)

@@ -38,6 +38,8 @@ class MStep:
         scales: Mapping[str, float],
         settings: CalibrateSettings,
         workers: Workers,
+        *,
+        own: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         """One parameter group per parameter.
 
@@ -46,11 +48,13 @@ class MStep:
             scales: name -> factor of the learning rate, 1 where it is missing.
             settings: learning rate, betas and clipping.
             workers: over which gradients are summed.
+            own: name -> options of AdamW in place of those of the settings, as of ``own_options``.
         """
         self.parameters = dict(parameters)
         self._settings, self._workers = settings, workers
         groups = [
             {"params": [p], "lr": settings.lr, "scale": scales.get(name, 1.0)}
+            | dict((own or {}).get(name, {}))
             for name, p in self.parameters.items()
         ]
         self._adam = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, weight_decay=0)
@@ -143,6 +147,22 @@ def rates(
         relative = rms / TYPICAL_RMS if id(parameter) in own and rms > 0 else 1.0
         result[name] = relative * given.get(id(parameter), 1.0)
     return result
+
+
+OWN_OPTIONS = ("betas", "eps")
+"""Of AdamW, that a task may choose: how noisy its gradients are, and how small."""
+
+
+def own_options(
+    parameters: Mapping[str, nn.Parameter], groups: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Options of AdamW by the name of a parameter, where its task chooses them."""
+    given = {
+        id(p): {name: g[name] for name in OWN_OPTIONS if name in g}
+        for g in groups
+        for p in g["params"]
+    }
+    return {name: given.get(id(p), {}) for name, p in parameters.items()}
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from torch import nn
 from dpq_core.em_layers import prepare_student, quantized_layers, restore, snapshot
 from dpq_core.em_parallel import Workers
 from dpq_core.em_settings import CalibrateSettings
-from dpq_core.em_steps import TYPICAL_RMS, MStep, rates
+from dpq_core.em_steps import TYPICAL_RMS, MStep, own_options, rates
 from dpq_core.packing import unpack
 from dpq_core.runtime.linear import PQLinear
 from dpq_core.runtime.weight import PQWeight
@@ -75,6 +75,27 @@ def test_the_first_step_has_the_length_of_the_learning_rate():
     torch.testing.assert_close(moved, torch.full_like(moved, 0.5 * 5 * 1e-3))
     moved = (layer.weight.codebooks.detach() - before["weight.codebooks"]).abs()
     assert float(moved.max()) == pytest.approx(0.5e-3, rel=1e-3)
+
+
+def test_a_task_may_choose_options_of_adamw_for_its_parameters():
+    layer = one_layer()
+    parameters = dict(layer.named_parameters())
+    group = {"params": [layer.bias], "lr_scale": 2.0, "betas": (0.5, 0.6), "eps": 7.0}
+    own = own_options(parameters, [group])
+    assert own == {
+        name: {"betas": (0.5, 0.6), "eps": 7.0} if name == "bias" else {} for name in parameters
+    }
+    settings = CalibrateSettings(lr=1e-3, betas=(0.8, 0.9), clip=0)
+    mstep = MStep(parameters, {}, settings, Workers(), own=own)
+    before = snapshot(layer)
+    x = torch.randn(8, 16)
+    mstep.step(lambda b: (layer(b["x"]) - 1).square().mean(), {"x": x}, 1.0, 1.0)
+    # A first step is lr g / (|g| + eps), whatever the betas; moments tell those.
+    expected = before["bias"] - 1e-3 * layer.bias.grad / (layer.bias.grad.abs() + 7.0)
+    torch.testing.assert_close(layer.bias.detach(), expected)
+    moments, grads = mstep.tensors(), {n: p.grad for n, p in parameters.items()}
+    for name, beta in (("bias", 0.5), ("weight.codebooks", 0.8)):
+        torch.testing.assert_close(moments[f"{name}/exp_avg"], (1 - beta) * grads[name])
 
 
 def test_clipping_bounds_the_norm_of_the_gradient():

@@ -18,7 +18,7 @@ from dpq_core.em_settings import CalibrateSettings
 from dpq_core.errors import SourceError
 from dpq_gaussian.adapter import GaussianAdapter
 from dpq_gaussian.calibration.options import CalibrateOptions
-from dpq_gaussian.calibration.task import SceneTask, calibration
+from dpq_gaussian.calibration.task import _THRIFT, SceneTask, calibration
 from dpq_gaussian.cameras import held_out, read_cameras
 from dpq_gaussian.codec import SceneFile
 from dpq_gaussian.formats import write_scene
@@ -60,7 +60,7 @@ def calibrated(
 ) -> Any:
     """The report, after ``folder/out`` is written."""
     chosen = LoopOptions(
-        settings=CalibrateSettings(steps=steps, lr=3e-5),
+        settings=CalibrateSettings(steps=steps, lr=1.5e-5),
         adapter=CalibrateOptions(**{"views": str(folder), **options}),
     )
     return calibrate_artifact(GaussianAdapter(), folder / source, folder / out, chosen, RUN)
@@ -209,6 +209,8 @@ class TestWholeRuns:
         fitted = task.fitted()
         sizes = [task.student.encoded(r).nbytes for r in (task.student.rounded(), fitted)]
         assert 0.9 * sizes[0] < sizes[1] <= 0.98 * sizes[0]
+        each = [task.student.encoded(task.student.rounded(t)).nbytes for t in _THRIFT]
+        assert sizes[1] == next(size for size in each if size <= 0.98 * sizes[0])
         packed = task.packed()
         parts = [*packed.whole.values(), *(p for parts in packed.chunked.values() for p in parts)]
         assert sum(map(len, parts)) == sizes[1]

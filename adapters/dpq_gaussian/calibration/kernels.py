@@ -137,7 +137,7 @@ def adjoint(grads: FloatArray, gains: FloatArray, keep: float) -> FloatArray:
 
 
 @_jit
-def _segment(value: Any, costs: Any, low: Any, boost: Any) -> Any:
+def _segment(value: Any, tables: Any, group: Any, column: Any, low: Any, boost: Any) -> Any:
     """The nodes that a latent lies between, nearer to zero first, and the slope of bits there.
 
     Nodes are what levels are restored as: 0, 1 + boost, 2 + boost ... and their negatives.
@@ -146,9 +146,9 @@ def _segment(value: Any, costs: Any, low: Any, boost: Any) -> Any:
     level = 0 if abs(value) < 1 + boost else int(abs(value) - boost)
     near = sign * (level + boost) if level > 0 else np.float32(0)
     far = sign * (level + 1 + boost)
-    last = len(costs) - 1
-    first = costs[min(max(int(sign) * level - low, 0), last)]
-    second = costs[min(max(int(sign) * (level + 1) - low, 0), last)]
+    last = tables.shape[2] - 1
+    first = tables[group, column, min(max(int(sign) * level - low, 0), last)]
+    second = tables[group, column, min(max(int(sign) * (level + 1) - low, 0), last)]
     return near, far, (second - first) / (far - near)
 
 
@@ -158,7 +158,7 @@ def _slopes(latents: Any, groups: Any, tables: Any, low: Any, boost: Any, slopes
         for j in range(latents.shape[1]):
             slopes[i, j] = 0
             if latents[i, j] != 0:
-                slopes[i, j] = _segment(latents[i, j], tables[groups[i], j], low, boost)[2]
+                slopes[i, j] = _segment(latents[i, j], tables, groups[i], j, low, boost)[2]
 
 
 @_jit
@@ -168,7 +168,7 @@ def _cheaper(
     for i in range(latents.shape[0]):
         for j in range(latents.shape[1]):
             value = latents[i, j]
-            near, far, slope = _segment(value, tables[groups[i], j], low, boost)
+            near, far, slope = _segment(value, tables, groups[i], j, low, boost)
             least, most = min(near, far), max(near, far)
             out[i, j] = min(max(value - thrift * slope, least), most)
 

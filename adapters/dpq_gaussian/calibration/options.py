@@ -28,6 +28,13 @@ class CalibrateOptions:
         default=True,
         metadata={"help": "train on the photographs of --views, where there are any"},
     )
+    distill: float = field(
+        default=0.5,
+        metadata={
+            "help": "share of the original's picture in every photograph that is trained on: "
+            "photographs alone are learned by heart"
+        },
+    )
     downscale: float = field(
         default=1.0,
         metadata={
@@ -59,6 +66,8 @@ class CalibrateOptions:
             raise SpecError(
                 f"option --rig-size must be {_SIDES[0]} to {_SIDES[1]} pixels, not {self.rig_size}"
             )
+        if not 0 <= self.distill <= 1:
+            raise SpecError(f"option --distill must be 0 to 1, not {self.distill}")
         if not 1 <= self.batch <= 1000:
             raise SpecError(f"option --batch must be 1 to 1000, not {self.batch}")
         if not 0 <= self.ssim <= 1:

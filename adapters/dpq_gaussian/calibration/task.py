@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -29,14 +30,23 @@ from dpq_gaussian.loading import load_scene
 from dpq_gaussian.rendering import Splats, drawing_device, render
 from dpq_gaussian.scene import Scene, check_values
 
-RATE = 100.0
-"""Learning rate of latents, in steps, relative to the loop's: 0.01 by default."""
+RATE = 200.0
+"""Learning rate of latents, in steps, relative to the loop's: 0.02 by default."""
+
+BETAS = (0.95, 0.99)
+"""AdamW's: most Gaussians are in one view and not in the next, so gradients are averaged over more
+steps than the loop does. Runs are a few epochs, so magnitudes are averaged over fewer."""
+
+EPS = 1e-15
+"""AdamW's, as in Kerbl et al. 2023: what one Gaussian does to a mean over pixels is little, and so
+is the price of its bits."""
 
 _OVER = 100.0
 """Loss per share of bytes beyond what is allowed: such a state is never the best one."""
 
-_THRIFT = tuple(0.0005 * 2.0**k for k in range(12))
-"""How much rounding is for cheaper symbols, tried one after the other: see ``fitted``."""
+_THRIFT = (0.0, *(1e-5 * 2.0**k for k in range(17)))
+"""How much rounding is for cheaper symbols, the least that does is chosen: see ``fitted``. The
+first are tiny, because latents gather where they are about to round to the next level."""
 
 
 class SceneTask(CalibrationTask):
@@ -106,10 +116,18 @@ class SceneTask(CalibrationTask):
         """
         plain = self.student.rounded()
         if self._fitted is None or not _same(self._fitted[0], plain):
-            tried = (self.student.rounded(thrift) for thrift in (0.0, *_THRIFT))
-            small = (found for found in tried if self._nbytes(found) <= self._allowed)
-            self._fitted = plain, next(small, plain)
+            self._fitted = plain, self._small(plain)
         return self._fitted[1]
+
+    def _small(self, plain: Rounded) -> Rounded:
+        if self._nbytes(plain) <= self._allowed:
+            return plain
+
+        def fits(thrift: float) -> bool:
+            return self._nbytes(self.student.rounded(thrift)) <= self._allowed
+
+        found = bisect_left(_THRIFT, True, lo=1, key=fits)  # more thrift, fewer bytes
+        return plain if found == len(_THRIFT) else self.student.rounded(_THRIFT[found])
 
     def _pictures(self, splats: Splats, views: Sequence[int]) -> Tensor:
         """Mean loss of pictures."""
@@ -132,7 +150,8 @@ class SceneTask(CalibrationTask):
 
     def groups(self) -> list[dict[str, Any]]:
         """All latents move alike: they count in steps."""
-        return [{"params": list(self.student.parameters()), "lr_scale": RATE}]
+        latents = list(self.student.parameters())
+        return [{"params": latents, "lr_scale": RATE, "betas": BETAS, "eps": EPS}]
 
     def esteps(self) -> Sequence[EStep]:
         """Codes of harmonics."""

@@ -34,7 +34,8 @@ class TrainingViews:
         cameras: all of them.
         train: indices of those that train.
         validation: indices of the others.
-        photographed: targets are photographs, not pictures of the original.
+        photographed: targets are photographs, not pictures of the original alone.
+        distill: share of the original's picture in a target that is a photograph.
         drawing: background, filter and near plane.
         original: whose pictures are targets.
     """
@@ -43,6 +44,7 @@ class TrainingViews:
     train: tuple[int, ...]
     validation: tuple[int, ...]
     photographed: bool
+    distill: float
     drawing: RenderOptions
     original: Splats
     _targets: dict[int, Target] = field(default_factory=dict, repr=False)
@@ -55,17 +57,22 @@ class TrainingViews:
         """
         if index in self._targets:
             return self._targets[index]
-        camera = self.cameras[index]
-        if self.photographed:
-            picture = photograph(camera, self.drawing.background)
-            picture = picture.to(self.original.positions.device)
-        else:
-            with torch.no_grad():
-                picture = render(self.original, camera, self.drawing).colour
-        target = Target(picture)
+        target = Target(self._picture(self.cameras[index]))
         if sum(t.nbytes for t in self._targets.values()) + target.nbytes <= _CACHE_BYTES:
             self._targets[index] = target
         return target
+
+    def _picture(self, camera: Camera) -> torch.Tensor:
+        """The photograph and the original's picture, mixed."""
+        share = self.distill if self.photographed else 1.0
+        parts = []
+        if share < 1:
+            taken = photograph(camera, self.drawing.background)
+            parts.append((1 - share) * taken.to(self.original.positions.device))
+        if share > 0:
+            with torch.no_grad():
+                parts.append(share * render(self.original, camera, self.drawing).colour)
+        return sum(parts[1:], parts[0])
 
 
 def training_views(
@@ -101,6 +108,7 @@ def training_views(
         train=tuple(i for i in range(len(cameras)) if i not in validation),
         validation=tuple(validation),
         photographed=photographed,
+        distill=options.distill,
         drawing=drawing,
         original=original,
     )
