@@ -21,18 +21,18 @@ import torch
 from methods_models import Bench
 from torch import Tensor, nn
 
-from dpq_core import basis
 from dpq_core.adapter import Run
-from dpq_core.candidate_training import CandidateSpec, train_candidates
-from dpq_core.candidates import CandidateWeight, install, remove
-from dpq_core.capture import arguments_of
+from dpq_core.basis import choice as basis
+from dpq_core.candidates.training import CandidateSpec, train_candidates
+from dpq_core.candidates.weight import CandidateWeight, install, remove
 from dpq_core.compress import CompressOptions, compress
-from dpq_core.em_artifact import CalibrateOptions, calibrate_artifact
-from dpq_core.em_settings import CalibrateSettings
+from dpq_core.em.artifact import CalibrateOptions, calibrate_artifact
+from dpq_core.em.settings import CalibrateSettings
 from dpq_core.plan import Plan, TensorPlan, plan_tensor
 from dpq_core.pq_tensor import PQTensor, frame_of
 from dpq_core.quantize import quantize
-from dpq_core.sequential import SequentialOptions
+from dpq_core.sequential.capture import arguments_of
+from dpq_core.sequential.loop import SequentialOptions
 
 SETTINGS = CalibrateSettings(steps=60, mode="end", lr=3e-4, validate_every=15)
 STATISTICS = SequentialOptions(batches=12)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from dpq_core.artifact.single_writer import Packed
     from dpq_core.calibration import CalibrationTask
     from dpq_core.checkpoint import Checkpoint
+    from dpq_core.hidden.axes import HiddenAxis
     from dpq_core.layout import Layout
-    from dpq_core.permute_graph import HiddenAxis
     from dpq_core.plan import Override
     from dpq_core.spec import QuantSpec
 
@@ -173,7 +173,7 @@ class Adapter(ABC):
         """Student, teacher, batches and loss, for ``dpq calibrate``.
 
         Args:
-            source: an artifact: the student (see ``dpq_core.em_layers.prepare_student``).
+            source: an artifact: the student (see ``dpq_core.em.layers.prepare_student``).
             reference: the uncompressed model that it was made of: the teacher.
             options: an instance of ``options["calibrate"]``, or None for its defaults.
             run: device and seed; progress is shown by the loop.

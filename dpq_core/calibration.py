@@ -1,7 +1,7 @@
 """What a domain hands the calibration loop: a student, batches, losses. No domain knowledge here.
 
-The loop (``dpq_core.em``) is one for all domains. A task is built by ``Adapter.calibration`` from
-an artifact (the student) and the uncompressed source (the teacher).
+The loop (``dpq_core.em.loop``) is one for all domains. A task is built by ``Adapter.calibration``
+from an artifact (the student) and the uncompressed source (the teacher).
 """
 
 from __future__ import annotations

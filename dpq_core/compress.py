@@ -22,17 +22,17 @@ import torch
 from dpq_core.adapter import Adapter, Run
 from dpq_core.artifact import ArtifactWriter
 from dpq_core.artifact.manifest import format_version
-from dpq_core.block_store import BlockStore, discard_blocks
 from dpq_core.checkpoint import Checkpoint
-from dpq_core.compress_order import orders_of, stored_parts
-from dpq_core.compress_sequential import Learned, learn
 from dpq_core.damage import refuse_damaged
 from dpq_core.device import resolve
-from dpq_core.permute_graph import Orders
+from dpq_core.hidden.axes import Orders
+from dpq_core.hidden.order import orders_of, stored_parts
 from dpq_core.plan import Override, Plan, TensorPlan, make_plan
 from dpq_core.probe import store_probe
 from dpq_core.quantize import quantize
-from dpq_core.sequential import SegmentReport, SequentialOptions
+from dpq_core.sequential.block_store import BlockStore, discard_blocks
+from dpq_core.sequential.loop import SegmentReport, SequentialOptions
+from dpq_core.sequential.quantizer import Learned, learn
 from dpq_core.spec import QuantSpec
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def compress(
         adapter: of the source's domain.
         source: as ``adapter.open`` takes it.
         out: folder to write.
-        spec: for all tensors; or a plan that has one for each (``dpq_core.planner``).
+        spec: for all tensors; or a plan that has one for each (``dpq_core.planning.planner``).
         overrides: of the spec, by name.
         options: how the output is written.
         run: device and progress.

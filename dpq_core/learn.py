@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpq_core import additive, kernels, pool
+from dpq_core import kernels
+from dpq_core.additive import stages as additive
+from dpq_core.codebooks.int8 import to_int8
+from dpq_core.codebooks.kmeans import IterationStats, kmeans
 from dpq_core.errors import SpecError
-from dpq_core.int8 import to_int8
-from dpq_core.kmeans import IterationStats, kmeans
 from dpq_core.packing import pack
 from dpq_core.partition import Partition
-from dpq_core.pool_refine import refine
+from dpq_core.pool import methods as pool
+from dpq_core.pool.refine import refine
 from dpq_core.pq_tensor import stored_values
 from dpq_core.spec import QuantSpec
 

@@ -15,14 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpq_core import additive, basis
-from dpq_core.assign import AssignResult, assign
-from dpq_core.encoders import Encoder
-from dpq_core.frame import Frame
-from dpq_core.gain import gain_of
+from dpq_core.additive import stages as additive
+from dpq_core.assignment.assign import AssignResult, assign
+from dpq_core.assignment.encoders import Encoder
+from dpq_core.assignment.least_squares import Refined, refine, relearn
+from dpq_core.assignment.objective import Objective
+from dpq_core.basis import choice as basis
+from dpq_core.basis.frame import Frame
+from dpq_core.basis.gain import gain_of
 from dpq_core.learn import Code, Job
-from dpq_core.least_squares import Refined, refine, relearn
-from dpq_core.objective import Objective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +124,8 @@ class OutputError:
         """One sweep of coordinate descent, for codewords that storing has moved.
 
         Returns:
-            The code, and the gain of every row, float64 ``[rows]`` (``dpq_core.gain``), measured in
-            the outputs: ``<w, H w> / <w, H w_hat>``.
+            The code, and the gain of every row, float64 ``[rows]`` (``dpq_core.basis.gain``),
+            measured in the outputs: ``<w, H w> / <w, H w_hat>``.
         """
         found = self._assign(code, "icm", sweeps=1)
         gains = []

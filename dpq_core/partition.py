@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dpq_core.errors import SpecError
 from dpq_core.layout import Layout
-from dpq_core.pool_size import PoolSize, pool_vectors
+from dpq_core.pool.size import PoolSize, pool_vectors
 from dpq_core.spec import QuantSpec
 
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from dpq_core.checkpoint import Checkpoint, TensorInfo
 from dpq_core.errors import SpecError
+from dpq_core.hidden.axes import HiddenAxis, free_axes
 from dpq_core.layout import Layout
 from dpq_core.partition import Partition
-from dpq_core.permute_graph import HiddenAxis, free_axes
 from dpq_core.pq_tensor import Part, expected_parts
 from dpq_core.spec import PRESET_D, QuantSpec, parse_changes
 

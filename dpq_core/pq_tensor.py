@@ -10,9 +10,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from dpq_core import transform
+from dpq_core.basis import transform
+from dpq_core.basis.frame import Frame
 from dpq_core.errors import ArtifactError
-from dpq_core.frame import Frame
 from dpq_core.layout import Layout
 from dpq_core.packing import unpack
 from dpq_core.partition import Partition

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dpq_core import basis
-from dpq_core.gain import Rows
-from dpq_core.kmeans import IterationStats
+from dpq_core.basis import choice as basis
+from dpq_core.basis.gain import Rows
+from dpq_core.codebooks.kmeans import IterationStats
 from dpq_core.learn import Job, learn, nearest, packed, rounded
 from dpq_core.outputs import InputStatistics, output_error, point_weights
 from dpq_core.partition import Partition

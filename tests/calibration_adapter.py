@@ -13,7 +13,7 @@ from toy_adapter import EvaluateOptions, MLPAdapter
 from dpq_core.adapter import Run
 from dpq_core.artifact import Artifact
 from dpq_core.calibration import CalibrationTask
-from dpq_core.em_layers import prepare_student
+from dpq_core.em.layers import prepare_student
 from dpq_core.runtime.linear import PQLinear
 from dpq_core.runtime.weight import PQWeight
 

@@ -13,8 +13,8 @@ from toy_adapter import MLPAdapter
 from dpq_core.adapter import Adapter, Run, Sampling
 from dpq_core.checkpoint import Checkpoint
 from dpq_core.errors import DPQError
+from dpq_core.hidden.axes import HiddenAxis, Producer
 from dpq_core.layout import Layout
-from dpq_core.permute_graph import HiddenAxis, Producer
 from dpq_core.testing import AdapterContract
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from repo import modules, package_folders
+from repo import ROOT, modules, package_folders
 
 HEAVY = ("torch", "numba", "transformers", "lm_eval", "faiss", "numpy", "rich.progress")
 
@@ -99,3 +100,42 @@ def test_every_module_imports_and_its_public_names_exist(name):
     public = getattr(module, "__all__", [])
     assert [n for n in public if not hasattr(module, n)] == []
     assert len(set(public)) == len(public)
+
+
+def rooms_needed(path: Path) -> set[str]:
+    """The names below ``dpq_core`` that a file imports when it runs, not for types alone."""
+    needed: set[str] = set()
+    left: list[ast.AST] = [ast.parse(path.read_text())]
+    while left:
+        node = left.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            left += node.orelse
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module == "dpq_core":
+            needed |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dpq_core."):
+            needed.add((node.module or "").split(".")[1])
+        left += ast.iter_child_nodes(node)
+    return needed
+
+
+def test_the_rooms_of_the_engine_import_in_one_direction():
+    """Each one only those above it in the table of docs/architecture.md, and the plumbing."""
+    engine = package_folders()["dpq_core"]
+    rooms = {path.parent.name: path.parent for path in engine.glob("*/__init__.py")}
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    table = page.partition("| room of a method |")[2].partition("\n\n")[0]
+    order = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+    allowed = {"artifact", "kernels", "runtime"}
+    assert set(order) == rooms.keys() - allowed
+    for room in order:
+        needed = set().union(*map(rooms_needed, rooms[room].glob("*.py"))) & rooms.keys()
+        assert needed - {room} <= allowed, room
+        allowed.add(room)
+
+
+def test_the_room_checker_sees_late_imports_and_no_types(tmp_path):
+    path = tmp_path / "module.py"
+    late = "def f():\n    from dpq_core.pool import size\n    from dpq_core import entropy\n"
+    path.write_text("if TYPE_CHECKING:\n    from dpq_core.em import loop\n" + late)
+    assert rooms_needed(path) == {"pool", "entropy"}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import subprocess
 from importlib.metadata import distribution
 
@@ -93,3 +95,16 @@ def test_make_verbs_work_without_a_venv(verb):
     commands = done.stdout.splitlines()
     assert "-m venv .venv-that-is-not-there" in commands[0]
     assert "pip install --quiet -c constraints.txt -e '.[dev]'" in commands[1]
+
+
+UNLISTED = {"artifact", "kernels", "runtime"}
+"""Rooms of the engine that describe themselves in another way than file by file."""
+
+
+def test_the_rooms_of_the_engine_list_their_files():
+    engine = package_folders()["dpq_core"]
+    for init in engine.glob("*/__init__.py"):
+        if init.parent.name in UNLISTED:
+            continue
+        listed = re.findall(r"^``(\w+)``  ", ast.get_docstring(ast.parse(init.read_text())), re.M)
+        assert sorted(listed) == sorted(p.stem for p in init.parent.glob("*.py") if p != init)

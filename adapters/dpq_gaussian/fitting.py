@@ -3,8 +3,8 @@
 A sample of the scene is coded at a few step sizes. That tells the bytes of each attribute, and,
 drawn with this one attribute as coded and all others as they were, what its errors do to the
 pictures. Both are near straight lines over the logarithm of the step in between, so the planner of
-the engine (``dpq_core.allocate``) can choose among many. What the whole file then takes decides by
-how much all steps are scaled together.
+the engine (``dpq_core.planning.allocate``) can choose among many. What the whole file then takes
+decides by how much all steps are scaled together.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from dpq_core.adapter import Run
-from dpq_core.allocate import Choice, allocate
 from dpq_core.artifact.single_writer import Packed, size_of
 from dpq_core.errors import SpecError
+from dpq_core.planning.allocate import Choice, allocate
 from dpq_gaussian.cameras import Camera
 from dpq_gaussian.codec import Encoded, encode
 from dpq_gaussian.codec.decoding import chunks_of

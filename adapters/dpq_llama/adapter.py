@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from dpq_core.artifact import Artifact, Manifest
     from dpq_core.calibration import CalibrationTask
     from dpq_core.checkpoint import Checkpoint
+    from dpq_core.hidden.axes import HiddenAxis
     from dpq_core.layout import Layout
-    from dpq_core.permute_graph import HiddenAxis
     from dpq_core.plan import Override
     from dpq_core.spec import QuantSpec
 

@@ -16,8 +16,8 @@ from dpq_core.adapter import Run
 from dpq_core.artifact import Artifact
 from dpq_core.calibration import Batch, CalibrationTask
 from dpq_core.device import resolve
-from dpq_core.em_layers import prepare_student
-from dpq_core.em_parallel import Workers
+from dpq_core.distributed import Workers
+from dpq_core.em.layers import prepare_student
 from dpq_core.errors import AdapterError, SourceError, SpecError
 from dpq_llama import calibration_loss as losses
 from dpq_llama.architecture import has_head

@@ -31,9 +31,9 @@ from record import RESULTS, append
 
 from dpq_core.adapter import Run
 from dpq_core.compress_file import compress_file
-from dpq_core.em_artifact import CalibrateOptions as LoopOptions
-from dpq_core.em_artifact import calibrate_artifact
-from dpq_core.em_settings import CalibrateSettings
+from dpq_core.em.artifact import CalibrateOptions as LoopOptions
+from dpq_core.em.artifact import calibrate_artifact
+from dpq_core.em.settings import CalibrateSettings
 from dpq_gaussian.adapter import GaussianAdapter
 from dpq_gaussian.calibration.options import CalibrateOptions
 from dpq_gaussian.cameras import Camera, held_out, read_cameras

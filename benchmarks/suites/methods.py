@@ -34,13 +34,13 @@ from methods_trained import calibrated, candidate_sets
 from record import RESULTS, append
 from torch import Tensor
 
-from dpq_core.allocate import Choice, allocate
 from dpq_core.checkpoint import TensorInfo
 from dpq_core.errors import SpecError
 from dpq_core.layout import Layout
 from dpq_core.outputs import InputStatistics
 from dpq_core.plan import TensorPlan, plan_tensor
-from dpq_core.predict import Curve, curve
+from dpq_core.planning.allocate import Choice, allocate
+from dpq_core.planning.predict import Curve, curve
 from dpq_core.quantize import quantize
 from dpq_core.spec import QuantSpec
 

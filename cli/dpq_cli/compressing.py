@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dpq_core.adapter import Adapter, Run
     from dpq_core.calibration import CalibrationTask
     from dpq_core.compress import CompressReport
-    from dpq_core.em_artifact import Calibrated
+    from dpq_core.em.artifact import Calibrated
     from dpq_core.plan import Plan
 
 STAGE_SUFFIX = ".uncalibrated"
@@ -85,7 +85,7 @@ class Job:
     def compress(self, plan: Plan, run: Run, budget: int | None) -> CompressReport:
         """Quantize the source by a plan, within a budget if there is one."""
         from dpq_core.compress import CompressOptions, compress
-        from dpq_core.rewrite import check_output
+        from dpq_core.em.rewrite import check_output
 
         if self.steps:
             check_output(self.output, overwrite=self.overwrite, resume=self.resume)
@@ -106,8 +106,8 @@ class Job:
         """Train what ``compress`` made, if that is wanted; the stage before is then removed."""
         if not self.steps:
             return None
-        from dpq_core.em_artifact import CalibrateOptions, calibrate_artifact
-        from dpq_core.em_settings import CalibrateSettings
+        from dpq_core.em.artifact import CalibrateOptions, calibrate_artifact
+        from dpq_core.em.settings import CalibrateSettings
 
         options = CalibrateOptions(
             settings=CalibrateSettings(steps=self.steps, mode=self.mode, seed=run.seed),

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from dpq_core.adapter import Adapter, Run
     from dpq_core.calibration import CalibrationTask
     from dpq_core.checkpoint import Checkpoint
-    from dpq_core.forecast import Forecast
     from dpq_core.plan import Plan
+    from dpq_core.planning.forecast import Forecast
     from dpq_core.spec import QuantSpec
 
 COLUMNS = ("tensor", "shape", "spec", "layout", ">bits/weight", ">error", ">size")
@@ -65,10 +65,10 @@ def make(wanted: Wanted, run: Run) -> Shown:
         SpecError: the spec or an override fits no tensor, or the budget is too small.
     """
     from dpq_core import presets
-    from dpq_core.forecast import forecast
-    from dpq_core.overhead import overhead
     from dpq_core.plan import Override, make_plan
-    from dpq_core.planner import bytes_of_bits, candidates, plan_for_budget
+    from dpq_core.planning.forecast import forecast
+    from dpq_core.planning.overhead import overhead
+    from dpq_core.planning.planner import bytes_of_bits, candidates, plan_for_budget
 
     checkpoint = wanted.adapter.open_with(wanted.source, wanted.own)
     choice = wanted.choice
@@ -101,7 +101,7 @@ def make(wanted: Wanted, run: Run) -> Shown:
 
 def _sensitivity(wanted: Wanted, checkpoint: Checkpoint, run: Run) -> dict[str, float] | None:
     """What the data says of the tensors, if data is to be looked at."""
-    from dpq_core.sensitivity import sensitivities
+    from dpq_core.planning.sensitivity import sensitivities
 
     if wanted.task is None:
         return None

@@ -1,4 +1,4 @@
-"""Compiled pairwise merging of weighted vectors inside cells (numba); see dpq_core.pool."""
+"""Compiled pairwise merging of weighted vectors inside cells (numba); see dpq_core.pool.methods."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from dpq_core.frame import Frame
-from dpq_core.int8 import to_int8
+from dpq_core.basis.frame import Frame
+from dpq_core.codebooks.int8 import to_int8
 from dpq_core.packing import unpack
 from dpq_core.partition import Partition
 from dpq_core.pq_tensor import PQTensor, effective_books, expected_parts, frame_of

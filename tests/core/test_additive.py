@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dpq_core import additive, additive_fit
-from dpq_core.additive import (
+from dpq_core.additive import fit as additive_fit
+from dpq_core.additive import stages as additive
+from dpq_core.additive.stages import (
     AlternateSpec,
     alternate,
     beam_search,
@@ -24,13 +25,13 @@ from dpq_core.additive import (
     stored_bytes,
     sweep,
 )
-from dpq_core.assign import assign
+from dpq_core.assignment.assign import assign
+from dpq_core.assignment.objective import Objective
+from dpq_core.codebooks.kmeans import kmeans
 from dpq_core.errors import SpecError
 from dpq_core.kernels import additive as sums
 from dpq_core.kernels import beam as kernel
-from dpq_core.kmeans import kmeans
 from dpq_core.layout import Layout
-from dpq_core.objective import Objective
 from dpq_core.packing import pack
 from dpq_core.partition import Partition
 from dpq_core.spec import KMeansSpec, QuantSpec

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpq_core.allocate import Choice, allocate
 from dpq_core.errors import SpecError
+from dpq_core.planning.allocate import Choice, allocate
 
 choices = st.lists(
     st.builds(Choice, st.integers(1, 50), st.floats(0, 100, allow_nan=False)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dpq_core import basis
+from dpq_core.basis import choice as basis
 from dpq_core.layout import Layout
 from dpq_core.partition import Partition
 from dpq_core.pq_tensor import permutation_of

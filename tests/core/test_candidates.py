@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from dpq_core import kernels
-from dpq_core.additive import beam_search, decode_sum
-from dpq_core.candidate_training import CandidateSpec, train_candidates
-from dpq_core.candidates import CandidateWeight, install, remove
+from dpq_core.additive.stages import beam_search, decode_sum
+from dpq_core.basis.frame import Frame
+from dpq_core.candidates.training import CandidateSpec, train_candidates
+from dpq_core.candidates.weight import CandidateWeight, install, remove
+from dpq_core.codebooks.kmeans import kmeans
 from dpq_core.errors import SpecError
-from dpq_core.frame import Frame
-from dpq_core.kmeans import kmeans
 from dpq_core.layout import Layout
 from dpq_core.partition import Partition
 from dpq_core.spec import KMeansSpec, QuantSpec

@@ -11,14 +11,14 @@ from torch import nn
 from toy_blocks import Stack, Task
 
 from dpq_core import compress as compress_module
-from dpq_core import compress_sequential
 from dpq_core.adapter import Adapter, Run
 from dpq_core.artifact import Artifact
 from dpq_core.checkpoint import SafetensorsCheckpoint
 from dpq_core.compress import CompressOptions, compress
 from dpq_core.errors import ArtifactError
 from dpq_core.layout import Layout
-from dpq_core.sequential import SequentialOptions
+from dpq_core.sequential import quantizer
+from dpq_core.sequential.loop import SequentialOptions
 from dpq_core.spec import AssignmentSpec, KMeansSpec, QuantSpec
 
 WIDTH, BATCHES = 32, 8
@@ -178,9 +178,9 @@ def test_a_weight_that_the_model_has_changed_is_quantized_without_data(source, t
 @pytest.mark.parametrize(
     ("module", "name", "count"),
     [
-        (compress_sequential, "quantize", 1),
-        (compress_sequential, "quantize", 9),
-        (compress_sequential, "quantize", 23),
+        (quantizer, "quantize", 1),
+        (quantizer, "quantize", 9),
+        (quantizer, "quantize", 23),
         (compress_module, "_write", 1),
         (compress_module, "_write", 20),
         (compress_module, "discard_blocks", 1),
@@ -209,7 +209,7 @@ def test_while_it_is_written_nothing_is_computed_again(source, tmp_path, kill, m
 
 @pytest.mark.parametrize("change", [{"data": "other"}, {"sequential": {"batches": 2}}])
 def test_a_run_with_other_data_is_not_resumed(source, tmp_path, kill, monkeypatch, change):
-    kill(compress_sequential, "quantize", 9)
+    kill(quantizer, "quantize", 9)
     with pytest.raises(KilledError):
         run(source, tmp_path / "out")
     monkeypatch.undo()
@@ -222,7 +222,7 @@ def test_a_run_with_other_data_is_not_resumed(source, tmp_path, kill, monkeypatc
 
 
 def test_memory_may_change_on_the_way(source, whole, tmp_path, kill, monkeypatch):
-    kill(compress_sequential, "quantize", 9)
+    kill(quantizer, "quantize", 9)
     with pytest.raises(KilledError):
         run(source, tmp_path / "out", sequential={"memory": 0})
     monkeypatch.undo()
@@ -232,7 +232,7 @@ def test_memory_may_change_on_the_way(source, whole, tmp_path, kill, monkeypatch
 
 
 def test_unfinished_blocks_are_replaced_on_request(source, tmp_path, kill, monkeypatch):
-    kill(compress_sequential, "quantize", 9)
+    kill(quantizer, "quantize", 9)
     with pytest.raises(KilledError):
         run(source, tmp_path / "out")
     monkeypatch.undo()
@@ -252,24 +252,22 @@ def test_without_a_task_nothing_changes(source, blind):
 
 
 def test_embeddings_are_weighted_by_half_their_look_ups():
-    statistics = compress_sequential.LayerStatistics(
-        count=8, row_counts=torch.tensor([0.0, 2.0, 6.0, 0.0])
-    )
-    found = compress_sequential.known_inputs(statistics, torch.device("cpu"))
+    statistics = quantizer.LayerStatistics(count=8, row_counts=torch.tensor([0.0, 2.0, 6.0, 0.0]))
+    found = quantizer.known_inputs(statistics, torch.device("cpu"))
     assert found.row_weight.tolist() == [0.5, 1.0, 2.0, 0.5]
     assert found.hessian is None
-    nothing = compress_sequential.LayerStatistics(count=0, row_counts=torch.zeros(3))
-    found = compress_sequential.known_inputs(nothing, torch.device("cpu"))
+    nothing = quantizer.LayerStatistics(count=0, row_counts=torch.zeros(3))
+    found = quantizer.known_inputs(nothing, torch.device("cpu"))
     assert found.row_weight.tolist() == [0.5, 0.5, 0.5]
 
 
 def test_the_matrix_of_a_layer_is_given_on_where_it_is_wanted():
     hessian = torch.eye(3)
-    statistics = compress_sequential.LayerStatistics(count=1, hessian=hessian)
-    found = compress_sequential.known_inputs(statistics, torch.device("cpu"))
+    statistics = quantizer.LayerStatistics(count=1, hessian=hessian)
+    found = quantizer.known_inputs(statistics, torch.device("cpu"))
     assert torch.equal(found.hessian, hessian)
     assert found.row_weight is None
-    moved = compress_sequential.known_inputs(statistics, torch.device("meta"))
+    moved = quantizer.known_inputs(statistics, torch.device("meta"))
     assert moved.hessian.device.type == "meta"
 
 

@@ -12,9 +12,9 @@ from calibration_task import SPEC, Memory, Regression
 from torch import nn
 
 from dpq_core.adapter import Run
-from dpq_core.em import Saving, calibrate
-from dpq_core.em_layers import changing, snapshot
-from dpq_core.em_settings import CalibrateSettings
+from dpq_core.em.layers import changing, snapshot
+from dpq_core.em.loop import Saving, calibrate
+from dpq_core.em.settings import CalibrateSettings
 from dpq_core.errors import AdapterError, ArtifactError, SourceError, SpecError
 from dpq_core.spec import PoolSpec
 

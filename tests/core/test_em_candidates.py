@@ -12,20 +12,20 @@ from calibration_task import DIM, SPEC, Memory, Regression
 from torch import Tensor, nn
 
 from dpq_core.adapter import Run
-from dpq_core.candidate_training import CandidateSpec, ChoiceTraining
-from dpq_core.candidates import CandidateWeight
-from dpq_core.em import Saving, calibrate
-from dpq_core.em_candidates import mixing
-from dpq_core.em_dead import codes_of
-from dpq_core.em_layers import changing, quantized_layers, snapshot
-from dpq_core.em_parallel import Workers
-from dpq_core.em_phases import phases
-from dpq_core.em_settings import CalibrateSettings
+from dpq_core.candidates.training import CandidateSpec, ChoiceTraining
+from dpq_core.candidates.weight import CandidateWeight
+from dpq_core.distributed import Workers
+from dpq_core.em.candidates import mixing
+from dpq_core.em.estep import set_codes
+from dpq_core.em.layers import changing, quantized_layers, snapshot
+from dpq_core.em.loop import Saving, calibrate
+from dpq_core.em.phases import phases
+from dpq_core.em.settings import CalibrateSettings
 from dpq_core.errors import AdapterError, SpecError
-from dpq_core.estep import set_codes
 from dpq_core.layout import Layout
 from dpq_core.partition import Partition
 from dpq_core.quantize import quantize
+from dpq_core.revival.codewords import codes_of
 from dpq_core.runtime.conv import PQConv2d
 from dpq_core.runtime.embedding import PQEmbedding
 from dpq_core.runtime.linear import PQLinear

@@ -8,10 +8,10 @@ from builders import random_pq
 from calibration_task import SPEC, Regression
 from torch import nn
 
-from dpq_core.em_layers import prepare_student, quantized_layers, restore, snapshot
-from dpq_core.em_parallel import Workers
-from dpq_core.em_settings import CalibrateSettings
-from dpq_core.em_steps import TYPICAL_RMS, MStep, own_options, rates
+from dpq_core.distributed import Workers
+from dpq_core.em.layers import prepare_student, quantized_layers, restore, snapshot
+from dpq_core.em.settings import CalibrateSettings
+from dpq_core.em.steps import TYPICAL_RMS, MStep, own_options, rates
 from dpq_core.packing import unpack
 from dpq_core.runtime.linear import PQLinear
 from dpq_core.runtime.weight import PQWeight

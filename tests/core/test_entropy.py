@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import changes, damaged
 
-from dpq_core import entropy_fit, entropy_io, varint
-from dpq_core.entropy import Decoder, Model, Table
+from dpq_core.entropy import fit as entropy_fit
+from dpq_core.entropy import stored, varint
+from dpq_core.entropy.coding import Decoder, Model, Table
 from dpq_core.errors import ArtifactError, SpecError
 
 
@@ -26,8 +27,8 @@ def ramp(n: int = 4000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def reloaded(model: Model) -> Model:
-    reader = varint.Reader(entropy_io.to_bytes(model), "model")
-    found = entropy_io.from_reader(reader, "model")
+    reader = varint.Reader(stored.to_bytes(model), "model")
+    found = stored.from_reader(reader, "model")
     reader.finish()
     return found
 
@@ -79,9 +80,7 @@ def test_contexts_pay_off() -> None:
     symbols, groups = ramp(20_000)
     plain = entropy_fit.fit([(symbols, groups)], groups=3, bins=1)
     followed = entropy_fit.fit([(symbols, groups)], groups=3, bins=12)
-    sizes = [
-        len(m.encode(symbols, groups)) + len(entropy_io.to_bytes(m)) for m in (plain, followed)
-    ]
+    sizes = [len(m.encode(symbols, groups)) + len(stored.to_bytes(m)) for m in (plain, followed)]
     assert sizes[1] < 0.8 * sizes[0]
 
 
@@ -162,10 +161,10 @@ def test_no_damage_does_more_than_raise(
     """E1, E2: any bytes as a model or as words are an ArtifactError or a decodable sequence."""
     symbols, groups = ramp(200)
     model = entropy_fit.fit([(symbols, groups)], groups=3, bins=3)
-    raw = damaged(entropy_io.to_bytes(model), made)
+    raw = damaged(stored.to_bytes(model), made)
     words = damaged(model.encode(symbols, groups), in_words)
     try:
-        found = entropy_io.from_reader(varint.Reader(raw, "m"), "m")
+        found = stored.from_reader(varint.Reader(raw, "m"), "m")
         if len(found.scale) >= 3:
             Decoder(found).decode(words, groups, "w")
     except ArtifactError as error:
@@ -191,9 +190,9 @@ def test_impossible_models_are_refused(change: dict, message: str) -> None:
         context=np.zeros((1, 3), np.uint16),
         tables=(table,),
     )
-    raw = entropy_io.to_bytes(dataclasses.replace(model, **change))
+    raw = stored.to_bytes(dataclasses.replace(model, **change))
     with pytest.raises(ArtifactError, match=message):
-        entropy_io.from_reader(varint.Reader(raw, "m"), "m")
+        stored.from_reader(varint.Reader(raw, "m"), "m")
 
 
 def test_varints() -> None:

@@ -8,13 +8,13 @@ from builders import random_pq
 from calibration_task import SPEC, Memory, Regression
 from torch import nn
 
-from dpq_core.em_dead import codes_of
-from dpq_core.em_gradient import dense, newton_steps
-from dpq_core.em_layers import quantized_layers, snapshot, targets
-from dpq_core.em_moments import Moments
-from dpq_core.em_parallel import Workers
-from dpq_core.em_settings import CalibrateSettings
-from dpq_core.estep import WeightsEStep, core_of, total
+from dpq_core.distributed import Workers
+from dpq_core.em.estep import WeightsEStep, core_of, total
+from dpq_core.em.gradient import dense, newton_steps
+from dpq_core.em.layers import quantized_layers, snapshot, targets
+from dpq_core.em.moments import Moments
+from dpq_core.em.settings import CalibrateSettings
+from dpq_core.revival.codewords import codes_of
 from dpq_core.runtime.linear import PQLinear
 from dpq_core.runtime.weight import PQWeight
 from dpq_core.spec import PoolSpec

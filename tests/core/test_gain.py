@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dpq_core.gain import MAX_GAIN, Rows, gain_of
+from dpq_core.basis.gain import MAX_GAIN, Rows, gain_of
 from dpq_core.layout import Layout
 from dpq_core.partition import Partition
 from dpq_core.spec import QuantSpec

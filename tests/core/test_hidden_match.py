@@ -9,13 +9,14 @@ from cli_runs import write_mlp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpq_core import em_artifact, hidden_match
 from dpq_core.artifact import Artifact
 from dpq_core.compress import compress
-from dpq_core.em_settings import CalibrateSettings
-from dpq_core.hidden_match import aligned, match
-from dpq_core.permute_graph import HiddenAxis, Producer
-from dpq_core.rewrite import rewrite
+from dpq_core.em import artifact as em_artifact
+from dpq_core.em.rewrite import rewrite
+from dpq_core.em.settings import CalibrateSettings
+from dpq_core.hidden import match as hidden_match
+from dpq_core.hidden.axes import HiddenAxis, Producer
+from dpq_core.hidden.match import aligned, match
 from dpq_core.spec import KMeansSpec, QuantSpec
 
 SPEC = QuantSpec(d=4, K=32, permute=True, kmeans=KMeansSpec(iterations=4))

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dpq_core import kernels
+from dpq_core.codebooks.kmeans import KMeansResult, kmeans
+from dpq_core.codebooks.kmeans_init import initial_codebooks
 from dpq_core.errors import SpecError
 from dpq_core.kernels import cpu, torch_path
-from dpq_core.kmeans import KMeansResult, kmeans
-from dpq_core.kmeans_init import initial_codebooks
 from dpq_core.spec import KMeansSpec
 
 LLOYD = KMeansSpec(iterations=0, tail=12)

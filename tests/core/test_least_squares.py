@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from layer_problems import damped, decode, layer, layers, normal, output_error, second_moment
 from torch import Tensor
 
-from dpq_core import least_squares
-from dpq_core import normal as normal_equations
-from dpq_core import objective as objective_module
-from dpq_core.assign import assign
-from dpq_core.kmeans import kmeans
-from dpq_core.least_squares import refine, relearn, update_codebooks, update_row_scale
-from dpq_core.objective import Objective
+from dpq_core.assignment import least_squares
+from dpq_core.assignment import normal as normal_equations
+from dpq_core.assignment import objective as objective_module
+from dpq_core.assignment.assign import assign
+from dpq_core.assignment.least_squares import refine, relearn, update_codebooks, update_row_scale
+from dpq_core.assignment.objective import Objective
+from dpq_core.codebooks.kmeans import kmeans
 from dpq_core.spec import KMeansSpec
 
 

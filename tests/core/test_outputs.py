@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import specs_up_to
 
-from dpq_core.frame import Frame
-from dpq_core.hessian import Hessian
+from dpq_core.assignment.hessian import Hessian
+from dpq_core.basis.frame import Frame
 from dpq_core.layout import Layout
 from dpq_core.learn import Job
 from dpq_core.outputs import InputStatistics, point_weights

@@ -10,9 +10,7 @@ from torch import Tensor
 from torch.nn.functional import gelu, silu
 
 from dpq_core.checkpoint import Checkpoint, TensorInfo
-from dpq_core.layout import Layout
-from dpq_core.partition import Partition
-from dpq_core.permute_graph import (
+from dpq_core.hidden.axes import (
     HiddenAxis,
     Orders,
     Producer,
@@ -20,6 +18,8 @@ from dpq_core.permute_graph import (
     free_axes,
     reorder_rows,
 )
+from dpq_core.layout import Layout
+from dpq_core.partition import Partition
 from dpq_core.plan import plan_tensor
 from dpq_core.quantize import quantize
 from dpq_core.spec import QuantSpec

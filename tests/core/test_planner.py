@@ -12,11 +12,11 @@ from dpq_core.adapter import Adapter
 from dpq_core.checkpoint import Checkpoint, TensorInfo
 from dpq_core.errors import SpecError
 from dpq_core.layout import Layout
-from dpq_core.overhead import overhead
 from dpq_core.partition import Partition
 from dpq_core.plan import Override, make_plan
-from dpq_core.planner import GRID, bytes_of_bits, candidates, plan_for_budget
-from dpq_core.predict import curve
+from dpq_core.planning.overhead import overhead
+from dpq_core.planning.planner import GRID, bytes_of_bits, candidates, plan_for_budget
+from dpq_core.planning.predict import curve
 from dpq_core.spec import QuantSpec
 
 BASE = QuantSpec(scope="tensor", orientation="input")

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dpq_core import pool as pool_module
+from dpq_core.codebooks.kmeans import kmeans
 from dpq_core.errors import SpecError
 from dpq_core.kernels.nearest import Nearest
-from dpq_core.kmeans import kmeans
 from dpq_core.packing import pack, unpack
-from dpq_core.pool import Clusters, greedy, merged, wkmeans
+from dpq_core.pool import methods as pool_module
+from dpq_core.pool.methods import Clusters, greedy, merged, wkmeans
 from dpq_core.spec import KMeansSpec
 
 

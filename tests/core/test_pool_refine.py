@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dpq_core import kernels, pool_refine
+from dpq_core import kernels
+from dpq_core.codebooks.kmeans import kmeans
 from dpq_core.kernels import cpu, torch_path
-from dpq_core.kmeans import kmeans
-from dpq_core.pool import greedy, wkmeans
-from dpq_core.pool_refine import Refined, refine
+from dpq_core.pool import refine as pool_refine
+from dpq_core.pool.methods import greedy, wkmeans
+from dpq_core.pool.refine import Refined, refine
 from dpq_core.spec import KMeansSpec
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dpq_core.errors import SpecError
-from dpq_core.reservoir import Reservoir
+from dpq_core.revival.reservoir import Reservoir
 
 
 def numbered(n: int, d: int = 2, first: int = 0) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dpq_core.calibration import CalibrationTask
-from dpq_core.sensitivity import sensitivities
+from dpq_core.planning.sensitivity import sensitivities
 
 
 class Sum(nn.Module):

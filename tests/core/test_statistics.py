@@ -8,15 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from dpq_core import layer_inputs, moment
 from dpq_core.errors import SpecError
-from dpq_core.identity import Identities
 from dpq_core.layout import Layout
-from dpq_core.moment import Moment
 from dpq_core.partition import Partition
 from dpq_core.runtime.swap import swap_in
 from dpq_core.spec import QuantSpec
-from dpq_core.statistics import CollectOptions, Collector, collect
+from dpq_core.statistics import CollectOptions, Collector, collect, layer_inputs, moment
+from dpq_core.statistics.identity import Identities
+from dpq_core.statistics.moment import Moment
 
 
 def second_moment(x):

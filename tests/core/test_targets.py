@@ -7,7 +7,7 @@ from torch import nn
 from toy_blocks import Task
 
 from dpq_core.errors import AdapterError
-from dpq_core.targets import Target, blocks_of, layers_of, within
+from dpq_core.sequential.targets import Target, blocks_of, layers_of, within
 
 
 class Model(nn.Module):

@@ -12,9 +12,9 @@ import torch
 from dpq_core.adapter import Run
 from dpq_core.artifact import Artifact
 from dpq_core.compress import compress
-from dpq_core.em_artifact import CalibrateOptions as Command
-from dpq_core.em_artifact import calibrate_artifact
-from dpq_core.em_settings import CalibrateSettings
+from dpq_core.em.artifact import CalibrateOptions as Command
+from dpq_core.em.artifact import calibrate_artifact
+from dpq_core.em.settings import CalibrateSettings
 from dpq_core.errors import DPQError
 from dpq_core.runtime.weight import PQWeight
 from dpq_core.spec import QuantSpec

@@ -7,7 +7,7 @@ import torch
 from llama_models import SHAPES
 
 from dpq_core.artifact import Artifact
-from dpq_core.permute_graph import Orders, ReorderedCheckpoint
+from dpq_core.hidden.axes import Orders, ReorderedCheckpoint
 from dpq_core.runtime.swap import PQModule
 from dpq_llama.adapter import LlamaAdapter
 from dpq_llama.hidden import hidden_axes

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dpq_core.adapter import Run
 from dpq_core.artifact import Artifact
 from dpq_core.device import resolve
-from dpq_core.em_layers import prepare_student
+from dpq_core.em.layers import prepare_student
 from dpq_core.errors import SourceError, SpecError
 from dpq_core.last import Last
 from dpq_core.runtime.swap import replace

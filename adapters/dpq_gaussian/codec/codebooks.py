@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from dpq_core import kernels
+from dpq_core.codebooks.kmeans import kmeans
 from dpq_core.errors import ArtifactError, SpecError
-from dpq_core.kmeans import kmeans
 from dpq_core.layout import Layout
 from dpq_core.partition import Partition
 from dpq_core.quantize import tensor_seed

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from dpq_core import entropy_io, varint
-from dpq_core.entropy import MAX_LUT_BYTES, Model
+from dpq_core.entropy import stored, varint
+from dpq_core.entropy.coding import MAX_LUT_BYTES, Model
 from dpq_core.errors import ArtifactError
 from dpq_gaussian.codec import codebooks
 from dpq_gaussian.codec.harmonics import BASIS_SCALE
@@ -33,7 +33,7 @@ def axes_to_bytes(axes: npt.NDArray[np.int8]) -> bytes:
 
 def pack(models: Mapping[str, Model], table: bytes) -> bytes:
     """The stream: axes or codebooks as bytes, then the models, deflated."""
-    body = table + b"".join(entropy_io.to_bytes(model) for model in models.values())
+    body = table + b"".join(stored.to_bytes(model) for model in models.values())
     return zlib.compress(body, 9)
 
 
@@ -57,7 +57,7 @@ def unpack(
     models, spent = {}, 0
     for name in sequences(parameters):
         here = f"{where}: sequence {name!r}"
-        model = entropy_io.from_reader(reader, here)
+        model = stored.from_reader(reader, here)
         low, high = limits.get(name, (model.low, model.high))
         if model.low < low or model.high > high:
             raise ArtifactError(f"{here}: its symbols are not all in {low}..{high}")

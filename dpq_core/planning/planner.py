@@ -1,0 +1,214 @@
+"""Which spec for which tensor, so that a model fits a number of bytes and suffers least.
+
+Every tensor has the same candidates, seen through the adapter's policy and the user's overrides.
+The bytes of a candidate are exact; its cost is the relative error that a sample predicts
+(``predict``), times how much the loss depends on the tensor (``sensitivity``; without data all
+weights count alike). ``allocate`` chooses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from dpq_core.adapter import Adapter
+from dpq_core.checkpoint import Checkpoint, TensorInfo
+from dpq_core.errors import SpecError
+from dpq_core.hidden.axes import free_axes
+from dpq_core.layout import Layout
+from dpq_core.plan import Override, Plan, TensorPlan, decide, plan_tensor
+from dpq_core.planning.allocate import Choice, allocate
+from dpq_core.planning.overhead import overhead
+from dpq_core.planning.predict import Curve, curve
+from dpq_core.progress import Progress, silent
+from dpq_core.spec import QuantSpec
+
+GRID = (
+    (8, 256),
+    (8, 1024),
+    (8, 4096),
+    (6, 1024),
+    (6, 4096),
+    (4, 256),
+    (4, 1024),
+    (4, 4096),
+    (3, 1024),
+    (3, 4096),
+    (2, 256),
+    (2, 1024),
+    (2, 4096),
+    (1, 256),
+)
+"""d and K of the candidates: 1 to 8 bits per weight in steps of a quarter to a third at first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """What the planner decided for one tensor.
+
+    Attributes:
+        tensor: its plan.
+        error: predicted relative error, 0 for a tensor that is kept.
+        cost: the error times the tensor's sensitivity.
+        pinned: an override left no choice.
+    """
+
+    tensor: TensorPlan
+    error: float
+    cost: float
+    pinned: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A plan for a budget.
+
+    Attributes:
+        chosen: per tensor, in storage order.
+        nbytes: predicted bytes on disk, all files counted but a probe.
+        budget: bytes that were allowed.
+    """
+
+    chosen: tuple[Chosen, ...]
+    nbytes: int
+    budget: int
+
+    @property
+    def plan(self) -> Plan:
+        """As ``compress`` takes it."""
+        return Plan(tuple(one.tensor for one in self.chosen))
+
+    @property
+    def cost(self) -> float:
+        """Sum of the predicted costs."""
+        return sum(one.cost for one in self.chosen)
+
+
+def candidates(base: QuantSpec, grid: Iterable[tuple[int, int]] = GRID) -> tuple[QuantSpec, ...]:
+    """The base spec at every subvector length and codebook size of a grid."""
+    return tuple(base.replace(d=d, K=K) for d, K in grid)
+
+
+def plan_for_budget(
+    checkpoint: Checkpoint,
+    adapter: Adapter,
+    budget: int,
+    specs: Iterable[QuantSpec],
+    overrides: Iterable[Override] = (),
+    *,
+    sensitivity: Mapping[str, float] | None = None,
+    progress: Progress = silent,
+) -> Planned:
+    """Choose a spec for every tensor.
+
+    Args:
+        checkpoint: read tensor by tensor; only samples are kept.
+        adapter: says what can be compressed, and its policy.
+        budget: bytes of the artifact on disk, all files counted.
+        specs: the candidates.
+        overrides: the user's rules; a rule pins what it names.
+        sensitivity: tensor name -> how much a relative error of 1 would cost. A tensor that is not
+            named costs as much per weight as the others do on average.
+        progress: called tensor by tensor.
+
+    Raises:
+        SpecError: the budget is too small, or an override matches nothing.
+    """
+    rules = tuple(overrides)
+    _refuse_unused(checkpoint, adapter, rules)
+    options = list(_options(checkpoint, adapter, tuple(specs), rules, progress))
+    plans = {option[0][0].name: [plan for plan, _ in option] for option in options}
+    free = free_axes(adapter.hidden_axes(checkpoint), plans)
+    options = [[(plan.freed(free.get(plan.name)), error) for plan, error in o] for o in options]
+    weigh = _complete(sensitivity or {}, checkpoint)
+    items = [
+        [Choice(plan.nbytes, error * weigh[plan.name]) for plan, error in option]
+        for option in options
+    ]
+    room = budget - overhead(checkpoint, adapter, Plan(tuple(o[0][0] for o in options)))
+    while True:
+        picked = allocate(items, max(room, 0))
+        plan = Plan(tuple(o[i][0] for o, i in zip(options, picked, strict=True)))
+        total = plan.nbytes + overhead(checkpoint, adapter, plan)
+        if total <= budget:
+            break
+        room -= total - budget  # other specs need a longer manifest
+    chosen = tuple(
+        Chosen(tensor=o[i][0], error=o[i][1], cost=item[i].cost, pinned=len(o) == 1)
+        for o, i, item in zip(options, picked, items, strict=True)
+    )
+    return Planned(chosen=chosen, nbytes=total, budget=budget)
+
+
+def _complete(known: Mapping[str, float], checkpoint: Checkpoint) -> dict[str, float]:
+    """Sensitivities of all tensors: those that are known, and the rest by their weights."""
+    sizes = {name: info.numel for name, info in checkpoint.tensors.items()}
+    shared = known.keys() & sizes.keys()
+    weights = sum(sizes[name] for name in shared)
+    each = sum(known[name] for name in shared) / weights if weights else 1.0
+    return {name: known.get(name, each * size) for name, size in sizes.items()}
+
+
+Option = list[tuple[TensorPlan, float]]
+"""The plans that one tensor can have, and the relative error that each will have."""
+
+
+def _options(
+    checkpoint: Checkpoint,
+    adapter: Adapter,
+    specs: tuple[QuantSpec, ...],
+    rules: tuple[Override, ...],
+    progress: Progress,
+) -> Iterator[Option]:
+    """Per tensor: each candidate after policy and overrides, with its predicted error."""
+    total = sum(info.numel for info in checkpoint.tensors.values())
+    done = 0
+    for name, info in checkpoint.tensors.items():
+        progress(name, done, total)
+        done += info.numel
+        layout = _layout(adapter, name, info)
+        seen = dict.fromkeys(
+            decide(name, spec, (*adapter.overrides(spec), *rules)) for spec in specs
+        )
+        plans = [plan_tensor(name, info, layout, spec) for spec in seen if layout or spec is None]
+        if layout is None or None in seen:
+            yield [(plan_tensor(name, info, None, None), 0.0)]
+            continue
+        yield _predicted(checkpoint, plans)
+    progress("done", total, total)
+
+
+def _predicted(checkpoint: Checkpoint, plans: list[TensorPlan]) -> Option:
+    if len(plans) == 1:
+        return [(plans[0], 0.0)]
+    values = checkpoint.read(plans[0].name)
+    curves: dict[tuple[int, str], Curve] = {}
+    option: Option = []
+    for plan in plans:
+        if plan.spec is None or plan.partition is None:
+            continue
+        key = (plan.partition.d, plan.partition.orientation)
+        if key not in curves:
+            matrix = plan.partition.to_matrix(values)
+            curves[key] = curve(matrix, plan.partition, plan.spec, plan.name)
+        option.append((plan, curves[key].at(plan.partition.K)))
+    return option
+
+
+def _layout(adapter: Adapter, name: str, info: TensorInfo) -> Layout | None:
+    return adapter.select(name, info.shape) if info.dtype.is_floating_point else None
+
+
+def _refuse_unused(checkpoint: Checkpoint, adapter: Adapter, rules: tuple[Override, ...]) -> None:
+    tensors = checkpoint.tensors.items()
+    names = [name for name, info in tensors if _layout(adapter, name, info) is not None]
+    for rule in rules:
+        if not any(rule.matches(name) for name in names):
+            raise SpecError(f"override {rule.pattern!r} matches no compressible tensor")
+
+
+def bytes_of_bits(checkpoint: Checkpoint, bits: float) -> int:
+    """The bytes of an artifact with so many bits per weight, all files counted."""
+    weights = sum(info.numel for info in checkpoint.tensors.values())
+    return math.floor(bits * weights / 8)
