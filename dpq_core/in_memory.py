@@ -14,7 +14,9 @@ from dpq_core.progress import Progress, silent
 from dpq_core.quantize import quantize
 from dpq_core.runtime import swap
 from dpq_core.runtime.weight import PQWeight
+from dpq_core.sequential.quantizer import known_inputs
 from dpq_core.spec import QuantSpec
+from dpq_core.statistics import LayerStatistics
 
 MIN_WEIGHTS = 4096
 """Smaller weights are left alone by default: their codebooks would take what they save."""
@@ -53,7 +55,7 @@ def quantize_(
     *,
     filter: Filter = large,
     overrides: Iterable[Override] = (),
-    statistics: Mapping[str, InputStatistics] | None = None,
+    statistics: Mapping[str, LayerStatistics | InputStatistics] | None = None,
     progress: Progress = silent,
 ) -> dict[str, QuantizedModule]:
     """Replace the Linear, Conv2d and Embedding modules of a model by quantized ones.
@@ -67,8 +69,8 @@ def quantize_(
         filter: which modules; by default those of at least 4,096 weights.
         overrides: other settings for some weights, by a pattern of their name
             (``"layers.0.fc1.weight"``); later ones win.
-        statistics: of the modules' inputs, by path (``dpq_core.statistics.collect``), for
-            assignments that need them.
+        statistics: of the modules' inputs, by path, for assignments that need them: what
+            ``dpq_core.statistics.collect`` returns, or second moments from elsewhere.
         progress: called as work goes on.
 
     Returns:
@@ -95,9 +97,10 @@ def quantize_(
         plan = plan_tensor(f"{path}.weight", info, layout, own)
         if plan.spec is None or plan.partition is None:
             continue
-        result = quantize(
-            dense.detach(), plan.partition, plan.spec, plan.name, statistics=known.get(path)
-        )
+        seen = known.get(path)
+        if isinstance(seen, LayerStatistics):
+            seen = known_inputs(seen, dense.device)
+        result = quantize(dense.detach(), plan.partition, plan.spec, plan.name, statistics=seen)
         done[dense] = PQWeight.from_pq(result.pq)
         swap.put(model, path, done[dense])
         report[path] = QuantizedModule(

@@ -8,10 +8,12 @@ from torch import nn
 
 from dpq_core import QuantSpec, quantize_
 from dpq_core.errors import SpecError
+from dpq_core.outputs import InputStatistics
 from dpq_core.partition import Partition
 from dpq_core.plan import Override
 from dpq_core.quantize import quantize
 from dpq_core.runtime import PQConv2d, PQEmbedding, PQLinear
+from dpq_core.statistics import collect
 
 SPEC = QuantSpec.preset(2).replace(K=16, kmeans={"iterations": 3, "tail": 1})
 
@@ -80,6 +82,23 @@ def test_nan_is_refused_with_the_name_of_the_weight():
         model.first.weight[0, 0] = torch.nan
     with pytest.raises(SpecError, match=r"first\.weight"):
         quantize_(model, SPEC)
+
+
+def test_statistics_are_taken_as_collected_or_as_matrices():
+    spec = SPEC.replace(assignment={"method": "ldlq+icm"})
+    data = torch.randn(256, 8) @ torch.randn(8, 64)
+    dense = nn.Linear(64, 96)
+    found = collect(nn.ModuleDict({"fc": dense}), ["fc"], lambda: dense(data))
+    lost = []
+    known = {"fc": InputStatistics(hessian=found["fc"].hessian)}
+    for statistics in (None, known, found):
+        model = nn.ModuleDict({"fc": nn.Linear(64, 96)})
+        model.fc.load_state_dict(dense.state_dict())
+        choice = spec if statistics else SPEC
+        quantize_(model, choice, statistics=statistics)
+        with torch.no_grad():
+            lost.append(float((model.fc(data) - dense(data)).square().mean()))
+    assert lost[1] == lost[2] < 0.6 * lost[0]
 
 
 def test_unknown_names_of_the_package_are_errors():
