@@ -16,10 +16,11 @@ from dpq_core.em.artifact import CalibrateOptions as Command
 from dpq_core.em.artifact import calibrate_artifact
 from dpq_core.em.settings import CalibrateSettings
 from dpq_core.errors import DPQError
+from dpq_core.last import Last
 from dpq_core.runtime.weight import PQWeight
 from dpq_core.spec import QuantSpec
 from dpq_diffusion.adapter import DiffusionAdapter
-from dpq_diffusion.calibration import trajectories
+from dpq_diffusion.calibration import build, trajectories
 from dpq_diffusion.calibration.calls import key
 from dpq_diffusion.calibration.options import CalibrateOptions
 from dpq_diffusion.conditions import make_items
@@ -94,10 +95,20 @@ def test_null_class_is_drawn_as_often_as_its_errors_count(make_task, guidance, s
     assert set(labels.tolist()) >= {0, 1, 2}
 
 
+def test_equal_trajectories_are_drawn_once(make_task, monkeypatch):
+    monkeypatch.setattr(build, "_DRAWN", Last())
+    first = make_task("pixel_dit", denoising_steps=3)
+    again = make_task("pixel_dit", denoising_steps=3)
+    assert again._samples.train.calls is first._samples.train.calls
+    other = make_task("pixel_dit", denoising_steps=4)
+    assert len(other._samples.train.calls) != len(first._samples.train.calls)
+
+
 def test_long_trajectories_are_thinned_out(make_task, monkeypatch):
     whole = make_task("pixel_dit", denoising_steps=4)
     monkeypatch.setattr(trajectories, "_MEMORY", 2 * 6 * 64 * 3 * 4)
     monkeypatch.setattr(trajectories, "_TOGETHER", 3)
+    monkeypatch.setattr(build, "_DRAWN", Last())  # the same are drawn again
     thin = make_task("pixel_dit", denoising_steps=4)
     calls = len(thin._samples.train.calls)
     assert (len(whole._samples.train.calls), calls) == (4, 2)
