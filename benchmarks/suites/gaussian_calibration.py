@@ -58,7 +58,7 @@ class Settings:
     targets: tuple[str, ...] = ("photographs",)
     preset: str = "small"
     harmonics: str = "transform"
-    steps: int = 200
+    steps: int = CalibrateSettings.steps
     batch: int = CalibrateOptions.batch
     downscale: float = 1.0
 

@@ -60,7 +60,7 @@ def calibrated(
 ) -> Any:
     """The report, after ``folder/out`` is written."""
     chosen = LoopOptions(
-        settings=CalibrateSettings(steps=steps, lr=1.5e-5),
+        settings=CalibrateSettings(steps=steps, lr=1e-4),
         adapter=CalibrateOptions(**{"views": str(folder), **options}),
     )
     return calibrate_artifact(GaussianAdapter(), folder / source, folder / out, chosen, RUN)

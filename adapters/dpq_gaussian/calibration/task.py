@@ -30,8 +30,9 @@ from dpq_gaussian.loading import load_scene
 from dpq_gaussian.rendering import Splats, drawing_device, render
 from dpq_gaussian.scene import Scene, check_values
 
-RATE = 200.0
-"""Learning rate of latents, in steps, relative to the loop's: 0.02 by default."""
+RATE = 30.0
+"""Learning rate of latents, in steps, relative to the loop's: 0.003 by default. Where it is higher
+the loss stays on a plateau, set by noise, until the schedule lowers it."""
 
 BETAS = (0.95, 0.99)
 """AdamW's: most Gaussians are in one view and not in the next, so gradients are averaged over more
