@@ -57,8 +57,7 @@ class Shown:
 def make(wanted: Wanted, run: Run) -> Shown:
     """The plan, for a budget if there is one; nothing is written.
 
-    With data, the preset ``best`` spends the bytes that its width would take tensor by tensor: at
-    equal bytes tiny-dit at 2 bits gains 2 dB by it.
+    With data, the preset ``best`` spends the bytes that its width would take tensor by tensor.
 
     Raises:
         SourceError: the source cannot be opened.
@@ -101,12 +100,12 @@ def make(wanted: Wanted, run: Run) -> Shown:
 
 def _sensitivity(wanted: Wanted, checkpoint: Checkpoint, run: Run) -> dict[str, float] | None:
     """What the data says of the tensors, if data is to be looked at."""
+    from dpq_core.planning.planner import compressible
     from dpq_core.planning.sensitivity import sensitivities
 
     if wanted.task is None:
         return None
-    tensors, select = checkpoint.tensors.items(), wanted.adapter.select
-    names = [name for name, info in tensors if select(name, info.shape) is not None]
+    names = compressible(checkpoint, wanted.adapter)
     return sensitivities(wanted.task(run), names, seed=run.seed, progress=run.progress)
 
 

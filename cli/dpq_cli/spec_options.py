@@ -116,8 +116,7 @@ class SpecChoice:
     @property
     def spread(self) -> bool:
         """Whether a planner may spend the bytes of a nominal width otherwise, if there is data."""
-        said = (self.d, self.K, self.target_size)
-        return self.preset == "best" and not self.planned and said == (None, None, None)
+        return self.preset == "best" and not self.planned and self.d is None and self.K is None
 
     @property
     def target_bytes(self) -> int | None:

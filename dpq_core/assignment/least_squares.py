@@ -1,4 +1,4 @@
-"""Closed-form updates with codes standing still: codebooks, pools and row scales (METHODS A5).
+"""Closed-form updates of codebooks and pools with codes standing still (METHODS A5).
 
 E_out is a quadratic of all codewords together. Its minimum is found by conjugate gradients on the
 normal equations, preconditioned with the d x d block of every codeword (what METHODS A5 solves for
@@ -106,27 +106,6 @@ def update_codebooks(
     updated = (codebooks.double() + total.view_as(codebooks)).float()
     scaled = tuple(error * objective.hessian.scale for error in errors)
     return CodebookUpdate(codebooks=updated, errors=scaled)
-
-
-def update_row_scale(objective: Objective, core_hat: Tensor) -> Tensor:
-    """The scales s that minimise ``sum_r (W - s_r V)_r H (W - s_r V)_r^T``.
-
-    Args:
-        objective: of the weight itself, scales not divided out.
-        core_hat: float32 V [rows, cols], the decoded core.
-
-    Returns:
-        float32 [rows]; one where V is zero.
-    """
-    scales = []
-    for rows in objective.chunks():
-        weight, values = objective.by_column(rows), objective.by_column(rows, core_hat)
-        image = objective.hessian.matrix @ values
-        above = (weight * image).sum(dim=0, dtype=torch.float64)
-        below = (values * image).sum(dim=0, dtype=torch.float64)
-        scale = torch.where(below > 0, above / below.clamp_min(torch.finfo(below.dtype).tiny), 1.0)
-        scales.append(scale[: rows.stop - rows.start].float())
-    return torch.cat(scales)
 
 
 def refine(

@@ -124,11 +124,6 @@ def search(
     return Permutation(perm=perm, before=before, after=after, swaps=done)
 
 
-def invert(perm: Tensor) -> Tensor:
-    """The order that undoes ``perm``: indexing by one and then the other changes nothing."""
-    return perm.argsort()
-
-
 def _descend(local: SwapSearch, order: Tensor, swaps: int, generator: torch.Generator) -> int:
     """Rounds on ``order``, in place, until ``swaps`` were evaluated; returns how many it were."""
     done = 0

@@ -39,8 +39,3 @@ def to_int8(values: Tensor) -> tuple[Tensor, Tensor]:
         raise SpecError("codebooks are not finite or overflow int8; use codebook_dtype=float32")
     divisor = torch.where(scale == 0, 1.0, scale.double())[..., None, None]
     return (values.double() / divisor).round().to(torch.int8), scale
-
-
-def from_int8(values: Tensor, scale: Tensor) -> Tensor:
-    """The inverse of ``to_int8``: float32 [..., n, d] from int8 [..., n, d] and float16 [...]."""
-    return values.float() * scale.float()[..., None, None]

@@ -200,9 +200,14 @@ def _layout(adapter: Adapter, name: str, info: TensorInfo) -> Layout | None:
     return adapter.select(name, info.shape) if info.dtype.is_floating_point else None
 
 
-def _refuse_unused(checkpoint: Checkpoint, adapter: Adapter, rules: tuple[Override, ...]) -> None:
+def compressible(checkpoint: Checkpoint, adapter: Adapter) -> list[str]:
+    """The tensors that the adapter compresses."""
     tensors = checkpoint.tensors.items()
-    names = [name for name, info in tensors if _layout(adapter, name, info) is not None]
+    return [name for name, info in tensors if _layout(adapter, name, info) is not None]
+
+
+def _refuse_unused(checkpoint: Checkpoint, adapter: Adapter, rules: tuple[Override, ...]) -> None:
+    names = compressible(checkpoint, adapter)
     for rule in rules:
         if not any(rule.matches(name) for name in names):
             raise SpecError(f"override {rule.pattern!r} matches no compressible tensor")

@@ -11,7 +11,13 @@ from dpq_core.basis.frame import Frame
 from dpq_core.codebooks.int8 import to_int8
 from dpq_core.packing import unpack
 from dpq_core.partition import Partition
-from dpq_core.pq_tensor import PQTensor, effective_books, expected_parts, frame_of
+from dpq_core.pq_tensor import (
+    PQTensor,
+    effective_books,
+    expected_parts,
+    frame_of,
+    stored_values,
+)
 from dpq_core.spec import QuantSpec
 from dpq_core.unpacked import Unpacked
 
@@ -83,9 +89,7 @@ class PQWeight(nn.Module):
         """
         if self.spec.codebook_dtype == "int8" and "codebook_scale" in self._parameters:
             name = "pool" if self.partition.pool else "codebooks"
-            scale = self.get_parameter("codebook_scale").detach().float()
-            values = self.get_buffer(name).float()
-            values = values * (scale if self.partition.pool else scale[:, None, None])
+            values = stored_values(self.partition, self.parts()).detach()
             delattr(self, name)
             delattr(self, "codebook_scale")
             self.register_parameter(name, nn.Parameter(values))

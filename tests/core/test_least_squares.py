@@ -16,7 +16,7 @@ from dpq_core.assignment import least_squares
 from dpq_core.assignment import normal as normal_equations
 from dpq_core.assignment import objective as objective_module
 from dpq_core.assignment.assign import assign
-from dpq_core.assignment.least_squares import refine, relearn, update_codebooks, update_row_scale
+from dpq_core.assignment.least_squares import refine, relearn, update_codebooks
 from dpq_core.assignment.objective import Objective
 from dpq_core.codebooks.kmeans import kmeans
 from dpq_core.spec import KMeansSpec
@@ -110,8 +110,6 @@ def test_chunks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(objective.chunks()) == 3
     parts = update_codebooks(objective, codes, books)
     torch.testing.assert_close(parts.codebooks, whole.codebooks, rtol=1e-3, atol=1e-4)
-    scale = update_row_scale(objective, torch.ones_like(objective.core))
-    assert scale.shape == (2100,)
 
 
 def test_white_inputs_give_weighted_means() -> None:
@@ -153,22 +151,6 @@ def test_at_the_minimum_nothing_is_touched() -> None:
     update = update_codebooks(Objective.of(core, objective.hessian, d=4), codes, books)
     assert update.codebooks is books
     assert len(update.errors) == 1
-
-
-def test_row_scales_are_the_best() -> None:
-    sizes = {"rows": 30, "cols": 14, "d": 4, "K": 8, "rank": 20}
-    objective, books = layer(**sizes)
-    core_hat = assign(objective, books).core_hat
-    core_hat[7] = 0
-    scale = update_row_scale(objective, core_hat)
-    assert scale[7] == 1
-    H, W, V = metric_of(sizes), objective.core.double(), core_hat.double()
-    above, below = ((a @ H * V).sum(1) for a in (W, V))
-    expected = torch.where(below > 0, above / below, 1.0)
-    torch.testing.assert_close(scale.double(), expected, rtol=1e-4, atol=1e-5)
-    best = output_error(objective.core, scale[:, None] * core_hat, H)
-    for other in (torch.ones(30), scale * 1.01, scale * 0.99):
-        assert best < output_error(objective.core, other[:, None] * core_hat, H)
 
 
 @settings(deadline=None, max_examples=30)

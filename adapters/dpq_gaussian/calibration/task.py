@@ -45,7 +45,7 @@ is the price of its bits."""
 _OVER = 100.0
 """Loss per share of bytes beyond what is allowed: such a state is never the best one."""
 
-_THRIFT = (0.0, *(1e-5 * 2.0**k for k in range(17)))
+_THRIFT = tuple(1e-5 * 2.0**k for k in range(17))
 """How much rounding is for cheaper symbols, the least that does is chosen: see ``fitted``. The
 first are tiny, because latents gather where they are about to round to the next level."""
 
@@ -127,7 +127,7 @@ class SceneTask(CalibrationTask):
         def fits(thrift: float) -> bool:
             return self._nbytes(self.student.rounded(thrift)) <= self._allowed
 
-        found = bisect_left(_THRIFT, True, lo=1, key=fits)  # more thrift, fewer bytes
+        found = bisect_left(_THRIFT, True, key=fits)  # more thrift, fewer bytes
         return plain if found == len(_THRIFT) else self.student.rounded(_THRIFT[found])
 
     def _pictures(self, splats: Splats, views: Sequence[int]) -> Tensor:

@@ -18,9 +18,6 @@ import numpy.typing as npt
 from dpq_core.errors import ArtifactError
 
 MAX_DEPTH = 32
-SAME = 3 * MAX_DEPTH
-"""Stands for the bit of parting where one path is a part of the other."""
-
 _SPARE = 8  # bytes after the bits, so that five can be read anywhere
 
 _jit = numba.njit(cache=True, nogil=True)
@@ -30,13 +27,13 @@ _jit = numba.njit(cache=True, nogil=True)
 def parting_bit(x: Any, y: Any, z: Any) -> Any:
     """Bit of the path at which coordinates differ, given their exclusive ors (uint64)."""
     both = x | y | z
-    for level in range(32):
-        drop = np.uint64(31 - level)
+    for level in range(MAX_DEPTH):
+        drop = np.uint64(MAX_DEPTH - 1 - level)
         if (both >> drop) & np.uint64(1):
             if (x >> drop) & np.uint64(1):
                 return 3 * level
             return 3 * level + (1 if (y >> drop) & np.uint64(1) else 2)
-    return 3 * 32
+    return 3 * MAX_DEPTH  # the same cell
 
 
 @_jit

@@ -1,0 +1,123 @@
+"""dpq itself at the sizes of its peers, in their records: ``dpq compress`` and ``dpq eval``.
+
+    python benchmarks/peers_dpq.py --model tiny-llama --preset best
+
+A preset is given the bytes of the peers' files (``--target-size``; all files of the artifact
+counted) and of its own nominal widths, and scored by the protocol of ``peers_llama.py`` and
+``peers_diffusion.py``. ``best`` sees the training text that calibrated peers see; on the DiT, what
+the uncompressed model draws. ``benchmarks/peers_tables.py`` writes the tables of docs/peers.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import peers_common as common
+
+PRESETS = ("fast", "best")
+CONTEXT, WINDOWS = 512, 128
+IMAGES, STEPS, GUIDANCE = 50, 25, 1.5
+
+
+@dataclass(frozen=True)
+class Model:
+    """A built-in model.
+
+    Attributes:
+        adapter: its domain.
+        sizes: bytes that the artifact may take: those of peers, and what 1 to 4 bits take.
+        protocol: of ``dpq eval``, beyond the defaults.
+        metric: what is told, by the name that ``dpq eval`` gives it -> key of the record.
+        spec: of the peers' records of this model.
+    """
+
+    adapter: str
+    sizes: tuple[int, ...]
+    protocol: tuple[str, ...]
+    metric: tuple[str, str]
+    spec: dict[str, Any]
+
+
+MODELS = {
+    "tiny-llama": Model(
+        "llama",
+        (2_555_000, 3_518_000, 3_880_000, 4_630_000, 5_820_000),
+        ("--context", str(CONTEXT), "--dtype", "float32"),
+        ("perplexity", "perplexity"),
+        {"context": CONTEXT},
+    ),
+    "tiny-dit": Model(
+        "diffusion",
+        (1_171_000, 1_996_000, 2_830_000, 3_650_000),
+        (
+            *("--steps", str(STEPS), "--guidance", str(GUIDANCE)),
+            *("--samples", str(IMAGES), "--fidelity-samples", str(IMAGES)),
+        ),
+        ("PSNR", "psnr_dB"),
+        {"images": IMAGES, "steps": STEPS, "guidance": GUIDANCE, "batch": IMAGES},
+    ),
+}
+
+
+def dpq(*arguments: str) -> Any:
+    """What a command says with ``--json``."""
+    command = [sys.executable, "-m", "dpq_cli", *arguments, "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    return json.loads(done.stdout)
+
+
+def texts(model: str, folder: Path) -> list[str]:
+    """The option that names the training text, written as files."""
+    if model != "tiny-llama":
+        return []
+    for name, text in common.calibration_documents(WINDOWS * CONTEXT):
+        (folder / f"{name.replace('/', '_')}.txt").write_text(text, encoding="utf-8")
+    return ["--texts", str(folder)]
+
+
+def measure(name: str, preset: str, size: int, data: Sequence[str], folder: Path) -> dict[str, Any]:
+    """One artifact: its bytes, its metric, and the seconds that it took."""
+    model, out = MODELS[name], folder / "artifact"
+    started = time.perf_counter()
+    looked = data if preset == "best" else ()
+    dpq(
+        *("compress", f"builtin:{name}", "-a", model.adapter, "-o", str(out), "--overwrite"),
+        *("--preset", preset, "--target-size", f"{size}B", "--no-probe", *looked),
+    )
+    seconds = time.perf_counter() - started
+    found = dpq("eval", str(out), *model.protocol)["result"]["metrics"]
+    metric, key = model.metric
+    (value,) = [one["value"] for one in found if one["name"].startswith(metric)]
+    return {"seconds": seconds, "weight_bytes": common.file_bytes(out), key: value}
+
+
+def main() -> None:
+    """Measure and append a record of each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", action="append", choices=MODELS)
+    parser.add_argument("--preset", action="append", choices=PRESETS)
+    parser.add_argument("--size", action="append", type=int, help="bytes")
+    options = parser.parse_args()
+    for name in options.model or MODELS:
+        model = MODELS[name]
+        for preset in options.preset or PRESETS:
+            for size in options.size or model.sizes:
+                with tempfile.TemporaryDirectory() as made, tempfile.TemporaryDirectory() as text:
+                    data = texts(name, Path(text))
+                    row = measure(name, preset, size, data, Path(made))
+                spec = {"model": f"builtin:{name}", "peer": "dpq", **model.spec}
+                spec |= {"preset": preset, "target_size": size}
+                common.record(spec, row, ("transformers", "diffusers"))
+
+
+if __name__ == "__main__":
+    main()
