@@ -12,11 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from gaussian_plot import fidelity, plot
+from pages import DOCS, write_part
 from record import RESULTS
-
-DOCS = Path(__file__).resolve().parent.parent / "docs"
-BEGIN = "<!-- written by benchmarks/gaussian_tables.py -->"
-END = "<!-- end of what benchmarks/gaussian_tables.py writes -->"
 
 Row = Mapping[str, Any]
 
@@ -107,10 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")
     record = last_record(parser.parse_args().results)
-    page = DOCS / "gaussian.md"
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.write_text(f"{before}{BEGIN}\n{text_of(record)}\n{END}{after}", encoding="utf-8")
+    write_part("gaussian.md", "gaussian_tables.py", text_of(record))
     picture = DOCS / "images" / "gaussian_rate.svg"
     picture.parent.mkdir(exist_ok=True)
     picture.write_text(plot(record["results"]["rows"]), encoding="utf-8")

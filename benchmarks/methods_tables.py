@@ -11,11 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pages import write_part
 from record import RESULTS
-
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "methods.md"
-BEGIN = "<!-- written by benchmarks/methods_tables.py -->"
-END = "<!-- end of what benchmarks/methods_tables.py writes -->"
 
 FREE, DATA = "l2", "ldlq+icm"
 """The two assignments that every method is measured with; others have rows of their own."""
@@ -139,10 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")
     folder = parser.parse_args().results
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page = f"{before}{BEGIN}\n\n{text_of(folder)}\n{END}{after}"
-    PAGE.write_text(page, encoding="utf-8")
+    write_part("methods.md", "methods_tables.py", text_of(folder))
 
 
 if __name__ == "__main__":

@@ -75,6 +75,9 @@ class CalibrationTask(ABC):
     name: str
     fingerprint: str = ""
 
+    def begin(self, steps: int) -> None:  # noqa: B027  # not every task wants to know
+        """Told how many M-steps there are end to end, before anything else is asked of the task."""
+
     @abstractmethod
     def train_batch(self, step: int) -> Batch:
         """The batch of one step: a pure function of the task's seed and the step."""

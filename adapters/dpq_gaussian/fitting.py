@@ -25,14 +25,14 @@ from dpq_core.errors import SpecError
 from dpq_core.planning.allocate import Choice, allocate
 from dpq_gaussian.cameras import Camera
 from dpq_gaussian.codec import Encoded, encode
-from dpq_gaussian.codec.decoding import chunks_of
+from dpq_gaussian.codec.decoding import UnwrittenScene
 from dpq_gaussian.codec.encoding import cube, grid_of
-from dpq_gaussian.codec.errors import measure
+from dpq_gaussian.codec.errors import LONGEST, measure
 from dpq_gaussian.importance import near_plane, rig
 from dpq_gaussian.options import CompressOptions
 from dpq_gaussian.order import morton_order
 from dpq_gaussian.packing import Prepared, coded, packed_of, prepare
-from dpq_gaussian.policy import ATTRIBUTES, Policy
+from dpq_gaussian.policy import Policy
 from dpq_gaussian.rendering import RenderOptions, Splats, render
 from dpq_gaussian.scene import Scene
 
@@ -62,13 +62,6 @@ AIM = 0.997
 
 ENCODINGS = 10
 """Of the whole scene, at most; two to four are usual."""
-
-_LONG = 1.23457e-05
-"""As long as an error is when written; they are measured at the end only."""
-
-_LONGEST: Mapping[str, Mapping[str, float]] = {
-    name: {"rms": _LONG} | ({"max": _LONG} if name == "positions" else {}) for name in ATTRIBUTES
-}
 
 _POWER = 2.5
 """Of the factor over that of the size, at the sizes of the presets."""
@@ -200,7 +193,7 @@ def _fitted(
         run.progress("fit", 50 + 40 * count / ENCODINGS, 100)
         policy = _scaled(base, {k: _limited(f * common) for k, f in factors.items()})
         encoded = coded(prepared, policy)
-        size = size_of(packed_of(prepared, policy, encoded, _LONGEST))
+        size = size_of(packed_of(prepared, policy, encoded, LONGEST))
         tried.append((common, size))
         if size <= budget and (best is None or size > best[0]):
             best = size, policy, encoded
@@ -255,7 +248,7 @@ def _relative(base: Policy, policy: Policy, name: str) -> float:
 
 
 def _whole(encoded: Encoded) -> Scene:
-    parts = [chunk.arrays() for chunk in chunks_of(encoded)]
+    parts = [chunk.arrays() for chunk in UnwrittenScene(encoded)]
     return Scene(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
 
 

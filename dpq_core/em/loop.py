@@ -103,6 +103,7 @@ class _Calibration:
     ) -> None:
         self._started = time.perf_counter()
         self._task, self._settings, self._progress = task, settings, run.progress
+        task.begin(settings.steps)
         self._layers = quantized_layers(task)
         if not any(p.requires_grad for p in task.student.parameters()):
             raise SpecError("calibrate: the student has no parameter that can be trained")

@@ -28,7 +28,7 @@ from dpq_gaussian.calibration.straight import through, turned
 from dpq_gaussian.calibration.student import SceneStudent
 from dpq_gaussian.calibration.views import training_views
 from dpq_gaussian.codec import SceneFile, harmonics
-from dpq_gaussian.codec.decoding import ChunkDecoder
+from dpq_gaussian.codec.decoding import UnwrittenScene
 from dpq_gaussian.formats import read_scene, write_scene
 from dpq_gaussian.importance import VIEWS, rig
 from dpq_gaussian.options import CompressOptions
@@ -55,7 +55,10 @@ def compressed(folder: Path, scene: Any, **options: Any) -> Path:
 
 
 def opened(folder: Path, scene: Any = None, **options: Any) -> latents.Stored:
-    file = SceneFile(compressed(folder, scene or visible_scene(400, 2), **options))
+    return read(SceneFile(compressed(folder, scene or visible_scene(400, 2), **options)), folder)
+
+
+def read(file: SceneFile, folder: Path) -> latents.Stored:
     return latents.read(file, read_scene(folder / "scene.ply").scene, "scene.ply")
 
 
@@ -272,7 +275,7 @@ class TestStraightThrough:
 
 class TestPrice:
     def test_it_rises_while_the_file_is_too_large_and_falls_while_it_is_small(self) -> None:
-        price = Price(loss=0.1, bits=1000.0, allowed=125)
+        price = Price(loss=0.1, bits=1000.0, nbytes=125, allowed=125)
         start = float(price.value)
         bits = torch.tensor(2000.0, requires_grad=True)
         cost = price(bits, lambda: 250)
@@ -290,7 +293,7 @@ class TestPrice:
     @pytest.mark.parametrize("excess", [-0.002, 0.0, 0.002])
     def test_while_bytes_differ_a_little_the_price_does_by_far(self, excess: float) -> None:
         """The swing of following the excess alone is damped."""
-        price = Price(loss=0.1, bits=1000.0, allowed=1_000_000)
+        price = Price(loss=0.1, bits=1000.0, nbytes=1_000_000, allowed=1_000_000)
         start = float(price.value)
         nbytes = round(1_002_000 * (1 + excess))
         cost = price(torch.tensor(1000.0), lambda: nbytes)
@@ -299,13 +302,13 @@ class TestPrice:
 
     @pytest.mark.parametrize(("nbytes", "rises"), [(125_100, False), (125_400, True)])
     def test_it_aims_a_little_above_what_is_allowed(self, nbytes: int, rises: bool) -> None:
-        price = Price(loss=0.1, bits=1000.0, allowed=125_000)
+        price = Price(loss=0.1, bits=1000.0, nbytes=125_000, allowed=125_000)
         start = float(price.value)
         price(torch.tensor(1000.0), lambda: nbytes)
         assert (float(price.value) > start) == rises
 
     def test_what_the_bits_really_take_is_measured_now_and_then(self) -> None:
-        price = Price(loss=0.1, bits=1000.0, allowed=125)
+        price = Price(loss=0.1, bits=1000.0, nbytes=125, allowed=125)
         calls = []
 
         def nbytes() -> int:
@@ -318,21 +321,35 @@ class TestPrice:
         assert len(calls) == 2
         assert float(price.value) < start  # the estimate alone says 125
 
+    @pytest.mark.parametrize(("step", "nbytes"), [(0, 1_252_500), (20, 1_120_270), (70, 1_002_000)])
+    def test_bytes_are_shed_at_the_pace_of_the_training(self, step: int, nbytes: int) -> None:
+        """A file that begins too large is not too large yet: it loses its bytes by 40 of 100."""
+        price = Price(loss=0.1, bits=1000.0, nbytes=1_252_500, allowed=1_000_000)
+        price.begin(100)
+        start = float(price.value)
+        price.steps.fill_(step)
+        price.scale.fill_(nbytes / 1000)
+        price(torch.tensor(1000.0), lambda: nbytes)
+        assert float(price.value) == pytest.approx(start, rel=1e-4)
+        price.steps.fill_(step)
+        price(torch.tensor(1010.0), lambda: nbytes * 101 // 100)
+        assert float(price.value) > start * 1.01
+
     def test_it_is_saved_with_the_student(self) -> None:
-        price = Price(loss=0.1, bits=10.0, allowed=10)
+        price = Price(loss=0.1, bits=10.0, nbytes=10, allowed=10)
         assert dict(price.named_buffers()).keys() == {"value", "scale", "steps"}
 
 
 class TestStudent:
     @pytest.mark.parametrize("options", [{}, PQ, {"preset": "high"}], ids=["axes", "pq", "high"])
     def test_it_begins_as_the_file_bit_for_bit(self, tmp_path: Path, options: Any) -> None:
-        stored = opened(tmp_path, **options)
-        student = SceneStudent(stored)
+        opened_file = SceneFile(compressed(tmp_path, visible_scene(400, 2), **options))
+        student = SceneStudent(read(opened_file, tmp_path))
         rounded = student.rounded()
-        scene, whole = student.scene(rounded), stored.file.whole()
+        scene, whole = student.scene(rounded), opened_file.whole()
         for name, values in whole.arrays().items():
             np.testing.assert_array_equal(scene.arrays()[name], values, err_msg=name)
-        file = stored.file.file
+        file = opened_file.file
         encoded = student.encoded(rounded)
         assert encoded.models == bytes(file.stream("models"))
         for name, parts in encoded.chunked.items():
@@ -360,8 +377,7 @@ class TestStudent:
                 parameter += torch.randn(parameter.shape, generator=generator)
         rounded = student.rounded()
         encoded = student.encoded(rounded)
-        decoder = ChunkDecoder(encoded.parameters, encoded.models, "test")
-        read = decoder.decode(len(encoded.order), lambda s: encoded.chunked[s][0], "test")
+        (read,) = UnwrittenScene(encoded)
         drawn = student(rounded)
         for name, values in read.arrays().items():
             np.testing.assert_array_equal(getattr(drawn, name).detach(), values, err_msg=name)

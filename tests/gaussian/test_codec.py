@@ -22,7 +22,7 @@ from dpq_core.errors import ArtifactError, SourceError, SpecError
 from dpq_gaussian.adapter import GaussianAdapter
 from dpq_gaussian.codec import SceneFile, decode_scene, encode, iter_chunks, layout
 from dpq_gaussian.codec.canonical import quaternions, sorted_axes, turns
-from dpq_gaussian.codec.decoding import chunks_of
+from dpq_gaussian.codec.decoding import UnwrittenScene
 from dpq_gaussian.formats import write_scene
 from dpq_gaussian.importance import importance, rig
 from dpq_gaussian.options import CompressOptions
@@ -49,7 +49,7 @@ def covariances(scene: Scene) -> np.ndarray:
 
 
 def decoded(encoded) -> Scene:
-    parts = list(chunks_of(encoded))
+    parts = list(UnwrittenScene(encoded))
     return Scene(**{k: np.concatenate([p.arrays()[k] for p in parts]) for k in parts[0].arrays()})
 
 

@@ -23,7 +23,7 @@ from dpq_core.errors import ArtifactError, SpecError
 from dpq_core.spec import KMeansSpec, QuantSpec
 from dpq_gaussian.adapter import GaussianAdapter
 from dpq_gaussian.codec import Encoded, SceneFile, codebooks, decode_scene, encode, models
-from dpq_gaussian.codec.decoding import chunks_of
+from dpq_gaussian.codec.decoding import UnwrittenScene
 from dpq_gaussian.codec.layout import streams_of
 from dpq_gaussian.codec.parameters import parameters_from_json, parameters_to_json
 from dpq_gaussian.formats import write_scene
@@ -47,7 +47,7 @@ def encoded(scene: Scene, text: str = "", importance: Any = None) -> Encoded:
 
 def harmonics(found: Encoded) -> np.ndarray:
     """As decoded, in the order of the source."""
-    back = np.concatenate([chunk.sh_rest for chunk in chunks_of(found)])
+    back = np.concatenate([chunk.sh_rest for chunk in UnwrittenScene(found)])
     return back[np.argsort(found.order)]
 
 

@@ -62,7 +62,7 @@ class AxisHarmonics(Harmonics):
         self.latents = nn.Parameter(torch.from_numpy(latents))  # [n, R]
         p, self._classes = stored.parameters, stored.classes
         self.boost = p.harmonic_boost
-        self._axes, self._steps = stored.file.table, steps
+        self._axes, self._steps = stored.table, steps
         self._keep = p.harmonic_keep
         self._gains = np.array(p.harmonic_gains, np.float32)[self._classes]
 
@@ -138,7 +138,7 @@ class CodeHarmonics(Harmonics):
         lost = float(np.sqrt(np.square(wanted - stored.decoded.sh_rest).mean()))
         # What a step is to other attributes: uniform errors within it would be as large.
         self._unit = max(lost, 1e-6) * 12**0.5
-        books = torch.from_numpy(stored.file.table)
+        books = torch.from_numpy(stored.table)
         self.books = nn.Parameter(books / self._unit)  # [C, K, d]
         self.targets = nn.Parameter(torch.from_numpy(wanted) / self._unit)  # [n, M, 3]
         self.register_buffer("codes", torch.from_numpy(stored.harmonics.T.astype(np.int64)))

@@ -1,4 +1,4 @@
-"""Where calibration starts: the symbols of a file, and within their bins the original's values."""
+"""Where calibration starts: symbols of a coded scene, and the original within their bins."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from dpq_core.errors import SourceError
 from dpq_gaussian.codec.canonical import sorted_axes, turns
-from dpq_gaussian.codec.decoding import SceneFile
-from dpq_gaussian.codec.encoding import grid_of
+from dpq_gaussian.codec.decoding import CodedScene, SceneFile, UnwrittenScene
+from dpq_gaussian.codec.encoding import encode_again, grid_of
 from dpq_gaussian.codec.layout import Parameters, rotation_grids
 from dpq_gaussian.codec.quantities import SPINS, UNIT, Ints, depths, spacing
 from dpq_gaussian.order import morton_order
@@ -26,17 +26,21 @@ _INSIDE = 0.49
 
 _RIM = 1e-6
 
+_ROUNDED = 0.001
+"""Share of the symbols that another machine may round to the other side."""
+
 _MOVED = 8
 """Cells that an earlier calibration moves a Gaussian, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """What a file holds, all chunks together, and the scene that it was made of.
+    """What a coded scene holds, all chunks together, and the scene that it was made of.
 
     Attributes:
-        file: that is calibrated.
-        decoded: its scene.
+        parameters: of the codec.
+        table: of the harmonics: principal axes ``[R, 3 M]``, or codebooks ``[C, K, d]``.
+        decoded: the scene that is read from it.
         symbols: of every sequence but those of harmonics that are coded by axes.
         harmonics: symbols along the axes ``[n, R]``, or codes ``[n, G]``.
         original: the uncompressed scene in the order of the file.
@@ -44,7 +48,8 @@ class Stored:
         grid: their positions on the octree's finest grid ``[n, 3]``.
     """
 
-    file: SceneFile
+    parameters: Parameters
+    table: FloatArray
     decoded: Scene
     symbols: Mapping[str, npt.NDArray[np.int32]]
     harmonics: npt.NDArray[np.int32]
@@ -56,11 +61,6 @@ class Stored:
     def classes(self) -> npt.NDArray[np.uint8]:
         """Of importance ``[n]``."""
         return self.symbols["class"].astype(np.uint8)
-
-    @property
-    def parameters(self) -> Parameters:
-        """Of the file."""
-        return self.file.parameters
 
 
 def read(file: SceneFile, original: Scene, reference: str) -> Stored:
@@ -75,7 +75,33 @@ def read(file: SceneFile, original: Scene, reference: str) -> Stored:
         SourceError: it was made of another scene.
         ArtifactError: the file is damaged.
     """
-    chunks = [file.chunk_and_symbols(index) for index in range(file.chunks)]
+    stored = _joined(file)
+    order, grid = _matched(file, stored["decoded"], original, reference)
+    return Stored(**stored, original=original.take(order), order=order, grid=grid)
+
+
+def refined(stored: Stored, factor: float) -> Stored:
+    """The original coded anew, with steps divided by a factor; classes and order stay."""
+    p = stored.parameters.refined(factor)
+    encoded = encode_again(stored.original, stored.grid, stored.classes, p, stored.table)
+    found = _joined(UnwrittenScene(encoded))
+    return Stored(**found, original=stored.original, order=stored.order, grid=stored.grid)
+
+
+def as_encoded(stored: Stored) -> bool:
+    """Whether the symbols are those that the encoder chooses; calibration chooses others."""
+    fresh = refined(stored, 1.0)
+    pairs = [(fresh.symbols[name], values) for name, values in stored.symbols.items()]
+    pairs.append((fresh.harmonics, stored.harmonics))
+    if any(one.shape != other.shape for one, other in pairs):
+        return False
+    moved = sum(int((one != other).sum()) for one, other in pairs)
+    return moved <= _ROUNDED * sum(values.size for _, values in pairs)
+
+
+def _joined(coded: CodedScene) -> dict[str, Any]:
+    """Of ``Stored``, what is read from a coded scene."""
+    chunks = [coded.chunk_and_symbols(index) for index in range(coded.chunks)]
     scenes = [scene.arrays() for scene, _ in chunks]
     decoded = Scene(**{name: np.concatenate([s[name] for s in scenes]) for name in scenes[0]})
     symbols = {
@@ -86,22 +112,18 @@ def read(file: SceneFile, original: Scene, reference: str) -> Stored:
     if codes:
         harmonics = np.stack(codes, axis=1)
     else:
-        axes = len(file.table) if file.parameters.coefficients else 0
-        harmonics = np.zeros((len(file), axes), np.int32)
+        axes = len(coded.table) if coded.parameters.coefficients else 0
+        harmonics = np.zeros((len(coded), axes), np.int32)
         if axes:
             stored = np.arange(axes) < symbols["count"][:, None]
             harmonics[stored] = symbols["value"]
-    matched = _matched(file, decoded, original, reference)
-    order, grid = matched
-    return Stored(
-        file=file,
-        decoded=decoded,
-        symbols=symbols,
-        harmonics=harmonics,
-        original=original.take(order),
-        order=order,
-        grid=grid,
-    )
+    return {
+        "parameters": coded.parameters,
+        "table": coded.table,
+        "decoded": decoded,
+        "symbols": symbols,
+        "harmonics": harmonics,
+    }
 
 
 def _matched(
@@ -239,7 +261,7 @@ def harmonics_of(stored: Stored, dead_zone: float) -> tuple[FloatArray, FloatArr
     missing = (stored.original.sh_rest - stored.decoded.sh_rest).reshape(len(symbols), -1)
     size = np.abs(symbols)
     kept = np.sign(symbols) * (size + p.harmonic_boost)
-    wanted = kept + missing.astype(np.float64) @ stored.file.table.T / steps[:, None]
+    wanted = kept + missing.astype(np.float64) @ stored.table.T / steps[:, None]
     margin = 0.5 - _INSIDE
     most = size + 1 - dead_zone - margin
     least = np.where(symbols == 0, -most, size - dead_zone + margin)

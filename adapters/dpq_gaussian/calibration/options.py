@@ -29,7 +29,7 @@ class CalibrateOptions:
         metadata={"help": "train on the photographs of --views, where there are any"},
     )
     distill: float = field(
-        default=0.5,
+        default=0.75,
         metadata={
             "help": "share of the original's picture in every photograph that is trained on: "
             "photographs alone are learned by heart"
@@ -48,6 +48,14 @@ class CalibrateOptions:
     batch: int = field(default=2, metadata={"help": "views of one step"})
     ssim: float = field(
         default=0.2, metadata={"help": "share of 1 - SSIM in the loss; the rest is L1"}
+    )
+    finer: float = field(
+        default=1.5,
+        metadata={
+            "help": "training starts from the original in steps so many times finer than the "
+            "artifact's (less in runs under 1000 --steps), and the price of bits takes the bytes "
+            "back; 1, or harmonics by pq: it starts from the artifact's own symbols"
+        },
     )
     size: float = field(
         default=1.0,
@@ -72,6 +80,8 @@ class CalibrateOptions:
             raise SpecError(f"option --batch must be 1 to 1000, not {self.batch}")
         if not 0 <= self.ssim <= 1:
             raise SpecError(f"option --ssim must be 0 to 1, not {self.ssim}")
+        if not 1 <= self.finer <= 4:
+            raise SpecError(f"option --finer must be 1 to 4, not {self.finer}")
         if not 0.5 <= self.size <= 2:
             raise SpecError(f"option --size must be 0.5 to 2, not {self.size}")
         colour(self.background)

@@ -22,6 +22,10 @@ changes how fast bytes change, not how many there are: following the excess alon
 _LARGEST_CHANGE = 0.1
 _LARGEST_DAMPING = 2.0
 
+_SHED = 0.4
+"""Share of the training in which a file that begins too large is to lose its bytes: latents move by
+hundredths of a step, and what a high price drives to zero at once does not come back."""
+
 _MARGIN = 1.002
 """Of the allowed bytes: as the learning rate falls, bytes lag behind and end a little below the
 aim, and a little too many are rounded away (``SceneTask.fitted``) at next to no loss."""
@@ -43,16 +47,17 @@ class Price(nn.Module):
     scale: Tensor
     steps: Tensor
 
-    def __init__(self, *, loss: float, bits: float, allowed: int) -> None:
+    def __init__(self, *, loss: float, bits: float, nbytes: int, allowed: int) -> None:
         """Begin with the price that the file was probably made at.
 
         Args:
             loss: of the student as it came.
             bits: estimated, of it.
-            allowed: bytes that the file may take.
+            nbytes: that it takes.
+            allowed: bytes that the file may take in the end.
         """
         super().__init__()
-        self._aim = _MARGIN * allowed
+        self._first, self._last, self._shed = nbytes, _MARGIN * allowed, 0.0
         self.register_buffer("value", torch.tensor(_START * loss / bits, dtype=torch.float64))
         self.register_buffer("scale", torch.zeros((), dtype=torch.float64))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
@@ -67,10 +72,20 @@ class Price(nn.Module):
         estimated = float(bits.detach())
         if int(self.steps) % _EVERY == 0:
             self.scale.fill_(nbytes() / estimated)
+        excess = estimated * float(self.scale) / self._aim() - 1
         self.steps += 1
-        excess = estimated * float(self.scale) / self._aim - 1
         self.value *= math.exp(_limited(_GAIN * excess, _LARGEST_CHANGE))
         return bits * (float(self.value) * math.exp(_limited(_DAMPING * excess, _LARGEST_DAMPING)))
+
+    def begin(self, steps: int) -> None:
+        """Training has so many steps: what is too much is shed in a part of them."""
+        self._shed = _SHED * steps
+
+    def _aim(self) -> float:
+        """Bytes that the file should take by now."""
+        share = 1 - int(self.steps) / self._shed if self._shed else 0.0
+        excess: float = max(1.0, self._first / self._last) ** max(0.0, share)
+        return excess * self._last
 
 
 def _limited(value: float, largest: float) -> float:

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from dpq_core.adapter import Run
 from dpq_core.artifact.manifest import library_versions
-from dpq_core.artifact.single_writer import Packed
+from dpq_core.artifact.single_manifest import FileManifest
+from dpq_core.artifact.single_writer import Packed, size_of
 from dpq_core.calibration import Batch, CalibrationTask, EStep
 from dpq_gaussian.calibration import latents
 from dpq_gaussian.calibration.harmonics import CodeHarmonics
@@ -25,14 +26,15 @@ from dpq_gaussian.calibration.student import Rounded, SceneStudent
 from dpq_gaussian.calibration.views import TrainingViews, training_views
 from dpq_gaussian.codec import SceneFile
 from dpq_gaussian.codec.encoding import Encoded
-from dpq_gaussian.codec.errors import measure
+from dpq_gaussian.codec.errors import LONGEST, measure
+from dpq_gaussian.codec.parameters import parameters_to_json
 from dpq_gaussian.loading import load_scene
 from dpq_gaussian.rendering import Splats, drawing_device, render
 from dpq_gaussian.scene import Scene, check_values
 
-RATE = 30.0
-"""Learning rate of latents, in steps, relative to the loop's: 0.003 by default. Where it is higher
-the loss stays on a plateau, set by noise, until the schedule lowers it."""
+RATE = 60.0
+"""Learning rate of latents, in steps, relative to the loop's: 0.006 by default. Where it is much
+higher the loss stays on a plateau, set by noise, until the schedule lowers it."""
 
 BETAS = (0.95, 0.99)
 """AdamW's: most Gaussians are in one view and not in the next, so gradients are averaged over more
@@ -41,6 +43,9 @@ steps than the loop does. Runs are a few epochs, so magnitudes are averaged over
 EPS = 1e-15
 """AdamW's, as in Kerbl et al. 2023: what one Gaussian does to a mean over pixels is little, and so
 is the price of its bits."""
+
+_LONG = 1000
+"""Steps of training from which on all of ``--finer`` pays; a shorter one has a part of it."""
 
 _OVER = 100.0
 """Loss per share of bytes beyond what is allowed: such a state is never the best one."""
@@ -55,6 +60,7 @@ class SceneTask(CalibrationTask):
 
     def __init__(
         self,
+        file: SceneFile,
         stored: latents.Stored,
         original: Scene,
         views: TrainingViews,
@@ -64,26 +70,44 @@ class SceneTask(CalibrationTask):
         """Build the student.
 
         Args:
-            stored: the file.
+            file: that is calibrated.
+            stored: what is in it.
             original: the uncompressed scene, as it came.
             views: that it is trained and validated with.
             options: of the user.
             seed: of the order of views.
         """
-        self._stored, self._original, self._views = stored, original, views
+        self._file, self._stored, self._original, self._views = file, stored, original, views
         self._options, self._seed = options, seed
-        device = views.original.positions.device
-        self.student: SceneStudent = SceneStudent(stored, device)
+        self._given = Splats.of(stored.decoded, views.original.positions.device)
         kind = "photographs" if views.photographed else "pictures of the original"
         self.name = f"L1 and D-SSIM, {kind}"
         self._coded: deque[tuple[Rounded, int]] = deque(maxlen=2)
         self._fitted: tuple[Rounded, Rounded] | None = None
+        self._finer = 1.0
+        self._start(stored)
+
+    def _start(self, stored: latents.Stored) -> None:
+        """The student, and the price of its bits."""
+        options, views = self._options, self._views
+        self.student: SceneStudent = SceneStudent(stored, views.original.positions.device)
         rounded = self.student.rounded()
-        self._allowed = int(self._nbytes(rounded) * options.size)
+        self._allowed = int(self._file.file.nbytes * options.size) - self._beside(rounded)
         with torch.no_grad():
             bits = float(self.student.bits(rounded))
             loss = float(self._pictures(self.student(rounded), views.validation))
-        self.student.price = Price(loss=loss, bits=bits, allowed=self._allowed)
+        self.student.price = Price(
+            loss=loss, bits=bits, nbytes=self._nbytes(rounded), allowed=self._allowed
+        )
+
+    def begin(self, steps: int) -> None:
+        """Start from steps so fine that there is time to take their bytes back."""
+        finer = 1 + (self._options.finer - 1) * min(1.0, steps / _LONG)
+        steps_alone = self._stored.parameters.harmonic_spec is None  # codes have none to refine
+        if finer > 1 and steps_alone and latents.as_encoded(self._stored):
+            self._finer = finer
+            self._start(latents.refined(self._stored, finer))
+        self.student.price.begin(steps)
 
     def train_batch(self, step: int) -> Batch:
         """Indices of views; every epoch has them in another order."""
@@ -98,9 +122,11 @@ class SceneTask(CalibrationTask):
     def loss(self, batch: Batch) -> Tensor:
         """Mean over views; in training with the gradient of what the bytes cost.
 
-        Beyond training, of the file as it will be written. Should that still be too large, its loss
-        is so much higher that it is not kept.
+        Beyond training, of the file as it will be written: before the first step, of the file as it
+        came. Should it still be too large, its loss is so much higher that it is not kept.
         """
+        if not self.student.training and self._untouched:
+            return self._pictures(self._given, batch["view"].tolist())
         rounded = self.student.rounded() if self.student.training else self.fitted()
         loss = self._pictures(self.student(rounded), batch["view"].tolist())
         if self.student.training:
@@ -109,6 +135,10 @@ class SceneTask(CalibrationTask):
             return loss + (cost - cost.detach())
         over = self._nbytes(rounded) / self._allowed - 1
         return loss + _OVER * max(0.0, over)
+
+    @property
+    def _untouched(self) -> bool:
+        return int(self.student.price.steps) == 0
 
     def fitted(self) -> Rounded:
         """The student as it is written: so rounded that it takes no more bytes than allowed.
@@ -169,25 +199,55 @@ class SceneTask(CalibrationTask):
         return nbytes
 
     def packed(self) -> Packed:
-        """The student as a file; its manifest names the source and measures errors anew."""
+        """The student as a file; its manifest names the source and measures errors anew.
+
+        The file as it came, where training has not begun or was of no use.
+        """
+        file = self._file.file
+        if self._untouched:
+            chunks = range(file.manifest.chunks)
+            parts = {
+                name: [bytes(file.part(name, chunk)) for chunk in chunks]
+                for name in file.manifest.chunked
+            }
+            return self._whole(file.manifest, bytes(file.stream("models")), parts)
         encoded = self.student.encoded(self.fitted())
-        errors = measure(self._original, encoded)
-        before = self._stored.file.file.manifest
-        attributes = tuple(
-            dataclasses.replace(a, errors=errors.get(a.name, a.errors)) for a in before.attributes
-        )
+        return self._packed(encoded, measure(self._original, encoded))
+
+    def _beside(self, rounded: Rounded) -> int:
+        """Bytes of a file beside those of its streams, at most."""
+        encoded = self.student.encoded(rounded)
+        return size_of(self._packed(encoded, LONGEST)) - encoded.nbytes
+
+    def _packed(self, encoded: Encoded, errors: Mapping[str, Mapping[str, float]]) -> Packed:
+        before = self._file.file.manifest
         manifest = dataclasses.replace(
             before,
             fingerprint=_fingerprint(before.fingerprint, encoded),
-            attributes=attributes,
+            attributes=tuple(
+                dataclasses.replace(a, spec=self._spec(a.spec), errors=errors.get(a.name, a.errors))
+                for a in before.attributes
+            ),
+            parameters=parameters_to_json(encoded.parameters),
             streams={},
             versions=library_versions(),
         )
+        return self._whole(manifest, encoded.models, encoded.chunked)
+
+    def _spec(self, spec: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the manifest says of an attribute's steps."""
+        if "steps" not in spec:
+            return spec
+        return {**spec, "steps": [float(f"{step / self._finer:.4g}") for step in spec["steps"]]}
+
+    def _whole(
+        self, manifest: FileManifest, models: bytes, chunked: Mapping[str, Sequence[bytes]]
+    ) -> Packed:
         numbers = 14 + 3 * self._original.sh_rest.shape[1]
         return Packed(
             manifest=manifest,
-            whole={"models": encoded.models},
-            chunked=encoded.chunked,
+            whole={"models": models},
+            chunked=chunked,
             source_nbytes=len(self._original) * numbers * 4,
         )
 
@@ -209,7 +269,7 @@ def calibration(
     stored = latents.read(file, original, reference)
     mip = file.parameters.antialiased
     views = training_views(options, original, antialiased=mip, device=device)
-    return SceneTask(stored, original, views, options, run.seed)
+    return SceneTask(file, stored, original, views, options, run.seed)
 
 
 def _same(one: Rounded, other: Rounded) -> bool:

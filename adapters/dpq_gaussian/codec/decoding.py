@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -43,18 +44,15 @@ class ChunkDecoder:
         self._stream_of = {name: stream for stream, names in streams for name in names}
         self._decoders = {name: Decoder(model) for name, model in found.items()}
 
-    def decode(self, count: int, part: Callable[[str], bytes | memoryview], where: str) -> Scene:
-        """One chunk of ``count`` Gaussians; ``part`` gives its bytes of a stream.
-
-        Raises:
-            ArtifactError: they are damaged.
-        """
-        return self.decode_both(count, part, where)[0]
-
-    def decode_both(
+    def decode(
         self, count: int, part: Callable[[str], bytes | memoryview], where: str
     ) -> tuple[Scene, Symbols]:
-        """One chunk as ``decode`` returns it, and the symbols that it was restored from.
+        """One chunk of ``count`` Gaussians, and the symbols that it was restored from.
+
+        Args:
+            count: n.
+            part: gives the bytes of a stream.
+            where: begins an error message.
 
         Raises:
             ArtifactError: the bytes are damaged.
@@ -78,21 +76,73 @@ class ChunkDecoder:
         return scene, Symbols(count=count, sequences=sequences, bits=bytes(bits))
 
 
-def chunks_of(encoded: Encoded) -> Iterator[Scene]:
-    """The chunks of a scene that is not written yet."""
-    decoder = ChunkDecoder(encoded.parameters, encoded.models, "encoded scene")
-    for index in range(-(-len(encoded.order) // CHUNK)):
-        count = min(CHUNK, len(encoded.order) - index * CHUNK)
-        yield decoder.decode(count, lambda s, i=index: encoded.chunked[s][i], f"chunk {index}")  # type: ignore[misc]
+class CodedScene(ABC):
+    """A coded scene, wherever its bytes are.
+
+    Attributes:
+        parameters: of its codec.
+        chunks: number of chunks.
+    """
+
+    parameters: Parameters
+    chunks: int
+    _decoder: ChunkDecoder
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of Gaussians."""
+
+    @abstractmethod
+    def chunk_and_symbols(self, index: int) -> tuple[Scene, Symbols]:
+        """The Gaussians of one chunk, and the symbols that they were restored from.
+
+        Raises:
+            ArtifactError: there is no such chunk, or it is damaged.
+        """
+
+    @property
+    def table(self) -> npt.NDArray[np.float32]:
+        """Of the harmonics: principal axes ``[R, 3 M]``, or codebooks ``[C, K, d]``."""
+        return self._decoder.table
+
+    def chunk(self, index: int) -> Scene:
+        """The Gaussians of one chunk.
+
+        Raises:
+            ArtifactError: there is no such chunk, or it is damaged.
+        """
+        return self.chunk_and_symbols(index)[0]
 
 
-class SceneFile:
+class UnwrittenScene(CodedScene):
+    """A scene that is coded, but not written yet."""
+
+    def __init__(self, encoded: Encoded) -> None:
+        """Prepare to decode it."""
+        self.parameters, self._encoded = encoded.parameters, encoded
+        self.chunks = -(-len(encoded.order) // CHUNK)
+        self._decoder = ChunkDecoder(encoded.parameters, encoded.models, "encoded scene")
+
+    def __len__(self) -> int:
+        """Number of Gaussians."""
+        return len(self._encoded.order)
+
+    def chunk_and_symbols(self, index: int) -> tuple[Scene, Symbols]:
+        """The Gaussians of one chunk, and the symbols that they were restored from."""
+        count = min(CHUNK, len(self) - index * CHUNK)
+        parts = self._encoded.chunked
+        return self._decoder.decode(count, lambda stream: parts[stream][index], f"chunk {index}")
+
+    def __iter__(self) -> Iterator[Scene]:
+        """The chunks in order."""
+        return map(self.chunk, range(self.chunks))
+
+
+class SceneFile(CodedScene):
     """An opened ``.dpq`` scene.
 
     Attributes:
         file: the container.
-        parameters: of its codec.
-        chunks: number of chunks.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -115,14 +165,6 @@ class SceneFile:
         """Number of Gaussians."""
         return self.file.manifest.items
 
-    def chunk(self, index: int) -> Scene:
-        """The Gaussians of one chunk.
-
-        Raises:
-            ArtifactError: there is no such chunk, or it is damaged.
-        """
-        return self.chunk_and_symbols(index)[0]
-
     def chunk_and_symbols(self, index: int) -> tuple[Scene, Symbols]:
         """The Gaussians of one chunk, and the symbols that they were restored from.
 
@@ -131,12 +173,7 @@ class SceneFile:
         """
         count = self.file.manifest.chunk_size(index)
         where = f"{self.file.path}: chunk {index}"
-        return self._decoder.decode_both(count, lambda stream: self.file.part(stream, index), where)
-
-    @property
-    def table(self) -> npt.NDArray[np.float32]:
-        """Of the harmonics: principal axes ``[R, 3 M]``, or codebooks ``[C, K, d]``."""
-        return self._decoder.table
+        return self._decoder.decode(count, lambda stream: self.file.part(stream, index), where)
 
     def __iter__(self) -> Iterator[Scene]:
         """The chunks in order, decoded a few ahead by several threads."""

@@ -92,6 +92,30 @@ def encode(
     return code((order, classes), parameters, _stored(table, parameters, coded), coded, tick)
 
 
+def encode_again(
+    scene: Scene,
+    grid: npt.NDArray[np.uint32],
+    classes: npt.NDArray[np.uint8],
+    parameters: Parameters,
+    codewords: npt.NDArray[np.float32],
+) -> Encoded:
+    """Code a scene that is in the order of its file, with the classes and the basis of that file.
+
+    Args:
+        scene: the original's Gaussians ``[n]``.
+        grid: their positions on the octree's finest grid ``[n, 3]``.
+        classes: of importance ``[n]``.
+        parameters: steps.
+        codewords: of the harmonics, where they are codes; axes are found anew.
+    """
+    p, table = parameters, codewords.astype(np.float64)
+    order = np.arange(len(scene))
+    if p.harmonic_spec is None:
+        table = _harmonic_axes(*_sampled(scene, order, classes))
+    coded = _quantize(scene, order, grid, classes, (p, table), Policy())
+    return code((order, classes), p, _stored(table, p, coded), coded)
+
+
 def code(
     items: tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]],
     parameters: Parameters,
@@ -138,7 +162,7 @@ def _quantize(
     classes: npt.NDArray[np.uint8],
     numbers: tuple[Parameters, npt.NDArray[np.floating[Any]]],
     policy: Policy,
-    tick: Callable[[str, float], None],
+    tick: Callable[[str, float], None] = lambda what, share: None,
 ) -> list[Symbols]:
     """All chunks, by several threads; grid and classes are in the order of the file."""
     chunks = range(-(-len(order) // CHUNK))
@@ -216,15 +240,10 @@ def _parameters(
 ) -> tuple[Parameters, npt.NDArray[np.float64]]:
     """The numbers of the file, and the principal axes of the harmonics."""
     corner, side = cube
-    picked = slice(None, None, -(-len(order) // _SAMPLE))
-    sample, sampled = scene.take(order[picked]), classes[picked]
-    weights = np.exp2(2.0 * sampled)
+    sample, weights = _sampled(scene, order, classes)
     size = np.sort(sample.log_scales.astype(np.float64), axis=1)[:, 1:].mean()
     mean = sample.sh_dc.mean(axis=0, dtype=np.float64)
     basis = harmonics.principal_axes(sample.sh_dc - mean, weights)
-    m = sample.sh_rest.shape[1]
-    vectors = sample.sh_rest.reshape(len(sample), -1).astype(np.float64)
-    axes = harmonics.principal_axes(vectors, weights) if m else np.zeros((0, 0))
     harmonic_units = tuple(units(s) for s in policy.steps("harmonics"))
     # A position's step is base * size^power, with sizes relative to the scene's mean one.
     levels = [
@@ -245,9 +264,25 @@ def _parameters(
         color_units=tuple(units(s) for s in policy.steps("color")),
         color_basis=(*map(float, basis.reshape(-1)), *map(float, mean)),
         harmonic_units=harmonic_units,
-        coefficients=m,
+        coefficients=sample.sh_rest.shape[1],
         antialiased=False,
         harmonic_boost=policy.boost,
         harmonic_keep=policy.keep,
         harmonic_gains=policy.gains,
-    ), axes
+    ), _harmonic_axes(sample, weights)
+
+
+def _sampled(
+    scene: Scene, order: npt.NDArray[np.int64], classes: npt.NDArray[np.uint8]
+) -> tuple[Scene, npt.NDArray[np.float64]]:
+    """Gaussians from which bases are learned, and how much each counts."""
+    picked = slice(None, None, -(-len(order) // _SAMPLE))
+    return scene.take(order[picked]), np.exp2(2.0 * classes[picked])
+
+
+def _harmonic_axes(sample: Scene, weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Principal axes ``[3 M, 3 M]``."""
+    if not sample.sh_rest.shape[1]:
+        return np.zeros((0, 0))
+    vectors = sample.sh_rest.reshape(len(sample), -1).astype(np.float64)
+    return harmonics.principal_axes(vectors, weights)

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 
 from dpq_gaussian.codec.canonical import sorted_axes
-from dpq_gaussian.codec.decoding import chunks_of
+from dpq_gaussian.codec.decoding import UnwrittenScene
 from dpq_gaussian.codec.encoding import Encoded
+from dpq_gaussian.policy import ATTRIBUTES
 from dpq_gaussian.scene import Scene
+
+_LONG = 1.23457e-05
+
+LONGEST: Mapping[str, Mapping[str, float]] = {
+    name: {"rms": _LONG} | ({"max": _LONG} if name == "positions" else {}) for name in ATTRIBUTES
+}
+"""Errors as long as they are when written, for files whose errors are not measured yet."""
 
 
 def measure(scene: Scene, encoded: Encoded) -> dict[str, dict[str, float]]:
@@ -24,7 +33,7 @@ def measure(scene: Scene, encoded: Encoded) -> dict[str, dict[str, float]]:
     squares = dict.fromkeys(("positions", "scales", "rotations", "opacity", "color"), 0.0)
     squares |= {"harmonics": 0.0} if encoded.parameters.coefficients else {}
     largest, first = 0.0, 0
-    for decoded in chunks_of(encoded):
+    for decoded in UnwrittenScene(encoded):
         source = scene.take(encoded.order[first : first + len(decoded)])
         first += len(decoded)
         moved = np.abs(decoded.positions.astype(np.float64) - source.positions)

@@ -5,6 +5,8 @@ Both the encoder and the decoder follow this module; FORMAT.md describes it.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dpq_core.spec import QuantSpec
-from dpq_gaussian.codec.quantities import FINEST, exponents
+from dpq_gaussian.codec.quantities import FINEST, UNIT, exponents
 from dpq_gaussian.policy import CLASSES
 
 CODEC_VERSION = 1
@@ -148,6 +150,24 @@ class Parameters:
     harmonic_keep: float
     harmonic_gains: tuple[float, ...]
     harmonic_spec: QuantSpec | None = None
+
+    def refined(self, factor: float) -> Parameters:
+        """With all steps divided by a factor; those of rotations by a near power of sqrt(2)."""
+
+        def finer(steps: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(max(1, round(step / factor)) for step in steps)
+
+        octaves = math.log2(factor)
+        return dataclasses.replace(
+            self,
+            depth_offsets=tuple(v + round(octaves * UNIT) for v in self.depth_offsets),
+            scale_units=finer(self.scale_units),
+            rotation_offsets=tuple(v + round(2 * octaves) for v in self.rotation_offsets),
+            spin_offsets=tuple(v + round(2 * octaves) for v in self.spin_offsets),
+            opacity_units=finer(self.opacity_units),
+            color_units=finer(self.color_units),
+            harmonic_units=finer(self.harmonic_units),
+        )
 
     def bins_of(self, name: str) -> int:
         """Bins of the running mean of a sequence."""
