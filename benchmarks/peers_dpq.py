@@ -84,15 +84,11 @@ def texts(model: str, folder: Path) -> list[str]:
     return ["--texts", str(folder)]
 
 
-def measure(name: str, preset: str, size: int, data: Sequence[str], folder: Path) -> dict[str, Any]:
+def measure(name: str, said: Sequence[str], folder: Path) -> dict[str, Any]:
     """One artifact: its bytes, its metric, and the seconds that it took."""
     model, out = MODELS[name], folder / "artifact"
     started = time.perf_counter()
-    looked = data if preset == "best" else ()
-    dpq(
-        *("compress", f"builtin:{name}", "-a", model.adapter, "-o", str(out), "--overwrite"),
-        *("--preset", preset, "--target-size", f"{size}B", "--no-probe", *looked),
-    )
+    dpq("compress", f"builtin:{name}", "-a", model.adapter, "-o", str(out), "--no-probe", *said)
     seconds = time.perf_counter() - started
     found = dpq("eval", str(out), *model.protocol)["result"]["metrics"]
     metric, key = model.metric
@@ -106,16 +102,21 @@ def main() -> None:
     parser.add_argument("--model", action="append", choices=MODELS)
     parser.add_argument("--preset", action="append", choices=PRESETS)
     parser.add_argument("--size", action="append", type=int, help="bytes")
+    parser.add_argument("--steps", type=int, help="of the calibration, instead of the preset's")
     options = parser.parse_args()
     for name in options.model or MODELS:
         model = MODELS[name]
         for preset in options.preset or PRESETS:
             for size in options.size or model.sizes:
                 with tempfile.TemporaryDirectory() as made, tempfile.TemporaryDirectory() as text:
-                    data = texts(name, Path(text))
-                    row = measure(name, preset, size, data, Path(made))
+                    said = ["--preset", preset, "--target-size", f"{size}B"]
+                    if preset == "best":
+                        said += texts(name, Path(text))
+                    if options.steps is not None:
+                        said += ["--steps", str(options.steps)]
+                    row = measure(name, said, Path(made))
                 spec = {"model": f"builtin:{name}", "peer": "dpq", **model.spec}
-                spec |= {"preset": preset, "target_size": size}
+                spec |= {"preset": preset, "target_size": size, "steps": options.steps}
                 common.record(spec, row, ("transformers", "diffusers"))
 
 

@@ -88,7 +88,8 @@ def _name(row: Row) -> str:
 def _setting(row: Row) -> str:
     spec = row["spec"]
     if spec["peer"] == "dpq":
-        return f"`--target-size {spec['target_size'] / 1e6:g}MB`"
+        steps = "" if spec.get("steps") is None else f" --steps {spec['steps']}"
+        return f"`--target-size {spec['target_size'] / 1e6:g}MB{steps}`"
     said = [f"{name}={value}" for name, value in spec["options"].items()]
     what = (
         [spec["width"]] if "width" in spec else [f"{spec['bits']} bits, groups of {spec['group']}"]
