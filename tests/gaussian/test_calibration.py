@@ -233,6 +233,8 @@ class TestWholeRuns:
         raw = SceneFile(folder / "raw.dpq").parameters
         for steps, factor in ((10, 1.005), (500, 1.25), (1000, 1.5), (9000, 1.5)):
             assert self._begun(folder, steps).parameters == raw.refined(factor)
+        assert self._begun(folder, 1000, size=0.8).parameters == raw  # there is enough to shed
+        assert self._begun(folder, 1000, size=1.2).parameters == raw.refined(1.5 * 1.2**2.5)
         calibrated(folder, steps=12, finer=1.0)
         encoded = self._begun(folder, 1000, file="better.dpq")
         assert encoded.parameters == raw

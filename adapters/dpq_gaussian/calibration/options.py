@@ -53,8 +53,8 @@ class CalibrateOptions:
         default=1.5,
         metadata={
             "help": "training starts from the original in steps so many times finer than the "
-            "artifact's (less in runs under 1000 --steps), and the price of bits takes the bytes "
-            "back; 1, or harmonics by pq: it starts from the artifact's own symbols"
+            "artifact's (adapted to --size, less in runs under 1000 --steps), and the price of "
+            "bits takes the bytes back; 1, or harmonics by pq: from the artifact's own symbols"
         },
     )
     size: float = field(

@@ -47,6 +47,9 @@ is the price of its bits."""
 _LONG = 1000
 """Steps of training from which on all of ``--finer`` pays; a shorter one has a part of it."""
 
+_POWER = 2.5
+"""Of the fineness of steps over that of the bytes (as ``fitting`` finds it)."""
+
 _OVER = 100.0
 """Loss per share of bytes beyond what is allowed: such a state is never the best one."""
 
@@ -102,9 +105,10 @@ class SceneTask(CalibrationTask):
 
     def begin(self, steps: int) -> None:
         """Start from steps so fine that there is time to take their bytes back."""
-        finer = 1 + (self._options.finer - 1) * min(1.0, steps / _LONG)
-        steps_alone = self._stored.parameters.harmonic_spec is None  # codes have none to refine
-        if finer > 1 and steps_alone and latents.as_encoded(self._stored):
+        finer = self._options.finer * self._options.size**_POWER
+        finer = 1 + (finer - 1) * min(1.0, steps / _LONG)
+        codes = self._stored.parameters.harmonic_spec is not None  # these have no steps
+        if finer > 1 and not codes and latents.as_encoded(self._stored):
             self._finer = finer
             self._start(latents.refined(self._stored, finer))
         self.student.price.begin(steps)
@@ -138,7 +142,8 @@ class SceneTask(CalibrationTask):
 
     @property
     def _untouched(self) -> bool:
-        return int(self.student.price.steps) == 0
+        """Whether all is as it came, and allowed to be."""
+        return int(self.student.price.steps) == 0 and self._options.size >= 1
 
     def fitted(self) -> Rounded:
         """The student as it is written: so rounded that it takes no more bytes than allowed.
