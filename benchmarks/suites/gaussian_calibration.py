@@ -6,7 +6,7 @@ Each scene is compressed at several qualities; each file is calibrated on the tr
 and, if asked for, from the same start on pictures of the original alone (--targets). The judge is
 what training never sees: the held-out photographs and the original's pictures from their places.
 Every file is written, read back and measured from what was read. Needs the photographs of
-../shared/data. With its defaults about 80 s of one core for each of the three files.
+../shared/data. With its defaults six minutes of one core for each of the three files.
 
 What was recovered is told in three ways: of the PSNR to the held-out photographs,
 (after - before) / (uncompressed - before); the same of their mean squared error; and by how much
