@@ -50,14 +50,14 @@ class Model:
 MODELS = {
     "tiny-llama": Model(
         "llama",
-        (2_555_000, 3_518_000, 3_880_000, 4_630_000, 5_820_000),
+        (2_555_000, 3_518_000, 3_880_000, 4_630_000, 5_303_000, 5_820_000, 6_242_000),
         ("--context", str(CONTEXT), "--dtype", "float32"),
         ("perplexity", "perplexity"),
         {"context": CONTEXT},
     ),
     "tiny-dit": Model(
         "diffusion",
-        (1_171_000, 1_996_000, 2_830_000, 3_650_000),
+        (1_171_000, 1_996_000, 2_830_000, 3_331_000, 3_650_000, 6_263_000),
         (
             *("--steps", str(STEPS), "--guidance", str(GUIDANCE)),
             *("--samples", str(IMAGES), "--fidelity-samples", str(IMAGES)),
@@ -116,7 +116,9 @@ def main() -> None:
                         said += ["--steps", str(options.steps)]
                     row = measure(name, said, Path(made))
                 spec = {"model": f"builtin:{name}", "peer": "dpq", **model.spec}
-                spec |= {"preset": preset, "target_size": size, "steps": options.steps}
+                spec |= {"preset": preset, "target_size": size}
+                if options.steps is not None:
+                    spec["calibration_steps"] = options.steps
                 common.record(spec, row, ("transformers", "diffusers"))
 
 
