@@ -168,18 +168,21 @@ def plan_tensor(
 ) -> TensorPlan:
     """One tensor; an open orientation becomes the one that takes fewer bytes, else ``input``.
 
+    How codebooks are begun is settled as well, so that an artifact says what was done.
+
     Raises:
         SpecError: the spec does not fit the tensor.
     """
     if spec is None or layout is None:
         return TensorPlan(name=name, info=info)
+    kmeans = spec.kmeans.settled(spec.d)
     axes: tuple[str, ...] = (spec.orientation,)
     if spec.orientation == "auto":
         axes = ("input",) if spec.group_scale or spec.permute else ("input", "output")
     try:
         plans = [
             TensorPlan(name=name, info=info, spec=s, partition=Partition.of(info.shape, layout, s))
-            for s in (spec.replace(orientation=axis) for axis in axes)
+            for s in (spec.replace(orientation=axis, kmeans=kmeans) for axis in axes)
         ]
     except SpecError as error:
         raise SpecError(f"tensor {name!r} {list(info.shape)}: {error}") from None

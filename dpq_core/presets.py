@@ -37,7 +37,7 @@ def preset(name: str, bits: int) -> QuantSpec:
             orientation="auto",
             row_scale=False,
             pool=PoolSpec(method="greedy"),
-            kmeans=KMeansSpec(iterations=20, tail=1),
+            kmeans=KMeansSpec(iterations=20, tail=1, init="random"),
             assignment=AssignmentSpec(method="blockdiag", updates=0),
         )
     if name == "best":

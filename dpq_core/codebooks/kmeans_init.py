@@ -11,6 +11,9 @@ from dpq_core.kernels.units import shared_tail
 PLUSPLUS_ROUNDS = 256  # up to this K, k-means++ draws one codeword per round
 PLUSPLUS_SAMPLE = 8  # data points looked at per codeword (at least PLUSPLUS_POINTS of them)
 PLUSPLUS_POINTS = 2048
+SORTED_SAMPLE = 64  # data points per codeword where they are numbers, and are sorted instead
+WINDOW = 8  # neighbours on either side that tell the density of numbers
+FLOOR = 1e-3  # of the mean mass: numbers without neighbours' gaps, such as many equal ones, have it
 
 
 def initial_codebooks(
@@ -28,7 +31,8 @@ def initial_codebooks(
     ``random`` draws K distinct points per codebook, one from each of K equal runs of its points.
     ``kmeans++`` works on such a sample of max(8 K, 2048) points and draws each next codeword with
     probability ~ weight * squared distance to the nearest one so far; beyond K = 256 it draws
-    K / 256 at a time (as k-means|| does), so that its cost stays that of a few iterations.
+    K / 256 at a time (as k-means|| does), so that its cost stays that of a few iterations. Numbers
+    (d = 1) can be sorted: then nothing is drawn, codewords begin with the density that is best.
 
     Args:
         points: float32 [G, d, N].
@@ -47,11 +51,13 @@ def initial_codebooks(
     if method == "random":
         index = _distinct(available, K, generator)
         return _take(points, index, tie).movedim(1, 2).contiguous()
-    count = min(int(available.max()), max(PLUSPLUS_SAMPLE * K, PLUSPLUS_POINTS))
+    numbers = points.shape[1] == 1
+    each = SORTED_SAMPLE if numbers else PLUSPLUS_SAMPLE
+    count = min(int(available.max()), max(each * K, PLUSPLUS_POINTS))
     index = _distinct(available, count, generator)
     sample = _take(points, index, tie).contiguous()
     weight = None if weights is None else _take(weights[:, None].to(points), index, tie)[:, 0]
-    return _plusplus(sample, weight, K, generator)
+    return _companded(sample, weight, K) if numbers else _plusplus(sample, weight, K, generator)
 
 
 def _distinct(available: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -89,6 +95,25 @@ def _plusplus(sample: Tensor, weight: Tensor | None, K: int, generator: torch.Ge
         nearest = torch.minimum(nearest, kernels.assign(sample, new)[1])
         done = stop
     return books
+
+
+def _companded(sample: Tensor, weight: Tensor | None, K: int) -> Tensor:
+    """Numbers [C, 1, n] (weights [C, n]) -> [C, K, 1] with the density (w p)^(1/3).
+
+    That is the optimum for many codewords (Panter and Dite 1951). Of n sorted numbers of density p
+    each stands for 1 / (n p), so its share of the codewords is as w^(1/3) gap^(2/3).
+    """
+    values, order = sample[:, 0].sort(dim=1)
+    n = values.shape[1]
+    at = torch.arange(n, device=values.device)
+    first, last = (at - WINDOW).clamp_min(0), (at + WINDOW).clamp_max(n - 1)
+    mass = ((values[:, last] - values[:, first]).double() / (last - first).clamp_min(1)) ** (2 / 3)
+    if weight is not None:
+        mass *= weight.gather(1, order).double() ** (1 / 3)
+    total = (mass + FLOOR * mass.mean(dim=1, keepdim=True)).cumsum(dim=1)
+    shares = (torch.arange(K, device=values.device) + 0.5) / K
+    chosen = torch.searchsorted(total, shares * total[:, -1:]).clamp_max(n - 1)
+    return values.gather(1, chosen)[..., None].contiguous()
 
 
 def _draw(mass: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -17,8 +17,8 @@ SHARD_BYTES = 4 << 30
 """As `dpq compress` cuts weight files by default."""
 
 _HASH = "0" * 64
-_ERROR = 0.12345678901234568
-"""As long as a relative error is when written."""
+_ERROR = 1.2345678901234567e-05
+"""As long as a relative error is when written, at most."""
 
 _ENTRY = FileEntry(10**9, _HASH)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 
@@ -166,11 +167,38 @@ def test_points_of_weight_zero_do_not_pull() -> None:
     assert torch.isfinite(none.codebooks).all()
 
 
+@pytest.mark.parametrize(("d", "K", "limit"), [(1, 256, 1.15), (2, 1024, 1.3), (3, 1024, 1.15)])
+def test_dense_codewords_are_where_rate_distortion_theory_has_them(
+    d: int, K: int, limit: float
+) -> None:
+    """Zador's constants of the Gaussian, at high rate: D d = G_d K^(-2/d), by d."""
+    bound = {1: 2.72, 2: 2.0166, 3: 1.82}[d] * K ** (-2 / d)
+    points = normal(1, d, 32_768)
+    found = kmeans(points, K=K, spec=KMeansSpec(), seed=0)
+    error = (found.codebooks[0][found.codes[0].long()].T - points[0]).square().mean()
+    assert 0.8 * bound < float(error) < limit * bound
+    random = kmeans(points, K=K, spec=KMeansSpec(init="random"), seed=0).stats[-1].objective
+    assert found.stats[-1].objective < 0.97 * random
+
+
+def test_an_open_start_is_settled_by_the_length_of_subvectors() -> None:
+    assert KMeansSpec().settled(4) == KMeansSpec(init="random")
+    assert KMeansSpec().settled(3) == KMeansSpec(init="kmeans++", noise_power=0.0)
+    for init in ("random", "kmeans++"):
+        assert KMeansSpec(init=init).settled(1) == KMeansSpec(init=init)
+    points = normal(1, 2, 2048)
+    one, other = (
+        kmeans(points, K=64, spec=s, seed=0) for s in (KMeansSpec(), KMeansSpec().settled(2))
+    )
+    assert torch.equal(one.codebooks, other.codebooks)
+
+
 @pytest.mark.parametrize("spec", [LLOYD, RELAXED])
 def test_empty_codewords_are_split_off_the_fullest(spec: KMeansSpec) -> None:
     """Half of the data is one point: its duplicates among the first codewords start out empty."""
     points = normal(3, 2, 512)
     points[:, :, ::2] = 0
+    spec = dataclasses.replace(spec, init="random")
     result = kmeans(points, K=64, spec=spec, seed=0)
     assert result.stats[0].empty > 3 * 16
     assert result.stats[-1].empty < 3 * 8

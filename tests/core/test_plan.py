@@ -10,7 +10,7 @@ from dpq_core.checkpoint import Checkpoint, TensorInfo
 from dpq_core.errors import SpecError
 from dpq_core.layout import Layout
 from dpq_core.plan import Override, make_plan
-from dpq_core.spec import QuantSpec
+from dpq_core.spec import KMeansSpec, QuantSpec
 
 
 class Shapes(Checkpoint):
@@ -55,8 +55,9 @@ def plan_of(*texts, bits=2):
 
 def test_the_adapter_selects_and_adjusts():
     tensors, _ = plan_of()
-    assert tensors["a.weight"].spec == QuantSpec.preset(2)
-    assert tensors["table"].spec == QuantSpec.preset(2, d=1, scope="tensor")
+    assert tensors["a.weight"].spec == QuantSpec.preset(2, kmeans=KMeansSpec(init="random"))
+    dense = KMeansSpec(init="kmeans++", noise_power=0.0)
+    assert tensors["table"].spec == QuantSpec.preset(2, d=1, scope="tensor", kmeans=dense)
     assert tensors["b.bias"].spec is None
     assert tensors["step"].spec is None  # integers are never quantized
 
