@@ -7,6 +7,7 @@ cell and are not counted: the comparison is of methods, not of policies.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -84,8 +85,8 @@ class Bench(ABC):
         """What ``dpq calibrate`` is to look at; files may be put into the folder."""
 
     def blocks(self) -> Sequence[str]:
-        """Paths of the blocks, for training one after the other; empty where that is not done."""
-        return ()
+        """Paths of the blocks, in order, for training one after the other."""
+        return list(dict.fromkeys(re.split(r"(?<=\.\d)\.", name)[0] for name in self.layers))
 
 
 class Llama(Bench):
@@ -155,10 +156,6 @@ class Llama(Bench):
         return CalibrateOptions(
             texts=(str(text),), context=256, samples=96, batch=4, validation_samples=8
         )
-
-    def blocks(self) -> Sequence[str]:
-        """The decoder layers."""
-        return sorted({name.partition(".self_attn")[0] for name in self.layers if "attn" in name})
 
 
 class DiT(Bench):

@@ -108,7 +108,7 @@ def test_an_existing_output_needs_overwrite(net, tmp_path):
         (["--d", "99"], "d must be 1..64, not 99"),
         (["--scope", "everyone"], "scope must be auto, tensor, subspace or a number"),
         (["--scope", "1000"], "scope asks for 1000 codebooks"),
-        (["--init", "magic"], "init must be one of random, kmeans++"),
+        (["--init", "magic"], "init must be one of auto, random, kmeans++"),
         (["--override", "w9=4"], "override 'w9' matches no compressible tensor"),
         (["--override", "w1"], "write PATTERN=keep, PATTERN=4"),
         (["--shard-size", "lots"], "size 'lots' is not understood"),
