@@ -156,7 +156,7 @@ class TestTask:
 class TestWholeRuns:
     @pytest.mark.slow
     @pytest.mark.parametrize(
-        ("options", "steps", "factor"), [({}, 200, 1.1), (PQ, 80, 1.0)], ids=["axes", "pq"]
+        ("options", "steps", "factor"), [({}, 200, 1.1), (PQ, 120, 1.0)], ids=["axes", "pq"]
     )
     def test_held_out_views_improve_and_bytes_do_not_grow(
         self, folder: Path, options: Any, steps: int, factor: float

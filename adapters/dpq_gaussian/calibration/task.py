@@ -36,6 +36,9 @@ RATE = 60.0
 """Learning rate of latents, in steps, relative to the loop's: 0.006 by default. Where it is much
 higher the loss stays on a plateau, set by noise, until the schedule lowers it."""
 
+CODES_RATE = 30.0
+"""The same for files whose harmonics are codes: they begin with their own symbols."""
+
 BETAS = (0.95, 0.99)
 """AdamW's: most Gaussians are in one view and not in the next, so gradients are averaged over more
 steps than the loop does. Runs are a few epochs, so magnitudes are averaged over fewer."""
@@ -187,7 +190,8 @@ class SceneTask(CalibrationTask):
     def groups(self) -> list[dict[str, Any]]:
         """All latents move alike: they count in steps."""
         latents = list(self.student.parameters())
-        return [{"params": latents, "lr_scale": RATE, "betas": BETAS, "eps": EPS}]
+        rate = CODES_RATE if self.esteps() else RATE
+        return [{"params": latents, "lr_scale": rate, "betas": BETAS, "eps": EPS}]
 
     def esteps(self) -> Sequence[EStep]:
         """Codes of harmonics."""
