@@ -175,7 +175,7 @@ def plan_tensor(
     """
     if spec is None or layout is None:
         return TensorPlan(name=name, info=info)
-    kmeans = spec.kmeans.settled(spec.d)
+    kmeans = spec.kmeans.settled(spec.d, spec.K)
     axes: tuple[str, ...] = (spec.orientation,)
     if spec.orientation == "auto":
         axes = ("input",) if spec.group_scale or spec.permute else ("input", "output")

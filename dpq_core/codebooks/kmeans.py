@@ -86,7 +86,7 @@ def kmeans(
     moments = passes.moments()
     if not bool(torch.isfinite(moments).all()) or not _padded_group_finite(points, pad):
         raise SpecError("weights hold NaN or infinite values")
-    spec = spec.settled(points.shape[1])
+    spec = spec.settled(points.shape[1], K)
     generator = torch.Generator(points.device).manual_seed(seed)
     books = initial_codebooks(
         points, weights, K=K, tie=tie, pad=pad, method=spec.init, generator=generator

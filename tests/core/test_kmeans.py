@@ -181,15 +181,15 @@ def test_dense_codewords_are_where_rate_distortion_theory_has_them(
     assert found.stats[-1].objective < 0.97 * random
 
 
-def test_an_open_start_is_settled_by_the_length_of_subvectors() -> None:
-    assert KMeansSpec().settled(4) == KMeansSpec(init="random")
-    assert KMeansSpec().settled(3) == KMeansSpec(init="kmeans++", noise_power=0.0)
+def test_an_open_start_is_settled_by_the_bits_per_weight() -> None:
+    dense = KMeansSpec(init="kmeans++", noise_power=0.0)
+    for d, K in ((4, 4096), (3, 512), (2, 64), (1, 8)):
+        assert KMeansSpec().settled(d, K) == dense
+        assert KMeansSpec().settled(d, K // 2) == KMeansSpec(init="random")
     for init in ("random", "kmeans++"):
-        assert KMeansSpec(init=init).settled(1) == KMeansSpec(init=init)
+        assert KMeansSpec(init=init).settled(1, 256) == KMeansSpec(init=init)
     points = normal(1, 2, 2048)
-    one, other = (
-        kmeans(points, K=64, spec=s, seed=0) for s in (KMeansSpec(), KMeansSpec().settled(2))
-    )
+    one, other = (kmeans(points, K=64, spec=spec, seed=0) for spec in (KMeansSpec(), dense))
     assert torch.equal(one.codebooks, other.codebooks)
 
 
