@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 from pathlib import Path
@@ -23,6 +24,9 @@ from dpq_gaussian.adapter import GaussianAdapter
 from dpq_gaussian.codec import SceneFile, decode_scene, encode, iter_chunks, layout
 from dpq_gaussian.codec.canonical import quaternions, sorted_axes, turns
 from dpq_gaussian.codec.decoding import UnwrittenScene
+from dpq_gaussian.codec.encoding import encode_again, grid_of
+from dpq_gaussian.codec.errors import measure
+from dpq_gaussian.codec.parameters import parameters_from_json, parameters_to_json
 from dpq_gaussian.formats import write_scene
 from dpq_gaussian.importance import importance, rig
 from dpq_gaussian.options import CompressOptions
@@ -105,6 +109,33 @@ def test_a_fine_policy_gives_the_scene_back(degree: int) -> None:
     assert (np.linalg.norm(before - after, axis=(1, 2)) < 0.02 * sizes).all()
     assert np.abs(back.sh_rest - source.sh_rest).max(initial=0) < 0.05
     assert np.abs(back.positions - source.positions).max() < 1e-5 * encoded.parameters.cube[3]
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.1, 1.5, 4.0])
+def test_finer_parameters_lower_every_error_and_are_valid(factor: float) -> None:
+    scene = make_scene(300)
+    seen = np.ones(len(scene), np.float32)
+    coarse = encode(scene, seen, PRESETS["small"])
+    finer = coarse.parameters.refined(factor)
+    assert parameters_from_json(parameters_to_json(finer), "x") == finer
+    edge = dataclasses.replace(
+        coarse.parameters, rotation_offsets=(64,) * 8, opacity_units=(1,) * 8
+    )
+    assert parameters_from_json(parameters_to_json(edge.refined(factor)), "x") == edge.refined(
+        factor
+    )
+    order, classes = coarse.order, coarse.classes
+    corner, side = np.array(finer.cube[:3]), finer.cube[3]
+    ordered = scene.take(order)
+    grid = grid_of(np.ascontiguousarray(ordered.positions), corner, side)
+    again = encode_again(ordered, grid, classes, finer, np.zeros((0, 0), np.float32))
+    errors = [measure(scene, coarse), measure(ordered, again)]
+    if factor == 1.0:
+        assert again.models == coarse.models
+        assert again.chunked == coarse.chunked
+    for name in errors[0]:
+        if factor >= 1.5:
+            assert errors[1][name]["rms"] < 0.9 * errors[0][name]["rms"], name
 
 
 @settings(max_examples=50, deadline=None)

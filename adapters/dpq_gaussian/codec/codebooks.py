@@ -73,6 +73,7 @@ def learn(
     """
     m = scene.sh_rest.shape[1]
     spec = spec.replace(d=min(spec.d, 3 * m))
+    spec = spec.replace(kmeans=spec.kmeans.settled(spec.d, spec.K))
     rows, weights = _sampled(importance)
     cut = partition(len(rows), m, spec)
     points = _subvectors(scene.sh_rest[order[rows]], cut)

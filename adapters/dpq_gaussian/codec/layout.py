@@ -57,6 +57,9 @@ BINS: Mapping[str, int] = {
 RANK_BINS = np.searchsorted([1, 2, 3, 4, 6, 8, 12, 16, 24], np.arange(64), side="right")
 RANK_GROUPS = int(RANK_BINS.max()) + 1
 
+LARGEST_OFFSET = 64
+"""Of the exponents of rotation grids; beyond ``FINEST`` they change nothing."""
+
 FOLLOWED_K = 1024
 """Codes of codebooks up to this size have 8 bins; of larger ones, bins cost more than they save."""
 
@@ -157,13 +160,16 @@ class Parameters:
         def finer(steps: tuple[int, ...]) -> tuple[int, ...]:
             return tuple(max(1, round(step / factor)) for step in steps)
 
+        def higher(exponents: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(min(LARGEST_OFFSET, v + round(2 * octaves)) for v in exponents)
+
         octaves = math.log2(factor)
         return dataclasses.replace(
             self,
             depth_offsets=tuple(v + round(octaves * UNIT) for v in self.depth_offsets),
             scale_units=finer(self.scale_units),
-            rotation_offsets=tuple(v + round(2 * octaves) for v in self.rotation_offsets),
-            spin_offsets=tuple(v + round(2 * octaves) for v in self.spin_offsets),
+            rotation_offsets=higher(self.rotation_offsets),
+            spin_offsets=higher(self.spin_offsets),
             opacity_units=finer(self.opacity_units),
             color_units=finer(self.color_units),
             harmonic_units=finer(self.harmonic_units),

@@ -10,7 +10,7 @@ from dpq_core.artifact.entries import spec_from_json
 from dpq_core.errors import ArtifactError, SpecError
 from dpq_core.spec import QuantSpec
 from dpq_gaussian.codec import codebooks
-from dpq_gaussian.codec.layout import CODEC_VERSION, Parameters
+from dpq_gaussian.codec.layout import CODEC_VERSION, LARGEST_OFFSET, Parameters
 from dpq_gaussian.policy import CLASSES
 from dpq_gaussian.scene import SH_REST
 
@@ -19,8 +19,8 @@ _MAX_UNITS = 1 << 24
 _INTEGERS: Mapping[str, tuple[int, int]] = {
     "depth_offsets": (-_MAX_UNITS, _MAX_UNITS),
     "scale_units": (1, _MAX_UNITS),
-    "rotation_offsets": (-64, 64),
-    "spin_offsets": (-64, 64),
+    "rotation_offsets": (-LARGEST_OFFSET, LARGEST_OFFSET),
+    "spin_offsets": (-LARGEST_OFFSET, LARGEST_OFFSET),
     "opacity_units": (1, _MAX_UNITS),
     "color_units": (1, _MAX_UNITS),
     "harmonic_units": (1, _MAX_UNITS),
