@@ -57,7 +57,10 @@ def initial_codebooks(
     index = _distinct(available, count, generator)
     sample = _take(points, index, tie).contiguous()
     weight = None if weights is None else _take(weights[:, None].to(points), index, tie)[:, 0]
-    return _companded(sample, weight, K) if numbers else _plusplus(sample, weight, K, generator)
+    if not numbers:
+        return _plusplus(sample, weight, K, generator)
+    books = range(len(sample))  # one after the other: sums in float64 of all would take much memory
+    return torch.stack([_companded(sample[c, 0], _row(weight, c), K) for c in books])
 
 
 def _distinct(available: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -97,23 +100,27 @@ def _plusplus(sample: Tensor, weight: Tensor | None, K: int, generator: torch.Ge
     return books
 
 
+def _row(weight: Tensor | None, c: int) -> Tensor | None:
+    return None if weight is None else weight[c]
+
+
 def _companded(sample: Tensor, weight: Tensor | None, K: int) -> Tensor:
-    """Numbers [C, 1, n] (weights [C, n]) -> [C, K, 1] with the density (w p)^(1/3).
+    """Numbers [n] (weights [n]) -> [K, 1] with the density (w p)^(1/3).
 
     That is the optimum for many codewords (Panter and Dite 1951). Of n sorted numbers of density p
     each stands for 1 / (n p), so its share of the codewords is as w^(1/3) gap^(2/3).
     """
-    values, order = sample[:, 0].sort(dim=1)
-    n = values.shape[1]
+    values, order = sample.sort()
+    n = len(values)
     at = torch.arange(n, device=values.device)
     first, last = (at - WINDOW).clamp_min(0), (at + WINDOW).clamp_max(n - 1)
-    mass = ((values[:, last] - values[:, first]).double() / (last - first).clamp_min(1)) ** (2 / 3)
+    mass = ((values[last] - values[first]).double() / (last - first).clamp_min(1)) ** (2 / 3)
     if weight is not None:
-        mass *= weight.gather(1, order).double() ** (1 / 3)
-    total = (mass + FLOOR * mass.mean(dim=1, keepdim=True)).cumsum(dim=1)
+        mass *= weight[order].double() ** (1 / 3)
+    total = (mass + FLOOR * mass.mean()).cumsum(dim=0)
     shares = (torch.arange(K, device=values.device) + 0.5) / K
-    chosen = torch.searchsorted(total, shares * total[:, -1:]).clamp_max(n - 1)
-    return values.gather(1, chosen)[..., None].contiguous()
+    chosen = torch.searchsorted(total, shares * total[-1]).clamp_max(n - 1)
+    return values[chosen][:, None]
 
 
 def _draw(mass: Tensor, count: int, generator: torch.Generator) -> Tensor:

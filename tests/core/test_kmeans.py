@@ -342,3 +342,20 @@ def test_any_shape(
     assert result.codes.min() >= 0
     assert result.codes.max() < K
     assert len(result.stats) == iterations + tail
+
+
+def test_weighed_numbers_get_more_codewords() -> None:
+    points = normal(1, 1, 20_000)
+    right = (points[:, 0] > 0).float()
+    heavy = kmeans(points, K=64, spec=KMeansSpec(), seed=0, weights=1 + 26 * right)
+    even = kmeans(points, K=64, spec=KMeansSpec(), seed=0)
+    above = [int((found.codebooks > 0).sum()) for found in (even, heavy)]
+    assert abs(above[0] - 32) <= 2
+    assert 44 <= above[1] <= 52  # 27^(1/3) = 3 to 1: 48
+
+
+def test_a_handful_of_distinct_numbers_is_kept_exactly() -> None:
+    values = torch.tensor([-3.0, 0.0, 0.5, 1.0, 1000.0])
+    points = values[torch.arange(4000) % 5][None, None].contiguous()
+    found = kmeans(points, K=16, spec=KMeansSpec(), seed=0)
+    assert torch.equal(found.codebooks[0, found.codes[0].long(), 0], points[0, 0])
