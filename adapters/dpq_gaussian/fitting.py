@@ -32,7 +32,7 @@ from dpq_gaussian.importance import near_plane, rig
 from dpq_gaussian.options import CompressOptions
 from dpq_gaussian.order import morton_order
 from dpq_gaussian.packing import Prepared, coded, packed_of, prepare
-from dpq_gaussian.policy import Policy
+from dpq_gaussian.policy import POWER, Policy
 from dpq_gaussian.rendering import RenderOptions, Splats, render
 from dpq_gaussian.scene import Scene
 
@@ -62,9 +62,6 @@ AIM = 0.997
 
 ENCODINGS = 10
 """Of the whole scene, at most; two to four are usual."""
-
-_POWER = 2.5
-"""Of the factor over that of the size, at the sizes of the presets."""
 
 PARTS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "positions": (("positions",), ("positions", "paths"), ("positions",)),
@@ -223,10 +220,10 @@ def _next(tried: Sequence[tuple[float, int]], aim: float) -> float:
         share = min(max(share, 0.1), 0.9)
         return below[0] * math.exp(share * math.log(above[0] / below[0]))
     common, size = tried[-1]
-    power = _POWER
+    power = POWER
     if len(tried) > 1 and tried[-2][1] != size:
         power = math.log(common / tried[-2][0]) / math.log(size / tried[-2][1])
-        power = min(max(power, 1.0), 4 * _POWER)
+        power = min(max(power, 1.0), 4 * POWER)
     return common * min(max(math.exp(power * math.log(aim / size)), 1 / 16), 16.0)
 
 

@@ -22,6 +22,9 @@ CLASSES = 8
 CENTRE = 5.5
 """The class of an importance of one."""
 
+POWER = 2.5
+"""Of the factor by which steps are finer over that of the bytes, at the sizes of the presets."""
+
 ATTRIBUTES = ("positions", "scales", "rotations", "opacity", "color", "harmonics")
 
 

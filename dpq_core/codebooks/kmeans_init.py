@@ -51,16 +51,18 @@ def initial_codebooks(
     if method == "random":
         index = _distinct(available, K, generator)
         return _take(points, index, tie).movedim(1, 2).contiguous()
-    numbers = points.shape[1] == 1
-    each = SORTED_SAMPLE if numbers else PLUSPLUS_SAMPLE
+    single = points.shape[1] == 1
+    each = SORTED_SAMPLE if single else PLUSPLUS_SAMPLE
     count = min(int(available.max()), max(each * K, PLUSPLUS_POINTS))
     index = _distinct(available, count, generator)
     sample = _take(points, index, tie).contiguous()
     weight = None if weights is None else _take(weights[:, None].to(points), index, tie)[:, 0]
-    if not numbers:
+    if not single:
         return _plusplus(sample, weight, K, generator)
-    books = range(len(sample))  # one after the other: sums in float64 of all would take much memory
-    return torch.stack([_companded(sample[c, 0], _row(weight, c), K) for c in books])
+    # One codebook after the other: sums in float64 of all would take much memory.
+    rows = [None] * len(sample) if weight is None else list(weight)
+    pairs = zip(sample[:, 0], rows, strict=True)
+    return torch.stack([_companded(numbers, row, K) for numbers, row in pairs])
 
 
 def _distinct(available: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -98,10 +100,6 @@ def _plusplus(sample: Tensor, weight: Tensor | None, K: int, generator: torch.Ge
         nearest = torch.minimum(nearest, kernels.assign(sample, new)[1])
         done = stop
     return books
-
-
-def _row(weight: Tensor | None, c: int) -> Tensor | None:
-    return None if weight is None else weight[c]
 
 
 def _companded(sample: Tensor, weight: Tensor | None, K: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from splat_views import take_photographs, visible_scene, write_cameras
 
 from dpq_core.adapter import Run
-from dpq_core.artifact.single_writer import complete, write
+from dpq_core.artifact.single_writer import complete, size_of, write
 from dpq_core.compress_file import compress_file
 from dpq_core.em.artifact import CalibrateOptions as LoopOptions
 from dpq_core.em.artifact import calibrate_artifact
@@ -187,6 +187,7 @@ class TestWholeRuns:
         raw, better = (SceneFile(folder / n).file.manifest for n in ("raw.dpq", "better.dpq"))
         assert better.source == raw.source
         assert better.items == raw.items
+        assert better.parameters == raw.parameters
         assert better.fingerprint != raw.fingerprint
         errors = {a.name: a.errors for a in better.attributes}
         assert errors.keys() == {a.name for a in raw.attributes}
@@ -218,6 +219,7 @@ class TestWholeRuns:
         each = [task.student.encoded(task.student.rounded(t)).nbytes for t in _THRIFT]
         assert sizes[1] == next(size for size in each if size <= task._allowed)
         packed = task.packed()
+        assert size_of(packed) <= 0.98 * (tmp_path / "raw.dpq").stat().st_size
         parts = [*packed.whole.values(), *(p for parts in packed.chunked.values() for p in parts)]
         assert sum(map(len, parts)) == sizes[1]
 

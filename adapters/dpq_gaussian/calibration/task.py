@@ -29,6 +29,7 @@ from dpq_gaussian.codec.encoding import Encoded
 from dpq_gaussian.codec.errors import LONGEST, measure
 from dpq_gaussian.codec.parameters import parameters_to_json
 from dpq_gaussian.loading import load_scene
+from dpq_gaussian.policy import POWER
 from dpq_gaussian.rendering import Splats, drawing_device, render
 from dpq_gaussian.scene import Scene, check_values
 
@@ -49,9 +50,6 @@ is the price of its bits."""
 
 _LONG = 1000
 """Steps of training from which on all of ``--finer`` pays; a shorter one has a part of it."""
-
-_POWER = 2.5
-"""Of the fineness of steps over that of the bytes (as ``fitting`` finds it)."""
 
 _OVER = 100.0
 """Loss per share of bytes beyond what is allowed: such a state is never the best one."""
@@ -98,17 +96,19 @@ class SceneTask(CalibrationTask):
         options, views = self._options, self._views
         self.student: SceneStudent = SceneStudent(stored, views.original.positions.device)
         rounded = self.student.rounded()
-        self._allowed = int(self._file.file.nbytes * options.size) - self._beside(rounded)
+        encoded = self.student.encoded(rounded)
+        beside = size_of(self._packed(encoded, LONGEST)) - encoded.nbytes
+        self._allowed = int(self._file.file.nbytes * options.size) - beside
         with torch.no_grad():
             bits = float(self.student.bits(rounded))
             loss = float(self._pictures(self.student(rounded), views.validation))
         self.student.price = Price(
-            loss=loss, bits=bits, nbytes=self._nbytes(rounded), allowed=self._allowed
+            loss=loss, bits=bits, nbytes=encoded.nbytes, allowed=self._allowed
         )
 
     def begin(self, steps: int) -> None:
         """Start from steps so fine that there is time to take their bytes back."""
-        finer = self._options.finer * self._options.size**_POWER
+        finer = self._options.finer * self._options.size**POWER
         finer = 1 + (finer - 1) * min(1.0, steps / _LONG)
         codes = self._stored.parameters.harmonic_spec is not None  # these have no steps
         if finer > 1 and not codes and latents.as_encoded(self._stored):
@@ -222,11 +222,6 @@ class SceneTask(CalibrationTask):
             return self._whole(file.manifest, bytes(file.stream("models")), parts)
         encoded = self.student.encoded(self.fitted())
         return self._packed(encoded, measure(self._original, encoded))
-
-    def _beside(self, rounded: Rounded) -> int:
-        """Bytes of a file beside those of its streams, at most."""
-        encoded = self.student.encoded(rounded)
-        return size_of(self._packed(encoded, LONGEST)) - encoded.nbytes
 
     def _packed(self, encoded: Encoded, errors: Mapping[str, Mapping[str, float]]) -> Packed:
         before = self._file.file.manifest
