@@ -66,7 +66,7 @@ class Moment:
         return self
 
     def mean(self) -> Tensor:
-        """E[x x^T], float32 ``[cols, cols]``; or its diagonal ``[cols]``.
+        """E[x x^T], float32 ``[cols, cols]``, exactly symmetric; or its diagonal ``[cols]``.
 
         Zeros where no row was seen.
         """
@@ -77,6 +77,8 @@ class Moment:
         for first in range(0, self.cols, _COLUMNS):
             last = first + _COLUMNS
             mean[last:, first:last] = mean[first:last, last:].T
+            block = mean[first:last, first:last]  # a product x^T x is symmetric up to rounding
+            block.copy_(block.triu() + block.triu(1).T)
         return mean
 
     def totals(self) -> Tensor:

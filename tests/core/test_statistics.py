@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 from dpq_core.errors import SpecError
 from dpq_core.layout import Layout
@@ -51,6 +51,26 @@ def test_a_moment_is_the_mean_of_x_x_whatever_the_chunks(cols, sizes, rows, bloc
     close(mean, whole.double().T @ whole.double() / max(1, len(whole)))
     assert mean.dtype == torch.float32
     assert torch.equal(mean, mean.T)
+
+
+@pytest.mark.parametrize("block", [3, 7, 20])
+def test_a_moment_is_exactly_symmetric_where_the_products_are_not(block, monkeypatch):
+    """No BLAS promises that x^T x is: here both halves of each product differ on purpose."""
+
+    class Uneven(torch.Tensor):
+        def __matmul__(self, other):
+            return (self.as_subclass(Tensor) @ other.as_subclass(Tensor)) + torch.rand(
+                len(self), other.shape[1]
+            )
+
+    monkeypatch.setattr(moment, "_COLUMNS", block)
+    found = Moment(17)
+    found.update(torch.randn(5, 17).as_subclass(Uneven))
+    sums = found._sums(torch.device("cpu"))
+    assert not torch.equal(sums[:3, :3], sums[:3, :3].T)
+    mean = found.mean()
+    assert torch.equal(mean, mean.T)
+    assert torch.equal(mean.triu(), (sums.triu() / 5).float())
 
 
 def test_a_moment_is_uncentered():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -189,6 +191,36 @@ def test_damaged_archives(tmp_path):
     path.unlink()
     with pytest.raises(SourceError, match="cannot be read"):
         joined(images)
+
+
+def test_claims_and_methods_that_an_archive_cannot_hold(tmp_path):
+    array = np.zeros((50, 64, 64, 3), np.uint8)
+    path = tmp_path / "batch.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("arr_0.npy", npy(array))
+    with pytest.raises(SourceError, match=r"npz file \(arr_0\.npy is neither stored nor deflated"):
+        NpzImages(path)
+    raw_npz(path, {"arr_0.npy": npy(array[:1], shape=(90_000, 64, 64, 3))})
+    content = bytearray(path.read_bytes())
+    size = array[:1].nbytes * 90_000 + len(npy(array[:0]))  # as the array's header says
+    struct.pack_into("<II", content, content.rindex(b"PK\x01\x02") + 20, size, size)
+    path.write_bytes(content)
+    with pytest.raises(SourceError, match="more than its archive can hold"):
+        NpzImages(path)
+
+
+def test_a_picture_claims_no_more_pixels_than_its_bytes_can_hold(tmp_path):
+    folder = tmp_path / "pngs"
+    save_pngs(folder, np.zeros((1, 2000, 3000), np.uint8) != 0)  # one bit per pixel, all black
+    (path,) = folder.iterdir()
+    assert path.stat().st_size < 2000
+    assert joined(PngFolder(folder)).shape == (1, 2000, 3000, 3)
+    content = bytearray(path.read_bytes())
+    struct.pack_into(">I", content, 16, 16_000)  # its width
+    struct.pack_into(">I", content, 29, zlib.crc32(content[12:29]))
+    path.write_bytes(content)
+    with pytest.raises(SourceError, match=r"000000\.png: claims 16000x2000 pixels, more than"):
+        joined(PngFolder(folder))
 
 
 def test_a_consumers_error_passes_through(tmp_path):

@@ -19,6 +19,9 @@ from strategies import changes, damaged
 
 from dpq_core.artifact import ArtifactFile
 from dpq_core.compress_file import compress_file
+from dpq_core.entropy import stored as entropy_stored
+from dpq_core.entropy import varint
+from dpq_core.entropy.coding import Table
 from dpq_core.errors import ArtifactError, SpecError
 from dpq_core.spec import KMeansSpec, QuantSpec
 from dpq_gaussian.adapter import GaussianAdapter
@@ -245,6 +248,20 @@ def test_the_tables_of_all_codes_are_bounded(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(models, "MAX_LUT_BYTES", 1 << 13)
     with pytest.raises(ArtifactError, match="the tables of all codes are too many"):
         models.unpack(found.models, found.parameters, "file")
+
+
+def test_look_up_tables_are_bounded_by_the_bytes_that_ask_for_them() -> None:
+    """G3: a table of one symbol is four bytes before they are deflated, and 8 kB in memory."""
+    found = encoded(make_scene(60), "d=15,K=16")
+    body = zlib.decompress(found.models)
+    names = models.sequences(found.parameters)
+    tables = 2 * 3 * 16 * 15
+    one = entropy_stored.from_reader(varint.Reader(body[tables:], "x"), "x")
+    constant = Table(symbols=np.zeros(1, np.int32), frequencies=np.array([1 << 12]))
+    bomb = entropy_stored.to_bytes(dataclasses.replace(one, tables=(constant,) * 4096))
+    hostile = zlib.compress(body[:tables] + bomb * len(names), 9)
+    with pytest.raises(ArtifactError, match=r"the tables so far are too many for [0-9,]+ bytes"):
+        models.unpack(hostile, found.parameters, "file")
 
 
 def test_values_that_float16_cannot_hold() -> None:

@@ -27,9 +27,12 @@ from splat_files import (
 )
 
 from dpq_core.errors import SourceError
-from dpq_gaussian.formats import Loaded, check_values, read_scene, write_scene
+from dpq_gaussian.formats import Loaded, check_values, read_scene, sog, write_scene
 
 HAS_ZSTD = importlib.util.find_spec("zstandard") is not None
+needs_zstd = pytest.mark.skipif(not HAS_ZSTD, reason="needs zstandard")
+if HAS_ZSTD:
+    import zstandard
 
 NAMES = {
     "ply": "a.ply",
@@ -47,8 +50,15 @@ MEGABYTES = 24
 """Most that reading one of the small files below may take."""
 
 
+class Wholes(dict[str, bytes]):
+    """Kind -> content of a file; hypothesis prints it with every failing example."""
+
+    def __repr__(self) -> str:
+        return f"<{', '.join(self)}>"
+
+
 @pytest.fixture(scope="module")
-def wholes(tmp_path_factory) -> dict[str, bytes]:
+def wholes(tmp_path_factory) -> Wholes:
     """One small sound file of every format."""
     folder: Path = tmp_path_factory.mktemp("wholes")
     scene = make_scene(12, degree=1)
@@ -63,7 +73,12 @@ def wholes(tmp_path_factory) -> dict[str, bytes]:
     write_sog(folder / "b.sog", sog_parts(12, version=1))
     if HAS_ZSTD:
         (folder / "c.spz").write_bytes(spz_bytes(scene, 4))
-    return {kind: (folder / name).read_bytes() for kind, name in NAMES.items()}
+    return Wholes({kind: (folder / name).read_bytes() for kind, name in NAMES.items()})
+
+
+def test_a_failing_example_is_short(wholes):
+    """Beyond 30,000 characters hypothesis warns, which would hide what failed."""
+    assert len(repr(wholes)) < 100
 
 
 def attempt(path: Path, content: bytes) -> Loaded | str:
@@ -112,6 +127,46 @@ def test_flipped_bytes(wholes, tmp_path, kind, changes):
         # The first bytes decide most: half of the changes go there.
         content[place % (min(64, len(content)) if early else len(content))] = byte
     attempt(tmp_path / NAMES[kind], bytes(content))
+
+
+def zstd_frame(data: bytes, *, level: int = 3) -> bytes:
+    """A frame that does not say how much it holds: its window is that of the level."""
+    packer = zstandard.ZstdCompressor(level=level).compressobj()
+    return packer.compress(data) + packer.flush()
+
+
+@needs_zstd
+def test_a_zstd_frame_is_not_believed_what_it_holds(wholes, tmp_path):
+    """Byte 132 is the descriptor of the first frame: at 128 it claims to hold 100,664,161 bytes."""
+    content = bytearray(wholes["spz4"])
+    content[132] = 128
+    found = attempt(tmp_path / "c.spz", bytes(content))
+    assert "a stream claims 100,664,161 bytes instead of 108" in found
+
+
+@needs_zstd
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (zstd_frame(bytes(9)), None),  # a window of 2 MB is usual
+        (zstd_frame(bytes(9), level=22), "Frame requires too much memory"),  # 128 MB
+        (zstd_frame(bytes(10)), "not a readable .spz file"),
+        (zstd_frame(bytes(8)), "a stream has 8 bytes instead of 9"),
+        (zstd_frame(bytes(32 << 20)), "not a readable .spz file"),
+        (b"", "not a readable .spz file"),
+        (b"\x50\x2a\x4d\x18\x04\0\0\0abcd", "a stream claims 4 bytes instead of 9"),
+    ]
+    if HAS_ZSTD
+    else [],
+    ids=["whole", "window", "long", "short", "bomb", "empty", "skippable"],
+)
+def test_zstd_frames(tmp_path, frame, message):
+    rest = [zstandard.compress(bytes(size)) for size in (1, 3, 3, 4)]
+    frames, sizes = [frame, *rest], (9, 1, 3, 3, 4)
+    head = struct.pack("<4sIIBBBBI12x", b"NGSP", 4, 1, 0, 12, 0, 5, 32)
+    table = (struct.pack("<QQ", len(f), n) for f, n in zip(frames, sizes, strict=True))
+    found = attempt(tmp_path / "a.spz", b"".join([head, *table, *frames]))
+    assert isinstance(found, Loaded) if message is None else message in found
 
 
 @pytest.mark.parametrize("kind", NAMES)
@@ -220,7 +275,7 @@ def with_meta(change) -> dict:
         (lambda m: m["quats"].update(files=[]), "names no file 1 of quats"),
         (lambda m: m["quats"].update(files="quats.webp"), "names no file 1 of quats"),
         (lambda m: m["quats"].update(files=["../../etc/passwd"]), "There is no item named"),
-        (lambda m: m["quats"].update(files=["meta.json"]), "cannot identify image file"),
+        (lambda m: m["quats"].update(files=["meta.json"]), "not a WebP image"),
         (lambda m: m["quats"].update(files=["scales.webp"]), "quaternions have no tag"),
         (lambda m: m["shN"].update(bands=2), "a palette of harmonics 192 pixels wide"),
         (lambda m: m["shN"].update(files=["sh0.webp"] * 2), "palette of harmonics 4 pixels wide"),
@@ -262,6 +317,62 @@ def test_a_sog_with_a_picture_bomb(tmp_path):
         file.writestr("means_l.webp", bytes(64 << 20))
     assert "means_l.webp unpacks to more than" in attempt(path, path.read_bytes())
     assert "There is no item named 'means_l.webp'" in attempt(path, inner)
+
+
+def riff(kind: bytes, body: bytes) -> bytes:
+    """A WebP file of one chunk."""
+    chunk = b"WEBP" + kind + struct.pack("<I", len(body)) + body
+    return b"RIFF" + struct.pack("<I", len(chunk)) + chunk
+
+
+SIDE = 16_383
+SIDES = SIDE - 1 | SIDE - 1 << 14
+
+
+@pytest.mark.parametrize(
+    ("plane", "message"),
+    [
+        (riff(b"VP8X", bytes(4) + 2 * (SIDE - 1).to_bytes(3, "little")), "16383 x 16383 pixels"),
+        (riff(b"VP8L", b"\x2f" + SIDES.to_bytes(4, "little")), "16383 x 16383 pixels"),
+        (riff(b"VP8 ", bytes(6) + struct.pack("<HH", SIDE, SIDE)), "16383 x 16383 pixels"),
+        (riff(b"ANIM", bytes(10)), "a WebP image that begins with b'ANIM'"),
+        (riff(b"VP8L", b""), "not a readable .sog file"),
+        (b"RIFF", "not a WebP image"),
+        (b"", "not a WebP image"),
+    ],
+    ids=["canvas", "lossless", "lossy", "other", "cut", "start", "empty"],
+)
+def test_a_webp_plane_is_not_believed_its_size(tmp_path, monkeypatch, plane, message):
+    """Opening an image allocates its canvas twice, so its header is looked at before."""
+    from PIL import Image
+
+    opened = Image.open
+
+    def small(file, **options):
+        assert message == "not a readable .sog file"
+        return opened(file, **options)
+
+    monkeypatch.setattr(Image, "open", small)
+    path = write_sog(tmp_path / "a.sog", sog_parts(12) | {"means_l.webp": plane})
+    assert message in attempt(path, path.read_bytes())
+
+
+@pytest.mark.parametrize("lossless", [True, False])
+@pytest.mark.parametrize("alpha", [True, False])
+def test_the_size_of_a_webp_image_is_that_of_the_decoder(lossless, alpha):
+    from PIL import Image
+
+    stream = io.BytesIO()
+    picture = np.full((13, 300, 4), 200, np.uint8)
+    Image.fromarray(picture if alpha else picture[..., :3]).save(stream, "WEBP", lossless=lossless)
+    assert sog._webp_size(stream.getvalue()) == (300, 13)
+
+
+def test_a_sog_member_that_is_packed_in_another_way(tmp_path):
+    path = tmp_path / "a.sog"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as file:
+        file.writestr("meta.json", bytes(1 << 20))
+    assert "meta.json is neither stored nor deflated" in attempt(path, path.read_bytes())
 
 
 @pytest.mark.parametrize(

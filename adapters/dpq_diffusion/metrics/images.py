@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dpq_core.errors import SourceError
 from dpq_core.progress import Progress, silent
+from dpq_core.zip_members import DEFLATE_RATIO
 from dpq_diffusion.metrics import npz
 from dpq_diffusion.metrics.replacing import replacing
 
@@ -178,6 +179,9 @@ def _read_png(path: Path) -> NDArray[np.uint8]:
         with Image.open(path, formats=("PNG",)) as image:
             if max(image.size) > MAX_SIDE:
                 raise SourceError(f"{path}: more than {MAX_SIDE:,} pixels a side")
+            if math.prod(image.size) > 8 * DEFLATE_RATIO * path.stat().st_size:  # 8 of one bit
+                pixels = "{}x{} pixels".format(*image.size)
+                raise SourceError(f"{path}: claims {pixels}, more than its bytes can hold")
             if image.mode not in ("RGB", "L", "P", "1"):
                 raise SourceError(f"{path}: mode {image.mode}; save 8-bit RGB or grey images")
             return np.array(image.convert("RGB"))  # a copy: the view of Pillow is read-only

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpq_core.errors import SourceError
+from dpq_core.zip_members import open_member
 from dpq_diffusion.metrics.replacing import replacing
 
 _SUFFIX = ".npy"
@@ -50,7 +51,7 @@ def read_headers(path: Path) -> dict[str, Header]:
         headers = {}
         for entry in archive.infolist():
             if entry.filename.endswith(_SUFFIX):
-                with archive.open(entry) as file:
+                with open_member(archive, entry.filename) as file:
                     name = entry.filename.removesuffix(_SUFFIX)
                     headers[name] = _header(file, entry.file_size, f"{path}: array {name!r}")
         return headers
@@ -84,7 +85,7 @@ def read_rows(path: Path, name: str, count: int) -> Iterator[NDArray[Any]]:
     with (
         _readable(path),
         zipfile.ZipFile(path) as archive,
-        archive.open(name + _SUFFIX) as file,
+        open_member(archive, name + _SUFFIX) as file,
     ):
         _skip_header(file)
         for first in range(0, length, count):

@@ -20,6 +20,12 @@ from dpq_gaussian.policy import CLASSES
 MAX_BYTES = 64 << 20
 """Of the stream when inflated."""
 
+LUT_ROOM, LUT_RATIO = 16 << 20, 1024
+"""Bytes of look-up tables that a stream may ask for: so many, and so many for each of its bytes.
+
+Scenes of 40,000 Gaussians ask for 4 MB with streams of 16 to 100 kB.
+"""
+
 
 def sequences(parameters: Parameters) -> tuple[str, ...]:
     """The names of all sequences of a file, in the order of their models."""
@@ -54,7 +60,7 @@ def unpack(
         raise ArtifactError(f"{where}: too large, or bytes follow its end")
     reader = varint.Reader(body, where)
     table, limits = _table(reader, parameters, where)
-    models, spent = {}, 0
+    models, spent, codes = {}, 0, 0
     for name in sequences(parameters):
         here = f"{where}: sequence {name!r}"
         model = stored.from_reader(reader, here)
@@ -63,9 +69,13 @@ def unpack(
             raise ArtifactError(f"{here}: its symbols are not all in {low}..{high}")
         if len(model.scale) != group_count(name):
             raise ArtifactError(f"{here}: {len(model.scale)} groups, not {group_count(name)}")
-        spent += len(model.tables) << (model.precision + 1) if name.startswith("code") else 0
-        if spent > 2 * MAX_LUT_BYTES:
+        size = len(model.tables) << (model.precision + 1)
+        spent += size
+        codes += size if name.startswith("code") else 0
+        if codes > 2 * MAX_LUT_BYTES:
             raise ArtifactError(f"{here}: the tables of all codes are too many")
+        if spent > LUT_ROOM + LUT_RATIO * len(data):
+            raise ArtifactError(f"{here}: the tables so far are too many for {len(data):,} bytes")
         models[name] = model
     reader.finish()
     return models, table

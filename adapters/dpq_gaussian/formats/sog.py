@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dpq_core.errors import SourceError
+from dpq_core.zip_members import open_member
 from dpq_gaussian.formats.levels import LOGIT_OF_LEVEL, Bytes, fill_largest
 from dpq_gaussian.formats.loaded import Loaded, check_claim, parsing
 from dpq_gaussian.scene import ROWS, SH_REST, FloatArray, Scene
@@ -21,8 +22,9 @@ from dpq_gaussian.scene import ROWS, SH_REST, FloatArray, Scene
 MAX_META = 1 << 22
 """Bytes of meta.json; real ones have ten thousand."""
 
-RATIO = 1024
-"""Gaussians per byte of the archive that are believed; real files take ten bytes for one."""
+RATIO = 64
+"""Gaussians per byte of the archive that are believed: 17 bytes of planes each, as densely as
+deflate can pack anything. Real files take ten bytes for one."""
 
 MAX_PALETTE = 1 << 16
 """Entries of the palette of harmonics: labels have 16 bits."""
@@ -108,12 +110,12 @@ class Archive:
         if not isinstance(files, list) or len(files) <= index or type(files[index]) is not str:
             raise SourceError(f"{self.path}: meta.json names no file {index + 1} of {part}")
         data = _member(self.path, self.archive, files[index], 8 * most)
+        width, height = _webp_size(data)  # opening allocates them
+        if width * height > most:
+            raise SourceError(
+                f"{self.path}: {files[index]} has {width} x {height} pixels, more than {most:,}"
+            )
         with Image.open(io.BytesIO(data), formats=["WEBP"]) as image:
-            if math.prod(image.size) > most:
-                raise SourceError(
-                    f"{self.path}: {files[index]} has {image.width} x {image.height} pixels, "
-                    f"more than {most:,}"
-                )
             return np.asarray(image.convert("RGBA"))
 
 
@@ -137,11 +139,31 @@ def read(path: Path) -> Loaded:
 
 def _member(path: Path, archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
     """The bytes of one member, if there are no more than ``limit``."""
-    with archive.open(name) as file:
+    with open_member(archive, name) as file:
         data = file.read(limit + 1)
     if len(data) > limit:
         raise SourceError(f"{path}: {name} unpacks to more than {limit:,} bytes")
     return data
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Width and height in pixels that the first chunk of a WebP image claims (RFC 9649).
+
+    Raises:
+        ValueError: the file does not begin like a WebP image.
+    """
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP":
+        raise ValueError("not a WebP image")
+    kind, body = data[12:16], data[20:30].ljust(10, b"\0")
+    if kind == b"VP8X":  # a canvas: 24 bits each, less one
+        return 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little")
+    if kind == b"VP8L":  # lossless: a signature, then 14 bits each, less one
+        fields = int.from_bytes(body[1:5], "little")
+        return 1 + (fields & 0x3FFF), 1 + (fields >> 14 & 0x3FFF)
+    if kind == b"VP8 ":  # lossy: six bytes of a key frame's start, then 14 bits each
+        fields = int.from_bytes(body[6:10], "little")
+        return fields & 0x3FFF, fields >> 16 & 0x3FFF
+    raise ValueError(f"a WebP image that begins with {kind!r}")
 
 
 def _scene(found: Archive, n: int, first: bool) -> Scene:

@@ -34,6 +34,9 @@ AXES_EXTENSION = 0xADBE0003
 RATIO = 1032
 """Deflate cannot expand a byte to more; zstd can, but packed scenes come nowhere near."""
 
+MAX_WINDOW = 8 << 20
+"""Bytes of history that a zstd frame may ask a reader to keep (RFC 8878, section 3.1.1.1.2)."""
+
 MAX_EXTENSIONS = 1 << 20
 """Bytes of extension records that are looked at."""
 
@@ -147,7 +150,7 @@ def _read_zstd(path: Path, data: bytes) -> tuple[Layout, int, list[bytes], bytes
 
 
 def _unzstd(path: Path, data: bytes, size: int) -> bytes:
-    """Exactly ``size`` bytes out of one zstd frame."""
+    """Exactly ``size`` bytes out of one zstd frame, whatever the frame claims."""
     try:
         zstandard = importlib.import_module("zstandard")
     except ImportError:
@@ -155,7 +158,11 @@ def _unzstd(path: Path, data: bytes, size: int) -> bytes:
             f"{path}: .spz version 4 is packed with zstd: pip install zstandard"
         ) from None
     with parsing(path, ".spz"):
-        out = bytes(zstandard.ZstdDecompressor().decompress(data, max_output_size=size))
+        claimed = zstandard.get_frame_parameters(data).content_size  # allocated as it stands
+        if claimed not in (size, zstandard.CONTENTSIZE_UNKNOWN):
+            raise SourceError(f"{path}: a stream claims {claimed:,} bytes instead of {size:,}")
+        unpacker = zstandard.ZstdDecompressor(max_window_size=max(size, MAX_WINDOW))
+        out = bytes(unpacker.decompress(data, max_output_size=size))
     if len(out) != size:
         raise SourceError(f"{path}: a stream has {len(out):,} bytes instead of {size:,}")
     return out
