@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench format
+.PHONY: demo test lint bench format docs coverage
 
 demo: $(STAMP)  ## compress the built-in models and the splat scene, and compare
 	$(BIN)/dpq demo
@@ -20,6 +20,12 @@ lint: $(STAMP)  ## style, formatting and types
 format: $(STAMP)  ## what lint would complain about, mended where a tool can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(STAMP)  ## the site, into build/site; broken links and missing names are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+coverage: $(STAMP)  ## every test, and which lines they run; build/coverage.xml for tools
+	$(BIN)/python -P -m pytest --cov --cov-report=term:skip-covered --cov-report=xml
 
 bench: $(STAMP)  ## the benchmarks; one record per line in benchmarks/results
 	for suite in benchmarks/suites/*.py; do \

@@ -9,7 +9,7 @@ from dpq_core.spec import QuantSpec
 if TYPE_CHECKING:
     from dpq_core.in_memory import quantize_
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["QuantSpec", "quantize_"]
 

@@ -15,7 +15,8 @@ from plugins import install_plugin
 from repo import ROOT
 from typer.main import get_command
 
-DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TOP = ("README.md", "CONTRIBUTING.md", "SECURITY.md")
+DOCS = [*(ROOT / name for name in TOP), *sorted((ROOT / "docs").rglob("*.md"))]
 
 RUNNABLE = ("bash", "python")
 SHOWN = ("text", "console", "toml", "json", "yaml", "make", "")
