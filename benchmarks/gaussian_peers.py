@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from gaussian_sog import cluster, write_sog
 
-from dpq_core.packing import pack, unpack
+from dpq_core.tensor.packing import pack, unpack
 from dpq_gaussian.formats import read_scene, write_scene
 from dpq_gaussian.scene import Scene
 

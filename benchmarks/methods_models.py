@@ -17,8 +17,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dpq_core.adapter import Adapter, Run
-from dpq_core.statistics import collect
+from dpq_core.data.statistics import collect
+from dpq_core.plugin.adapter import Adapter
+from dpq_core.run import Run
 
 
 class Bench(ABC):

@@ -21,18 +21,19 @@ import torch
 from methods_models import Bench
 from torch import Tensor, nn
 
-from dpq_core.adapter import Run
-from dpq_core.basis import choice as basis
-from dpq_core.candidates.training import CandidateSpec, train_candidates
-from dpq_core.candidates.weight import CandidateWeight, install, remove
-from dpq_core.compress import CompressOptions, compress
-from dpq_core.em.artifact import CalibrateOptions, calibrate_artifact
-from dpq_core.em.settings import CalibrateSettings
-from dpq_core.plan import Plan, TensorPlan, plan_tensor
-from dpq_core.pq_tensor import PQTensor, frame_of
-from dpq_core.quantize import quantize
-from dpq_core.sequential.capture import arguments_of
-from dpq_core.sequential.loop import SequentialOptions
+from dpq_core.calibrate.candidate_training import CandidateSpec, train_candidates
+from dpq_core.calibrate.settings import CalibrateSettings
+from dpq_core.data.sequential.capture import arguments_of
+from dpq_core.data.sequential.loop import SequentialOptions
+from dpq_core.jobs.calibrate import CalibrateOptions, calibrate_artifact
+from dpq_core.jobs.compress import CompressOptions, compress
+from dpq_core.methods.candidates import CandidateWeight, install, remove
+from dpq_core.methods.quantize import quantize
+from dpq_core.planning.plan import plan_tensor
+from dpq_core.run import Run
+from dpq_core.tensor.basis import choice as basis
+from dpq_core.tensor.plan import Plan, TensorPlan
+from dpq_core.tensor.pq_tensor import PQTensor, frame_of
 
 SETTINGS = CalibrateSettings(steps=60, mode="end", lr=3e-4, validate_every=15)
 STATISTICS = SequentialOptions(batches=12)

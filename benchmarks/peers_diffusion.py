@@ -30,8 +30,7 @@ import peers_common as common
 import torch
 from torch import Tensor
 
-from dpq_core.adapter import Run
-from dpq_core.progress import silent
+from dpq_core.run import Run, silent
 from dpq_diffusion.conditions import Item, make_items
 from dpq_diffusion.folders import BUILTIN
 from dpq_diffusion.judges import Judge, agreement, find_judge

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from dpq_core.artifact import Artifact, ArtifactWriter
-from dpq_core.checkpoint import TensorInfo
-from dpq_core.layout import Layout
-from dpq_core.packing import pack
-from dpq_core.partition import Partition
-from dpq_core.plan import Plan, TensorPlan
 from dpq_core.spec import AssignmentSpec, KMeansSpec, PoolSpec, QuantSpec
+from dpq_core.tensor.checkpoint import TensorInfo
+from dpq_core.tensor.grouping import Partition
+from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.packing import pack
+from dpq_core.tensor.plan import Plan, TensorPlan
 
 # Every field is given: the golden bytes must not follow a default.
 EXPLICIT = {

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from toy_adapter import EvaluateOptions, MLPAdapter
 
-from dpq_core.adapter import Run
 from dpq_core.artifact import Artifact
-from dpq_core.calibration import CalibrationTask
-from dpq_core.em.layers import prepare_student
+from dpq_core.calibrate.layers import prepare_student
+from dpq_core.data.task import CalibrationTask
+from dpq_core.run import Run
 from dpq_core.runtime.linear import PQLinear
 from dpq_core.runtime.weight import PQWeight
 

@@ -8,15 +8,15 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from dpq_core.calibration import CalibrationTask
-from dpq_core.checkpoint import Checkpoint, TensorInfo
-from dpq_core.layout import Layout
-from dpq_core.partition import Partition
-from dpq_core.quantize import quantize
+from dpq_core.data.task import CalibrationTask
+from dpq_core.methods.quantize import quantize
 from dpq_core.runtime.linear import PQLinear
 from dpq_core.runtime.swap import replace
 from dpq_core.runtime.weight import PQWeight
 from dpq_core.spec import KMeansSpec, QuantSpec
+from dpq_core.tensor.checkpoint import Checkpoint, TensorInfo
+from dpq_core.tensor.grouping import Partition
+from dpq_core.tensor.layout import Layout
 
 SPEC = QuantSpec(d=4, K=32, scope="subspace", kmeans=KMeansSpec(iterations=8))
 DIM = 32

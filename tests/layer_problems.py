@@ -6,8 +6,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dpq_core.assignment.hessian import MIN_DAMPING
-from dpq_core.assignment.objective import Objective
+from dpq_core.methods.assignment.hessian import MIN_DAMPING
+from dpq_core.methods.assignment.objective import Objective
 
 layers = st.fixed_dictionaries(
     {

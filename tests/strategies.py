@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from dpq_core.spec import CODEBOOK_DTYPES, CONV_LAYOUTS, INITS, KMeansSpec, PoolSpec, QuantSpec
+from dpq_core.spec import (
+    CODEBOOK_DTYPES,
+    CONV_LAYOUTS,
+    INITS,
+    KMeansSpec,
+    PoolSpec,
+    QuantSpec,
+)
 
 kmeans_specs = st.builds(
     KMeansSpec,

@@ -10,12 +10,13 @@ import torch
 from cli_runs import install_toy, write_mlp
 from toy_adapter import MLPAdapter
 
-from dpq_core.adapter import Adapter, Run, Sampling
-from dpq_core.checkpoint import Checkpoint
+from dpq.testing import AdapterContract
 from dpq_core.errors import DPQError
-from dpq_core.hidden.axes import HiddenAxis, Producer
-from dpq_core.layout import Layout
-from dpq_core.testing import AdapterContract
+from dpq_core.plugin.adapter import Adapter, Sampling
+from dpq_core.run import Run
+from dpq_core.tensor.checkpoint import Checkpoint
+from dpq_core.tensor.hidden_axes import HiddenAxis, Producer
+from dpq_core.tensor.layout import Layout
 
 
 @pytest.fixture(scope="module", autouse=True)

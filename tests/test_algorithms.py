@@ -10,7 +10,7 @@ from pathlib import Path
 
 from repo import ROOT
 
-from dpq_core.em.settings import CalibrateSettings
+from dpq_core.calibrate.settings import CalibrateSettings
 from dpq_core.spec import QuantSpec
 
 PAGE = ROOT / "docs" / "algorithms.md"

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from plugins import install_plugin
 
-from dpq_core import registry
-from dpq_core.adapter import Adapter
 from dpq_core.errors import AdapterError
-from dpq_core.registry import AdapterEntry
+from dpq_core.plugin import registry
+from dpq_core.plugin.adapter import Adapter
+from dpq_core.plugin.registry import AdapterEntry
 
 GOOD = """
-from dpq_core.adapter import Adapter
+from dpq_core.plugin.adapter import Adapter
 
 class Good(Adapter):
     name = "good"
@@ -68,7 +68,7 @@ def test_listing_imports_nothing(monkeypatch, tmp_path):
     [
         ("1 / 0", "ZeroDivisionError: division by zero"),
         ("import sys; sys.exit('no licence')", "SystemExit: no licence"),
-        ("Good = 3", "the target is not a dpq_core.adapter.Adapter"),
+        ("Good = 3", "the target is not a dpq_core.plugin.adapter.Adapter"),
         ("x = 1", "has no attribute 'Good'"),
         (GOOD.replace('"good"', '"other"'), "its class says name = 'other'"),
         (GOOD.replace('"good"', '"bad"').replace("def open", "def opened"), "abstract"),
@@ -179,7 +179,7 @@ def test_an_import_error_of_dpq_itself_is_a_bug_and_stays_one():
 
 def test_no_adapters_at_all():
     code = (
-        "from dpq_core import registry\n"
+        "from dpq_core.plugin import registry\n"
         "registry.GROUP = 'no.such.group'\n"
         "try: registry.load('llama')\n"
         "except registry.AdapterError as e: print(e)\n"

@@ -11,11 +11,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dpq_core.adapter import Adapter, Evaluation, Export, Metric, Run, Sampling
 from dpq_core.artifact import Artifact
-from dpq_core.checkpoint import Checkpoint, SafetensorsCheckpoint
 from dpq_core.errors import SourceError, SpecError
-from dpq_core.layout import Layout
+from dpq_core.plugin.adapter import Adapter, Evaluation, Export, Metric, Sampling
+from dpq_core.run import Run
+from dpq_core.tensor.checkpoint import Checkpoint, SafetensorsCheckpoint
+from dpq_core.tensor.layout import Layout
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from dpq_core.calibration import CalibrationTask
+from dpq_core.data.task import CalibrationTask
 
 WIDTH = 8
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from toy_blocks import Stack, Task
 
-from dpq_core.layout import Layout
-from dpq_core.sequential.block_store import BlockStore
-from dpq_core.sequential.loop import Sequential, SequentialOptions
-from dpq_core.sequential.targets import Target
-from dpq_core.statistics.layer_inputs import LayerInput
+from dpq_core.data.sequential.block_store import BlockStore
+from dpq_core.data.sequential.loop import Sequential, SequentialOptions
+from dpq_core.data.sequential.targets import Target
+from dpq_core.data.statistics.layer_inputs import LayerInput
+from dpq_core.tensor.layout import Layout
 
 BATCHES = 3
 

@@ -10,9 +10,8 @@ import math
 import re
 from typing import Any
 
-from dpq_core.layout import Layout
-from dpq_core.plan import Override
-from dpq_core.spec import QuantSpec
+from dpq_core.spec import Override, QuantSpec
+from dpq_core.tensor.layout import Layout
 
 MIN_WEIGHTS = 4096
 """Smaller tensors are kept: a codebook of 256 codewords takes 1-4 KB, half of them or more."""

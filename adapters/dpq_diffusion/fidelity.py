@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dpq_core.adapter import Metric
-from dpq_core.progress import Progress
+from dpq_core.plugin.adapter import Metric
+from dpq_core.run import Progress
 from dpq_diffusion.conditions import Item
 from dpq_diffusion.metrics import ImageFidelity, latent_mse, pixel_mse, ssim
 from dpq_diffusion.samplers import Sampler

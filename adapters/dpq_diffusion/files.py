@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from dpq_core.runtime.config import describe
 from dpq_diffusion.folders import CONFIG, Component
 from dpq_diffusion.text_guard import guarded
+from dpq_hf.stored_config import describe
 
 if TYPE_CHECKING:
     from dpq_core.artifact import Manifest

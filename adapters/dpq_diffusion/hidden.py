@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from dpq_core.hidden.axes import HiddenAxis, Producer
+from dpq_core.tensor.hidden_axes import HiddenAxis, Producer
 
 _PAIRS = (
     (r"\bffn?(?:_context)?\.net\.2", ("net.0.proj",)),  # FeedForward of diffusers

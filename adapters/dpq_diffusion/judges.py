@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from dpq_core.adapter import Metric
 from dpq_core.errors import SpecError
-from dpq_core.progress import Progress
-from dpq_core.sources import BUILTIN_SCHEME
+from dpq_core.plugin.adapter import Metric
+from dpq_core.plugin.sources import BUILTIN_SCHEME
+from dpq_core.run import Progress
 from dpq_diffusion.folders import BUILTIN
 from dpq_diffusion.metrics import (
     TINY_EXTRACTOR,

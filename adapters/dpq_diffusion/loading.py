@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from dpq_core.adapter import Run
 from dpq_core.artifact import Artifact
 from dpq_core.device import resolve
 from dpq_core.errors import SourceError
-from dpq_core.sources import read_json
+from dpq_core.plugin.sources import read_json
+from dpq_core.run import Run
 from dpq_diffusion.folders import CONFIG, INDEX, is_pipeline, locate
 
 
@@ -98,8 +98,8 @@ def stored_dtype(folder: Path) -> torch.dtype:
     if is_pipeline(folder):
         present = components_of(folder)
         place = folder / next((name for name in DENOISERS if name in present), present[0])
-    from dpq_core.checkpoint import SafetensorsCheckpoint
-    from dpq_core.pq_tensor import PARTS
+    from dpq_core.tensor.checkpoint import SafetensorsCheckpoint
+    from dpq_core.tensor.pq_tensor import PARTS
 
     for name, info in SafetensorsCheckpoint(
         str(place), list(component(place).files)

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from dpq_core.checkpoint import Checkpoint, TensorInfo
-from dpq_core.plan import make_plan
-from dpq_core.quantize import quantize
+from dpq_core.methods.quantize import quantize
+from dpq_core.planning.plan import make_plan
 from dpq_core.runtime import PQWeight, swap
 from dpq_core.spec import QuantSpec
+from dpq_core.tensor.checkpoint import Checkpoint, TensorInfo
 from dpq_diffusion.source import copies
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dpq_core.artifact.files import hash_file
 from dpq_core.errors import SourceError
-from dpq_core.sources import read_json
+from dpq_core.plugin.sources import read_json
 from dpq_diffusion import dit_keys, ldm, ldm_keys
 from dpq_diffusion.conversion import Conversion, Part, publish
 from dpq_diffusion.folders import CONFIG, SIDE_SUFFIXES

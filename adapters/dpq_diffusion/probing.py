@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dpq_core.adapter import Run
 from dpq_core.artifact import Artifact
 from dpq_core.device import resolve
+from dpq_core.plugin.sources import read_json
+from dpq_core.run import Run
 from dpq_core.runtime.swap import PQModule
-from dpq_core.sources import read_json
 from dpq_diffusion.folders import INDEX, is_pipeline
 from dpq_diffusion.loading import is_loadable, load_folder
 

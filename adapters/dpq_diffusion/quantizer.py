@@ -22,11 +22,12 @@ from diffusers.quantizers.quantization_config import QuantizationConfigMixin  # 
 from torch import Tensor, nn
 
 from dpq_core.errors import ArtifactError, SpecError
-from dpq_core.pq_tensor import PARTS
-from dpq_core.runtime import PQWeight, config, swap
-from dpq_core.runtime.pretrained import Loader, StoredConfig
+from dpq_core.runtime import PQWeight, swap
 from dpq_core.spec import QuantSpec
+from dpq_core.tensor.pq_tensor import PARTS
 from dpq_diffusion.on_the_fly import quantize_model
+from dpq_hf import stored_config as config
+from dpq_hf.pretrained import Loader, StoredConfig
 
 
 class Method(StrEnum):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 
-from dpq_core.import_hook import after_import
+from dpq_hf.import_hook import after_import
 
 _DIFFUSERS = "diffusers.quantizers.auto"
 _TRANSFORMERS = "transformers.quantizers.auto"

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpq_core.adapter import Run
 from dpq_core.errors import SourceError, SpecError
+from dpq_core.run import Run
 from dpq_diffusion.conditions import Condition, Item, make_items
 from dpq_diffusion.metrics import Images, PngFolder
 from dpq_diffusion.metrics.replacing import replacing

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpq_core.adapter import Run, Sampling
 from dpq_core.errors import SpecError
+from dpq_core.plugin.adapter import Sampling
+from dpq_core.run import Run
 from dpq_diffusion.conditions import Condition, Item
 from dpq_diffusion.grids import Row, draw_grid
 from dpq_diffusion.loading import load_pipeline

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from dpq_core.checkpoint import Checkpoint, SafetensorsCheckpoint, TensorInfo
 from dpq_core.errors import SourceError
+from dpq_core.tensor.checkpoint import Checkpoint, SafetensorsCheckpoint, TensorInfo
 from dpq_diffusion.folders import (
     CONFIG,
     INDEX,

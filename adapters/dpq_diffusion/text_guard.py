@@ -1,7 +1,7 @@
 """Marks the activations in a text encoder's config, so that no loader without dpq takes it.
 
 transformers skips a quantization that it does not know, warns, and returns random weights; an
-activation that it does not know is an error (``dpq_core.guard``).
+activation that it does not know is an error (``dpq_hf.guard``).
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpq_core.errors import SourceError
-from dpq_core.guard import Guard
 from dpq_diffusion.folders import CONFIG, Component
+from dpq_hf.guard import Guard
 
 GUARD = Guard("dpq_diffusion")
 

@@ -22,9 +22,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin  # no
 
 from dpq_core.errors import ArtifactError
 from dpq_core.runtime import PQEmbedding, swap
-from dpq_core.runtime.pretrained import DtypeConfig, EagerLoader
 from dpq_diffusion.files import TEXT_METHOD
 from dpq_diffusion.text_guard import GUARD, unguard
+from dpq_hf.pretrained import DtypeConfig, EagerLoader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dpq_core.adapter import Adapter, Evaluation, Export, Run, Sampling
+from dpq_core.plugin.adapter import Adapter, Evaluation, Export, Sampling
+from dpq_core.run import Run
 from dpq_gaussian.calibration.options import CalibrateOptions
 from dpq_gaussian.evaluate_options import EvaluateOptions
 from dpq_gaussian.export import EXPORTS, ExportOptions
@@ -19,9 +20,9 @@ from dpq_gaussian.sample_options import SampleOptions
 
 if TYPE_CHECKING:
     from dpq_core.artifact.single_writer import Packed
-    from dpq_core.calibration import CalibrationTask
-    from dpq_core.checkpoint import Checkpoint
-    from dpq_core.layout import Layout
+    from dpq_core.data.task import CalibrationTask
+    from dpq_core.tensor.checkpoint import Checkpoint
+    from dpq_core.tensor.layout import Layout
 
 
 class GaussianAdapter(Adapter):

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dpq_core.adapter import Run
-from dpq_core.progress import Progress, silent
+from dpq_core.run import Progress, Run, silent
 from dpq_gaussian.formats import WRITABLE, Loaded, write_scene
 from dpq_gaussian.formats.coordinates import like as turned_like
 from dpq_gaussian.loading import load, locate

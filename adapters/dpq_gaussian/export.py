@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dpq_core.adapter import Export, Run
+from dpq_core.plugin.adapter import Export
+from dpq_core.run import Run
 
 EXPORTS = ("ply", "splat", "spz")
 """``Adapter.exports`` of the Gaussian adapter."""

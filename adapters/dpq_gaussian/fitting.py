@@ -19,10 +19,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dpq_core.adapter import Run
 from dpq_core.artifact.single_writer import Packed, size_of
 from dpq_core.errors import SpecError
 from dpq_core.planning.allocate import Choice, allocate
+from dpq_core.run import Run
 from dpq_gaussian.cameras import Camera
 from dpq_gaussian.codec import Encoded, encode
 from dpq_gaussian.codec.decoding import UnwrittenScene

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dpq_core import sources
 from dpq_core.artifact import ArtifactFile
 from dpq_core.errors import SourceError
+from dpq_core.plugin import sources
 from dpq_gaussian.formats import NATIVE, Loaded, convert, read_scene
 from dpq_gaussian.scene import Scene
 

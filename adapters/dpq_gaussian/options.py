@@ -84,7 +84,7 @@ class CompressOptions:
         """The product quantization of the harmonics, if they are quantized like that."""
         if self.harmonics != "pq":
             return None
-        from dpq_core.plan import Override
+        from dpq_core.spec import Override
         from dpq_gaussian.codec import codebooks
 
         if self.harmonics_spec:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dpq_core.adapter import Run
 from dpq_core.artifact.manifest import library_versions
 from dpq_core.artifact.single_manifest import Attribute, FileManifest
 from dpq_core.artifact.single_writer import Packed
+from dpq_core.run import Run
 from dpq_gaussian.cameras import Camera, read_cameras
 from dpq_gaussian.codec import Encoded, encode
 from dpq_gaussian.codec.errors import measure

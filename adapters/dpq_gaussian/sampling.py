@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dpq_core.adapter import Run, Sampling
 from dpq_core.errors import SourceError, SpecError
-from dpq_core.progress import Progress
+from dpq_core.plugin.adapter import Sampling
+from dpq_core.run import Progress, Run
 from dpq_gaussian.cameras import Camera, read_cameras, select
 from dpq_gaussian.cameras.rig import orbit
 from dpq_gaussian.loading import load, locate

@@ -7,8 +7,8 @@ import hashlib
 import torch
 from torch import Tensor
 
-from dpq_core.checkpoint import Checkpoint, TensorInfo
 from dpq_core.errors import SourceError
+from dpq_core.tensor.checkpoint import Checkpoint, TensorInfo
 from dpq_gaussian.loading import load_scene, locate
 
 

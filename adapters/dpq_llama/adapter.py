@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dpq_core.adapter import Adapter, Evaluation, Run, Sampling
 from dpq_core.errors import AdapterError
+from dpq_core.plugin.adapter import Adapter, Evaluation, Sampling
+from dpq_core.run import Run
 from dpq_llama.calibration_options import CalibrateOptions
 from dpq_llama.options import EvaluateOptions, SampleOptions
 
@@ -18,12 +19,11 @@ if TYPE_CHECKING:
     import torch
 
     from dpq_core.artifact import Artifact, Manifest
-    from dpq_core.calibration import CalibrationTask
-    from dpq_core.checkpoint import Checkpoint
-    from dpq_core.hidden.axes import HiddenAxis
-    from dpq_core.layout import Layout
-    from dpq_core.plan import Override
-    from dpq_core.spec import QuantSpec
+    from dpq_core.data.task import CalibrationTask
+    from dpq_core.spec import Override, QuantSpec
+    from dpq_core.tensor.checkpoint import Checkpoint
+    from dpq_core.tensor.hidden_axes import HiddenAxis
+    from dpq_core.tensor.layout import Layout
 
 
 class LlamaAdapter(Adapter):

@@ -6,9 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from dpq_core.layout import Layout
-from dpq_core.plan import Override
-from dpq_core.spec import QuantSpec
+from dpq_core.spec import Override, QuantSpec
+from dpq_core.tensor.layout import Layout
 
 _LINEAR = re.compile(
     r"(model\.)?layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)\.weight"

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dpq_core.adapter import Run
 from dpq_core.artifact import Artifact
-from dpq_core.calibration import Batch, CalibrationTask
+from dpq_core.calibrate.distributed import Workers
+from dpq_core.calibrate.layers import prepare_student
+from dpq_core.data.task import Batch, CalibrationTask
 from dpq_core.device import resolve
-from dpq_core.distributed import Workers
-from dpq_core.em.layers import prepare_student
 from dpq_core.errors import AdapterError, SourceError, SpecError
+from dpq_core.run import Run
 from dpq_llama import calibration_loss as losses
 from dpq_llama.architecture import has_head
 from dpq_llama.calibration_data import Windows, read_windows

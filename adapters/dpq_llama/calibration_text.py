@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dpq_core.adapter import Run
-from dpq_core.last import Last
-from dpq_core.progress import Progress, silent
-from dpq_core.quantize import tensor_seed
+from dpq_core.data.last import Last
+from dpq_core.methods.quantize import tensor_seed
+from dpq_core.run import Progress, Run, silent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

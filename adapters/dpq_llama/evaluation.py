@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpq_core.adapter import Evaluation, Metric, Run
 from dpq_core.errors import SpecError
+from dpq_core.plugin.adapter import Evaluation, Metric
+from dpq_core.run import Run
 from dpq_llama import perplexity
 from dpq_llama.loading import load_model, load_tokenizer, origin
 from dpq_llama.options import EvaluateOptions

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from dpq_core.runtime.config import describe
+from dpq_hf.stored_config import describe
 from dpq_llama.registration import marked
 from dpq_llama.source import CONFIG, LlamaCheckpoint
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dpq_core.adapter import Run, Sampling
 from dpq_core.device import resolve
 from dpq_core.errors import SpecError
+from dpq_core.plugin.adapter import Sampling
+from dpq_core.run import Run
 from dpq_llama.architecture import has_head
 from dpq_llama.loading import load_folder, load_model, load_tokenizer, origin
 from dpq_llama.options import SampleOptions

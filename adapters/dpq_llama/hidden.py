@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator
 
-from dpq_core.hidden.axes import HiddenAxis, Producer
+from dpq_core.tensor.hidden_axes import HiddenAxis, Producer
 
 _DOWN = re.compile(r"((?:model\.)?layers\.\d+\.mlp\.)down_proj\.weight")
 

@@ -12,7 +12,7 @@ import torch
 from dpq_core.artifact import Artifact
 from dpq_core.device import resolve
 from dpq_core.errors import SourceError
-from dpq_core.sources import BUILTIN_SCHEME
+from dpq_core.plugin.sources import BUILTIN_SCHEME
 from dpq_llama.source import locate, open_checkpoint, read_config
 
 if TYPE_CHECKING:

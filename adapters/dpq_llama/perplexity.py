@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dpq_core.errors import SourceError, SpecError
-from dpq_core.progress import Progress, silent
+from dpq_core.run import Progress, silent
 from dpq_llama.texts import read_text
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from transformers.quantizers.base import HfQuantizer  # noqa: TID253
 from transformers.utils.quantization_config import QuantizationConfigMixin  # noqa: TID253
 
 from dpq_core.artifact import MANIFEST_NAME, Artifact
-from dpq_core.runtime.pretrained import DtypeConfig, EagerLoader
+from dpq_hf.pretrained import DtypeConfig, EagerLoader
 from dpq_llama import swap
 from dpq_llama.registration import GUARD
 

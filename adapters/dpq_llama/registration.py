@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import importlib
 
-from dpq_core.guard import Guard
-from dpq_core.import_hook import after_import
+from dpq_hf.guard import Guard
+from dpq_hf.import_hook import after_import
 
 _TARGET = "transformers.quantizers.auto"
 """Holds the tables of quantizers; every ``from_pretrained`` imports it."""
@@ -19,7 +19,7 @@ GUARD = Guard("dpq_llama")
 """Marks the activation's name in the config of an artifact.
 
 Without ``import dpq_llama`` transformers only warns about the unknown quantization and returns a
-model with random weights; with a marked activation it refuses (``dpq_core.guard``).
+model with random weights; with a marked activation it refuses (``dpq_hf.guard``).
 """
 
 

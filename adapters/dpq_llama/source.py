@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dpq_core.checkpoint import SafetensorsCheckpoint
 from dpq_core.errors import SourceError
-from dpq_core.sources import download, find, is_hub_id, read_json, shards
+from dpq_core.plugin.sources import download, find, is_hub_id, read_json, shards
+from dpq_core.tensor.checkpoint import SafetensorsCheckpoint
 from dpq_llama.architecture import expected_tensors, has_head
 
 BUILTIN = Path(__file__).parent / "builtin"

@@ -24,10 +24,10 @@ import torch
 from record import append
 from torch import Tensor
 
-from dpq_core.adapter import Run
-from dpq_core.compress import CompressOptions, compress
-from dpq_core.plan import Override, make_plan
-from dpq_core.spec import PRESET_D, QuantSpec
+from dpq_core.jobs.compress import CompressOptions, compress
+from dpq_core.planning.plan import make_plan
+from dpq_core.run import Run
+from dpq_core.spec import PRESET_D, Override, QuantSpec
 from dpq_diffusion.adapter import DiffusionAdapter
 from dpq_diffusion.conditions import Item
 from dpq_diffusion.folders import BUILTIN

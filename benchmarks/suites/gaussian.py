@@ -29,8 +29,8 @@ from gaussian_peers import TOOL, peers, transform
 from gaussian_sog import upstream_palette, write_sog
 from record import RESULTS, append
 
-from dpq_core.adapter import Run
-from dpq_core.compress_file import compress_file
+from dpq_core.jobs.compress_file import compress_file
+from dpq_core.run import Run
 from dpq_gaussian.adapter import GaussianAdapter
 from dpq_gaussian.cameras import Camera, held_out, read_cameras
 from dpq_gaussian.cameras.rig import rig

@@ -29,11 +29,11 @@ import torch
 from gaussian import DATA, draw
 from record import RESULTS, append
 
-from dpq_core.adapter import Run
-from dpq_core.compress_file import compress_file
-from dpq_core.em.artifact import CalibrateOptions as LoopOptions
-from dpq_core.em.artifact import calibrate_artifact
-from dpq_core.em.settings import CalibrateSettings
+from dpq_core.calibrate.settings import CalibrateSettings
+from dpq_core.jobs.calibrate import CalibrateOptions as LoopOptions
+from dpq_core.jobs.calibrate import calibrate_artifact
+from dpq_core.jobs.compress_file import compress_file
+from dpq_core.run import Run
 from dpq_gaussian.adapter import GaussianAdapter
 from dpq_gaussian.calibration.options import CalibrateOptions
 from dpq_gaussian.cameras import Camera, held_out, read_cameras

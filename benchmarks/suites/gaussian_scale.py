@@ -78,10 +78,10 @@ def run_child(step: str, scene: str, out: str, threads: int) -> None:
     """One step of a benchmark; prints its measurements as JSON."""
     import torch
 
-    from dpq_core.compress import peak_memory
+    from dpq_core.jobs.compress import peak_memory
 
     torch.set_num_threads(threads)
-    from dpq_core.compress_file import compress_file
+    from dpq_core.jobs.compress_file import compress_file
     from dpq_gaussian.adapter import GaussianAdapter
     from dpq_gaussian.codec import SceneFile, decode_scene
 

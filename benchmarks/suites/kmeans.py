@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dpq_core import kernels
-from dpq_core.codebooks.kmeans import kmeans
+from dpq_core.methods.codebooks.kmeans import kmeans
 from dpq_core.spec import KMeansSpec
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

@@ -34,15 +34,16 @@ from methods_trained import calibrated, candidate_sets
 from record import RESULTS, append
 from torch import Tensor
 
-from dpq_core.checkpoint import TensorInfo
 from dpq_core.errors import SpecError
-from dpq_core.layout import Layout
-from dpq_core.outputs import InputStatistics
-from dpq_core.plan import TensorPlan, plan_tensor
+from dpq_core.methods.outputs import InputStatistics
+from dpq_core.methods.quantize import quantize
 from dpq_core.planning.allocate import Choice, allocate
+from dpq_core.planning.plan import plan_tensor
 from dpq_core.planning.predict import Curve, curve
-from dpq_core.quantize import quantize
 from dpq_core.spec import QuantSpec
+from dpq_core.tensor.checkpoint import TensorInfo
+from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.plan import TensorPlan
 
 SUITE = "methods"
 BITS = (2.0, 3.0, 1.25, 4.0, 2.5)

@@ -15,13 +15,13 @@ from collections.abc import Callable
 import torch
 from record import append
 
-from dpq_core.kernels import lut
-from dpq_core.layout import Layout
-from dpq_core.packing import pack
-from dpq_core.partition import Partition
-from dpq_core.pq_tensor import PQTensor
 from dpq_core.runtime import PQLinear, PQWeight, reference
+from dpq_core.runtime.linear import tabulated_product
 from dpq_core.spec import QuantSpec
+from dpq_core.tensor.grouping import Partition
+from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.packing import pack
+from dpq_core.tensor.pq_tensor import PQTensor
 
 SHAPES = ((4096, 4096), (11_008, 4096), (1024, 384))
 TOKENS = (1, 4, 16, 128)
@@ -61,7 +61,7 @@ def measure(shape: tuple[int, int], bits: int, dtype: torch.dtype, repeats: int)
         x = torch.randn(count, shape[1]).to(dtype)
         expected = reference.linear(x.float(), pq)
         tolerance = 1e-3 if dtype is torch.float32 else 3e-2
-        for output in (layer(x), layer._decoded(x), lut.linear(x, layer.weight)):
+        for output in (layer(x), layer._decoded(x), tabulated_product(x, layer.weight)):
             worst = (output.float() - expected).abs().max() / expected.abs().max()
             assert worst < tolerance, f"{shape} {bits} bits {count} tokens: off by {worst}"
         rows.append(
@@ -72,7 +72,7 @@ def measure(shape: tuple[int, int], bits: int, dtype: torch.dtype, repeats: int)
                 "tokens": count,
                 "dense_ms": median_ms(lambda x=x: dense(x), repeats),
                 "pq_ms": median_ms(lambda x=x: layer(x), repeats),
-                "table_ms": median_ms(lambda x=x: lut.linear(x, layer.weight), repeats),
+                "table_ms": median_ms(lambda x=x: tabulated_product(x, layer.weight), repeats),
                 "decode_ms": median_ms(lambda x=x: layer._decoded(x), repeats),
             }
         )

@@ -22,8 +22,8 @@ from dpq_cli.commands import (
     sample,
 )
 from dpq_cli.interrupt import interruptible
-from dpq_core import __version__
 from dpq_core.errors import DPQError
+from dpq_core.version import __version__
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it (128 + SIGINT)."""

@@ -16,10 +16,11 @@ from dpq_core.errors import SpecError
 
 if TYPE_CHECKING:
     from dpq_cli.spec_options import SpecChoice
-    from dpq_core.adapter import Adapter, Run
     from dpq_core.artifact import ArtifactFile
     from dpq_core.artifact.single_manifest import FileManifest
-    from dpq_core.compress_file import FileReport
+    from dpq_core.jobs.compress_file import FileReport
+    from dpq_core.plugin.adapter import Adapter
+    from dpq_core.run import Run
 
 COLUMNS = ("attribute", "shape", ">bits/item", ">size", "error")
 
@@ -65,7 +66,7 @@ class Asked:
 
 def run(asked: Asked, source: str, out: Path, how: dict[str, Any], run: Run, as_json: bool) -> None:
     """Compress and report; ``how`` are further arguments of ``compress_file``."""
-    from dpq_core.compress_file import compress_file
+    from dpq_core.jobs.compress_file import compress_file
 
     report = compress_file(
         asked.adapter, source, out, options=asked.own, budget=asked.budget, **how, run=run

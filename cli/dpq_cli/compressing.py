@@ -13,11 +13,12 @@ from dpq_core.errors import AdapterError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from dpq_core.adapter import Adapter, Run
-    from dpq_core.calibration import CalibrationTask
-    from dpq_core.compress import CompressReport
-    from dpq_core.em.artifact import Calibrated
-    from dpq_core.plan import Plan
+    from dpq_core.data.task import CalibrationTask
+    from dpq_core.jobs.calibrate import Calibrated
+    from dpq_core.jobs.compress import CompressReport
+    from dpq_core.plugin.adapter import Adapter
+    from dpq_core.run import Run
+    from dpq_core.tensor.plan import Plan
 
 STAGE_SUFFIX = ".uncalibrated"
 
@@ -84,8 +85,8 @@ class Job:
 
     def compress(self, plan: Plan, run: Run, budget: int | None) -> CompressReport:
         """Quantize the source by a plan, within a budget if there is one."""
-        from dpq_core.compress import CompressOptions, compress
-        from dpq_core.em.rewrite import check_output
+        from dpq_core.jobs.compress import CompressOptions, compress
+        from dpq_core.jobs.rewrite import check_output
 
         if self.steps:
             check_output(self.output, overwrite=self.overwrite, resume=self.resume)
@@ -106,8 +107,8 @@ class Job:
         """Train what ``compress`` made, if that is wanted; the stage before is then removed."""
         if not self.steps:
             return None
-        from dpq_core.em.artifact import CalibrateOptions, calibrate_artifact
-        from dpq_core.em.settings import CalibrateSettings
+        from dpq_core.calibrate.settings import CalibrateSettings
+        from dpq_core.jobs.calibrate import CalibrateOptions, calibrate_artifact
 
         options = CalibrateOptions(
             settings=CalibrateSettings(steps=self.steps, mode=self.mode, seed=run.seed),

@@ -25,7 +25,7 @@ STEPS = 64
 
 
 class Meter:
-    """A ``dpq_core.progress.Progress`` that draws a bar on a terminal and lines in a log.
+    """A ``dpq_core.run.Progress`` that draws a bar on a terminal and lines in a log.
 
     The time left is extrapolated from the latest steps only, so that tensors taken over by
     ``--resume`` do not make it too hopeful. When the total changes or the work done goes back,

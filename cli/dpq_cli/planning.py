@@ -12,12 +12,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from dpq_cli.spec_options import SpecChoice
-    from dpq_core.adapter import Adapter, Run
-    from dpq_core.calibration import CalibrationTask
-    from dpq_core.checkpoint import Checkpoint
-    from dpq_core.plan import Plan
+    from dpq_core.data.task import CalibrationTask
     from dpq_core.planning.forecast import Forecast
+    from dpq_core.plugin.adapter import Adapter
+    from dpq_core.run import Run
     from dpq_core.spec import QuantSpec
+    from dpq_core.tensor.checkpoint import Checkpoint
+    from dpq_core.tensor.plan import Plan
 
 COLUMNS = ("tensor", "shape", "spec", "layout", ">bits/weight", ">error", ">size")
 
@@ -63,11 +64,11 @@ def make(wanted: Wanted, run: Run) -> Shown:
         SourceError: the source cannot be opened.
         SpecError: the spec or an override fits no tensor, or the budget is too small.
     """
-    from dpq_core import presets
-    from dpq_core.plan import Override, make_plan
     from dpq_core.planning.forecast import forecast
     from dpq_core.planning.overhead import overhead
+    from dpq_core.planning.plan import make_plan
     from dpq_core.planning.planner import bytes_of_bits, candidates, plan_for_budget
+    from dpq_core.spec import Override, presets
 
     checkpoint = wanted.adapter.open_with(wanted.source, wanted.own)
     choice = wanted.choice
@@ -100,8 +101,8 @@ def make(wanted: Wanted, run: Run) -> Shown:
 
 def _sensitivity(wanted: Wanted, checkpoint: Checkpoint, run: Run) -> dict[str, float] | None:
     """What the data says of the tensors, if data is to be looked at."""
+    from dpq_core.data.sensitivity import sensitivities
     from dpq_core.planning.planner import compressible
-    from dpq_core.planning.sensitivity import sensitivities
 
     if wanted.task is None:
         return None

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dpq_cli.recipe_file import Scalar, fields_of, flat, read, scalar, unknown
-from dpq_core import options
 from dpq_core.errors import SpecError
+from dpq_core.plugin import options
 from dpq_core.spec import parse_changes
 
 if TYPE_CHECKING:
-    from dpq_core.adapter import Adapter
+    from dpq_core.plugin.adapter import Adapter
 
 REST = "dpq.recipe"
 """Key of ``Rest`` in a context's ``meta``."""

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dpq_core import options, registry
 from dpq_core.errors import AdapterError, SpecError
+from dpq_core.plugin import options, registry
 
 if TYPE_CHECKING:
-    from dpq_core.adapter import Adapter, Run
     from dpq_core.artifact import Artifact, ArtifactFile
+    from dpq_core.plugin.adapter import Adapter
+    from dpq_core.run import Run
 
 Source = Annotated[
     str,
@@ -79,7 +80,7 @@ def adapter_of(name: str | None, *sources: str) -> Adapter:
 
 def _owner(sources: Sequence[str]) -> str | None:
     """The adapter of the first built-in model among the sources."""
-    from dpq_core.sources import BUILTIN_SCHEME
+    from dpq_core.plugin.sources import BUILTIN_SCHEME
 
     for source in sources:
         if source.startswith(BUILTIN_SCHEME):
@@ -100,7 +101,7 @@ def using(adapter: Adapter, *, device: str = "auto", seed: int = 0) -> Iterator[
     """
     from dpq_cli.meter import Meter
     from dpq_core import device as devices
-    from dpq_core.adapter import Run
+    from dpq_core.run import Run
 
     devices.resolve(device)
     with registry.explain_missing(adapter.name), Meter() as meter:

@@ -10,8 +10,7 @@ import typer
 from dpq_cli import recipe
 from dpq_cli.sizes import parse_size
 from dpq_core.errors import SpecError
-from dpq_core.presets import PRESETS, preset
-from dpq_core.spec import INITS, ORIENTATIONS, SCOPES, QuantSpec, parse_changes
+from dpq_core.spec import INITS, ORIENTATIONS, PRESETS, SCOPES, QuantSpec, parse_changes, preset
 
 Preset = Annotated[
     str | None,

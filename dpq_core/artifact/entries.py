@@ -10,10 +10,10 @@ import torch
 from dpq_core.artifact import header, strict_json
 from dpq_core.artifact.files import check_name
 from dpq_core.artifact.strict_json import integer, one_line, shown, typed
-from dpq_core.checkpoint import DTYPES
 from dpq_core.errors import ArtifactError, SpecError
-from dpq_core.layout import Layout
 from dpq_core.spec import QuantSpec
+from dpq_core.tensor.checkpoint import DTYPES
+from dpq_core.tensor.layout import Layout
 
 MAX_FILES = 10_000
 MAX_TEXT_BYTES = 4096

@@ -18,8 +18,8 @@ import torch
 
 from dpq_core.artifact import strict_json
 from dpq_core.artifact.strict_json import shown
-from dpq_core.checkpoint import DTYPES
 from dpq_core.errors import ArtifactError
+from dpq_core.tensor.checkpoint import DTYPES
 
 LENGTH_BYTES = 8
 """Every file begins with the header's length as a little-endian unsigned 64-bit integer."""

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from dpq_core import __version__
 from dpq_core.artifact import strict_json
 from dpq_core.artifact.entries import (
     MAX_TEXT_BYTES,
@@ -24,10 +23,11 @@ from dpq_core.artifact.entries import (
 from dpq_core.artifact.shards import component_of
 from dpq_core.artifact.strict_json import one_line, shown, typed
 from dpq_core.errors import ArtifactError, SpecError
-from dpq_core.partition import Partition
-from dpq_core.plan import Plan
-from dpq_core.pq_tensor import Part, expected_parts
 from dpq_core.spec import QuantSpec
+from dpq_core.tensor.grouping import Partition
+from dpq_core.tensor.plan import Plan
+from dpq_core.tensor.pq_tensor import Part, expected_parts
+from dpq_core.version import __version__
 
 FORMAT_VERSION = 2
 """The newest version; an artifact has the oldest one that can say it (FORMAT.md, F24)."""

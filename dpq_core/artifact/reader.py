@@ -24,8 +24,10 @@ from dpq_core.artifact.header import Slot
 from dpq_core.artifact.manifest import MAX_MANIFEST_BYTES, Manifest
 from dpq_core.artifact.strict_json import one_line, shown
 from dpq_core.errors import ArtifactError
-from dpq_core.pq_tensor import PQTensor
-from dpq_core.progress import Progress, silent
+from dpq_core.run import Progress, silent
+from dpq_core.tensor.checkpoint import TensorInfo
+from dpq_core.tensor.plan import TensorPlan
+from dpq_core.tensor.pq_tensor import PQTensor
 
 
 @dataclass(frozen=True)
@@ -285,3 +287,14 @@ def _check_index(
         index = strict_json.parse(handle.read(manifest.files[name].bytes), str(path))
     if index != shards.index_json(slots):
         raise ArtifactError(f"{path}: does not say what the headers of the weight files say")
+
+
+def tensor_plan(artifact: Artifact, entry: TensorEntry) -> TensorPlan:
+    """The plan by which a tensor was stored; whether its columns were reordered is not known."""
+    manifest = artifact.manifest
+    return TensorPlan(
+        name=entry.name,
+        info=TensorInfo(entry.shape, entry.torch_dtype),
+        spec=None if entry.spec is None else manifest.specs[entry.spec],
+        partition=manifest.partition(entry),
+    )

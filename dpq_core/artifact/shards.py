@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from dpq_core.artifact import header
 from dpq_core.artifact.header import Slot
 from dpq_core.errors import ArtifactError
-from dpq_core.plan import Plan, TensorPlan
+from dpq_core.tensor.plan import Plan, TensorPlan
 
 INDEX_SUFFIX = ".safetensors.index.json"
 

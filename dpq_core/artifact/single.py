@@ -22,7 +22,7 @@ from dpq_core.artifact.files import BLOCK_BYTES, check_adapter, reading
 from dpq_core.artifact.single_manifest import ITEMS_PER_BYTE, MAX_ENTRIES, FileManifest
 from dpq_core.artifact.strict_json import shown
 from dpq_core.errors import ArtifactError
-from dpq_core.progress import Progress, silent
+from dpq_core.run import Progress, silent
 
 INDEX = "index"
 """Stream that says where the parts of the chunked streams are: bytes and crc32, both u32."""

@@ -17,8 +17,8 @@ from dpq_core.artifact.journal import Finished, Journal
 from dpq_core.artifact.shards import Shard
 from dpq_core.artifact.strict_json import one_line
 from dpq_core.errors import ArtifactError
-from dpq_core.plan import TensorPlan
-from dpq_core.pq_tensor import PQTensor
+from dpq_core.tensor.plan import TensorPlan
+from dpq_core.tensor.pq_tensor import PQTensor
 
 SYNC_BYTES = 64 << 20
 SYNC_SECONDS = 0.5

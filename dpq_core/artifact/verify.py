@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from dpq_core.artifact import files
 from dpq_core.artifact.strict_json import shown
 from dpq_core.errors import ArtifactError
-from dpq_core.progress import Progress
+from dpq_core.run import Progress
 
 if TYPE_CHECKING:
     from dpq_core.artifact.reader import Artifact

@@ -31,7 +31,7 @@ from dpq_core.artifact.reader import Artifact, assemble, load
 from dpq_core.artifact.shards import Shard
 from dpq_core.artifact.stream import ShardStream, payload
 from dpq_core.errors import ArtifactError
-from dpq_core.plan import Plan
+from dpq_core.tensor.plan import Plan
 
 
 class ArtifactWriter:

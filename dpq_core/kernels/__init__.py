@@ -60,7 +60,7 @@ def assign(
     if codebooks.dtype != torch.float32 or codebooks.device != points.device:
         raise SpecError("codebooks must be float32 and on the device of the points")
     if points.device.type == "cpu":
-        from dpq_core.kernels import cpu
+        from dpq_core.kernels.cpu import nearest_and_sums as cpu
 
         return cpu.assign(points.contiguous(), codebooks, tie=tie, pad=pad)
     from dpq_core.kernels import torch_path
@@ -86,7 +86,7 @@ def lloyd(
         weights = weights.to(points.device, torch.float32).contiguous()
     points = points.contiguous()
     if points.device.type == "cpu":
-        from dpq_core.kernels import cpu
+        from dpq_core.kernels.cpu import nearest_and_sums as cpu
 
         return cpu.CPULloyd(points, K=K, tie=tie, pad=pad, weights=weights)
     from dpq_core.kernels import torch_path

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from dpq_core.kernels.units import shared_tail
+from dpq_core.kernels.cpu.units import shared_tail
 
 TILE_FLOATS = 1 << 24  # one tile of scores; at most three are alive: 192 MB
 MAX_POINTS = 1 << 14  # points of one group per tile

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from dpq_core import kernels
-from dpq_core.plan import Plan, TensorPlan
+from dpq_core.tensor.plan import Plan, TensorPlan
 
 _POINTS = 1 << 16
 _SIZES = (4, 256)  # d, K of the trial

@@ -9,9 +9,9 @@ from dpq_core.artifact import FileEntry, shards
 from dpq_core.artifact.manifest import draft
 
 if TYPE_CHECKING:
-    from dpq_core.adapter import Adapter
-    from dpq_core.checkpoint import Checkpoint
-    from dpq_core.plan import Plan
+    from dpq_core.planning.policy import TensorPolicy
+    from dpq_core.tensor.checkpoint import Checkpoint
+    from dpq_core.tensor.plan import Plan
 
 SHARD_BYTES = 4 << 30
 """As `dpq compress` cuts weight files by default."""
@@ -23,7 +23,7 @@ _ERROR = 1.2345678901234567e-05
 _ENTRY = FileEntry(10**9, _HASH)
 
 
-def overhead(checkpoint: Checkpoint, adapter: Adapter, plan: Plan) -> int:
+def overhead(checkpoint: Checkpoint, adapter: TensorPolicy, plan: Plan) -> int:
     """All bytes of the artifact of a plan but its tensors and a probe.
 
     The manifest holds numbers that are not known yet; it comes out a few bytes per tensor shorter.

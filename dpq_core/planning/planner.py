@@ -12,17 +12,18 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from dpq_core.adapter import Adapter
-from dpq_core.checkpoint import Checkpoint, TensorInfo
 from dpq_core.errors import SpecError
-from dpq_core.hidden.axes import free_axes
-from dpq_core.layout import Layout
-from dpq_core.plan import Override, Plan, TensorPlan, decide, plan_tensor
 from dpq_core.planning.allocate import Choice, allocate
+from dpq_core.planning.free_axes import free_axes
 from dpq_core.planning.overhead import overhead
+from dpq_core.planning.plan import plan_tensor
+from dpq_core.planning.policy import TensorPolicy
 from dpq_core.planning.predict import Curve, curve
-from dpq_core.progress import Progress, silent
-from dpq_core.spec import QuantSpec
+from dpq_core.run import Progress, silent
+from dpq_core.spec import Override, QuantSpec, decide
+from dpq_core.tensor.checkpoint import Checkpoint, TensorInfo
+from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.plan import Plan, TensorPlan
 
 GRID = (
     (8, 256),
@@ -92,7 +93,7 @@ def candidates(base: QuantSpec, grid: Iterable[tuple[int, int]] = GRID) -> tuple
 
 def plan_for_budget(
     checkpoint: Checkpoint,
-    adapter: Adapter,
+    adapter: TensorPolicy,
     budget: int,
     specs: Iterable[QuantSpec],
     overrides: Iterable[Override] = (),
@@ -156,7 +157,7 @@ Option = list[tuple[TensorPlan, float]]
 
 def _options(
     checkpoint: Checkpoint,
-    adapter: Adapter,
+    adapter: TensorPolicy,
     specs: tuple[QuantSpec, ...],
     rules: tuple[Override, ...],
     progress: Progress,
@@ -196,17 +197,19 @@ def _predicted(checkpoint: Checkpoint, plans: list[TensorPlan]) -> Option:
     return option
 
 
-def _layout(adapter: Adapter, name: str, info: TensorInfo) -> Layout | None:
+def _layout(adapter: TensorPolicy, name: str, info: TensorInfo) -> Layout | None:
     return adapter.select(name, info.shape) if info.dtype.is_floating_point else None
 
 
-def compressible(checkpoint: Checkpoint, adapter: Adapter) -> list[str]:
+def compressible(checkpoint: Checkpoint, adapter: TensorPolicy) -> list[str]:
     """The tensors that the adapter compresses."""
     tensors = checkpoint.tensors.items()
     return [name for name, info in tensors if _layout(adapter, name, info) is not None]
 
 
-def _refuse_unused(checkpoint: Checkpoint, adapter: Adapter, rules: tuple[Override, ...]) -> None:
+def _refuse_unused(
+    checkpoint: Checkpoint, adapter: TensorPolicy, rules: tuple[Override, ...]
+) -> None:
     names = compressible(checkpoint, adapter)
     for rule in rules:
         if not any(rule.matches(name) for name in names):

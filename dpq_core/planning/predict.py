@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from dpq_core import kernels
-from dpq_core.basis import choice as basis
-from dpq_core.codebooks.kmeans import kmeans
-from dpq_core.partition import Partition
-from dpq_core.quantize import tensor_seed
+from dpq_core.methods.codebooks.kmeans import kmeans
+from dpq_core.methods.quantize import tensor_seed
 from dpq_core.spec import KMeansSpec, QuantSpec
+from dpq_core.tensor.basis import choice as basis
+from dpq_core.tensor.grouping import Partition
 
 SAMPLE = 8192
 """Subvectors that are looked at, three quarters of them to learn from."""

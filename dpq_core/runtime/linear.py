@@ -61,9 +61,7 @@ class PQLinear(nn.Module):
         )
 
     def _tabulated(self, tokens: Tensor) -> Tensor:
-        from dpq_core.kernels import lut  # numba loads on first use
-
-        return lut.linear(tokens, self.weight)
+        return tabulated_product(tokens, self.weight)
 
     def _decoded(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """The product with the core, and the row scales that it still lacks, if any."""
@@ -90,3 +88,26 @@ class PQLinear(nn.Module):
         """Sizes for ``print(model)``."""
         p = self.weight.partition
         return f"in={p.cols}, out={p.rows}, " + self.weight.sizes()
+
+
+def tabulated_product(tokens: Tensor, weight: PQWeight) -> Tensor:
+    """Product of activations ``[T, cols]`` and a quantized weight that is never decoded.
+
+    Returns:
+        ``[T, rows]`` in the dtype of ``tokens``.
+    """
+    from dpq_core.kernels.cpu.lut import sum_by_code  # numba loads on first use
+
+    p = weight.partition
+    padded = tokens.new_zeros((len(tokens), p.codebooks * p.tie, p.d), dtype=torch.float32)
+    padded.view(len(tokens), -1)[:, : p.cols] = tokens
+    books = weight.books().detach()  # [B, K, d]
+    by_book = padded.view(len(tokens), p.codebooks, p.tie, p.d)
+    table = torch.einsum("tcgd,ckd->tcgk", by_book, books)
+    table = table.reshape(len(tokens), -1, p.K)[:, : p.groups].contiguous()
+    codes = weight.codes if p.code_bits == 8 else weight.codes.view(torch.uint16)
+    result = sum_by_code(table, codes)
+    scale = weight.parts().get("row_scale")
+    if scale is not None:
+        result = result * scale.detach().float()
+    return result.to(tokens.dtype)

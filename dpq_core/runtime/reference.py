@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dpq_core.pq_tensor import PQTensor
+from dpq_core.tensor.pq_tensor import PQTensor
 
 
 def linear(x: Tensor, pq: PQTensor, bias: Tensor | None = None) -> Tensor:

@@ -15,16 +15,16 @@ import torch
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from dpq_core.checkpoint import SafetensorsCheckpoint, TensorInfo
 from dpq_core.errors import ArtifactError, SourceError, SpecError
-from dpq_core.layout import Layout
-from dpq_core.partition import Partition
-from dpq_core.pq_tensor import PQTensor, expected_parts
 from dpq_core.runtime.conv import PQConv2d
 from dpq_core.runtime.embedding import PQEmbedding
 from dpq_core.runtime.linear import PQLinear
 from dpq_core.runtime.weight import PQWeight
 from dpq_core.spec import QuantSpec
+from dpq_core.tensor.checkpoint import SafetensorsCheckpoint, TensorInfo
+from dpq_core.tensor.grouping import Partition
+from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.pq_tensor import PQTensor, expected_parts
 
 _Weight = TypeVar("_Weight", bound=PQWeight)
 

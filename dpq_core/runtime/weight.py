@@ -7,19 +7,19 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from dpq_core.basis.frame import Frame
-from dpq_core.codebooks.int8 import to_int8
-from dpq_core.packing import unpack
-from dpq_core.partition import Partition
-from dpq_core.pq_tensor import (
+from dpq_core.spec import QuantSpec
+from dpq_core.tensor.basis.frame import Frame
+from dpq_core.tensor.grouping import Partition
+from dpq_core.tensor.int8 import to_int8
+from dpq_core.tensor.packing import unpack
+from dpq_core.tensor.pq_tensor import (
     PQTensor,
     effective_books,
     expected_parts,
     frame_of,
     stored_values,
 )
-from dpq_core.spec import QuantSpec
-from dpq_core.unpacked import Unpacked
+from dpq_core.tensor.unpacked import Unpacked
 
 CHUNK_BYTES = 16 << 20
 """Bytes of the dense rows that exist at any time during a forward pass."""
@@ -200,7 +200,7 @@ class PQWeight(nn.Module):
         return on_cpu and not trained and self.partition.orientation == "input"
 
     def _fast_rows(self, first: int, last: int, books: Tensor) -> Tensor:
-        from dpq_core.kernels import decode  # numba loads on first use
+        from dpq_core.kernels.cpu import decode  # numba loads on first use
 
         p = self.partition
         codes = self._row_codes(first, last).chunk(p.stages)

@@ -6,7 +6,7 @@ import pytest
 from cli_runs import dpq, dpq_process, install_toy
 from plugins import install_plugin
 
-from dpq_core import __version__
+from dpq_core.version import __version__
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,7 @@ from cli_runs import MAIN, dpq, install_toy, write_mlp
 from dpq_cli.spec_options import SpecChoice
 from dpq_core.artifact import Artifact
 from dpq_core.errors import SpecError
-from dpq_core.presets import preset
-from dpq_core.spec import AssignmentSpec
+from dpq_core.spec import AssignmentSpec, preset
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from splat_views import photographed
 from toy_adapter import MLPAdapter
 
 from dpq_cli.commands import demo
-from dpq_core.adapter import Sampling
+from dpq_core.plugin.adapter import Sampling
 
 WIDTHS = ["original", "4 bits", "2 bits"]
 

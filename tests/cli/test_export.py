@@ -16,7 +16,7 @@ ADAPTERS = """
 from dataclasses import dataclass, field
 
 import dpq_gaussian.export as splats
-from dpq_core.adapter import Adapter, Export
+from dpq_core.plugin.adapter import Adapter, Export
 from dpq_core.errors import SourceError
 from toy_adapter import MLPAdapter
 

@@ -8,7 +8,7 @@ import pytest
 from cli_runs import dpq, install_toy, write_mlp
 from toy_adapter import MLPAdapter
 
-from dpq_core import __version__
+from dpq_core.version import __version__
 
 
 @pytest.fixture(autouse=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dpq_core.data.sequential import activations
+from dpq_core.data.sequential.activations import Activations, Unstorable
 from dpq_core.errors import ArtifactError
-from dpq_core.sequential import activations
-from dpq_core.sequential.activations import Activations, Unstorable
 
 BASE = torch.arange(24.0).view(4, 6)
 MANY = [torch.full((2,), float(i)) for i in range(12)]

@@ -11,9 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dpq_core.additive import fit as additive_fit
-from dpq_core.additive import stages as additive
-from dpq_core.additive.stages import (
+from dpq_core.errors import SpecError
+from dpq_core.kernels.cpu import additive as sums
+from dpq_core.kernels.cpu import beam as kernel
+from dpq_core.methods.additive import fit as additive_fit
+from dpq_core.methods.additive import stages as additive
+from dpq_core.methods.additive.stages import (
     AlternateSpec,
     alternate,
     beam_search,
@@ -25,16 +28,13 @@ from dpq_core.additive.stages import (
     stored_bytes,
     sweep,
 )
-from dpq_core.assignment.assign import assign
-from dpq_core.assignment.objective import Objective
-from dpq_core.codebooks.kmeans import kmeans
-from dpq_core.errors import SpecError
-from dpq_core.kernels import additive as sums
-from dpq_core.kernels import beam as kernel
-from dpq_core.layout import Layout
-from dpq_core.packing import pack
-from dpq_core.partition import Partition
+from dpq_core.methods.assignment.assign import assign
+from dpq_core.methods.assignment.objective import Objective
+from dpq_core.methods.codebooks.kmeans import kmeans
 from dpq_core.spec import KMeansSpec, QuantSpec
+from dpq_core.tensor.grouping import Partition
+from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.packing import pack
 
 PLAIN = KMeansSpec(iterations=0, tail=6)
 

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from dpq_core.artifact import Artifact
 from dpq_core.artifact.shards import lay_out
 from dpq_core.errors import ArtifactError
-from dpq_core.plan import Plan
+from dpq_core.tensor.plan import Plan
 
 COMPONENTS = {"unet": "unet/weights", "te": "te/model", "vae": "vae/weights"}
 

@@ -14,10 +14,10 @@ from artifact_model import snapshot, stored_of, tiny_plan, tiny_plan_2, write_ti
 
 import dpq_core.artifact
 from dpq_core.artifact import FORMAT_VERSION, Artifact, files, manifest, verify
-from dpq_core.layout import Layout
-from dpq_core.packing import pack
-from dpq_core.partition import Partition
 from dpq_core.spec import QuantSpec
+from dpq_core.tensor.grouping import Partition
+from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.packing import pack
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FORMAT = Path(dpq_core.artifact.__file__).with_name("FORMAT.md")

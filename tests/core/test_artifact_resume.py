@@ -16,7 +16,7 @@ from artifact_model import make_writer, snapshot, stored_of, tiny_plan, write_ti
 from dpq_core.artifact import Artifact, ArtifactWriter, manifest, stream
 from dpq_core.artifact.journal import Finished, Journal
 from dpq_core.errors import ArtifactError
-from dpq_core.plan import Plan
+from dpq_core.tensor.plan import Plan
 
 TESTS = Path(__file__).parents[1]
 

@@ -18,10 +18,10 @@ from safetensors import safe_open
 import dpq_core.artifact
 from dpq_core.artifact import MANIFEST_NAME, Artifact, FileEntry, Manifest
 from dpq_core.artifact.shards import lay_out
-from dpq_core.checkpoint import TensorInfo
 from dpq_core.errors import ArtifactError
-from dpq_core.plan import Plan, TensorPlan
-from dpq_core.pq_tensor import PQTensor
+from dpq_core.tensor.checkpoint import TensorInfo
+from dpq_core.tensor.plan import Plan, TensorPlan
+from dpq_core.tensor.pq_tensor import PQTensor
 
 
 def kept(name: str, *shape: int, dtype: torch.dtype = torch.float32) -> TensorPlan:

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from layer_problems import damped, decode, layer, layers, normal, output_error, second_moment
 from torch import Tensor
 
-from dpq_core.assignment import objective as objective_module
-from dpq_core.assignment import sweeps
-from dpq_core.assignment.assign import METHODS, AssignResult, assign
-from dpq_core.assignment.hessian import Hessian
-from dpq_core.assignment.objective import Objective
-from dpq_core.codebooks.kmeans import kmeans
 from dpq_core.errors import SpecError
+from dpq_core.methods.assignment import objective as objective_module
+from dpq_core.methods.assignment import sweeps
+from dpq_core.methods.assignment.assign import METHODS, AssignResult, assign
+from dpq_core.methods.assignment.hessian import Hessian
+from dpq_core.methods.assignment.objective import Objective
+from dpq_core.methods.codebooks.kmeans import kmeans
 from dpq_core.spec import KMeansSpec
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dpq_core.basis import choice as basis
-from dpq_core.layout import Layout
-from dpq_core.partition import Partition
-from dpq_core.pq_tensor import permutation_of
 from dpq_core.spec import QuantSpec
+from dpq_core.tensor.basis import choice as basis
+from dpq_core.tensor.grouping import Partition
+from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.pq_tensor import permutation_of
 
 
 @pytest.mark.parametrize("cols", [7, 48, 50, 130])

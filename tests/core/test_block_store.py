@@ -12,9 +12,9 @@ from toy_sequential import (
     run,
 )
 
+from dpq_core.data.sequential import block_store
+from dpq_core.data.sequential.block_store import BlockStore, FinishedTensor
 from dpq_core.errors import ArtifactError
-from dpq_core.sequential import block_store
-from dpq_core.sequential.block_store import BlockStore, FinishedTensor
 
 
 class KilledError(Exception):

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from dpq_core import kernels
-from dpq_core.additive.stages import beam_search, decode_sum
-from dpq_core.basis.frame import Frame
-from dpq_core.candidates.training import CandidateSpec, train_candidates
-from dpq_core.candidates.weight import CandidateWeight, install, remove
-from dpq_core.codebooks.kmeans import kmeans
+from dpq_core.calibrate.candidate_training import CandidateSpec, train_candidates
 from dpq_core.errors import SpecError
-from dpq_core.layout import Layout
-from dpq_core.partition import Partition
+from dpq_core.methods.additive.stages import beam_search, decode_sum
+from dpq_core.methods.candidates import CandidateWeight, install, remove
+from dpq_core.methods.codebooks.kmeans import kmeans
 from dpq_core.spec import KMeansSpec, QuantSpec
+from dpq_core.tensor.basis.frame import Frame
+from dpq_core.tensor.grouping import Partition
+from dpq_core.tensor.layout import Layout
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

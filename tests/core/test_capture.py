@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from dpq_core.sequential.activations import Unstorable
-from dpq_core.sequential.capture import arguments_of, next_arguments, trace, until
+from dpq_core.data.sequential.activations import Unstorable
+from dpq_core.data.sequential.capture import arguments_of, next_arguments, trace, until
 
 
 class Block(nn.Module):

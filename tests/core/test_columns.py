@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpq_core.kernels.columns import reorder
+from dpq_core.kernels.cpu.columns import reorder
 
 
 @settings(deadline=None)  # the first call compiles

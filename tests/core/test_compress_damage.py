@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 from toy_adapter import MLPAdapter
 
-from dpq_core.compress import CompressOptions, compress
 from dpq_core.errors import SpecError
+from dpq_core.jobs.compress import CompressOptions, compress
 from dpq_core.spec import QuantSpec
 
 SPEC = QuantSpec.preset(2, K=16, kmeans={"iterations": 1, "tail": 0})

@@ -10,22 +10,23 @@ import torch
 from safetensors.torch import load_file, save_file
 from toy_blocks import Stack, Task
 
-from dpq_core import compress as compress_module
-from dpq_core.adapter import Adapter, Run
 from dpq_core.artifact import Artifact
-from dpq_core.basis import choice as basis
-from dpq_core.checkpoint import SafetensorsCheckpoint
-from dpq_core.compress import CompressOptions, compress
+from dpq_core.data.sequential.loop import SequentialOptions
 from dpq_core.errors import ArtifactError, SpecError
-from dpq_core.hidden import order as compress_order
-from dpq_core.hidden.axes import HiddenAxis, Producer
-from dpq_core.layout import Layout
-from dpq_core.plan import Override, make_plan
+from dpq_core.jobs import compress as compress_module
+from dpq_core.jobs import hidden_order as compress_order
+from dpq_core.jobs.compress import CompressOptions, compress
+from dpq_core.planning.plan import make_plan
 from dpq_core.planning.planner import candidates, plan_for_budget
-from dpq_core.pq_tensor import permutation_of
+from dpq_core.plugin.adapter import Adapter
+from dpq_core.run import Run
 from dpq_core.runtime.weight import PQWeight
-from dpq_core.sequential.loop import SequentialOptions
-from dpq_core.spec import AssignmentSpec, KMeansSpec, QuantSpec
+from dpq_core.spec import AssignmentSpec, KMeansSpec, Override, QuantSpec
+from dpq_core.tensor.basis import choice as basis
+from dpq_core.tensor.checkpoint import SafetensorsCheckpoint
+from dpq_core.tensor.hidden_axes import HiddenAxis, Producer
+from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.pq_tensor import permutation_of
 
 WIDTH, BLOCKS = 32, range(3)
 SPEC = QuantSpec(

@@ -10,16 +10,17 @@ from safetensors.torch import save_file
 from torch import nn
 from toy_blocks import Stack, Task
 
-from dpq_core import compress as compress_module
-from dpq_core.adapter import Adapter, Run
 from dpq_core.artifact import Artifact
-from dpq_core.checkpoint import SafetensorsCheckpoint
-from dpq_core.compress import CompressOptions, compress
+from dpq_core.data.sequential import quantizer
+from dpq_core.data.sequential.loop import SequentialOptions
 from dpq_core.errors import ArtifactError
-from dpq_core.layout import Layout
-from dpq_core.sequential import quantizer
-from dpq_core.sequential.loop import SequentialOptions
+from dpq_core.jobs import compress as compress_module
+from dpq_core.jobs.compress import CompressOptions, compress
+from dpq_core.plugin.adapter import Adapter
+from dpq_core.run import Run
 from dpq_core.spec import AssignmentSpec, KMeansSpec, QuantSpec
+from dpq_core.tensor.checkpoint import SafetensorsCheckpoint
+from dpq_core.tensor.layout import Layout
 
 WIDTH, BATCHES = 32, 8
 KMEANS = KMeansSpec(iterations=2, tail=1)

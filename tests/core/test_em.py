@@ -11,11 +11,11 @@ import torch
 from calibration_task import SPEC, Memory, Regression
 from torch import nn
 
-from dpq_core.adapter import Run
-from dpq_core.em.layers import changing, snapshot
-from dpq_core.em.loop import Saving, calibrate
-from dpq_core.em.settings import CalibrateSettings
+from dpq_core.calibrate.layers import changing, snapshot
+from dpq_core.calibrate.loop import Saving, calibrate
+from dpq_core.calibrate.settings import CalibrateSettings
 from dpq_core.errors import AdapterError, ArtifactError, SourceError, SpecError
+from dpq_core.run import Run
 from dpq_core.spec import PoolSpec
 
 SHORT = CalibrateSettings(steps=30, mode="end", block_batches=4)

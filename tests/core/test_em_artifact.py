@@ -13,14 +13,14 @@ from cli_runs import write_mlp
 from safetensors.torch import load_file, save_file
 from toy_adapter import MLPAdapter
 
-from dpq_core.adapter import Run
 from dpq_core.artifact import Artifact
-from dpq_core.compress import compress
-from dpq_core.em.artifact import CalibrateOptions, calibrate_artifact
-from dpq_core.em.rewrite import rewrite
-from dpq_core.em.settings import CalibrateSettings
+from dpq_core.calibrate.settings import CalibrateSettings
 from dpq_core.errors import AdapterError, ArtifactError, SourceError
-from dpq_core.probe import check_probe
+from dpq_core.jobs.calibrate import CalibrateOptions, calibrate_artifact
+from dpq_core.jobs.compress import compress
+from dpq_core.jobs.probe import check_probe
+from dpq_core.jobs.rewrite import rewrite
+from dpq_core.run import Run
 from dpq_core.spec import KMeansSpec, QuantSpec
 
 SPEC = QuantSpec(d=4, K=32, kmeans=KMeansSpec(iterations=4))

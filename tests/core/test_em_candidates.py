@@ -11,26 +11,26 @@ import torch
 from calibration_task import DIM, SPEC, Memory, Regression
 from torch import Tensor, nn
 
-from dpq_core.adapter import Run
-from dpq_core.candidates.training import CandidateSpec, ChoiceTraining
-from dpq_core.candidates.weight import CandidateWeight
-from dpq_core.distributed import Workers
-from dpq_core.em.candidates import mixing
-from dpq_core.em.estep import set_codes
-from dpq_core.em.layers import changing, quantized_layers, snapshot
-from dpq_core.em.loop import Saving, calibrate
-from dpq_core.em.phases import phases
-from dpq_core.em.settings import CalibrateSettings
+from dpq_core.calibrate.candidate_training import CandidateSpec, ChoiceTraining
+from dpq_core.calibrate.candidates import mixing
+from dpq_core.calibrate.dead_codewords.codewords import codes_of
+from dpq_core.calibrate.distributed import Workers
+from dpq_core.calibrate.estep import set_codes
+from dpq_core.calibrate.layers import changing, quantized_layers, snapshot
+from dpq_core.calibrate.loop import Saving, calibrate
+from dpq_core.calibrate.phases import phases
+from dpq_core.calibrate.settings import CalibrateSettings
 from dpq_core.errors import AdapterError, SpecError
-from dpq_core.layout import Layout
-from dpq_core.partition import Partition
-from dpq_core.quantize import quantize
-from dpq_core.revival.codewords import codes_of
+from dpq_core.methods.candidates import CandidateWeight
+from dpq_core.methods.quantize import quantize
+from dpq_core.run import Run
 from dpq_core.runtime.conv import PQConv2d
 from dpq_core.runtime.embedding import PQEmbedding
 from dpq_core.runtime.linear import PQLinear
 from dpq_core.runtime.weight import PQWeight
 from dpq_core.spec import PoolSpec
+from dpq_core.tensor.grouping import Partition
+from dpq_core.tensor.layout import Layout
 
 ONLY = {
     "steps": 1,

@@ -7,16 +7,16 @@ import torch
 from builders import random_pq
 from calibration_task import SPEC, Memory, Regression
 
-from dpq_core.assignment.objective import Objective
-from dpq_core.em.estep import set_codes
-from dpq_core.em.layers import quantized_layers, restore, snapshot
-from dpq_core.em.loop import calibrate
-from dpq_core.em.settings import CalibrateSettings
-from dpq_core.em.steps import MStep
-from dpq_core.packing import pack
-from dpq_core.revival.codewords import Codewords, codes_of, slot_usage, statistics
+from dpq_core.calibrate.dead_codewords.codewords import Codewords, codes_of, slot_usage, statistics
+from dpq_core.calibrate.estep import set_codes
+from dpq_core.calibrate.layers import quantized_layers, restore, snapshot
+from dpq_core.calibrate.loop import calibrate
+from dpq_core.calibrate.settings import CalibrateSettings
+from dpq_core.calibrate.steps import MStep
+from dpq_core.methods.assignment.objective import Objective
 from dpq_core.runtime.weight import PQWeight
 from dpq_core.spec import PoolSpec
+from dpq_core.tensor.packing import pack
 
 
 def kill(weight: PQWeight, book: int, words: list[int]) -> None:

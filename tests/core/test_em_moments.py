@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dpq_core.em.moments import Moments, Seen
+from dpq_core.calibrate.moments import Moments, Seen
 
 CPU = torch.device("cpu")
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from dpq_core.em.report import Assigned, CalibrateReport, note, recovered
+from dpq_core.calibrate.report import Assigned, CalibrateReport, note, recovered
 
 STEP = Assigned(
     phase="end to end", step=0, what="codes", before=2.0, after=1.0, kept=True,

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from dpq_core.em.settings import CalibrateSettings
+from dpq_core.calibrate.settings import CalibrateSettings
 from dpq_core.errors import SpecError
 
 

@@ -8,14 +8,14 @@ from builders import random_pq
 from calibration_task import SPEC, Regression
 from torch import nn
 
-from dpq_core.distributed import Workers
-from dpq_core.em.layers import prepare_student, quantized_layers, restore, snapshot
-from dpq_core.em.settings import CalibrateSettings
-from dpq_core.em.steps import TYPICAL_RMS, MStep, own_options, rates
-from dpq_core.packing import unpack
+from dpq_core.calibrate.distributed import Workers
+from dpq_core.calibrate.layers import prepare_student, quantized_layers, restore, snapshot
+from dpq_core.calibrate.settings import CalibrateSettings
+from dpq_core.calibrate.steps import TYPICAL_RMS, MStep, own_options, rates
 from dpq_core.runtime.linear import PQLinear
 from dpq_core.runtime.weight import PQWeight
 from dpq_core.spec import PoolSpec
+from dpq_core.tensor.packing import unpack
 
 
 def one_layer(**changes) -> PQLinear:

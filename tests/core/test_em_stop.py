@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dpq_core.em.stop import Stop
+from dpq_core.calibrate.stop import Stop
 
 
 class Others:

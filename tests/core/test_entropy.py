@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import changes, damaged
 
-from dpq_core.entropy import fit as entropy_fit
-from dpq_core.entropy import stored, varint
-from dpq_core.entropy.coding import Decoder, Model, Table
+from dpq_core.artifact.entropy import fit as entropy_fit
+from dpq_core.artifact.entropy import stored, varint
+from dpq_core.artifact.entropy.coding import Decoder, Model, Table
 from dpq_core.errors import ArtifactError, SpecError
 
 

@@ -8,13 +8,13 @@ from builders import random_pq
 from calibration_task import SPEC, Memory, Regression
 from torch import nn
 
-from dpq_core.distributed import Workers
-from dpq_core.em.estep import WeightsEStep, core_of, total
-from dpq_core.em.gradient import dense, newton_steps
-from dpq_core.em.layers import quantized_layers, snapshot, targets
-from dpq_core.em.moments import Moments
-from dpq_core.em.settings import CalibrateSettings
-from dpq_core.revival.codewords import codes_of
+from dpq_core.calibrate.dead_codewords.codewords import codes_of
+from dpq_core.calibrate.distributed import Workers
+from dpq_core.calibrate.estep import WeightsEStep, core_of, total
+from dpq_core.calibrate.gradient import dense, newton_steps
+from dpq_core.calibrate.layers import quantized_layers, snapshot, targets
+from dpq_core.calibrate.moments import Moments
+from dpq_core.calibrate.settings import CalibrateSettings
 from dpq_core.runtime.linear import PQLinear
 from dpq_core.runtime.weight import PQWeight
 from dpq_core.spec import PoolSpec

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dpq_core.basis.gain import MAX_GAIN, Rows, gain_of
-from dpq_core.layout import Layout
-from dpq_core.partition import Partition
 from dpq_core.spec import QuantSpec
+from dpq_core.tensor.basis.gain import MAX_GAIN, Rows, gain_of
+from dpq_core.tensor.grouping import Partition
+from dpq_core.tensor.layout import Layout
 
 
 def drawn(*shape, seed=0):

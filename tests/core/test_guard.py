@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpq_core.guard import Guard
+from dpq_hf.guard import Guard
 
 ONE, OTHER = Guard("dpq_one"), Guard("dpq_other")
 

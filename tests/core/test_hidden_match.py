@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpq_core.artifact import Artifact
-from dpq_core.compress import compress
-from dpq_core.em import artifact as em_artifact
-from dpq_core.em.rewrite import rewrite
-from dpq_core.em.settings import CalibrateSettings
-from dpq_core.hidden import match as hidden_match
-from dpq_core.hidden.axes import HiddenAxis, Producer
-from dpq_core.hidden.match import aligned, match
+from dpq_core.calibrate.settings import CalibrateSettings
+from dpq_core.jobs import calibrate as em_artifact
+from dpq_core.jobs import hidden_match
+from dpq_core.jobs.compress import compress
+from dpq_core.jobs.hidden_match import aligned, match
+from dpq_core.jobs.rewrite import rewrite
 from dpq_core.spec import KMeansSpec, QuantSpec
+from dpq_core.tensor.hidden_axes import HiddenAxis, Producer
 
 SPEC = QuantSpec(d=4, K=32, permute=True, kmeans=KMeansSpec(iterations=4))
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from dpq_core.import_hook import after_import
+from dpq_hf.import_hook import after_import
 
 
 @pytest.fixture

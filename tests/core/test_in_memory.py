@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from dpq_core import QuantSpec, quantize_
+from dpq import QuantSpec, quantize_
+from dpq_core.data.statistics import collect
 from dpq_core.errors import SpecError
-from dpq_core.outputs import InputStatistics
-from dpq_core.partition import Partition
-from dpq_core.plan import Override
-from dpq_core.quantize import quantize
+from dpq_core.methods.outputs import InputStatistics
+from dpq_core.methods.quantize import quantize
 from dpq_core.runtime import PQConv2d, PQEmbedding, PQLinear
-from dpq_core.statistics import collect
+from dpq_core.spec import Override
+from dpq_core.tensor.grouping import Partition
 
 SPEC = QuantSpec.preset(2).replace(K=16, kmeans={"iterations": 3, "tail": 1})
 

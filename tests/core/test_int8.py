@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpq_core.codebooks.int8 import to_int8
 from dpq_core.errors import SpecError
+from dpq_core.tensor.int8 import to_int8
 
 
 @given(exponent=st.floats(-6, 6), seed=st.integers(0, 1000))

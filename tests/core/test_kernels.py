@@ -11,8 +11,10 @@ from torch import Tensor
 
 from dpq_core import kernels
 from dpq_core.errors import SpecError
-from dpq_core.kernels import cpu, cpu_jit, reference, torch_path
-from dpq_core.kernels.units import SLOT, START, STOP, Units
+from dpq_core.kernels import reference, torch_path
+from dpq_core.kernels.cpu import nearest_and_sums as cpu
+from dpq_core.kernels.cpu import nearest_jit as cpu_jit
+from dpq_core.kernels.cpu.units import SLOT, START, STOP, Units
 
 PATHS = {"cpu": cpu.assign, "torch": torch_path.assign}
 KS = [2, 3, 16, 255, 256, 257, 1024]

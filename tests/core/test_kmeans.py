@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dpq_core import kernels
-from dpq_core.codebooks.kmeans import KMeansResult, kmeans
-from dpq_core.codebooks.kmeans_init import initial_codebooks
 from dpq_core.errors import SpecError
-from dpq_core.kernels import cpu, torch_path
+from dpq_core.kernels import torch_path
+from dpq_core.kernels.cpu import nearest_and_sums as cpu
+from dpq_core.methods.codebooks.kmeans import KMeansResult, kmeans
+from dpq_core.methods.codebooks.kmeans_init import initial_codebooks
 from dpq_core.spec import KMeansSpec
 
 LLOYD = KMeansSpec(iterations=0, tail=12)

@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 
-from dpq_core.last import Last
+from dpq_core.data.last import Last
 
 
 class Result:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dpq_core.kernels import metric as kernel
+from dpq_core.kernels.cpu import metric as kernel
 
 sizes = st.tuples(st.integers(1, 12), st.integers(1, 70), st.integers(1, 150))
 

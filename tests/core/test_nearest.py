@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dpq_core import kernels
-from dpq_core.kernels import boxes
-from dpq_core.kernels.nearest import MIN_CENTRES, Nearest, nearest
+from dpq_core.kernels.cpu import boxes
+from dpq_core.kernels.cpu.nearest import MIN_CENTRES, Nearest, nearest
 
 
 def heavy(n: int, d: int, seed: int = 0) -> Tensor:

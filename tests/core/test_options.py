@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpq_core.errors import AdapterError, SpecError
-from dpq_core.options import describe, parse
+from dpq_core.plugin.options import describe, parse
 
 
 def opt(default: Any, text: str = "a number") -> Any:

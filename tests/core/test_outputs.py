@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import specs_up_to
 
-from dpq_core.assignment.hessian import Hessian
-from dpq_core.basis.frame import Frame
-from dpq_core.layout import Layout
-from dpq_core.learn import Job
-from dpq_core.outputs import InputStatistics, point_weights
-from dpq_core.partition import Partition
-from dpq_core.quantize import quantize
+from dpq_core.methods.assignment.hessian import Hessian
+from dpq_core.methods.learn import Job
+from dpq_core.methods.outputs import InputStatistics, point_weights
+from dpq_core.methods.quantize import quantize
 from dpq_core.spec import ASSIGNMENTS, AssignmentSpec, QuantSpec
+from dpq_core.tensor.basis.frame import Frame
+from dpq_core.tensor.grouping import Partition
+from dpq_core.tensor.layout import Layout
 
 FAST = {"iterations": 4, "tail": 1}
 SPECS = {

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from strategies import conv_shapes, matrix_shapes, specs
 
 from dpq_core.errors import SpecError
-from dpq_core.layout import Layout
-from dpq_core.packing import pack, unpack
-from dpq_core.partition import Partition
 from dpq_core.spec import QuantSpec
+from dpq_core.tensor.grouping import Partition
+from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.packing import pack, unpack
 
 
 @given(matrix_shapes, specs)

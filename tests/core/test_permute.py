@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dpq_core.basis.permute import ColumnMoments, column_moments, objective, search
-from dpq_core.basis.permute_search import RIDGE, SwapSearch
-from dpq_core.basis.permute_start import bucket_start, correlated_start
-from dpq_core.codebooks.kmeans import kmeans
 from dpq_core.errors import SpecError
+from dpq_core.methods.codebooks.kmeans import kmeans
 from dpq_core.spec import KMeansSpec
+from dpq_core.tensor.basis.permute import ColumnMoments, column_moments, objective, search
+from dpq_core.tensor.basis.permute_search import RIDGE, SwapSearch
+from dpq_core.tensor.basis.permute_start import bucket_start, correlated_start
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:

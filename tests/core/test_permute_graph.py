@@ -9,20 +9,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import gelu, silu
 
-from dpq_core.checkpoint import Checkpoint, TensorInfo
-from dpq_core.hidden.axes import (
+from dpq_core.methods.quantize import quantize
+from dpq_core.planning.free_axes import free_axes
+from dpq_core.planning.plan import plan_tensor
+from dpq_core.spec import QuantSpec
+from dpq_core.tensor.checkpoint import Checkpoint, TensorInfo
+from dpq_core.tensor.grouping import Partition
+from dpq_core.tensor.hidden_axes import (
     HiddenAxis,
     Orders,
     Producer,
     ReorderedCheckpoint,
-    free_axes,
     reorder_rows,
 )
-from dpq_core.layout import Layout
-from dpq_core.partition import Partition
-from dpq_core.plan import plan_tensor
-from dpq_core.quantize import quantize
-from dpq_core.spec import QuantSpec
+from dpq_core.tensor.layout import Layout
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:

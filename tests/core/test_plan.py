@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dpq_core.adapter import Adapter
-from dpq_core.checkpoint import Checkpoint, TensorInfo
 from dpq_core.errors import SpecError
-from dpq_core.layout import Layout
-from dpq_core.plan import Override, make_plan
-from dpq_core.spec import KMeansSpec, QuantSpec
+from dpq_core.planning.plan import make_plan
+from dpq_core.plugin.adapter import Adapter
+from dpq_core.spec import KMeansSpec, Override, QuantSpec
+from dpq_core.tensor.checkpoint import Checkpoint, TensorInfo
+from dpq_core.tensor.layout import Layout
 
 
 class Shapes(Checkpoint):

@@ -8,16 +8,16 @@ import math
 import pytest
 import torch
 
-from dpq_core.adapter import Adapter
-from dpq_core.checkpoint import Checkpoint, TensorInfo
 from dpq_core.errors import SpecError
-from dpq_core.layout import Layout
-from dpq_core.partition import Partition
-from dpq_core.plan import Override, make_plan
 from dpq_core.planning.overhead import overhead
+from dpq_core.planning.plan import make_plan
 from dpq_core.planning.planner import GRID, bytes_of_bits, candidates, plan_for_budget
 from dpq_core.planning.predict import curve
-from dpq_core.spec import QuantSpec
+from dpq_core.plugin.adapter import Adapter
+from dpq_core.spec import Override, QuantSpec
+from dpq_core.tensor.checkpoint import Checkpoint, TensorInfo
+from dpq_core.tensor.grouping import Partition
+from dpq_core.tensor.layout import Layout
 
 BASE = QuantSpec(scope="tensor", orientation="input")
 SPECS = candidates(BASE, ((4, 16), (8, 256), (4, 256), (2, 256), (1, 256)))

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dpq_core.codebooks.kmeans import kmeans
 from dpq_core.errors import SpecError
-from dpq_core.kernels.nearest import Nearest
-from dpq_core.packing import pack, unpack
-from dpq_core.pool import methods as pool_module
-from dpq_core.pool.methods import Clusters, greedy, merged, wkmeans
+from dpq_core.kernels.cpu.nearest import Nearest
+from dpq_core.methods.codebooks.kmeans import kmeans
+from dpq_core.methods.pool import methods as pool_module
+from dpq_core.methods.pool.methods import Clusters, greedy, merged, wkmeans
 from dpq_core.spec import KMeansSpec
+from dpq_core.tensor.packing import pack, unpack
 
 
 def codewords(C: int = 6, K: int = 32, d: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:

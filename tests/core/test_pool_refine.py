@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dpq_core import kernels
-from dpq_core.codebooks.kmeans import kmeans
-from dpq_core.kernels import cpu, torch_path
-from dpq_core.pool import refine as pool_refine
-from dpq_core.pool.methods import greedy, wkmeans
-from dpq_core.pool.refine import Refined, refine
+from dpq_core.kernels import torch_path
+from dpq_core.kernels.cpu import nearest_and_sums as cpu
+from dpq_core.methods.codebooks.kmeans import kmeans
+from dpq_core.methods.pool import refine as pool_refine
+from dpq_core.methods.pool.methods import greedy, wkmeans
+from dpq_core.methods.pool.refine import Refined, refine
 from dpq_core.spec import KMeansSpec
 
 

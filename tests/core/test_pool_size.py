@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpq_core.errors import SpecError
-from dpq_core.packing import pack
-from dpq_core.pool.size import PoolSize, pool_vectors
+from dpq_core.tensor.packing import pack
+from dpq_core.tensor.pool_size import PoolSize, pool_vectors
 
 # The weights of one transformer block of width 1152, 28 of which make 668,860,416 parameters,
 # and the matrices around them. A fixed position table is recomputed, not stored.

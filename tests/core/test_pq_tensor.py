@@ -9,8 +9,8 @@ from hypothesis import given
 from strategies import matrix_shapes, plain_specs_up_to
 
 from dpq_core.errors import ArtifactError
-from dpq_core.pq_tensor import PQTensor
 from dpq_core.spec import QuantSpec
+from dpq_core.tensor.pq_tensor import PQTensor
 
 
 @given(matrix_shapes, plain_specs_up_to(K=512))

@@ -7,12 +7,12 @@ import math
 import pytest
 import torch
 
-from dpq_core.layout import Layout
-from dpq_core.partition import Partition
+from dpq_core.methods.quantize import quantize
 from dpq_core.planning import predict
 from dpq_core.planning.predict import Curve, curve
-from dpq_core.quantize import quantize
 from dpq_core.spec import QuantSpec
+from dpq_core.tensor.grouping import Partition
+from dpq_core.tensor.layout import Layout
 
 PLAIN = QuantSpec(d=4, K=256, scope="tensor", orientation="input", row_scale=False)
 
@@ -46,7 +46,9 @@ def test_the_predicted_error_is_the_one_that_is_left(changes, K):
     spec = spec.replace(kmeans={"iterations": 6, "tail": 1})
     left = quantize(matrix, partition_of(matrix, spec), spec, "w").relative_error
     if spec.row_scale:
-        left /= 1 + left  # rows are stored as long as they were: D / (1 - D)  (dpq_core.basis.gain)
+        left /= (
+            1 + left
+        )  # rows are stored as long as they were: D / (1 - D)  (dpq_core.tensor.basis.gain)
     assert curve_of(matrix, spec).at(K) == pytest.approx(left, rel=0.17)
 
 

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from strategies import conv_shapes, matrix_shapes, specs_up_to
 
 from dpq_core.errors import SpecError
-from dpq_core.kernels import error
-from dpq_core.layout import Layout
-from dpq_core.partition import Partition
-from dpq_core.quantize import quantize, tensor_seed
+from dpq_core.kernels.cpu import error
+from dpq_core.methods.quantize import quantize, tensor_seed
 from dpq_core.spec import KMeansSpec, QuantSpec
+from dpq_core.tensor.grouping import Partition
+from dpq_core.tensor.layout import Layout
 
 FAST = KMeansSpec(iterations=4, tail=1)
 

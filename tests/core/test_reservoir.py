@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from dpq_core.calibrate.dead_codewords.reservoir import Reservoir
 from dpq_core.errors import SpecError
-from dpq_core.revival.reservoir import Reservoir
 
 
 def numbered(n: int, d: int = 2, first: int = 0) -> Tensor:

@@ -7,8 +7,15 @@ import torch
 from torch import Tensor
 
 from dpq_core import kernels
-from dpq_core.revival.reservoir import Reservoir
-from dpq_core.revival.revive import DeadRule, Revival, aged, revive, usage_stats, vector_usage
+from dpq_core.calibrate.dead_codewords.reservoir import Reservoir
+from dpq_core.calibrate.dead_codewords.revive import (
+    DeadRule,
+    Revival,
+    aged,
+    revive,
+    usage_stats,
+    vector_usage,
+)
 
 
 def numbered(n: int, d: int = 2) -> Tensor:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from dpq_core.layout import Layout
-from dpq_core.sequential.capture import BlockTrace, Call, Trace
-from dpq_core.sequential.segments import Segment, Source, Stage, make_segments, passes
-from dpq_core.statistics.layer_inputs import LayerInput
+from dpq_core.data.sequential.capture import BlockTrace, Call, Trace
+from dpq_core.data.sequential.segments import Segment, Source, Stage, make_segments, passes
+from dpq_core.data.statistics.layer_inputs import LayerInput
+from dpq_core.tensor.layout import Layout
 
 
 def traced(calls, blocks=("a", "b"), *, replays=(True, True), wirings=((0,), (0,)), repeated=False):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from dpq_core.calibration import CalibrationTask
-from dpq_core.planning.sensitivity import sensitivities
+from dpq_core.data.sensitivity import sensitivities
+from dpq_core.data.task import CalibrationTask
 
 
 class Sum(nn.Module):

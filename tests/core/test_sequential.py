@@ -21,10 +21,10 @@ from toy_sequential import (
     targets_of,
 )
 
+from dpq_core.data.sequential.block_store import BlockStore
+from dpq_core.data.sequential.loop import Sequential, SequentialOptions
+from dpq_core.data.sequential.targets import Target
 from dpq_core.errors import AdapterError
-from dpq_core.sequential.block_store import BlockStore
-from dpq_core.sequential.loop import Sequential, SequentialOptions
-from dpq_core.sequential.targets import Target
 
 
 @pytest.mark.parametrize("kind", [Stack, UNet])

@@ -15,7 +15,7 @@ from toy_sequential import (
     sources,
 )
 
-from dpq_core.sequential.segments import Source
+from dpq_core.data.sequential.segments import Source
 
 
 def test_a_stack_is_chained(tmp_path):

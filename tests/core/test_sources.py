@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dpq_core.errors import ArtifactError, SourceError
-from dpq_core.sources import find, is_hub_id
+from dpq_core.plugin.sources import find, is_hub_id
 
 
 @pytest.fixture

@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from dpq_core.data.statistics import CollectOptions, Collector, collect, layer_inputs, moment
+from dpq_core.data.statistics.identity import Identities
+from dpq_core.data.statistics.moment import Moment
 from dpq_core.errors import SpecError
-from dpq_core.layout import Layout
-from dpq_core.partition import Partition
 from dpq_core.runtime.swap import swap_in
 from dpq_core.spec import QuantSpec
-from dpq_core.statistics import CollectOptions, Collector, collect, layer_inputs, moment
-from dpq_core.statistics.identity import Identities
-from dpq_core.statistics.moment import Moment
+from dpq_core.tensor.grouping import Partition
+from dpq_core.tensor.layout import Layout
 
 
 def second_moment(x):

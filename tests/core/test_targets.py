@@ -6,8 +6,8 @@ import pytest
 from torch import nn
 from toy_blocks import Task
 
+from dpq_core.data.sequential.targets import Target, blocks_of, layers_of, within
 from dpq_core.errors import AdapterError
-from dpq_core.sequential.targets import Target, blocks_of, layers_of, within
 
 
 class Model(nn.Module):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dpq_core.basis import hadamard, transform
+from dpq_core.tensor.basis import hadamard, transform
 
 SMALL = range(1, 201)
 LARGE = (1152, 3456, 4608, 6912, 11008, 4099)

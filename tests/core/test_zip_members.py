@@ -9,7 +9,7 @@ import zipfile
 
 import pytest
 
-from dpq_core.zip_members import DEFLATE_RATIO, open_member
+from dpq_core.artifact.zip_members import DEFLATE_RATIO, open_member
 
 STORED, DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
 

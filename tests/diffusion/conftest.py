@@ -9,8 +9,8 @@ import diffusion_models
 import diffusion_pipelines
 import pytest
 
-from dpq_core.adapter import Run
-from dpq_core.compress import CompressOptions, compress
+from dpq_core.jobs.compress import CompressOptions, compress
+from dpq_core.run import Run
 from dpq_core.spec import QuantSpec
 from dpq_diffusion.adapter import DiffusionAdapter
 from dpq_diffusion.calibration.options import CalibrateOptions

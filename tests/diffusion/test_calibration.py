@@ -9,14 +9,14 @@ import diffusion_pipelines
 import pytest
 import torch
 
-from dpq_core.adapter import Run
 from dpq_core.artifact import Artifact
-from dpq_core.compress import compress
-from dpq_core.em.artifact import CalibrateOptions as Command
-from dpq_core.em.artifact import calibrate_artifact
-from dpq_core.em.settings import CalibrateSettings
+from dpq_core.calibrate.settings import CalibrateSettings
+from dpq_core.data.last import Last
 from dpq_core.errors import DPQError
-from dpq_core.last import Last
+from dpq_core.jobs.calibrate import CalibrateOptions as Command
+from dpq_core.jobs.calibrate import calibrate_artifact
+from dpq_core.jobs.compress import compress
+from dpq_core.run import Run
 from dpq_core.runtime.weight import PQWeight
 from dpq_core.spec import QuantSpec
 from dpq_diffusion.adapter import DiffusionAdapter

@@ -12,8 +12,8 @@ from compvis_ldm import LatentDiffusion
 from PIL import Image
 from torch import nn
 
-from dpq_core.adapter import Run
 from dpq_core.errors import SourceError, SpecError
+from dpq_core.run import Run
 from dpq_diffusion.conditions import make_items
 from dpq_diffusion.denoising import generators, initial_noise, to_uint8
 from dpq_diffusion.folders import locate

@@ -10,7 +10,7 @@ from compvis_checkpoints import BETAS, CONTEXT, by_class, by_text, save, uncondi
 from compvis_ldm import Autoencoder, LatentDiffusion, randomized
 from compvis_unet import UNet
 
-from dpq_core.adapter import Run
+from dpq_core.run import Run
 from dpq_diffusion import ldm_first_stage
 from dpq_diffusion.conversion import Part
 from dpq_diffusion.ldm import convert

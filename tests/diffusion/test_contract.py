@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import pytest
 
-from dpq_core.testing import AdapterContract
+from dpq.testing import AdapterContract
 from dpq_diffusion.adapter import DiffusionAdapter
 from dpq_diffusion.compress_options import CompressOptions
 from dpq_diffusion.options import EvaluateOptions, SampleOptions

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from dpq_cli.render import emit_json
-from dpq_core.adapter import Run
 from dpq_core.errors import SourceError, SpecError
+from dpq_core.run import Run
 from dpq_diffusion import evaluation, sampling
 from dpq_diffusion.evaluation import evaluate
 from dpq_diffusion.metrics import gaussian, open_images, write_npz, write_statistics

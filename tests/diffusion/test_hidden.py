@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from dpq_core.artifact import Artifact
-from dpq_core.checkpoint import Checkpoint, TensorInfo
-from dpq_core.hidden.axes import Orders, ReorderedCheckpoint
+from dpq_core.tensor.checkpoint import Checkpoint, TensorInfo
+from dpq_core.tensor.hidden_axes import Orders, ReorderedCheckpoint
 from dpq_diffusion import probing
 from dpq_diffusion.adapter import DiffusionAdapter
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from dpq_core.adapter import Run
 from dpq_core.artifact import Artifact
 from dpq_core.errors import ArtifactError, SpecError
+from dpq_core.run import Run
 from dpq_core.runtime import PQConv2d, PQEmbedding, PQLinear, PQWeight
 from dpq_core.runtime.swap import PQModule
 from dpq_diffusion.adapter import DiffusionAdapter
@@ -145,7 +145,7 @@ def test_only_the_denoiser_is_compressed_by_default(text_folder, make_artifact):
 
 
 def test_the_probe_is_stored_and_checked(text_folder, make_artifact):
-    from dpq_core.probe import check_probe
+    from dpq_core.jobs.probe import check_probe
 
     artifact = make_artifact(text_folder, components="unet,vae,text_encoder", probe=True)
     with safe_open(artifact / "probe.safetensors", "pt") as handle:
@@ -211,7 +211,7 @@ def test_a_pipeline_is_offloaded_and_dispatched(components, dit_folder, make_art
 def test_quantizing_while_loading_gives_what_compress_gives(dit_folder, tmp_path):
     from diffusers import DiffusionPipeline, PipelineQuantizationConfig
 
-    from dpq_core.compress import compress
+    from dpq_core.jobs.compress import compress
     from dpq_core.spec import QuantSpec
     from dpq_diffusion.quantizer import DPQConfig
 

@@ -17,7 +17,7 @@ from torchmetrics.functional.image import (
 )
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from dpq_core.adapter import Run
+from dpq_core.run import Run
 from dpq_diffusion import evaluation, sampling
 from dpq_diffusion.evaluation import evaluate
 from dpq_diffusion.folders import BUILTIN as SHIPPED

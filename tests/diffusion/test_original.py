@@ -13,8 +13,8 @@ import pytest
 import torch
 from original_dit import random_dit
 
-from dpq_core.adapter import Run
 from dpq_core.errors import SourceError
+from dpq_core.run import Run
 from dpq_diffusion.conditions import make_items
 from dpq_diffusion.folders import locate
 from dpq_diffusion.loading import load_pipeline

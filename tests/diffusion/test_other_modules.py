@@ -11,11 +11,11 @@ from diffusers import ModelMixin  # noqa: TID253 - the base class below
 from diffusers.configuration_utils import ConfigMixin, register_to_config  # noqa: TID253
 from torch import nn
 
-from dpq_core.adapter import Run
 from dpq_core.artifact import Artifact
-from dpq_core.compress import compress
 from dpq_core.errors import ArtifactError, SourceError
-from dpq_core.probe import check_probe
+from dpq_core.jobs.compress import compress
+from dpq_core.jobs.probe import check_probe
+from dpq_core.run import Run
 from dpq_core.runtime import PQConv2d, PQLinear, PQWeight, swap
 from dpq_core.spec import QuantSpec
 from dpq_diffusion.adapter import DiffusionAdapter

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dpq_core.adapter import Run
 from dpq_core.errors import SourceError, SpecError
+from dpq_core.run import Run
 from dpq_diffusion import sampling
 from dpq_diffusion.options import SampleOptions
 from dpq_diffusion.sampling import sample

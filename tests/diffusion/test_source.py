@@ -11,12 +11,12 @@ from diffusion_models import dit
 from safetensors.torch import load_file, save_file
 
 from dpq_core.artifact import Artifact
-from dpq_core.compress import CompressOptions as EngineOptions
-from dpq_core.compress import compress
 from dpq_core.errors import SourceError, SpecError
-from dpq_core.layout import Layout
-from dpq_core.plan import Override, make_plan
-from dpq_core.spec import KMeansSpec, QuantSpec
+from dpq_core.jobs.compress import CompressOptions as EngineOptions
+from dpq_core.jobs.compress import compress
+from dpq_core.planning.plan import make_plan
+from dpq_core.spec import KMeansSpec, Override, QuantSpec
+from dpq_core.tensor.layout import Layout
 from dpq_diffusion.adapter import DiffusionAdapter
 from dpq_diffusion.architecture import layout_of, policy
 from dpq_diffusion.compress_options import CompressOptions

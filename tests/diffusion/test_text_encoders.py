@@ -12,10 +12,10 @@ import diffusion_models
 import pytest
 import torch
 
-from dpq_core.adapter import Run
 from dpq_core.artifact import Artifact
-from dpq_core.compress import CompressOptions, compress
 from dpq_core.errors import ArtifactError, SourceError
+from dpq_core.jobs.compress import CompressOptions, compress
+from dpq_core.run import Run
 from dpq_core.runtime import PQWeight
 from dpq_core.spec import QuantSpec
 from dpq_diffusion.adapter import DiffusionAdapter

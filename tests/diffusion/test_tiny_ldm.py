@@ -6,8 +6,8 @@ import pytest
 import torch
 from repo import ROOT
 
-from dpq_core.adapter import Run
-from dpq_core.compress import CompressOptions, compress
+from dpq_core.jobs.compress import CompressOptions, compress
+from dpq_core.run import Run
 from dpq_core.spec import QuantSpec
 from dpq_diffusion.adapter import DiffusionAdapter
 from dpq_diffusion.compress_options import CompressOptions as Own

@@ -10,13 +10,13 @@ import pytest
 import torch
 from splat_views import take_photographs, visible_scene, write_cameras
 
-from dpq_core.adapter import Run
 from dpq_core.artifact.single_writer import complete, size_of, write
-from dpq_core.compress_file import compress_file
-from dpq_core.em.artifact import CalibrateOptions as LoopOptions
-from dpq_core.em.artifact import calibrate_artifact
-from dpq_core.em.settings import CalibrateSettings
+from dpq_core.calibrate.settings import CalibrateSettings
 from dpq_core.errors import SourceError
+from dpq_core.jobs.calibrate import CalibrateOptions as LoopOptions
+from dpq_core.jobs.calibrate import calibrate_artifact
+from dpq_core.jobs.compress_file import compress_file
+from dpq_core.run import Run
 from dpq_gaussian.adapter import GaussianAdapter
 from dpq_gaussian.calibration.options import CalibrateOptions
 from dpq_gaussian.calibration.task import _THRIFT, SceneTask, calibration

@@ -15,9 +15,9 @@ from PIL import Image
 from splat_files import changed
 from splat_views import photographed, visible_scene
 
-from dpq_core.adapter import Run
-from dpq_core.compress_file import compress_file
 from dpq_core.errors import SourceError, SpecError
+from dpq_core.jobs.compress_file import compress_file
+from dpq_core.run import Run
 from dpq_gaussian.adapter import GaussianAdapter
 from dpq_gaussian.calibration import kernels, latents
 from dpq_gaussian.calibration.harmonics import DEAD_ZONE, AxisHarmonics, CodeHarmonics

@@ -16,10 +16,10 @@ from splat_files import make_scene
 from strategies import changes, damaged
 
 import dpq_gaussian.codec
-from dpq_core.adapter import Run
 from dpq_core.artifact import ArtifactFile
-from dpq_core.compress_file import compress_file
 from dpq_core.errors import ArtifactError, SourceError, SpecError
+from dpq_core.jobs.compress_file import compress_file
+from dpq_core.run import Run
 from dpq_gaussian.adapter import GaussianAdapter
 from dpq_gaussian.codec import SceneFile, decode_scene, encode, iter_chunks, layout
 from dpq_gaussian.codec.canonical import quaternions, sorted_axes, turns

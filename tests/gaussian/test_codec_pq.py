@@ -18,11 +18,11 @@ from splat_files import changed, make_scene
 from strategies import changes, damaged
 
 from dpq_core.artifact import ArtifactFile
-from dpq_core.compress_file import compress_file
-from dpq_core.entropy import stored as entropy_stored
-from dpq_core.entropy import varint
-from dpq_core.entropy.coding import Table
+from dpq_core.artifact.entropy import stored as entropy_stored
+from dpq_core.artifact.entropy import varint
+from dpq_core.artifact.entropy.coding import Table
 from dpq_core.errors import ArtifactError, SpecError
+from dpq_core.jobs.compress_file import compress_file
 from dpq_core.spec import KMeansSpec, QuantSpec
 from dpq_gaussian.adapter import GaussianAdapter
 from dpq_gaussian.codec import Encoded, SceneFile, codebooks, decode_scene, encode, models

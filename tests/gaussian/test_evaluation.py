@@ -12,8 +12,8 @@ from PIL import Image
 from splat_files import SPLATS, changed
 from splat_views import HEIGHT, WIDTH, draw, photographed, visible_scene, write_cameras
 
-from dpq_core.adapter import Run
 from dpq_core.errors import SourceError, SpecError
+from dpq_core.run import Run
 from dpq_gaussian.cameras import read_cameras
 from dpq_gaussian.evaluate_options import EvaluateOptions
 from dpq_gaussian.evaluation import evaluate

@@ -6,7 +6,7 @@ import pytest
 from cli_runs import dpq
 from splat_views import photographed
 
-from dpq_core.adapter import Run
+from dpq_core.run import Run
 from dpq_gaussian.evaluate_options import EvaluateOptions
 from dpq_gaussian.evaluation import evaluate, origin_of
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from splat_files import make_scene
 
-from dpq_core.adapter import Run
-from dpq_core.compress_file import compress_file
 from dpq_core.errors import SourceError
+from dpq_core.jobs.compress_file import compress_file
+from dpq_core.run import Run
 from dpq_gaussian import loading
 from dpq_gaussian.adapter import GaussianAdapter
 from dpq_gaussian.codec import decode_scene

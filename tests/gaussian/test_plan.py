@@ -12,10 +12,11 @@ import pytest
 from cli_runs import dpq
 from splat_files import make_scene
 
-from dpq_core.adapter import Adapter, Run
 from dpq_core.artifact import ArtifactFile
-from dpq_core.compress_file import compress_file
 from dpq_core.errors import AdapterError, SpecError
+from dpq_core.jobs.compress_file import compress_file
+from dpq_core.plugin.adapter import Adapter
+from dpq_core.run import Run
 from dpq_gaussian import fitting
 from dpq_gaussian.adapter import GaussianAdapter
 from dpq_gaussian.codec import decode_scene

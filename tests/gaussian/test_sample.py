@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from render_scenes import ahead, scene
 
-from dpq_core.adapter import Run
 from dpq_core.errors import AdapterError, DPQError, SourceError, SpecError
-from dpq_core.options import describe, parse
+from dpq_core.plugin.options import describe, parse
+from dpq_core.run import Run
 from dpq_gaussian.formats import write_scene
 from dpq_gaussian.rendering import Splats, drawing_device, pictures, render
 from dpq_gaussian.sample_options import SampleOptions, colour

@@ -11,7 +11,7 @@ import torch
 from llama_models import SHAPES, llama_config
 
 from dpq_core.artifact import Artifact
-from dpq_core.compress import CompressOptions, compress
+from dpq_core.jobs.compress import CompressOptions, compress
 from dpq_core.spec import QuantSpec
 from dpq_llama.adapter import LlamaAdapter
 

@@ -13,15 +13,15 @@ from artifact_model import snapshot
 from llama_models import SHAPES, llama_config
 from torch.nn import functional
 
-from dpq_core.adapter import Run
 from dpq_core.artifact import Artifact
-from dpq_core.compress import CompressOptions, compress
-from dpq_core.em.artifact import CalibrateOptions as EngineOptions
-from dpq_core.em.artifact import calibrate_artifact
-from dpq_core.em.layers import quantized_layers
-from dpq_core.em.settings import CalibrateSettings
+from dpq_core.calibrate.layers import quantized_layers
+from dpq_core.calibrate.settings import CalibrateSettings
+from dpq_core.data.sequential.loop import SequentialOptions
 from dpq_core.errors import AdapterError, SourceError, SpecError
-from dpq_core.sequential.loop import SequentialOptions
+from dpq_core.jobs.calibrate import CalibrateOptions as EngineOptions
+from dpq_core.jobs.calibrate import calibrate_artifact
+from dpq_core.jobs.compress import CompressOptions, compress
+from dpq_core.run import Run
 from dpq_core.spec import AssignmentSpec, QuantSpec
 from dpq_llama import calibration_loss as losses
 from dpq_llama.adapter import LlamaAdapter
@@ -371,7 +371,7 @@ def test_the_builtin_model_on_its_own_text(tmp_path):
         math.log(adapter.evaluate(where, held_out, CPU).metrics[0].value)
         for where in (str(tmp_path / "in"), str(tmp_path / "out"), "builtin:tiny-llama")
     ]
-    # Eight steps on sixteen short texts; what is lost at the start is little (dpq_core.basis.gain).
+    # Eight steps on sixteen short texts; what is lost at the start is little (tensor.basis.gain).
     assert values[2] < values[1] < values[0] - 0.1 * (values[0] - values[2])
 
 

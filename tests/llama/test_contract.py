@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import pytest
 
-from dpq_core.testing import AdapterContract
+from dpq.testing import AdapterContract
 from dpq_llama.adapter import LlamaAdapter
 from dpq_llama.options import EvaluateOptions, SampleOptions
 

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import dpq_llama  # noqa: F401  # registers the quantizer
-from dpq_core.adapter import Run
 from dpq_core.errors import ArtifactError, SourceError
+from dpq_core.run import Run
 from dpq_llama.adapter import LlamaAdapter
 
 CODES = "model.layers.0.mlp.up_proj.weight.codes"

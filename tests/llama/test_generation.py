@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dpq_core.adapter import Run
 from dpq_core.artifact import Artifact
 from dpq_core.errors import SourceError, SpecError
+from dpq_core.run import Run
 from dpq_llama.adapter import LlamaAdapter
 from dpq_llama.options import SampleOptions
 

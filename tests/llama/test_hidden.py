@@ -7,8 +7,8 @@ import torch
 from llama_models import SHAPES
 
 from dpq_core.artifact import Artifact
-from dpq_core.hidden.axes import Orders, ReorderedCheckpoint
 from dpq_core.runtime.swap import PQModule
+from dpq_core.tensor.hidden_axes import Orders, ReorderedCheckpoint
 from dpq_llama.adapter import LlamaAdapter
 from dpq_llama.hidden import hidden_axes
 

@@ -16,8 +16,8 @@ from transformers import (  # noqa: TID253  # this file is about it
 )
 
 import dpq_llama  # noqa: F401  # registers the quantizer
-from dpq_core.plan import Override
 from dpq_core.runtime import PQEmbedding, PQLinear
+from dpq_core.spec import Override
 
 
 def logits(model, ids):
@@ -70,7 +70,7 @@ def test_every_kind_of_spec_loads(changes, make_folder, make_artifact, dense_twi
 
 
 def test_sharded_sources_and_sharded_artifacts(make_folder, make_artifact, dense_twin, ids):
-    from dpq_core.compress import CompressOptions
+    from dpq_core.jobs.compress import CompressOptions
 
     whole = make_folder(**SHAPES["gqa-tied"])
     shards = make_folder(**SHAPES["gqa-tied"], max_shard_size="50KB")

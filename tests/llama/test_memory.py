@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from dpq_core.compress import CompressOptions
+from dpq_core.jobs.compress import CompressOptions
 
 TRANSIENT = 192e6
 """Bytes that a forward pass may leave with the allocator: a few copies of one decoded chunk."""
@@ -19,7 +19,7 @@ import psutil, torch
 import dpq_llama
 from dpq_llama import quantizer  # its imports are not part of the model
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
-from dpq_core.kernels import lut
+from dpq_core.kernels.cpu import lut
 torch.set_num_threads(1)
 process = psutil.Process()
 before = process.memory_info().rss

@@ -10,8 +10,8 @@ import torch
 from llama_models import llama_config
 from torch.nn import functional
 
-from dpq_core.adapter import Run
 from dpq_core.errors import SourceError, SpecError
+from dpq_core.run import Run
 from dpq_llama.adapter import LlamaAdapter
 from dpq_llama.options import EvaluateOptions
 from dpq_llama.perplexity import Score, read_texts, score, tokenize

@@ -12,9 +12,9 @@ from llama_models import SHAPES, llama_config
 from safetensors.torch import load_file, save_file
 
 from dpq_core.errors import ArtifactError, SourceError
-from dpq_core.layout import Layout
-from dpq_core.plan import Override, make_plan
-from dpq_core.spec import QuantSpec
+from dpq_core.planning.plan import make_plan
+from dpq_core.spec import Override, QuantSpec
+from dpq_core.tensor.layout import Layout
 from dpq_llama.adapter import LlamaAdapter
 from dpq_llama.architecture import expected_tensors, layout_of
 from dpq_llama.source import open_checkpoint

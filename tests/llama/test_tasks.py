@@ -7,8 +7,8 @@ import shutil
 
 import pytest
 
-from dpq_core.adapter import Run
 from dpq_core.errors import SpecError
+from dpq_core.run import Run
 from dpq_llama.adapter import LlamaAdapter
 from dpq_llama.options import EvaluateOptions
 from dpq_llama.source import BUILTIN

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dpq_core.adapter import Run
 from dpq_core.artifact import Artifact
+from dpq_core.calibrate.layers import prepare_student
+from dpq_core.data.last import Last
 from dpq_core.device import resolve
-from dpq_core.em.layers import prepare_student
 from dpq_core.errors import SourceError, SpecError
-from dpq_core.last import Last
+from dpq_core.run import Run
 from dpq_core.runtime.swap import replace
 from dpq_core.runtime.weight import PQWeight
 from dpq_diffusion.calibration.calls import sample_name, take_apart

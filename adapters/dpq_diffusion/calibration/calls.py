@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dpq_core.data.sequential.activations import Unstorable, flatten, unflatten
 from dpq_core.errors import SourceError
-from dpq_core.sequential.activations import Unstorable, flatten, unflatten
 
 _PLACES = ("img_ids", "txt_ids")
 """Arguments of FLUX and its kin whose first axis counts tokens: all samples share them."""

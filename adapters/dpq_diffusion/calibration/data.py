@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dpq_core.errors import SourceError, SpecError
-from dpq_core.progress import Progress, silent
+from dpq_core.run import Progress, silent
 from dpq_diffusion.class_models import ClassModel, class_model
 from dpq_diffusion.conditions import class_conditions, class_names
 from dpq_diffusion.denoising import activation_dtype

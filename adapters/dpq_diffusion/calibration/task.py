@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dpq_core.calibration import Batch, CalibrationTask
+from dpq_core.data.task import Batch, CalibrationTask
 from dpq_diffusion.calibration.inputs import Clean, Inputs
 from dpq_diffusion.calibration.options import CalibrateOptions
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dpq_core.errors import SourceError
-from dpq_core.progress import Progress, silent
+from dpq_core.run import Progress, silent
 from dpq_diffusion.calibration.calls import Call, Form, Recorder
 from dpq_diffusion.calibration.inputs import Clean, Halves, Recorded
 from dpq_diffusion.calibration.processes import Flow, process_of

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dpq_core.adapter import Metric
 from dpq_core.errors import SpecError
-from dpq_core.progress import Progress, silent
+from dpq_core.plugin.adapter import Metric
+from dpq_core.run import Progress, silent
 from dpq_diffusion.metrics.extractor import ADM_EXTRACTOR, FeatureExtractor
 from dpq_diffusion.metrics.frechet import Gaussian, GaussianAccumulator, frechet_distance
 from dpq_diffusion.metrics.images import Images

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dpq_core.adapter import Metric
 from dpq_core.errors import SpecError
-from dpq_core.progress import Progress, silent
+from dpq_core.plugin.adapter import Metric
+from dpq_core.run import Progress, silent
 from dpq_diffusion.metrics.images import Images
 
 _PEAK = 255.0

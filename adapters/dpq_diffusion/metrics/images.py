@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dpq_core.artifact.zip_members import DEFLATE_RATIO
 from dpq_core.errors import SourceError
-from dpq_core.progress import Progress, silent
-from dpq_core.zip_members import DEFLATE_RATIO
+from dpq_core.run import Progress, silent
 from dpq_diffusion.metrics import npz
 from dpq_diffusion.metrics.replacing import replacing
 

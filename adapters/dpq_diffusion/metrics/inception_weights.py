@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dpq_core.errors import SourceError
-from dpq_core.progress import Progress, silent
+from dpq_core.run import Progress, silent
 from dpq_diffusion.metrics.extractor import ADM_EXTRACTOR, Features
 from dpq_diffusion.metrics.inception import InceptionV3
 from dpq_diffusion.metrics.replacing import replacing

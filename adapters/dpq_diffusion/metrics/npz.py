@@ -18,8 +18,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dpq_core.artifact.zip_members import open_member
 from dpq_core.errors import SourceError
-from dpq_core.zip_members import open_member
 from dpq_diffusion.metrics.replacing import replacing
 
 _SUFFIX = ".npy"

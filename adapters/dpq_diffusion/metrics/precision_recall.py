@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dpq_core.errors import SpecError
-from dpq_core.progress import Progress, silent
+from dpq_core.run import Progress, silent
 
 NEIGHBOURS = 3
 

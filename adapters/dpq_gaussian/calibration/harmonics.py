@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from dpq_core.calibration import EStepStats
+from dpq_core.data.task import EStepStats
 from dpq_core.errors import AdapterError
 from dpq_gaussian.calibration import kernels
 from dpq_gaussian.calibration.latents import Stored, harmonics_of

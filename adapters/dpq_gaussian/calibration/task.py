@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpq_core.adapter import Run
 from dpq_core.artifact.manifest import library_versions
 from dpq_core.artifact.single_manifest import FileManifest
 from dpq_core.artifact.single_writer import Packed, size_of
-from dpq_core.calibration import Batch, CalibrationTask, EStep
+from dpq_core.data.task import Batch, CalibrationTask, EStep
+from dpq_core.run import Run
 from dpq_gaussian.calibration import latents
 from dpq_gaussian.calibration.harmonics import CodeHarmonics
 from dpq_gaussian.calibration.options import CalibrateOptions

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from dpq_core import kernels
-from dpq_core.codebooks.kmeans import kmeans
 from dpq_core.errors import ArtifactError, SpecError
-from dpq_core.layout import Layout
-from dpq_core.partition import Partition
-from dpq_core.quantize import tensor_seed
+from dpq_core.methods.codebooks.kmeans import kmeans
+from dpq_core.methods.quantize import tensor_seed
 from dpq_core.spec import QuantSpec
+from dpq_core.tensor.grouping import Partition
+from dpq_core.tensor.layout import Layout
 from dpq_gaussian.codec.harmonics import principal_axes
 from dpq_gaussian.scene import Scene
 

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from dpq_core.artifact.entropy import varint
+from dpq_core.artifact.entropy.coding import Decoder
 from dpq_core.artifact.single import ArtifactFile
-from dpq_core.entropy import varint
-from dpq_core.entropy.coding import Decoder
 from dpq_core.errors import ArtifactError
 from dpq_gaussian.codec import models
 from dpq_gaussian.codec.encoding import Encoded

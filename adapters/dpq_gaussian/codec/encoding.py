@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dpq_core.entropy import fit as entropy_fit
-from dpq_core.entropy import varint
-from dpq_core.entropy.coding import Model
+from dpq_core.artifact.entropy import fit as entropy_fit
+from dpq_core.artifact.entropy import varint
+from dpq_core.artifact.entropy.coding import Model
 from dpq_gaussian.codec import codebooks, harmonics, models
 from dpq_gaussian.codec.harmonics import BASIS_SCALE
 from dpq_gaussian.codec.layout import CHUNK, Parameters, group_count, streams_of

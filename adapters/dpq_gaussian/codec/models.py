@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from dpq_core.entropy import stored, varint
-from dpq_core.entropy.coding import MAX_LUT_BYTES, Model
+from dpq_core.artifact.entropy import stored, varint
+from dpq_core.artifact.entropy.coding import MAX_LUT_BYTES, Model
 from dpq_core.errors import ArtifactError
 from dpq_gaussian.codec import codebooks
 from dpq_gaussian.codec.harmonics import BASIS_SCALE

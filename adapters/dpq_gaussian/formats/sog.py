@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dpq_core.artifact.zip_members import open_member
 from dpq_core.errors import SourceError
-from dpq_core.zip_members import open_member
 from dpq_gaussian.formats.levels import LOGIT_OF_LEVEL, Bytes, fill_largest
 from dpq_gaussian.formats.loaded import Loaded, check_claim, parsing
 from dpq_gaussian.scene import ROWS, SH_REST, FloatArray, Scene

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dpq_core.kernels.threads import spread
+from dpq_core.kernels.cpu.threads import spread
 from dpq_gaussian.cameras.camera import Camera
 from dpq_gaussian.rendering import harmonics, project, raster
 from dpq_gaussian.rendering.constants import (

@@ -14,7 +14,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from dpq_core.kernels.threads import spread
+from dpq_core.kernels.cpu.threads import spread
 from dpq_gaussian.rendering.constants import INV_U, INV_V, MEAN_X, MEAN_Y, REACH, SLOPE, TILE
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -8,9 +8,9 @@ import typer
 
 from dpq_cli import render
 from dpq_cli.shared import Json
-from dpq_core import options, registry
-from dpq_core.adapter import Adapter
 from dpq_core.errors import DPQError
+from dpq_core.plugin import options, registry
+from dpq_core.plugin.adapter import Adapter
 
 
 def command(

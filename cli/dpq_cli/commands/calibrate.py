@@ -24,7 +24,7 @@ from dpq_cli.shared import (
 from dpq_cli.sizes import format_seconds, format_size
 
 if TYPE_CHECKING:
-    from dpq_core.em.artifact import Calibrated
+    from dpq_core.jobs.calibrate import Calibrated
 
 HELP = (
     "Train an artifact on data: codebooks by gradient descent, codes by EM.",
@@ -108,8 +108,8 @@ def command(  # one parameter per option is Typer's interface
     """Train an artifact on data."""
     chosen = adapter_of(adapter, artifact)
     own = adapter_options(chosen, "calibrate", words(ctx, chosen, "calibrate"))
-    from dpq_core.em.artifact import CalibrateOptions, calibrate_artifact
-    from dpq_core.em.settings import CalibrateSettings
+    from dpq_core.calibrate.settings import CalibrateSettings
+    from dpq_core.jobs.calibrate import CalibrateOptions, calibrate_artifact
 
     given = {
         "steps": steps,

@@ -25,7 +25,7 @@ from dpq_cli.shared import (
 from dpq_cli.sizes import format_seconds, format_shape, format_size, parse_size
 
 if TYPE_CHECKING:
-    from dpq_core.compress import CompressReport
+    from dpq_core.jobs.compress import CompressReport
 
 ROWS = 40
 """Tensors shown in the closing table; --json has them all."""

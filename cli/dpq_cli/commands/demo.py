@@ -13,11 +13,12 @@ from dpq_cli import render
 from dpq_cli.commands.evaluate import format_value, measure
 from dpq_cli.shared import Device, Json, Seed, adapter_options, using
 from dpq_cli.sizes import format_size
-from dpq_core import registry
 from dpq_core.errors import AdapterError
+from dpq_core.plugin import registry
 
 if TYPE_CHECKING:
-    from dpq_core.adapter import Adapter, Run
+    from dpq_core.plugin.adapter import Adapter
+    from dpq_core.run import Run
 
 
 @dataclass(frozen=True)
@@ -139,8 +140,8 @@ def _stem(version: str) -> str:
 
 def _compress(demo: Demo, adapter: Adapter, out: Path, version: str, run: Run) -> dict[str, float]:
     """Write one version; its true bits per weight, and the seconds that it took."""
-    from dpq_core.compress import CompressOptions, compress
-    from dpq_core.compress_file import compress_file
+    from dpq_core.jobs.compress import CompressOptions, compress
+    from dpq_core.jobs.compress_file import compress_file
     from dpq_core.spec import QuantSpec
 
     if adapter.single_file:

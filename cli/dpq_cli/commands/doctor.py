@@ -13,7 +13,8 @@ from dpq_cli import render
 from dpq_cli.commands.adapters import state
 from dpq_cli.shared import Json
 from dpq_cli.sizes import format_size
-from dpq_core import __version__, registry
+from dpq_core.plugin import registry
+from dpq_core.version import __version__
 
 LIBRARIES = ("torch", "numba", "numpy", "safetensors", "triton", "transformers", "lm_eval")
 

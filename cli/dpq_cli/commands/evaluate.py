@@ -27,7 +27,8 @@ from dpq_cli.shared import (
 from dpq_cli.sizes import format_size
 
 if TYPE_CHECKING:
-    from dpq_core.adapter import Adapter, Evaluation, Metric, Run
+    from dpq_core.plugin.adapter import Adapter, Evaluation, Metric
+    from dpq_core.run import Run
 
 
 _WIDE = 30

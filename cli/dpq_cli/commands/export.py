@@ -25,7 +25,7 @@ from dpq_cli.sizes import format_size
 from dpq_core.errors import AdapterError, SpecError
 
 if TYPE_CHECKING:
-    from dpq_core.adapter import Adapter
+    from dpq_core.plugin.adapter import Adapter
 
 
 def command(

@@ -12,14 +12,14 @@ import typer
 from dpq_cli import compress_single, render
 from dpq_cli.shared import Device, Json, open_artifact, using
 from dpq_cli.sizes import format_size
-from dpq_core import registry
 from dpq_core.errors import ArtifactError
+from dpq_core.plugin import registry
 from dpq_core.spec import QuantSpec
 
 if TYPE_CHECKING:
     from dpq_core.artifact import Artifact, Manifest
     from dpq_core.artifact.entries import TensorEntry
-    from dpq_core.probe import ProbeResult
+    from dpq_core.jobs.probe import ProbeResult
 
 
 def command(
@@ -33,8 +33,8 @@ def command(
 ) -> None:
     """Show sizes, true bits per weight, specs, errors and versions of an artifact."""
     from dpq_cli.meter import Meter
-    from dpq_core.adapter import Run
     from dpq_core.artifact import Artifact
+    from dpq_core.run import Run
 
     artifact = open_artifact(str(path))
     if not isinstance(artifact, Artifact):
@@ -94,7 +94,7 @@ def _verify(artifact: Artifact, device: str) -> dict[str, str]:
     Raises:
         ArtifactError: a hash differs, or the loaded model does not give the stored outputs.
     """
-    from dpq_core.probe import check_probe
+    from dpq_core.jobs.probe import check_probe
 
     adapter = registry.load(artifact.manifest.adapter)
     with using(adapter, device=device) as run:

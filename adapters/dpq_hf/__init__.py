@@ -1,0 +1,1 @@
+"""What adapters of Hugging Face libraries share: loading hooks, guards, stored configurations."""

@@ -1,0 +1,272 @@
+"""AdapterContract: the test class that an adapter's author subclasses (needs pytest).
+
+Two class attributes are enough::
+
+    class TestMyAdapter(AdapterContract):
+        adapter_class = MyAdapter
+        source = "builtin:small"  # or override the ``source`` fixture
+
+Every capability that the adapter has is tested, on the source and on an artifact made of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+from dpq_core.artifact import Artifact
+from dpq_core.errors import SourceError
+from dpq_core.jobs.compress import CompressOptions, compress
+from dpq_core.planning.plan import make_plan
+from dpq_core.plugin import options, registry
+from dpq_core.plugin.adapter import Adapter, Evaluation
+from dpq_core.run import Run
+from dpq_core.spec import KMeansSpec, Override, QuantSpec
+from dpq_core.tensor.checkpoint import Checkpoint
+from dpq_core.tensor.grouping import Partition
+
+
+class AdapterContract:
+    """What every adapter promises.
+
+    Class attributes:
+        adapter_class: the adapter under test.
+        source_name: a small source that it opens; override ``source`` where one must be made.
+        spec: used for the artifact; few iterations, since quality is not what is tested here.
+        run: device and seed.
+    """
+
+    adapter_class: ClassVar[type[Adapter]]
+    source_name: ClassVar[str]
+    spec: ClassVar[QuantSpec] = QuantSpec(K=16, kmeans=KMeansSpec(iterations=2, tail=1))
+    run: ClassVar[Run] = Run(device="cpu", seed=0)
+
+    @pytest.fixture
+    def adapter(self) -> Adapter:
+        """A new adapter."""
+        return self.adapter_class()
+
+    @pytest.fixture
+    def source(self, tmp_path: Path) -> str:
+        """What the adapter opens; by default ``source_name``."""
+        return self.source_name
+
+    @pytest.fixture
+    def artifact(self, adapter: Adapter, source: str, tmp_path: Path) -> Artifact:
+        """The source, compressed."""
+        return Artifact.open(self._compress(adapter, source, tmp_path / "artifact"))
+
+    def test_it_is_installed_under_its_name(self) -> None:
+        """The entry point ``name`` of the group ``dpq.adapters`` gives this class."""
+        assert type(registry.load(self.adapter_class.name)) is self.adapter_class
+
+    def test_its_summary_is_one_line(self) -> None:
+        """``dpq adapters`` shows it."""
+        summary = self.adapter_class.summary
+        assert summary.strip()
+        assert "\n" not in summary
+
+    def test_its_builtin_models_can_be_opened(self, adapter: Adapter) -> None:
+        """And ``builtin:NAME`` alone says which adapter to take."""
+        for name in self.adapter_class.builtins:
+            assert adapter.open(f"builtin:{name}").tensors
+            assert registry.builtins()[name] == self.adapter_class.name
+
+    def test_its_options_become_flags(self) -> None:
+        """Every options class can be described, built without arguments, and belongs to a verb."""
+        for verb, cls in self.adapter_class.options.items():
+            verbs = ("compress", *self.adapter_class.capabilities())
+            assert verb in verbs, f"options for {verb!r}, no such verb"
+            options.describe(cls)
+            assert options.parse(cls, []) == cls()
+
+    def test_a_source_that_does_not_exist_is_a_one_line_error(
+        self, adapter: Adapter, tmp_path: Path
+    ) -> None:
+        """SourceError, naming the source."""
+        missing = str(tmp_path / "no-such-source")
+        with pytest.raises(SourceError) as caught:
+            adapter.open(missing)
+        message = str(caught.value)
+        assert "no-such-source" in message
+        assert "\n" not in message
+
+    def test_tensors_are_what_they_were_announced_to_be(
+        self, adapter: Adapter, source: str
+    ) -> None:
+        """Shape and dtype before reading equal those after; reading twice gives the same."""
+        checkpoint = adapter.open(source)
+        assert checkpoint.tensors, "the source holds no tensors"
+        for name, info in checkpoint.tensors.items():
+            tensor = checkpoint.read(name)
+            assert (tuple(tensor.shape), tensor.dtype) == (info.shape, info.dtype), name
+            assert tensor.device.type == "cpu", name
+            assert torch.equal(tensor, checkpoint.read(name)), name
+
+    def test_opening_twice_gives_the_same(self, adapter: Adapter, source: str) -> None:
+        """Names in the same order, and the same fingerprint."""
+        first, second = adapter.open(source), adapter.open(source)
+        assert list(first.tensors) == list(second.tensors)
+        assert first.fingerprint == second.fingerprint
+
+    def test_side_files_exist_and_stay_inside(self, adapter: Adapter, source: str) -> None:
+        """Their names are relative and do not lead out of the artifact."""
+        for name, path in adapter.open(source).side_files.items():
+            parts = PurePosixPath(name).parts
+            assert path.is_file(), name
+            assert parts, "a side file without a name"
+            assert parts[0] != "/", name
+            assert ".." not in parts, name
+
+    def test_it_selects_tensors_that_can_be_cut(self, adapter: Adapter, source: str) -> None:
+        """At least one tensor is selected, and its layout suits its shape."""
+        checkpoint = adapter.open(source)
+        selected = self._selected(adapter, checkpoint)
+        assert selected, "select() picks no tensor: nothing would be compressed"
+        for name, layout in selected.items():
+            Partition.of(checkpoint.tensors[name].shape, layout, self.spec)
+        assert selected == self._selected(adapter, checkpoint)
+
+    def test_the_presets_fit(self, adapter: Adapter, source: str) -> None:
+        """Every preset width can be planned and makes the model smaller."""
+        checkpoint = adapter.open(source)
+        before = sum(info.nbytes for info in checkpoint.tensors.values())
+        for bits in (1, 2, 3, 4):
+            assert make_plan(checkpoint, adapter, QuantSpec.preset(bits)).nbytes < before
+
+    def test_compressing_twice_gives_the_same_bytes(
+        self, adapter: Adapter, source: str, artifact: Artifact, tmp_path: Path
+    ) -> None:
+        """Same source, spec and seed: the same directory, generated files included."""
+        again = self._compress(adapter, source, tmp_path / "again")
+        first, second = _content(artifact.path), _content(again)
+        assert sorted(first) == sorted(second)
+        assert [name for name in first if first[name] != second[name]] == []
+        assert artifact.manifest.adapter == adapter.name
+
+    def test_evaluation_is_comparable_and_reproducible(
+        self, adapter: Adapter, source: str, artifact: Artifact
+    ) -> None:
+        """Artifact and source get the same metrics by one protocol; a rerun the same values."""
+        self._needs(adapter, "evaluate")
+        chosen = self._options(adapter, "evaluate")
+        plain = adapter.evaluate(source, chosen, self.run)
+        quantized = adapter.evaluate(str(artifact.path), chosen, self.run)
+        assert plain.metrics, "no metric"
+        assert _protocols(plain) == _protocols(quantized)
+        for metric in (*plain.metrics, *quantized.metrics):
+            assert math.isfinite(metric.value), metric
+            assert metric.protocol.strip(), f"{metric.name} does not say how it was measured"
+        assert adapter.evaluate(source, chosen, self.run).metrics == plain.metrics
+
+    def test_samples_are_reproducible(
+        self, adapter: Adapter, artifact: Artifact, tmp_path: Path
+    ) -> None:
+        """Something is made, the same for the same seed; files lie in the folder given."""
+        self._needs(adapter, "sample")
+        chosen, made = self._options(adapter, "sample"), []
+        for folder in (tmp_path / "a", tmp_path / "b"):
+            folder.mkdir()
+            sampling = adapter.sample(str(artifact.path), chosen, self.run, folder)
+            assert all(path.is_relative_to(folder) for path in sampling.files)
+            made.append((sampling.texts, [path.read_bytes() for path in sampling.files]))
+        assert made[0] == made[1]
+        assert any(made[0]), "neither texts nor files"
+
+    def test_exports_are_whole_and_reproducible(
+        self, adapter: Adapter, source: str, artifact: Artifact, tmp_path: Path
+    ) -> None:
+        """Every format, of both, is written twice with the same bytes and leaves nothing else."""
+        self._needs(adapter, "export")
+        assert adapter.exports, "no format to export to"
+        chosen = self._options(adapter, "export")
+        for to in adapter.exports:
+            for kind, exported in (("source", source), ("artifact", str(artifact.path))):
+                made = []
+                for turn in ("a", "b"):
+                    out = tmp_path / f"{kind}-{to}-{turn}" / f"model.{to}"
+                    out.parent.mkdir()
+                    done = adapter.export(exported, to, chosen, self.run, out)
+                    assert done.files, "no file"
+                    assert all(path.is_file() for path in done.files)
+                    assert list(out.parent.iterdir()) == [out]
+                    made.append(_content(out.parent))
+                assert made[0] == made[1]
+
+    def test_it_loads_source_and_artifact(
+        self, adapter: Adapter, source: str, artifact: Artifact
+    ) -> None:
+        """Both give a model."""
+        self._needs(adapter, "load")
+        assert adapter.load(source, self.run) is not None
+        assert adapter.load(str(artifact.path), self.run) is not None
+
+    def test_the_probe_is_finite_and_reproducible(
+        self, adapter: Adapter, artifact: Artifact
+    ) -> None:
+        """Named tensors, without NaN, the same in a second run."""
+        self._needs(adapter, "probe")
+        first, second = adapter.probe(artifact, self.run), adapter.probe(artifact, self.run)
+        assert first
+        assert first.keys() == second.keys()
+        for name, tensor in first.items():
+            assert bool(torch.isfinite(tensor).all()), name
+            assert torch.equal(tensor, second[name]), name
+
+    def test_its_hidden_units_may_be_reordered(
+        self, adapter: Adapter, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where ``hidden_axes`` names some: the probe is that of permutations that are stored."""
+        checkpoint = adapter.open(source)
+        consumers = {axis.consumer for axis in adapter.hidden_axes(checkpoint)}
+        if not consumers:
+            pytest.skip(f"adapter {adapter.name!r} names no hidden axes")
+        self._needs(adapter, "probe")
+        named = sorted(consumers & set(self._selected(adapter, checkpoint)))
+        rules = [Override(name, {"permute": True}) for name in named]
+        free = Artifact.open(self._compress(adapter, source, tmp_path / "free", rules))
+        monkeypatch.setattr(type(adapter), "hidden_axes", lambda *_: ())
+        stored = Artifact.open(self._compress(adapter, source, tmp_path / "stored", rules))
+        assert free.manifest.stored_nbytes < stored.manifest.stored_nbytes, "no axis fits"
+        found, wanted = adapter.probe(free, self.run), adapter.probe(stored, self.run)
+        for name, tensor in wanted.items():
+            away = (found[name].float() - tensor.float()).abs().max()
+            assert away <= 0.01 * tensor.float().abs().max(), name
+
+    def _needs(self, adapter: Adapter, verb: str) -> None:
+        if verb not in adapter.capabilities():
+            pytest.skip(f"adapter {adapter.name!r} has no {verb}")
+
+    def _options(self, adapter: Adapter, verb: str) -> Any:
+        """Options of a verb; override to make a slow default quick."""
+        cls = adapter.options.get(verb)
+        return None if cls is None else cls()
+
+    def _selected(self, adapter: Adapter, checkpoint: Checkpoint) -> dict[str, Any]:
+        layouts = {
+            name: adapter.select(name, info.shape)
+            for name, info in checkpoint.tensors.items()
+            if info.dtype.is_floating_point
+        }
+        return {name: layout for name, layout in layouts.items() if layout is not None}
+
+    def _compress(
+        self, adapter: Adapter, source: str, out: Path, rules: Iterable[Override] = ()
+    ) -> Path:
+        without = CompressOptions(probe=False)
+        made = compress(adapter, source, out, self.spec, rules, options=without, run=self.run)
+        return made.artifact
+
+
+def _content(folder: Path) -> dict[str, bytes]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def _protocols(evaluation: Evaluation) -> list[tuple[str, str, bool]]:
+    return [(m.name, m.protocol, m.higher_is_better) for m in evaluation.metrics]

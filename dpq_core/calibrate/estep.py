@@ -1,0 +1,258 @@
+"""The E-step of quantized weights: new codes for old codebooks (METHODS 1.7).
+
+Codes move towards the teacher's weights in the metric of the layer's inputs, as the student sees
+them: coordinate descent with a limit on how many codes may change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from dpq_core.calibrate.dead_codewords.codewords import (
+    Codewords,
+    codes_of,
+    statistics,
+    vectors_name,
+)
+from dpq_core.calibrate.distributed import Workers
+from dpq_core.calibrate.gradient import Shares, newton_steps
+from dpq_core.calibrate.layers import QuantizedLayer
+from dpq_core.calibrate.moments import Moments
+from dpq_core.calibrate.settings import CalibrateSettings
+from dpq_core.data.task import Batch, EStepStats
+from dpq_core.methods.assignment.assign import assign
+from dpq_core.methods.assignment.least_squares import update_codebooks
+from dpq_core.methods.assignment.objective import Objective
+from dpq_core.methods.quantize import tensor_seed
+from dpq_core.runtime.weight import PQWeight
+from dpq_core.tensor.basis.choice import divisor
+from dpq_core.tensor.basis.frame import Frame
+from dpq_core.tensor.packing import pack, unpack
+
+SWEEPS = 2
+"""Of coordinate descent while the number of changed codes is not limited."""
+
+Target = Callable[[QuantizedLayer], Tensor]
+"""The original weight of a layer."""
+
+
+class WeightsEStep:
+    """E-steps of all quantized weights of a phase.
+
+    Attributes:
+        layers: whose codes may change; none without original weights.
+        revived: name of a parameter of the student -> indices of its vectors that the last
+            ``step`` gave new values.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        layers: Sequence[QuantizedLayer],
+        target: Target | None,
+        settings: CalibrateSettings,
+        *,
+        interval: int,
+    ) -> None:
+        """Nothing is read or computed yet.
+
+        Args:
+            student: holds the layers.
+            layers: whose codes may change.
+            target: reads original weights; None: there are none, and codes stand still.
+            settings: kind of the E-step, decay of the statistics, age of dead codewords, seed.
+            interval: M-steps between two E-steps.
+        """
+        self._student = student
+        self.layers = list(layers) if target is not None else []
+        self._target, self._settings = target, settings
+        self._moments = Moments(student, [layer.path for layer in self.layers], settings.rho)
+        self._words = {
+            layer.path: Codewords(
+                layer.weight,
+                after=settings.tau_dead,
+                interval=interval,
+                seed=tensor_seed(settings.seed, layer.name),
+            )
+            for layer in self.layers
+            if settings.tau_dead
+        }
+        self._steps: dict[str, Tensor] = {}
+        self._reach = 0.0
+        self.revived: dict[str, Tensor] = {}
+
+    def look(self, loss: Callable[[Batch], Tensor], batches: Shares, workers: Workers) -> None:
+        """Measure along the gradient of a loss where the weights should be, for ``aim``."""
+        args = (self._student, self.layers, self._moments, loss, batches, workers)
+        self._steps = newton_steps(*args) if self.layers else {}
+
+    def aim(self, reach: float) -> None:
+        """Choose the targets of the next ``step``.
+
+        Args:
+            reach: how far to go along the gradient, relative to the step for all weights at once;
+                0 goes to the original weights.
+        """
+        self._reach = reach
+
+    def collect(self, forward: Callable[[], float], workers: Workers) -> float:
+        """Run ``forward`` and remember what the layers see in it; returns its result.
+
+        Once per E-step: codewords without codes get older by it.
+        """
+        for words in self._words.values():
+            words.age()
+        return self._moments.collect(forward, workers)
+
+    def step(self, limit: float, progress: float) -> EStepStats:
+        """Assign every layer's codes anew; see ``EStep``."""
+        self.revived = {}
+        return total([self._assign(layer, limit, progress) for layer in self.layers])
+
+    def undo(self) -> None:
+        """The last ``step`` raised the loss, and the student was taken back."""
+        for words in self._words.values():
+            words.undo()
+
+    def solve(self) -> EStepStats:
+        """Codebooks (or pools) that minimise the layers' output errors, in closed form (A5)."""
+        for layer in self.layers:
+            objective, p = self._objective(layer), layer.weight.partition
+            if objective is None:
+                continue
+            parts = layer.weight.parts()
+            values = parts["pool" if p.pool else "codebooks"]
+            index = unpack(parts["index_map"], p.index_bits, p.K) if p.pool else None
+            found = update_codebooks(
+                objective, codes_of(layer.weight), values.detach(), tie=p.tie, index_map=index
+            )
+            with torch.no_grad():
+                values.copy_(found.codebooks)
+        return total([stats_of(layer.weight, codes_of(layer.weight)) for layer in self.layers])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a resumed run needs."""
+        moments = {f"moments/{name}": value for name, value in self._moments.tensors().items()}
+        words = {
+            f"words/{path}/{name}": value
+            for path, codewords in self._words.items()
+            for name, value in codewords.tensors().items()
+        }
+        return {**moments, **words}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of ``tensors``."""
+        self._moments.load(_below("moments", tensors))
+        words = _below("words", tensors)
+        for path, codewords in self._words.items():
+            if found := _below(path, words):
+                codewords.load(found)
+
+    def _assign(self, layer: QuantizedLayer, limit: float, progress: float) -> EStepStats:
+        weight = layer.weight
+        objective, before = self._objective(layer), codes_of(weight)
+        if objective is None:
+            return stats_of(weight, before)
+        revived = 0
+        if layer.path in self._words:
+            words = self._words[layer.path].revive(objective, progress)
+            revived = len(words.replaced)
+            if revived:
+                self.revived[f"{layer.path}.weight.{vectors_name(weight)}"] = words.replaced
+        found = assign(
+            objective,
+            weight.books().detach(),
+            tie=weight.partition.tie,
+            method="icm",
+            sweeps=SWEEPS if limit >= 1 else 1,
+            codes=before,
+            limit=limit,
+        ).codes
+        set_codes(weight, found)
+        changed = int((found != before).sum())
+        return replace(stats_of(weight, found), changed=changed, revived=revived)
+
+    def _wanted(self, layer: QuantizedLayer) -> Tensor:
+        """The dense weight that the codes are to come near."""
+        if self._reach == 0 and self._target is not None:
+            return self._target(layer)
+        step = self._steps[layer.path]
+        return layer.weight.decode(step.dtype).detach() + self._reach * step
+
+    def _objective(self, layer: QuantizedLayer) -> Objective | None:
+        """The output error that this layer's codes are to lower; None where no input was seen."""
+        weight, seen = layer.weight, self._moments.of(layer.path)
+        if seen is None or self._target is None:
+            return None
+        p, frame = weight.partition, detached(weight.frame())
+        core = core_of(frame, p.to_matrix(self._wanted(layer)))
+        row_weight = torch.ones(p.rows, device=core.device)
+        if frame.row_scale is not None:
+            row_weight = frame.row_scale.float().square()
+        if seen.rows is not None:
+            row_weight = row_weight * seen.rows.to(core.device)
+        hessian = frame.rotate_hessian(seen.hessian(p.cols, core.device))
+        if self._settings.estep == "l2":
+            hessian = torch.eye(p.cols, device=core.device)
+        elif self._settings.estep == "blockdiag" and p.orientation == "input":
+            group = torch.arange(p.cols, device=core.device) // p.d
+            hessian = hessian * (group[:, None] == group)
+        return Objective.of(core, hessian, d=p.d, orientation=p.orientation, row_weight=row_weight)
+
+
+def core_of(frame: Frame, matrix: Tensor) -> Tensor:
+    """W ``[rows, cols]`` -> the float32 core that codewords stand for; inverse of ``leave``."""
+    core = frame.rotate(matrix.float())
+    if frame.row_scale is not None:
+        core = core / divisor(frame.row_scale)[:, None]
+    return core if frame.column_scale is None else core / divisor(frame.column_scale)
+
+
+def detached(frame: Frame) -> Frame:
+    """The frame without gradients."""
+    plain = {name: None if v is None else v.detach() for name, v in vars(frame).items()}
+    return Frame(**plain)
+
+
+def set_codes(weight: PQWeight, codes: Tensor) -> None:
+    """Replace the codes ``[stages * groups, points]`` of a weight, in place."""
+    packed = pack(codes, weight.partition.code_bits)
+    weight.codes.copy_(packed.to(weight.codes.device))
+
+
+def stats_of(weight: PQWeight, codes: Tensor) -> EStepStats:
+    """How the codewords of a weight are used by some codes."""
+    found = statistics(weight, codes)
+    return EStepStats(
+        changed=0,
+        total=codes.numel(),
+        dead=found.dead_slots,
+        perplexity=found.slot_perplexity / weight.partition.K,
+    )
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors under a prefix, by what follows it."""
+    dot = f"{prefix}/"
+    return {n.removeprefix(dot): v for n, v in tensors.items() if n.startswith(dot)}
+
+
+def total(parts: Sequence[EStepStats]) -> EStepStats:
+    """Several E-steps as one: shares are averaged over the codes."""
+    codes = sum(s.total for s in parts)
+
+    def mean(values: Sequence[float]) -> float:
+        weighted = zip(values, parts, strict=True)
+        return sum(value * s.total for value, s in weighted) / max(1, codes)
+
+    return EStepStats(
+        changed=sum(s.changed for s in parts),
+        total=codes,
+        dead=mean([s.dead for s in parts]),
+        perplexity=mean([s.perplexity for s in parts]),
+        revived=sum(s.revived for s in parts),
+    )

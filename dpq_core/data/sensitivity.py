@@ -1,0 +1,85 @@
+"""How much a model's loss depends on each of its weights: measured, by a little noise.
+
+The planner weighs predicted errors with it. A gradient would not do: a distillation loss has none
+at the uncompressed model, where it is zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from dpq_core.data.task import Batch, CalibrationTask
+from dpq_core.methods.quantize import tensor_seed
+from dpq_core.run import Progress, silent
+
+RELATIVE = 0.05
+"""Energy of the noise over that of the weight: about what two bits per weight leave."""
+
+_LEAST = 1e-6
+"""Of the largest sensitivity: noise may lower a loss by chance, but bytes are never worthless."""
+
+
+def sensitivities(
+    task: CalibrationTask,
+    names: Iterable[str],
+    *,
+    batches: int = 2,
+    relative: float = RELATIVE,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> dict[str, float]:
+    """Rise of the loss per unit of relative error, of every weight that a module of the task has.
+
+    Args:
+        task: its student is the uncompressed model; it is left as it was.
+        names: of the tensors that matter.
+        batches: validation batches to measure on.
+        relative: ||noise||^2 over ||W||^2.
+        seed: of the noise.
+        progress: called weight by weight.
+
+    Returns:
+        Tensor name -> sensitivity, positive; names that no module has are left out.
+    """
+    wanted, model = set(names), task.student
+    found: dict[str, nn.Parameter] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        weight = module._parameters.get("weight")
+        if weight is not None and task.tensor_name(path) in wanted:
+            found.setdefault(task.tensor_name(path), weight)
+    data = list(task.validation())[:batches]
+    was_training = model.training
+    model.eval()
+    base = _loss(task, data)
+    rises: dict[str, float] = {}
+    for index, (name, weight) in enumerate(found.items()):
+        progress(name, index, len(found))
+        rises[name] = _rise(task, data, weight, relative, tensor_seed(seed, name)) - base
+    model.train(was_training)
+    progress("done", len(found), len(found))
+    least = _LEAST * max([*rises.values(), 1e-30])
+    return {name: max(rise, least) / relative for name, rise in rises.items()}
+
+
+@torch.no_grad()
+def _rise(
+    task: CalibrationTask, data: list[Batch], weight: nn.Parameter, relative: float, seed: int
+) -> float:
+    """The loss while one weight is noisy: every row by the same share of its energy."""
+    generator = torch.Generator().manual_seed(seed)
+    kept = weight.detach().clone()
+    noise = torch.randn(weight.shape, generator=generator).to(weight)
+    rms = kept.reshape(len(kept), -1).square().mean(1).sqrt().view(-1, *[1] * (kept.ndim - 1))
+    weight.copy_(kept + noise * rms * relative**0.5)
+    try:
+        return _loss(task, data)
+    finally:
+        weight.copy_(kept)
+
+
+@torch.no_grad()
+def _loss(task: CalibrationTask, data: list[Batch]) -> float:
+    return sum(float(task.loss(batch)) for batch in data) / len(data)

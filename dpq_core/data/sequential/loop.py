@@ -1,0 +1,281 @@
+"""Quantization in the order in which data flows: every layer sees what the quantized prefix makes.
+
+Block by block (METHODS 1.7, 1.11, 4.3): collect H = E[x x^T] of some layers with inputs from the
+already quantized model, quantize them, put the decoded weights in place, go on. Only one block's
+activations live at a time, and the matrices of one pass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from dpq_core.data.sequential.activations import Activations
+from dpq_core.data.sequential.block_runner import BlockRunner
+from dpq_core.data.sequential.block_store import BlockStore, FinishedTensor
+from dpq_core.data.sequential.capture import trace
+from dpq_core.data.sequential.segments import Segment, Source, Stage, make_segments, passes
+from dpq_core.data.sequential.targets import Target, blocks_of, layers_of, within
+from dpq_core.data.statistics.hooks import MAX_POSITIONS, CollectOptions, LayerStatistics, collect
+from dpq_core.data.statistics.layer_inputs import LayerInput
+from dpq_core.data.task import CalibrationTask
+from dpq_core.errors import ArtifactError
+from dpq_core.run import Progress, silent
+from dpq_core.tensor.pq_tensor import PQTensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequentialOptions:
+    """How statistics are collected on the way through the model.
+
+    Attributes:
+        batches: of ``CalibrationTask.train_batch`` that are looked at.
+        true_sequential: within a block, layers see inputs from the layers quantized before them;
+            the block runs once more for every group of layers that share an input.
+        memory: bytes of stored activations beyond which they go to disk; and of the matrices that
+            are collected in one pass.
+        store_inputs: keep the inputs of the current block; False runs the model anew for each pass.
+        max_positions: positions of a convolution's images that one batch adds, at most.
+        seed: of the draw of these positions.
+    """
+
+    batches: int = 32
+    true_sequential: bool = True
+    memory: int = 4 << 30
+    store_inputs: bool = True
+    max_positions: int = MAX_POSITIONS
+    seed: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """What decides the results; memory and where inputs are kept do not."""
+        values = dataclasses.asdict(self)
+        return {key: values[key] for key in values if key not in ("memory", "store_inputs")}
+
+
+class Quantizer(Protocol):
+    """The engine's step for one tensor."""
+
+    def quantize(
+        self, name: str, weight: Tensor, statistics: LayerStatistics
+    ) -> tuple[PQTensor, float] | None:
+        """Quantize one weight; returns it and its relative error, or None to leave it out.
+
+        Args:
+            name: of the tensor in the artifact.
+            weight: of its original shape.
+            statistics: of the inputs of its layer.
+        """
+
+    def restore(self, name: str, parts: Mapping[str, Tensor]) -> PQTensor:
+        """The tensor of stored parts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentReport:
+    """What happened to one segment.
+
+    Attributes:
+        name: path of the block, or words that say where the layers run.
+        source: where its inputs came from.
+        tensors: that were quantized with statistics.
+        passes: how often its part of the model ran over all batches.
+        seconds: wall time.
+        resumed: it was finished by an earlier run.
+    """
+
+    name: str
+    source: Source
+    tensors: tuple[str, ...]
+    passes: int = 0
+    seconds: float = 0.0
+    resumed: bool = False
+
+
+class Sequential:
+    """One run over a model.
+
+    Attributes:
+        reports: of the segments that held targets, in order.
+    """
+
+    def __init__(
+        self,
+        task: CalibrationTask,
+        targets: Sequence[Target],
+        quantizer: Quantizer,
+        store: BlockStore,
+        *,
+        options: SequentialOptions | None = None,
+        progress: Progress = silent,
+    ) -> None:
+        """Find the layers of the targets; nothing is run yet.
+
+        Args:
+            task: its student is the uncompressed model, whose weights will be replaced.
+            targets: what will be quantized; those that are no weight of a Linear, Conv2d or
+                Embedding, or that never run, are left out.
+            quantizer: the step for one tensor.
+            store: where results go, and what an earlier run has finished.
+            options: how statistics are collected.
+            progress: in weights.
+
+        Raises:
+            AdapterError: a block of the task lies within another.
+        """
+        self.reports: list[SegmentReport] = []
+        self._task, self._model = task, task.student
+        self._quantizer, self._store = quantizer, store
+        self._options, self._progress = options or SequentialOptions(), progress
+        self._targets = layers_of(task, targets)
+        self._modules = {path: self._model.get_submodule(path) for path in self._targets}
+        self._inputs: dict[str, LayerInput] = {}
+        for path, target in self._targets.items():
+            found = LayerInput.of(self._modules[path], target.conv_layout)
+            assert found is not None  # layers_of() has seen to it
+            self._inputs[path] = found
+        activations = Activations(store.scratch, self._options.memory)
+        self._runner = BlockRunner(task, self._options.batches, activations)
+        self._done, self._total = 0, sum(math.prod(t.shape) for t in self._targets.values())
+
+    def run(self) -> None:
+        """Quantize everything that is not in the store yet.
+
+        Raises:
+            SpecError: a weight cannot be quantized, or a layer's input is NaN or infinite.
+            ArtifactError: the store cannot be read or written.
+        """
+        training = self._model.training
+        self._model.eval()
+        shutil.rmtree(self._store.scratch, ignore_errors=True)
+        try:
+            with torch.no_grad():
+                self._run()
+            self._store.close()
+        finally:
+            self._runner.clear()
+            self._model.train(training)
+            shutil.rmtree(self._store.scratch, ignore_errors=True)
+
+    def _run(self) -> None:
+        segments = self._segments()
+        left = [number for number, segment in enumerate(segments) if segment.stages]
+        for number, segment in enumerate(segments[: max(left, default=-1) + 1]):
+            if segment.stages:
+                self._segment(segment)
+            if segment.block is not None:
+                rest = segments[number + 1 : max(left) + 1]
+                following = next((later for later in rest if later.block is not None), None)
+                self._runner.advance(segment, following)
+
+    def _segments(self) -> list[Segment]:
+        """Watch one batch, on the model as it came."""
+        blocks = blocks_of(self._task)
+        seen = trace(
+            self._model,
+            self._targets,
+            blocks,
+            lambda: self._task.forward(self._model, self._task.train_batch(0)),
+        )
+        ran = {call.path for call in seen.calls}
+        unseen = {
+            block: [path for path in self._targets if within(path, block) and path not in ran]
+            for block in blocks
+        }
+        return make_segments(seen, unseen, store_inputs=self._options.store_inputs)
+
+    def _segment(self, segment: Segment) -> None:
+        started = time.perf_counter()
+        if segment.name in self._store.segments:
+            names = self._restore(segment)
+            count, resumed = 0, True
+        else:
+            names, count = self._quantize(segment)
+            resumed = False
+        self.reports.append(
+            SegmentReport(
+                name=segment.name,
+                source=segment.source,
+                tensors=names,
+                passes=count,
+                seconds=time.perf_counter() - started,
+                resumed=resumed,
+            )
+        )
+
+    def _restore(self, segment: Segment) -> tuple[str, ...]:
+        """Put the weights of a finished segment in place."""
+        paths = {self._targets[p].name: p for stage in segment.stages for p in stage.paths}
+        for name, tensor in self._store.restored(segment.name):
+            if name not in paths:
+                raise ArtifactError(
+                    f"{self._store.folder}: {segment.name!r} has another tensor {name!r} than this "
+                    "run; delete it to start over"
+                )
+            self._install(paths[name], self._quantizer.restore(name, tensor.parts))
+        self._done += sum(math.prod(self._targets[path].shape) for path in paths.values())
+        return tuple(self._store.segments[segment.name])
+
+    def _quantize(self, segment: Segment) -> tuple[tuple[str, ...], int]:
+        """Quantize a segment; returns the tensors, and the passes that it took."""
+        options, finished = self._options, dict[str, FinishedTensor]()
+        waiting: list[tuple[str, PQTensor]] = []
+        parts = passes(segment, self._inputs, options.memory, each=options.true_sequential)
+        for part in parts:
+            self._progress(f"{segment.name}: statistics", self._done, self._total)
+            found = self._collect(segment, part)
+            for path in part.paths:
+                pq = self._tensor(path, found.pop(path, None), finished)
+                if pq is not None and options.true_sequential:
+                    self._install(path, pq)
+                elif pq is not None:
+                    waiting.append((path, pq))
+        for path, pq in waiting:
+            self._install(path, pq)
+        self._store.finish(segment.name, finished)
+        return tuple(finished), len(parts)
+
+    def _collect(self, segment: Segment, part: Stage) -> dict[str, LayerStatistics]:
+        options = CollectOptions(
+            max_positions=self._options.max_positions,
+            seed=self._options.seed,
+            conv_layouts={path: self._targets[path].conv_layout for path in part.paths},
+        )
+        forward = functools.partial(self._runner.run, segment, part.stop)
+        return collect(self._model, part.paths, forward, options)
+
+    def _tensor(
+        self,
+        path: str,
+        statistics: LayerStatistics | None,
+        finished: dict[str, FinishedTensor],
+    ) -> PQTensor | None:
+        """Quantize one weight, unless its layer never ran."""
+        target = self._targets[path]
+        self._progress(target.name, self._done, self._total)
+        self._done += math.prod(target.shape)
+        if statistics is None:
+            return None
+        weight = self._modules[path].weight
+        assert isinstance(weight, Tensor)
+        result = self._quantizer.quantize(target.name, weight.detach(), statistics)
+        if result is None:
+            return None
+        pq, error = result
+        parts = {part: value.cpu() for part, value in pq.parts().items()}
+        finished[target.name] = FinishedTensor(parts=parts, relative_error=error)
+        return pq
+
+    def _install(self, path: str, pq: PQTensor) -> None:
+        """Let a layer compute with what will be stored."""
+        weight = self._modules[path].weight
+        assert isinstance(weight, Tensor)
+        weight.copy_(pq.decode(weight.dtype))

@@ -1,0 +1,126 @@
+"""``quantize_``: product quantization of any loaded torch module, in place, in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from dpq_core.data.sequential.quantizer import known_inputs
+from dpq_core.data.statistics import LayerStatistics
+from dpq_core.methods.outputs import InputStatistics
+from dpq_core.methods.quantize import quantize
+from dpq_core.planning.plan import plan_tensor
+from dpq_core.run import Progress, silent
+from dpq_core.runtime import swap
+from dpq_core.runtime.weight import PQWeight
+from dpq_core.spec import Override, QuantSpec, decide
+from dpq_core.tensor.checkpoint import TensorInfo
+
+MIN_WEIGHTS = 4096
+"""Smaller weights are left alone by default: their codebooks would take what they save."""
+
+Dense = nn.Linear | nn.Conv2d | nn.Embedding
+
+Filter = Callable[[str, nn.Module], bool]
+"""Path and module -> whether it is to be quantized."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedModule:
+    """What became of one weight.
+
+    Attributes:
+        spec: by which it is quantized.
+        nbytes: of all its stored parts.
+        bits_per_weight: everything stored, over its weights.
+        relative_error: ||W - W_hat||^2 / ||W||^2.
+    """
+
+    spec: QuantSpec
+    nbytes: int
+    bits_per_weight: float
+    relative_error: float
+
+
+def large(path: str, module: nn.Module) -> bool:
+    """The default filter: weights of at least ``MIN_WEIGHTS``."""
+    return module.weight.numel() >= MIN_WEIGHTS  # type: ignore[operator]
+
+
+def quantize_(
+    model: nn.Module,
+    spec: QuantSpec,
+    *,
+    filter: Filter = large,
+    overrides: Iterable[Override] = (),
+    statistics: Mapping[str, LayerStatistics | InputStatistics] | None = None,
+    progress: Progress = silent,
+) -> dict[str, QuantizedModule]:
+    """Replace the Linear, Conv2d and Embedding modules of a model by quantized ones.
+
+    Weights that several modules share stay shared. The model is then ready for inference; its
+    codebooks and scales are parameters, frozen.
+
+    Args:
+        model: changed in place.
+        spec: how weights are quantized, e.g. ``QuantSpec.preset(2)``.
+        filter: which modules; by default those of at least 4,096 weights.
+        overrides: other settings for some weights, by a pattern of their name
+            (``"layers.0.fc1.weight"``); later ones win.
+        statistics: of the modules' inputs, by path, for assignments that need them: what
+            ``dpq_core.data.statistics.collect`` returns, or second moments from elsewhere.
+        progress: called as work goes on.
+
+    Returns:
+        What became of each weight, by path.
+
+    Raises:
+        SpecError: the spec does not fit a weight, or a weight holds NaN or infinite values.
+    """
+    chosen = _chosen(model, filter)
+    rules, known = tuple(overrides), statistics or {}
+    done: dict[Tensor, PQWeight] = {}
+    report: dict[str, QuantizedModule] = {}
+    total = sum(module.weight.numel() for module in chosen.values())
+    count = 0
+    for path, module in chosen.items():
+        progress(path, count, total)
+        dense, layout = module.weight, swap.layout_of(module)
+        count += dense.numel()
+        if dense in done:
+            swap.put(model, path, done[dense])
+            continue
+        own = decide(f"{path}.weight", spec, rules)
+        info = TensorInfo(tuple(dense.shape), dense.dtype)
+        plan = plan_tensor(f"{path}.weight", info, layout, own)
+        if plan.spec is None or plan.partition is None:
+            continue
+        seen = known.get(path)
+        if isinstance(seen, LayerStatistics):
+            seen = known_inputs(seen, dense.device)
+        result = quantize(dense.detach(), plan.partition, plan.spec, plan.name, statistics=seen)
+        done[dense] = PQWeight.from_pq(result.pq)
+        swap.put(model, path, done[dense])
+        report[path] = QuantizedModule(
+            spec=plan.spec,
+            nbytes=result.pq.nbytes,
+            bits_per_weight=result.pq.bits_per_weight,
+            relative_error=result.relative_error,
+        )
+    progress("done", total, total)
+    for weight in done.values():
+        weight.requires_grad_(False)
+    return report
+
+
+def _chosen(model: nn.Module, filter: Filter) -> dict[str, Dense]:
+    """The modules to quantize by path, a look-up before what shares its weight."""
+    found: dict[str, Dense] = {
+        path: module
+        for path, module in model.named_modules(remove_duplicate=False)
+        if path and isinstance(module, Dense) and swap.layout_of(module) and filter(path, module)
+    }
+    first = sorted(found, key=lambda path: not isinstance(found[path], nn.Embedding))
+    return {path: found[path] for path in first}

@@ -1,0 +1,128 @@
+"""Sums over the members of additive codewords: numba on the CPU, torch elsewhere."""
+
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from dpq_core.kernels.cpu.threads import spread, thread_count
+from dpq_core.kernels.cpu.units import BOOK, GROUP, SLOT, START, STOP, Units
+
+_CHUNK = 1 << 22
+"""Coordinates that the torch path decodes at a time."""
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"contract"})
+def _scatter(units, points, codes, words, weights, pad, out):  # type: ignore[no-untyped-def]
+    """Add to out float64 [slots, S, K, d]; see ``scatter_residual``; units as in Units.table."""
+    S, G, _ = codes.shape
+    d = words.shape[3]
+    wrong = np.empty(d)
+    for u in range(len(units)):
+        g, book, slot = units[u, GROUP], units[u, BOOK], units[u, SLOT]
+        used = d - pad if g == G - 1 else d
+        for p in range(units[u, START], units[u, STOP]):
+            for i in range(used):
+                wrong[i] = points[g, i, p] if len(points) > 0 else 0.0
+            for s in range(S):
+                word = words[s, book, codes[s, g, p]]
+                for i in range(used):
+                    wrong[i] -= word[i]
+            if len(weights) > 0:
+                for i in range(used):
+                    wrong[i] *= weights[g, p]
+            for s in range(S):
+                total = out[slot, s, codes[s, g, p]]
+                for i in range(used):
+                    total[i] += wrong[i]
+
+
+def scatter_residual(
+    points: Tensor | None,
+    codes: Tensor,
+    words: Tensor,
+    *,
+    tie: int,
+    pad: int,
+    weights: Tensor | None,
+) -> Tensor:
+    """Per codeword of every stage: the sum over its members of ``w (x - sum of codewords)``.
+
+    With all points this is the negative half gradient of the weighted squared error; with None for
+    x = 0 it is minus the product of the normal matrix (co-occurrences of codewords) and ``words``.
+
+    Args:
+        points: float32 x [G, d, P], or None for zero.
+        codes: int32 [S, G, P].
+        words: float64 [S, C, K, d].
+        tie: group j uses codebooks [:, j // tie].
+        pad: coordinates at the end of the last group that do not count.
+        weights: float32 w [G, P], or None for one.
+
+    Returns:
+        float64 [S, C, K, d], the same for any number of threads.
+    """
+    if words.device.type != "cpu":
+        return _by_torch(points, codes, words, tie=tie, pad=pad, weights=weights)
+    (S, G, P), (_, C, K, d) = codes.shape, words.shape
+    units = Units.of(groups=G, points=P, tie=tie, pad=0, K=K, width=S * d)
+    out = np.zeros((C * units.slots, S, K, d))
+    steps = S * G * d * P
+    batches = units.batches(thread_count(len(units.table), steps))
+    arrays = (
+        np.empty((0, 0, 0), np.float32) if points is None else points.contiguous().numpy(),
+        codes.contiguous().numpy(),
+        words.contiguous().numpy(),
+        np.empty((0, 0), np.float32) if weights is None else weights.contiguous().numpy(),
+    )
+
+    def run(first: int, last: int) -> None:
+        _scatter(units.table[batches[first][0] : batches[last - 1][1]], *arrays, pad, out)
+
+    spread(run, len(batches), steps)
+    per_book = torch.from_numpy(out).view(C, units.slots, S, K, d)
+    total = per_book[:, 0]
+    for slot in range(1, units.slots):  # in a fixed order
+        total = total + per_book[:, slot]
+    return total.movedim(1, 0).contiguous()
+
+
+def _by_torch(
+    points: Tensor | None,
+    codes: Tensor,
+    words: Tensor,
+    *,
+    tie: int,
+    pad: int,
+    weights: Tensor | None,
+) -> Tensor:
+    """The same as sums of integers, which do not depend on the order a GPU adds them up in."""
+    (S, G, P), (_, C, K, d) = codes.shape, words.shape
+    largest = (0.0 if points is None else float(points.abs().max())) + float(
+        words.abs().amax((1, 2, 3)).sum()
+    )
+    heaviest = 1.0 if weights is None else float(weights.max())
+    bound = math.frexp(max(largest * heaviest, torch.finfo(torch.float32).tiny))[1]
+    scale = math.ldexp(1.0, 62 - (G * P).bit_length() - bound)
+    sums = torch.zeros(S, C * K, d, dtype=torch.int64, device=words.device)
+    step = max(1, _CHUNK // (d * P))
+    for first in range(0, G, step):
+        groups = torch.arange(first, min(first + step, G), device=words.device)
+        some = slice(first, first + len(groups))
+        slots = codes[:, some].long() + (groups // tie * K)[:, None]  # [S, g, P]
+        members = [words[s].reshape(-1, d)[slots[s]] for s in range(S)]
+        wrong = -torch.stack(members).sum(dim=0)  # [g, P, d]
+        if points is not None:
+            wrong = wrong + points[some].movedim(1, 2)
+        if weights is not None:
+            wrong = wrong * weights[some, :, None]
+        if pad and some.stop >= G:
+            wrong[-1, :, d - pad :] = 0
+        values = (wrong * scale).round().long().view(-1, d)
+        for s in range(S):
+            sums[s].index_add_(0, slots[s].reshape(-1), values)
+    return (sums.double() / scale).view(S, C, K, d)

@@ -1,0 +1,113 @@
+"""Inner products of subvectors and their codewords, row by row: numba on the CPU, torch elsewhere.
+
+From ``x.x``, ``x.c`` and ``c.c`` of every row follow its squared error and the scale that fits it.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from dpq_core.kernels.cpu.threads import spread
+
+_BLOCK = 1024
+"""Points whose sums one task keeps."""
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+def _by_point(points, codes, books, tie, weights, out, first, last):  # type: ignore[no-untyped-def]
+    """Sums over groups and coordinates, of some blocks of points, into float64 out [P, 3]."""
+    groups, d, count = points.shape
+    stages = codes.shape[0] // groups
+    per_stage = books.shape[0] // stages
+    for block in range(first, last):
+        begin, end = block * _BLOCK, min((block + 1) * _BLOCK, count)
+        for g in range(groups):
+            for i in range(d):
+                weight = weights[g, i]
+                for n in range(begin, end):
+                    x = np.float64(points[g, i, n])
+                    c = 0.0
+                    for s in range(stages):
+                        c += books[s * per_stage + g // tie, codes[s * groups + g, n], i]
+                    out[n, 0] += weight * (x * x)
+                    out[n, 1] += weight * (x * c)
+                    out[n, 2] += weight * (c * c)
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
+def _by_coordinate(points, codes, books, tie, weights, out, first, last):  # type: ignore[no-untyped-def]
+    """Sums over points, of some groups, into float64 out [G * d, 3]."""
+    groups, d, count = points.shape
+    stages = codes.shape[0] // groups
+    per_stage = books.shape[0] // stages
+    for g in range(first, last):
+        for i in range(d):
+            xx = xc = cc = 0.0
+            for n in range(count):
+                x = np.float64(points[g, i, n])
+                c = 0.0
+                for s in range(stages):
+                    c += books[s * per_stage + g // tie, codes[s * groups + g, n], i]
+                xx += x * x
+                xc += x * c
+                cc += c * c
+            row = g * d + i
+            out[row, 0], out[row, 1], out[row, 2] = xx, xc, cc
+            out[row] *= weights[g, i]
+
+
+def row_products(
+    points: Tensor,
+    codes: Tensor,
+    books: Tensor,
+    *,
+    tie: int,
+    weights: Tensor,
+    across: bool,
+) -> Tensor:
+    """``x.x``, ``x.c`` and ``c.c`` of every row of the matrix.
+
+    Args:
+        points: float32 x ``[groups, d, points]``.
+        codes: int32 ``[stages * groups, points]``; c is the sum of the codewords over the stages.
+        books: float32 ``[stages * codebooks, K, d]``; group j reads codebook j // tie.
+        tie: groups per codebook.
+        weights: float64 ``[groups, d]`` of a product at a coordinate; zero where it does not count.
+        across: a row crosses all groups at one point (subvectors along the inputs); otherwise it is
+            one coordinate of one group.
+
+    Returns:
+        Float64 ``[points, 3]``, or ``[groups * d, 3]``.
+    """
+    groups, d, count = points.shape
+    if points.device.type != "cpu":
+        return _by_torch(points, codes, books, tie, weights, across)
+    out = np.zeros((count if across else groups * d, 3))
+    arrays = (points.numpy(), codes.numpy(), books.numpy(), tie, weights.numpy(), out)
+    kernel, tasks = (_by_point, -(-count // _BLOCK)) if across else (_by_coordinate, groups)
+    spread(lambda first, last: kernel(*arrays, first, last), tasks, points.numel())
+    return torch.from_numpy(out)
+
+
+def _by_torch(
+    points: Tensor, codes: Tensor, books: Tensor, tie: int, weights: Tensor, across: bool
+) -> Tensor:
+    groups, d, count = points.shape
+    stages = len(codes) // groups
+    per_stage = len(books) // stages
+    weights = weights.to(points.device)
+    out = torch.zeros(count if across else groups * d, 3, device=points.device).double()
+    for g in range(groups):
+        x = points[g].double()  # [d, points]
+        c = torch.zeros_like(x)
+        for s in range(stages):
+            c += books[s * per_stage + g // tie][codes[s * groups + g].long()].T
+        sums = torch.stack([x * x, x * c, c * c], dim=-1) * weights[g][:, None, None]
+        if across:
+            out += sums.sum(0)
+        else:
+            out[g * d : (g + 1) * d] = sums.sum(1)
+    return out

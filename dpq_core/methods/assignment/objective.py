@@ -1,0 +1,148 @@
+"""The output error of one layer: what codes and codebooks are chosen to minimise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dpq_core.errors import SpecError
+from dpq_core.methods.assignment.hessian import Hessian
+
+CHUNK_FLOATS = 1 << 26  # of one [cols, rows] buffer; rows are independent and come in chunks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """``E_out = sum_r w_r (W - What)_r H (W - What)_r^T`` over codes and codebooks (METHODS 0).
+
+    Attributes:
+        core: float32 W [rows, cols], the matrix that is encoded (scales divided out).
+        hessian: damped H, in steps of d columns (orientation input) or of one (output).
+        d: subvector length.
+        orientation: subvectors run along the ``input`` axis (columns) or the ``output`` axis.
+        row_weight: float32 w [rows], not negative: squared row scales; None weighs rows alike.
+    """
+
+    core: Tensor
+    hessian: Hessian
+    d: int
+    orientation: str
+    row_weight: Tensor | None
+
+    @classmethod
+    def of(
+        cls,
+        core: Tensor,
+        H: Tensor | Hessian,
+        *,
+        d: int,
+        orientation: str = "input",
+        damping: float = 0.01,
+        row_weight: Tensor | None = None,
+    ) -> Objective:
+        """Check and prepare; a ``Hessian`` made before (for a layer of the same input) is reused.
+
+        Raises:
+            SpecError: shapes do not fit, or H is no second moment.
+        """
+        width = d if orientation == "input" else 1
+        if isinstance(H, Tensor):
+            H = Hessian.of(H.to(core.device), width=width, damping=damping)
+        rows, cols = core.shape
+        if (H.width, H.cols) != (width, cols):
+            raise SpecError(
+                f"a second moment of {H.cols} columns in steps of {H.width} does not fit "
+                f"{cols} columns in steps of {width}"
+            )
+        if row_weight is not None and row_weight.shape != (rows,):
+            raise SpecError(f"row weights must be [{rows}], not {list(row_weight.shape)}")
+        return cls(
+            core=core.float(),
+            hessian=H,
+            d=d,
+            orientation=orientation,
+            row_weight=None if row_weight is None else row_weight.float(),
+        )
+
+    @property
+    def axis(self) -> int:
+        """Length of the axis that is cut into subvectors."""
+        return self.core.shape[1 if self.orientation == "input" else 0]
+
+    @property
+    def groups(self) -> int:
+        """G: groups of d along the cut axis."""
+        return -(-self.axis // self.d)
+
+    @property
+    def points(self) -> int:
+        """P: subvectors per group."""
+        return self.core.shape[0 if self.orientation == "input" else 1]
+
+    @property
+    def pad(self) -> int:
+        """Coordinates of the last group that do not exist."""
+        return self.groups * self.d - self.axis
+
+    def chunks(self) -> list[slice]:
+        """Ranges of rows that are worked on at a time; all at once where subvectors cross rows."""
+        rows = len(self.core)
+        step = max(1024, CHUNK_FLOATS // len(self.hessian.matrix))
+        if self.orientation == "output":
+            step = rows
+        return [slice(first, min(first + step, rows)) for first in range(0, rows, step)]
+
+    def by_column(self, rows: slice, matrix: Tensor | None = None) -> Tensor:
+        """Some rows of the core (or of another matrix of its shape), column by column, padded.
+
+        Returns:
+            Contiguous float32 [n, R], zero where nothing exists; n columns in the order of the
+            Hessian, R is rounded up to whole subvectors for orientation output.
+        """
+        part = (self.core if matrix is None else matrix)[rows]
+        columns = self.core.new_zeros(len(self.hessian.matrix), self._padded(len(part)))
+        columns[self.hessian.exists, : len(part)] = part.T[
+            self.hessian.columns[self.hessian.exists]
+        ]
+        return columns
+
+    def by_row(self, columns: Tensor, rows: slice) -> Tensor:
+        """The inverse of ``by_column``: [n, R] -> [rows, cols]."""
+        core = self.core.new_empty(self.core.shape[1], rows.stop - rows.start)
+        core[self.hessian.columns[self.hessian.exists]] = columns[
+            self.hessian.exists, : core.shape[1]
+        ]
+        return core.T
+
+    def without_pad(self, columns: Tensor) -> Tensor:
+        """[n, R] with zeros where nothing exists, in place."""
+        if self.pad:
+            columns[~self.hessian.exists] = 0
+            if self.orientation == "output":
+                columns[:, len(self.core) :] = 0
+        return columns
+
+    def weights(self, rows: slice) -> Tensor:
+        """Weights of some rows, zero for rows that do not exist: float32 [R], see ``by_column``."""
+        count = rows.stop - rows.start
+        weights = self.core.new_zeros(self._padded(count))
+        weights[:count] = 1.0 if self.row_weight is None else self.row_weight[rows]
+        return weights
+
+    def error(self, core_hat: Tensor) -> float:
+        """E_out of a reconstruction [rows, cols], damped, in the units of the measured H."""
+        total = torch.zeros((), dtype=torch.float64, device=self.core.device)
+        for rows in self.chunks():
+            wrong = self.by_column(rows) - self.by_column(rows, core_hat)
+            total += quadratic(wrong, self.hessian.matrix @ wrong, self.weights(rows))
+        return float(total) * self.hessian.scale
+
+    def _padded(self, rows: int) -> int:
+        return rows if self.orientation == "input" else -(-rows // self.d) * self.d
+
+
+def quadratic(left: Tensor, right: Tensor, weights: Tensor) -> Tensor:
+    """``sum_r w_r left_r . right_r`` in float64, of [n, R] and weights [R]."""
+    return (left * right).sum(dim=0, dtype=torch.float64) @ weights.double()

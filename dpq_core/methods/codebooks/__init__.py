@@ -1,0 +1,1 @@
+"""Codebooks by k-means: first codewords and Lloyd iterations."""

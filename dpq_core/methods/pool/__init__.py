@@ -1,0 +1,1 @@
+"""Pools: all codebooks of a weight as indices into one set of vectors."""

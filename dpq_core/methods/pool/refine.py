@@ -1,0 +1,230 @@
+"""Alternating refinement of codes, index map and pool on the subvectors themselves (METHODS A3)."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dpq_core import kernels
+from dpq_core.kernels.cpu.nearest import Nearest, nearest
+from dpq_core.methods.pool.methods import Clusters
+
+MIN_GAIN = 1e-3
+"""A round that gains a smaller share of the error is the last."""
+
+RESCUE_SHARE = 0.05
+"""Slots of a codebook that are pointed at badly served subvectors in one round, at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefineStats:
+    """What the pool before one update was worth.
+
+    Attributes:
+        objective: weighted mean squared distance per subvector, to the nearest of its codebook.
+        moved: subvectors whose code changed.
+        empty: slots of the index map without (weighted) subvectors.
+        unused: pool vectors without any.
+        seconds: wall time.
+    """
+
+    objective: float
+    moved: int
+    empty: int
+    unused: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refined:
+    """A pool and the assignment to exactly this pool.
+
+    Attributes:
+        pool: float32 [N, d].
+        index: int32 [C, K], the pool vector of each slot.
+        codes: int32 [G, P].
+        stats: one record per assignment; the last one is of ``codes``.
+    """
+
+    pool: Tensor
+    index: Tensor
+    codes: Tensor
+    stats: tuple[RefineStats, ...]
+
+
+def refine(
+    points: Tensor,
+    pool: Tensor,
+    index: Tensor,
+    *,
+    tie: int = 1,
+    pad: int = 0,
+    rounds: int = 6,
+    weights: Tensor | None = None,
+) -> Refined:
+    """Lower the error of a pool; the objective never rises from round to round.
+
+    A round assigns the subvectors to the K projected codewords of their group, points each slot
+    to the pool vector nearest to the mean of its subvectors, moves each pool vector to the mean of
+    all subvectors routed to it, and points slots without subvectors to what serves the worst
+    served of their codebook best. A last assignment follows; with ``rounds=0`` it is all.
+
+    Args:
+        points: float32 [G, d, P].
+        pool: float32 [N, d].
+        index: integer [C, K] < N.
+        tie: adjacent groups that share a codebook; C = ceil(G / tie).
+        pad: coordinates at the end of the last group that do not count.
+        rounds: at most; see MIN_GAIN.
+        weights: float32 [G, P] or [1, P], not negative; None weighs all subvectors alike.
+
+    Raises:
+        SpecError: shapes do not fit.
+    """
+    if weights is not None:
+        weights = weights.to(points).expand(len(points), -1)
+    passes = _Passes(points, index.shape[1], tie=tie, pad=pad, weights=weights)
+    index = index.long()
+    stats: list[RefineStats] = []
+    search: Nearest | None = None
+    while True:
+        begin = time.perf_counter()
+        slots = passes.step(pool[index])
+        used = slots.weight.sum(1) > 0
+        served = torch.zeros(len(pool), dtype=torch.bool, device=pool.device)
+        served[index.view(-1)[used]] = True
+        gained = not stats or slots.objective < (1 - MIN_GAIN) * stats[-1].objective
+        last = len(stats) == rounds or not gained
+        if not last:
+            pool, index, search = _update(slots, pool, index, search)
+            _rescue(passes, used.view_as(index), pool, index)
+        stats.append(
+            RefineStats(
+                objective=slots.objective,
+                moved=slots.moved,
+                empty=int((~used).sum()),
+                unused=int((~served).sum()),
+                seconds=time.perf_counter() - begin,
+            )
+        )
+        if last:
+            return Refined(pool=pool, index=index.int(), codes=passes.codes(), stats=tuple(stats))
+
+
+@dataclass(frozen=True)
+class _Slots:
+    """Sums over the subvectors of each slot; n = C K.
+
+    Attributes:
+        total: float64 [n, d], sum w x.
+        weight: float64 [n, d], sum w; coordinates of padding add nothing.
+        objective: weighted mean squared distance of the assignment.
+        moved: changed codes.
+    """
+
+    total: Tensor
+    weight: Tensor
+    objective: float
+    moved: int
+
+
+class _Passes:
+    """Assignments of the same subvectors; a padded last group is a problem of its own."""
+
+    def __init__(
+        self, points: Tensor, K: int, *, tie: int, pad: int, weights: Tensor | None
+    ) -> None:
+        self.points, self.weights, self.tie, self.pad = points, weights, tie, pad
+        G, d, _ = points.shape
+        full = G - (pad > 0)
+        cut = [(slice(0, full), d, tie)] * (full > 0) + [(slice(full, G), d - pad, 1)] * (pad > 0)
+        self.parts = [
+            (
+                kernels.lloyd(
+                    points[groups, :used],
+                    K=K,
+                    tie=tie_,
+                    weights=None if weights is None else weights[groups],
+                ),
+                slice(groups.start // tie, -(-groups.stop // tie)),
+                used,
+            )
+            for groups, used, tie_ in cut
+        ]
+        moments = [passes.moments() for passes, _, _ in self.parts]
+        self.energy = sum(float(m[:, (m.shape[1] // 2) : -1].sum()) for m in moments)
+        self.mass = sum(float(m[:, -1].sum()) for m in moments) or 1.0
+
+    def step(self, books: Tensor) -> _Slots:
+        """Assign to codebooks float32 [C, K, d] and add up the slots."""
+        total = torch.zeros(books.shape, dtype=torch.float64, device=books.device)
+        weight = torch.zeros_like(total)
+        moved = 0
+        for passes, part, used in self.parts:
+            changed, sums = passes.step(books[part, :, :used].contiguous())
+            total[part, :, :used] += sums[..., :used]
+            weight[part, :, :used] += sums[..., used : used + 1]
+            moved += changed
+        # sum w |x - c|^2 = sum w |x|^2 + sum c (W c - 2 sum w x), without a pass over the points
+        cross = (books.double() * (weight * books - 2 * total)).sum()
+        objective = max(0.0, self.energy + float(cross)) / self.mass
+        d = books.shape[2]
+        return _Slots(total.view(-1, d), weight.view(-1, d), objective, moved)
+
+    def codes(self) -> Tensor:
+        """int32 [G, P]."""
+        codes = [passes.result() for passes, _, _ in self.parts]
+        return codes[0] if len(codes) == 1 else torch.cat(codes)
+
+    def worst(self, words: Tensor, codes: Tensor, book: int, count: int) -> Tensor:
+        """The subvectors [count, d] of one codebook [K, d] that cost most, worst first."""
+        groups = slice(book * self.tie, (book + 1) * self.tie)
+        x = self.points[groups]  # [tie, d, P]
+        wrong = x - words[codes[groups].long()].movedim(2, 1)
+        if self.pad and groups.stop >= len(self.points):
+            wrong[-1, x.shape[1] - self.pad :] = 0
+        cost = wrong.square().sum(1)
+        if self.weights is not None:
+            cost = cost * self.weights[groups]
+        at = cost.view(-1).argsort(descending=True, stable=True)[:count]
+        return x[at // x.shape[2], :, at % x.shape[2]]
+
+
+def _update(
+    slots: _Slots, pool: Tensor, index: Tensor, search: Nearest | None
+) -> tuple[Tensor, Tensor, Nearest]:
+    """Pool and index map that serve the means of the slots; ``search`` is kept for its order."""
+    flat = index.view(-1)
+    # A slot without subvectors weighs nothing, and stays.
+    means = torch.where(slots.weight > 0, (slots.total / slots.weight).float(), pool[flat])
+    if search is None:
+        search = Nearest(means)
+    search.move(means)
+    clusters = Clusters(search, pool, flat)
+    clusters.settle(means, slots.weight)
+    return clusters.pool, clusters.index.view_as(index), search
+
+
+def _rescue(passes: _Passes, used: Tensor, pool: Tensor, index: Tensor) -> None:
+    """Point unused slots, in place, to the pool vectors nearest to the worst served subvectors.
+
+    Args:
+        passes: of the assignment that ``used`` was counted in.
+        used: bool [C, K].
+        pool: float32 [N, d].
+        index: int64 [C, K].
+    """
+    limit = max(1, int(RESCUE_SHARE * index.shape[1]))
+    chosen = ~used & ((~used).cumsum(1) <= limit)
+    counts = chosen.sum(1).tolist()
+    if any(counts):
+        codes = passes.codes()
+        targets = [
+            passes.worst(pool[index[book]], codes, book, count)
+            for book, count in enumerate(counts)
+            if count
+        ]
+        index[chosen] = nearest(torch.cat(targets), pool)[0]  # row by row, as ``chosen`` counts

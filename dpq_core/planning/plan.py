@@ -1,0 +1,74 @@
+"""Makes a plan: the spec of every tensor from one base spec and rules by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from dpq_core.errors import SpecError
+from dpq_core.planning.free_axes import free_axes
+from dpq_core.spec import Override, QuantSpec, decide
+from dpq_core.tensor.checkpoint import Checkpoint, TensorInfo
+from dpq_core.tensor.grouping import Partition
+from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.plan import Plan, TensorPlan
+
+if TYPE_CHECKING:
+    from dpq_core.planning.policy import TensorPolicy
+
+
+def make_plan(
+    checkpoint: Checkpoint,
+    adapter: TensorPolicy,
+    spec: QuantSpec,
+    overrides: Iterable[Override] = (),
+) -> Plan:
+    """Decide for every tensor: ``adapter.select``, then its policy, then the user's overrides.
+
+    Later overrides win; they can change or keep a selected tensor, not select a new one.
+
+    Raises:
+        SpecError: an override of the user matches no compressible tensor, or does not fit one.
+    """
+    user = tuple(overrides)
+    policy = adapter.overrides(spec)
+    plans: list[TensorPlan] = []
+    used: set[int] = set()
+    for name, info in checkpoint.tensors.items():
+        layout = adapter.select(name, info.shape) if info.dtype.is_floating_point else None
+        if layout is None:
+            plans.append(plan_tensor(name, info, None, None))
+            continue
+        used |= {index for index, rule in enumerate(user) if rule.matches(name)}
+        plans.append(plan_tensor(name, info, layout, decide(name, spec, (*policy, *user))))
+    for index, rule in enumerate(user):
+        if index not in used:
+            raise SpecError(f"override {rule.pattern!r} matches no compressible tensor")
+    free = free_axes(adapter.hidden_axes(checkpoint), {plan.name: [plan] for plan in plans})
+    return Plan(tuple(plan.freed(free.get(plan.name)) for plan in plans))
+
+
+def plan_tensor(
+    name: str, info: TensorInfo, layout: Layout | None, spec: QuantSpec | None
+) -> TensorPlan:
+    """One tensor; an open orientation becomes the one that takes fewer bytes, else ``input``.
+
+    How codebooks are begun is settled as well, so that an artifact says what was done.
+
+    Raises:
+        SpecError: the spec does not fit the tensor.
+    """
+    if spec is None or layout is None:
+        return TensorPlan(name=name, info=info)
+    kmeans = spec.kmeans.settled(spec.d, spec.K)
+    axes: tuple[str, ...] = (spec.orientation,)
+    if spec.orientation == "auto":
+        axes = ("input",) if spec.group_scale or spec.permute else ("input", "output")
+    try:
+        plans = [
+            TensorPlan(name=name, info=info, spec=s, partition=Partition.of(info.shape, layout, s))
+            for s in (spec.replace(orientation=axis, kmeans=kmeans) for axis in axes)
+        ]
+    except SpecError as error:
+        raise SpecError(f"tensor {name!r} {list(info.shape)}: {error}") from None
+    return min(plans, key=lambda plan: plan.nbytes)

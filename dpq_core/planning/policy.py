@@ -1,0 +1,36 @@
+"""What a plan asks of an adapter: which tensors are compressed, and by which rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from dpq_core.artifact import Manifest
+    from dpq_core.spec import Override, QuantSpec
+    from dpq_core.tensor.checkpoint import Checkpoint
+    from dpq_core.tensor.hidden_axes import HiddenAxis
+    from dpq_core.tensor.layout import Layout
+
+
+class TensorPolicy(Protocol):
+    """The part of an adapter that a plan needs; see ``dpq_core.plugin.adapter``."""
+
+    @property
+    def name(self) -> str:
+        """The adapter's name, which the manifest holds."""
+
+    def select(self, name: str, shape: tuple[int, ...]) -> Layout | None:
+        """How a tensor is viewed as a matrix when it is compressed; None keeps it as it is."""
+
+    def weights_names(self, checkpoint: Checkpoint) -> Mapping[str, str]:
+        """Component -> stem of its weight files."""
+
+    def overrides(self, spec: QuantSpec) -> tuple[Override, ...]:
+        """Rules of the domain for sensitive tensors."""
+
+    def hidden_axes(self, checkpoint: Checkpoint) -> Iterable[HiddenAxis]:
+        """Hidden units whose order is free."""
+
+    def generated_files(self, checkpoint: Checkpoint, manifest: Manifest) -> Mapping[str, bytes]:
+        """Files that are written beside the weights: relative path -> content."""

@@ -1,0 +1,148 @@
+"""Adapters by name: found through installed metadata, imported one at a time.
+
+A distribution announces an adapter by an entry point of the group ``dpq.adapters``; the in-tree
+adapters do the same. Reading the list imports nothing, so a broken plugin spoils only itself.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+
+from dpq_core.errors import AdapterError, DPQError
+from dpq_core.plugin.adapter import Adapter
+
+GROUP = "dpq.adapters"
+"""The entry-point group; public API, third parties write it in their pyproject."""
+
+
+@dataclass(frozen=True, order=True)
+class AdapterEntry:
+    """One claim to an adapter name, as the installed metadata states it.
+
+    Attributes:
+        name: what ``--adapter`` takes.
+        distribution: the installed distribution that claims the name.
+        target: ``module:Class`` that would be imported.
+    """
+
+    name: str
+    distribution: str
+    target: str
+
+
+def available() -> list[AdapterEntry]:
+    """All claims, sorted by name; reads metadata and imports nothing."""
+    return sorted(_entry(point) for point in entry_points(group=GROUP))
+
+
+def load(name: str) -> Adapter:
+    """Import the adapter called ``name`` and make one.
+
+    Raises:
+        AdapterError: the name is unknown or claimed twice, a dependency is missing, or the target
+            cannot be imported or is not an Adapter of that name.
+    """
+    point = _only_claim(name)
+    entry = _entry(point)
+    try:
+        with explain_missing(name):
+            target = point.load()
+    except DPQError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever a stranger's module does at import
+        raise AdapterError(f"{_who(entry)} is broken: {_one_line(error)}") from error
+    if not (isinstance(target, type) and issubclass(target, Adapter)):
+        raise AdapterError(
+            f"{_who(entry)} is broken: the target is not a dpq_core.plugin.adapter.Adapter"
+        )
+    if getattr(target, "name", None) != name:
+        raise AdapterError(
+            f"{_who(entry)} is broken: its class says name = {getattr(target, 'name', None)!r}"
+        )
+    try:
+        return target()
+    except Exception as error:
+        raise AdapterError(f"{_who(entry)} is broken: {_one_line(error)}") from error
+
+
+def builtins() -> dict[str, str]:
+    """Built-in model -> the adapter that ships it, of all adapters that load."""
+    found: dict[str, str] = {}
+    for entry in available():
+        try:
+            shipped = load(entry.name).builtins
+        except AdapterError:  # a broken plugin spoils only itself
+            continue
+        found |= {model: entry.name for model in shipped if model not in found}
+    return found
+
+
+@contextmanager
+def explain_missing(name: str) -> Iterator[None]:
+    """Turn an ImportError while an adapter loads or works into the command that mends it.
+
+    Raises:
+        AdapterError: instead of an ImportError of a module outside the adapter's own package.
+    """
+    try:
+        yield
+    except ImportError as error:
+        entry = _entry(_only_claim(name))
+        own = {entry.target.partition(":")[0].partition(".")[0], "dpq_core"}
+        if error.name is not None and error.name.partition(".")[0] in own:
+            raise
+        if isinstance(error, ModuleNotFoundError):
+            cause = f"needs {error.name!r}, which is not installed"
+        else:
+            cause = f"cannot import a dependency ({_one_line(error)})"
+        raise AdapterError(f"adapter {name!r} {cause}: {_pip_command(name)}") from error
+
+
+def _only_claim(name: str) -> EntryPoint:
+    claims = sorted(entry_points(group=GROUP, name=name), key=_entry)
+    if not claims:
+        raise AdapterError(_unknown(name))
+    if len(claims) > 1:
+        owners = " and ".join(f"{e.distribution} ({e.target})" for e in map(_entry, claims))
+        raise AdapterError(
+            f"adapter {name!r} is claimed by {owners}; uninstall all but one of them"
+        )
+    return claims[0]
+
+
+def _unknown(name: str) -> str:
+    names = sorted({entry.name for entry in available()})
+    if not names:
+        return f"no adapter {name!r}: no adapters are installed; run pip install 'dpq[all]'"
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return f"no adapter {name!r}; {hint}installed: {', '.join(names)}"
+
+
+def _pip_command(name: str) -> str:
+    """The distribution's extra of the adapter's name where it has one, else the distribution."""
+    distribution = _only_claim(name).dist
+    if distribution is None:
+        return "install the adapter's dependencies"
+    extras = distribution.metadata.get_all("Provides-Extra") or []
+    if name in extras:
+        return f"pip install '{distribution.name}[{name}]'"
+    return f"pip install --force-reinstall {distribution.name}"
+
+
+def _entry(point: EntryPoint) -> AdapterEntry:
+    owner = point.dist.name if point.dist is not None else "unknown"
+    return AdapterEntry(point.name, owner, point.value)
+
+
+def _who(entry: AdapterEntry) -> str:
+    return f"adapter {entry.name!r} of {entry.distribution} ({entry.target})"
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

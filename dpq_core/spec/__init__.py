@@ -1,0 +1,60 @@
+"""Every choice that decides bytes: the spec of a tensor, its sections, presets and overrides.
+
+``quant_spec``  the spec of one tensor: versioned, validated, unknown keys refused
+``sections``  its nested sections: k-means, pool, assignment
+``presets``  named specs: ``fast``, ``faithful``, ``best``
+``overrides``  rules that change the spec of the tensors whose name matches a pattern
+"""
+
+from dpq_core.spec.overrides import Override, decide
+from dpq_core.spec.presets import PRESETS, preset, rules
+from dpq_core.spec.quant_spec import (
+    CODEBOOK_DTYPES,
+    CONV_LAYOUTS,
+    MAX_D,
+    MAX_K,
+    MAX_STAGES,
+    ORIENTATIONS,
+    PRESET_D,
+    SCOPES,
+    SPEC_VERSION,
+    TRANSFORMS,
+    QuantSpec,
+    keys_of,
+    parse_changes,
+)
+from dpq_core.spec.sections import (
+    ASSIGNMENTS,
+    INITS,
+    POOLS,
+    AssignmentSpec,
+    KMeansSpec,
+    PoolSpec,
+)
+
+__all__ = [
+    "ASSIGNMENTS",
+    "CODEBOOK_DTYPES",
+    "CONV_LAYOUTS",
+    "INITS",
+    "MAX_D",
+    "MAX_K",
+    "MAX_STAGES",
+    "ORIENTATIONS",
+    "POOLS",
+    "PRESETS",
+    "PRESET_D",
+    "SCOPES",
+    "SPEC_VERSION",
+    "TRANSFORMS",
+    "AssignmentSpec",
+    "KMeansSpec",
+    "Override",
+    "PoolSpec",
+    "QuantSpec",
+    "decide",
+    "keys_of",
+    "parse_changes",
+    "preset",
+    "rules",
+]

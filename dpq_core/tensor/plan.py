@@ -1,0 +1,78 @@
+"""Plan of a model: which spec each tensor has, and exactly how many bytes that takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from dpq_core.spec import QuantSpec
+from dpq_core.tensor.checkpoint import TensorInfo
+from dpq_core.tensor.grouping import Partition
+from dpq_core.tensor.hidden_axes import HiddenAxis
+from dpq_core.tensor.pq_tensor import Part, expected_parts
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorPlan:
+    """What happens to one tensor.
+
+    Attributes:
+        name: of the tensor.
+        info: its shape and dtype.
+        spec: by which it is stored; None when it is kept.
+        partition: all sizes; None when it is kept.
+        axis: the hidden axis that its columns are, if they are permuted by reordering that axis.
+    """
+
+    name: str
+    info: TensorInfo
+    spec: QuantSpec | None = None
+    partition: Partition | None = None
+    axis: HiddenAxis | None = None
+
+    @property
+    def own_spec(self) -> QuantSpec | None:
+        """The spec without help from other tensors: ``permute`` instead of a reordered axis."""
+        if self.spec is None or self.axis is None:
+            return self.spec
+        return self.spec.replace(permute=True)
+
+    def freed(self, axis: HiddenAxis | None) -> TensorPlan:
+        """The plan that does not store its permutation, if it has one, but reorders ``axis``."""
+        if axis is None or self.spec is None or not self.spec.permute:
+            return self
+        return replace(self, spec=self.spec.replace(permute=False), axis=axis)
+
+    def stored(self) -> dict[str, Part]:
+        """Stored tensor name -> dtype and shape (FORMAT.md: ``X.codes`` or plain ``X``)."""
+        if self.spec is None or self.partition is None:
+            return {self.name: (self.info.dtype, self.info.shape)}
+        parts = expected_parts(self.partition, self.spec)
+        return {f"{self.name}.{part}": value for part, value in parts.items()}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that will be stored, headers apart."""
+        return sum(dtype.itemsize * math.prod(shape) for dtype, shape in self.stored().values())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The plans of all tensors of a checkpoint, in its order."""
+
+    tensors: tuple[TensorPlan, ...]
+
+    def __iter__(self) -> Iterator[TensorPlan]:
+        """The tensors in storage order."""
+        return iter(self.tensors)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all stored tensors."""
+        return sum(t.nbytes for t in self.tensors)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits stored per weight over the whole model, kept tensors included."""
+        return 8 * self.nbytes / sum(t.info.numel for t in self.tensors)

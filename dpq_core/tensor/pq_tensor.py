@@ -1,0 +1,240 @@
+"""PQTensor: all that is stored for one quantized tensor, and the way back to the weight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from dpq_core.errors import ArtifactError
+from dpq_core.spec import QuantSpec
+from dpq_core.tensor.basis import transform
+from dpq_core.tensor.basis.frame import Frame
+from dpq_core.tensor.grouping import Partition
+from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.packing import unpack
+from dpq_core.tensor.unpacked import Unpacked
+
+Part = tuple[torch.dtype, tuple[int, ...]]
+"""Dtype and shape of one stored part."""
+
+
+def expected_parts(partition: Partition, spec: QuantSpec) -> dict[str, Part]:
+    """The parts that FORMAT.md requires for one quantized tensor, by name (F12, F16-F18, F25-F29).
+
+    Args:
+        partition: of the tensor.
+        spec: by which it is quantized.
+    """
+    p = partition
+    books = p.stages * p.codebooks
+    dtype: torch.dtype = getattr(torch, spec.codebook_dtype)
+    parts: dict[str, Part] = {"codes": (torch.uint8, (p.stages * p.groups, p.group_bytes))}
+    if p.pool:
+        parts["pool"] = (dtype, (p.pool, p.d))
+        parts["index_map"] = (torch.uint8, (books, math.ceil(p.K * p.index_bits / 8)))
+    else:
+        parts["codebooks"] = (dtype, (books, p.K, p.d))
+    if dtype == torch.int8:
+        parts["codebook_scale"] = (torch.float16, (1 if p.pool else books,))
+    if spec.row_scale:
+        parts["row_scale"] = (torch.float16, (p.rows,))
+    if spec.group_scale:
+        parts["group_scale"] = (torch.float16, (p.groups,))
+    if spec.permute:
+        parts["permutation"] = (torch.uint8, (math.ceil(p.cols * column_bits(p.cols) / 8),))
+    if spec.transform == "rht":
+        parts["signs_in"] = (torch.uint8, (math.ceil(p.cols / 8),))
+        if p.layout is not Layout.EMBEDDING:  # a look-up must not need all the other rows
+            parts["signs_out"] = (torch.uint8, (math.ceil(p.rows / 8),))
+    return parts
+
+
+PARTS = (
+    "codes",
+    "codebooks",
+    "pool",
+    "index_map",
+    "codebook_scale",
+    "row_scale",
+    "group_scale",
+    "permutation",
+    "signs_in",
+    "signs_out",
+)
+"""Every name that a stored part can have."""
+
+
+def column_bits(cols: int) -> int:
+    """Bits of an index of a column, for stored permutations."""
+    return max(1, (cols - 1).bit_length())
+
+
+def stored_values(partition: Partition, parts: Mapping[str, Tensor]) -> Tensor:
+    """The codebooks ``[stages * codebooks, K, d]`` or the pool ``[N, d]`` in float32."""
+    values = parts["pool" if partition.pool else "codebooks"].float()
+    if "codebook_scale" not in parts:
+        return values
+    scale = parts["codebook_scale"].float()
+    return values * (scale if partition.pool else scale[:, None, None])
+
+
+def effective_books(
+    partition: Partition, parts: Mapping[str, Tensor], unpacked: Unpacked | None = None
+) -> Tensor:
+    """The codebooks in float32 ``[stages * codebooks, K, d]``, whatever form they are stored in.
+
+    Differentiable in the stored codebooks, pool and scales.
+
+    Args:
+        partition: of the tensor.
+        parts: by name.
+        unpacked: where the unpacked index map is remembered.
+    """
+    p, values = partition, stored_values(partition, parts)
+    if not p.pool:
+        return values
+    index = (unpacked or Unpacked()).get(
+        "index_map", parts["index_map"], lambda packed: unpack(packed, p.index_bits, p.K)
+    )
+    return torch.nn.functional.embedding(index, values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PQTensor:
+    """One product-quantized tensor.
+
+    Attributes:
+        partition: all sizes; also how the matrix is cut.
+        spec: by which it was quantized.
+        dtype: of the original tensor, and of ``decode()``.
+        stored: part name -> tensor, exactly the ``expected_parts``.
+    """
+
+    partition: Partition
+    spec: QuantSpec
+    dtype: torch.dtype
+    stored: Mapping[str, Tensor]
+
+    def parts(self) -> dict[str, Tensor]:
+        """The stored tensors by part name; ``from_parts`` is the inverse."""
+        return dict(self.stored)
+
+    @classmethod
+    def from_parts(
+        cls, partition: Partition, spec: QuantSpec, dtype: torch.dtype, parts: Mapping[str, Tensor]
+    ) -> PQTensor:
+        """Rebuild from stored tensors, checking shapes, dtypes, code range and finiteness.
+
+        Raises:
+            ArtifactError: a part is missing, unknown, misshapen, out of range or not finite.
+        """
+        expected = expected_parts(partition, spec)
+        if unlike := set(expected) ^ set(parts):
+            raise ArtifactError(f"parts {sorted(unlike)} are unknown or missing")
+        for name, part in parts.items():
+            if (part.dtype, tuple(part.shape)) != expected[name]:
+                raise ArtifactError(
+                    f"{name} is {part.dtype} {list(part.shape)}, expected {expected[name]}"
+                )
+            if part.is_floating_point() and not bool(torch.isfinite(part).all()):
+                raise ArtifactError(f"{name} holds NaN or infinite values")
+        tensor = cls(partition=partition, spec=spec, dtype=dtype, stored=dict(parts))
+        tensor._check_ranges()
+        return tensor
+
+    def _check_ranges(self) -> None:
+        p = self.partition
+        if 1 << p.code_bits != p.K:  # otherwise every bit pattern is a valid code
+            largest = max(int(self.codes_of(line).max()) for line in range(p.stages * p.groups))
+            if largest >= p.K:
+                raise ArtifactError(f"a code is {largest}, but there are only {p.K} codewords")
+        if p.pool and 1 << p.index_bits != p.pool:
+            largest = int(unpack(self.stored["index_map"], p.index_bits, p.K).max())
+            if largest >= p.pool:
+                raise ArtifactError(f"an index is {largest}, but the pool has {p.pool} vectors")
+        if "permutation" in self.stored:
+            order = permutation_of(self.stored["permutation"], p.cols)
+            if not torch.equal(order.sort().values, torch.arange(p.cols, device=order.device)):
+                raise ArtifactError("permutation does not name every column once")
+
+    @property
+    def codes(self) -> Tensor:
+        """Bit-packed codes, uint8 ``[stages * groups, group_bytes]``."""
+        return self.stored["codes"]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all stored parts: what the file holds for this tensor, headers apart."""
+        return sum(part.numel() * part.element_size() for part in self.stored.values())
+
+    @property
+    def bits_per_weight(self) -> float:
+        """True bits per weight: everything stored, over the weights of the original tensor."""
+        return 8 * self.nbytes / (self.partition.rows * self.partition.cols)
+
+    def codes_of(self, line: int) -> Tensor:
+        """Codes of line ``stage * groups + group``, int32 ``[points]``."""
+        p = self.partition
+        return unpack(self.codes[line : line + 1], p.code_bits, p.points)[0]
+
+    def books(self) -> Tensor:
+        """The codebooks, float32 ``[stages * codebooks, K, d]``, read through the pool if any."""
+        return effective_books(self.partition, self.stored)
+
+    def core(self) -> Tensor:
+        """The sum of the codewords as a float32 matrix ``[rows, cols]``: before any scale."""
+        p = self.partition
+        books = self.books()
+        subvectors = torch.zeros(p.groups, p.d, p.points, device=books.device)
+        for stage in range(p.stages):
+            for group in range(p.groups):
+                book = books[stage * p.codebooks + group // p.tie]
+                subvectors[group] += book[self.codes_of(stage * p.groups + group).long()].T
+        return p.from_subvectors(subvectors)
+
+    def decode(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The dense weight in the original shape: float32 arithmetic, then cast.
+
+        Args:
+            dtype: of the result; the original tensor's by default.
+        """
+        matrix = frame_of(self.partition, self.stored).leave(self.core())
+        return self.partition.from_matrix(matrix.to(dtype or self.dtype)).contiguous()
+
+
+def frame_of(
+    partition: Partition, parts: Mapping[str, Tensor], unpacked: Unpacked | None = None
+) -> Frame:
+    """The basis in which a tensor was quantized, from its stored parts.
+
+    Args:
+        partition: of the tensor.
+        parts: by name.
+        unpacked: where unpacked orders and signs are remembered.
+    """
+    p, memory = partition, unpacked or Unpacked()
+    signs = {
+        name: memory.get(name, parts[name], partial(transform.unpack_signs, n=n))
+        for name, n in (("signs_in", p.cols), ("signs_out", p.rows))
+        if name in parts
+    }
+    order = parts.get("permutation")
+    if order is not None:
+        order = memory.get("permutation", order, lambda packed: permutation_of(packed, p.cols))
+    scale = parts.get("group_scale")
+    return Frame(
+        row_scale=parts.get("row_scale"),
+        column_scale=None if scale is None else scale.repeat_interleave(p.d)[: p.cols],
+        permutation=order,
+        **signs,
+    )
+
+
+def permutation_of(packed: Tensor, cols: int) -> Tensor:
+    """Stored permutation -> int64 ``[cols]``: column c of the core is column perm[c] of W."""
+    return unpack(packed[None], column_bits(cols), cols)[0].long()
