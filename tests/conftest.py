@@ -1,11 +1,21 @@
-"""Random numbers of torch are the same on every run of a test, inside and outside of hypothesis."""
+"""What holds for every test: seeded random numbers, and a word about data that is not there."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
+from repo import ROOT
 from torch import Tensor
+
+DATA = ROOT.parent / "shared" / "data"
+"""Files that the repository does not hold, beside the checkout."""
+
+MISSING = "missing data: "
+"""How the reasons of tests begin that are skipped for want of such files."""
 
 
 class TorchRandom:
@@ -28,3 +38,32 @@ hypothesis.register_random(RANDOM)  # a weak reference: the name keeps it alive
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+def needed(item: pytest.Item) -> Iterator[Path]:
+    """The files outside of the repository that a test says it needs."""
+    for mark in item.iter_markers("needs_data"):
+        yield from (DATA / name for name in mark.args)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for path in needed(item):
+            if not path.exists():
+                reason = f"{MISSING}{path.relative_to(ROOT.parent)}"
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the tests that did not run because data is missing: they pass nothing on the quiet."""
+    skipped = {
+        report.nodeid: report.longrepr[2].partition(MISSING)[2]
+        for report in terminalreporter.stats.get("skipped", ())
+        if isinstance(report.longrepr, tuple) and MISSING in report.longrepr[2]
+    }
+    if not skipped:
+        return
+    terminalreporter.section(f"{len(skipped)} tests did not run: data outside of the repository")
+    for nodeid, name in sorted(skipped.items()):
+        terminalreporter.line(f"{nodeid}: {name}")
+    terminalreporter.line("What they guard is tested on small data as well (tests/README.md).")

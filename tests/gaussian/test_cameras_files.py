@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from render_scenes import ahead, camera
-from repo import ROOT
+from splat_files import SPLATS
 from strategies import changes, damaged
 
 from dpq_core.errors import SourceError
 from dpq_gaussian.cameras import held_out, read_cameras, select
 
-PHOTOS = ROOT.parent / "shared" / "data" / "splats" / "miku_scene"
+PHOTOS = SPLATS / "miku_scene"
 
 
 def quaternion(rotation):
@@ -308,7 +308,23 @@ def test_resizing_keeps_the_view():
     assert ahead().scaled(1e-9).width == 1
 
 
-@pytest.mark.skipif(not PHOTOS.is_dir(), reason="no photographs beside the checkout")
+def test_a_photographed_folder_of_many_views(tmp_path):
+    """As the Inria code lays one out: every eighth of 97 views is held out, each has its image."""
+    views = [camera(seed, name=f"{seed:04d}") for seed in range(97)]
+    write_inria(tmp_path, views)
+    (tmp_path / "images").mkdir()
+    for view in views:
+        (tmp_path / "images" / f"{view.name}.jpg").touch()
+    found = read_cameras(tmp_path)
+    assert [view.name for view in found] == [view.name for view in views]
+    assert all(view.image == tmp_path / "images" / f"{view.name}.jpg" for view in found)
+    kept, judged = held_out(found)
+    assert [view.name for view in judged] == [f"{at:04d}" for at in range(0, 97, 8)]
+    assert len(judged) == 13
+    assert {view.name for view in (*kept, *judged)} == {view.name for view in views}
+
+
+@pytest.mark.needs_data("splats/miku_scene")
 def test_the_photographed_scene():
     views = read_cameras(PHOTOS)
     assert len(views) == 97

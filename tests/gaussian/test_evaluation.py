@@ -19,6 +19,8 @@ from dpq_gaussian.evaluate_options import EvaluateOptions
 from dpq_gaussian.evaluation import evaluate
 from dpq_gaussian.formats import read_scene, write_scene
 from dpq_gaussian.picture_metrics import CAP
+from dpq_gaussian.rendering import RenderOptions, Splats
+from dpq_gaussian.rendering.reference import render_reference
 
 RUN = Run(device="cpu")
 
@@ -274,8 +276,26 @@ def test_transparent_photographs_lie_on_the_background(folder):
     assert mean[0, 0].numpy() == pytest.approx(levels.mean((0, 1)) / 255, abs=1 / 255)
 
 
+def test_what_spz_loses_is_what_the_reference_renderer_sees(folder):
+    """The numbers of an .spz follow from pictures that nothing of ``evaluate`` drew."""
+    _, metrics = measured(folder / "specified.spz", **given(folder, views=1))
+    (view,) = [camera for camera in read_cameras(folder) if camera.name == "v0"]
+    pictures = []
+    for name in ("specified.spz", "scene.ply"):
+        drawn = render_reference(splats_of(read_scene(folder / name).scene), view, RenderOptions())
+        pictures.append(drawn.colour.clamp(0, 1))
+    photograph = np.asarray(Image.open(view.image), np.float64) / 255
+    for metric, other in (("original", pictures[1].numpy()), ("photographs", photograph)):
+        expected = -10 * math.log10(np.square(pictures[0].numpy() - other).mean())
+        assert metrics[f"PSNR to the {metric}"].value == pytest.approx(expected, abs=0.01)
+
+
+def splats_of(scene):
+    return Splats(**{n: torch.tensor(a, dtype=torch.float64) for n, a in scene.arrays().items()})
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not (SPLATS / "miku_sh3.ply").exists(), reason="no shared data here")
+@pytest.mark.needs_data("splats/miku_sh3.ply", "splats/miku_scene")
 def test_numbers_of_the_photographed_scene(tmp_path):
     """SPZ loses what an independent rasteriser found: 37.0 dB to the original, 29.01 to photos."""
     source = SPLATS / "miku_sh3.ply"

@@ -135,7 +135,7 @@ def test_like_finds_the_orientation(seed):
         like(nowhere, scene)
 
 
-@pytest.mark.skipif(not SPLATS.is_dir(), reason="needs the shared data")
+@pytest.mark.needs_data("splats/amaebi_78k_sh3.ply", "splats/amaebi.spz")
 def test_an_spz_and_its_ply():
     """amaebi_78k_sh3.ply was made from amaebi.spz with the turn of the specification."""
     ply = read_scene(SPLATS / "amaebi_78k_sh3.ply").scene

@@ -1,14 +1,18 @@
-"""Real files of other programs, against what splat-transform 3.7 makes of them."""
+"""Real files of other programs, against what splat-transform 3.7 makes of them.
+
+They are not in the repository. The same facts are tested on small files by independent writers and
+slow decoders: test_formats_packed.py, test_formats_ply.py, test_formats_coordinates.py.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
 from splat_files import SPLATS
 
 from dpq_gaussian.formats import check_values, read_scene, write_scene
-
-pytestmark = pytest.mark.skipif(not SPLATS.is_dir(), reason="needs the shared data")
 
 # File -> index -> x y z, scales, quaternion, opacity, DC and f_rest 0, 15, 44 of its .ply.
 CONVERTED = {
@@ -33,7 +37,12 @@ CONVERTED = {
 }
 
 
-@pytest.mark.parametrize("name", CONVERTED)
+def real(*names: str) -> list[Any]:
+    """Files of the shared data, each one needed by its test alone."""
+    return [pytest.param(n, marks=pytest.mark.needs_data(f"splats/{n}")) for n in names]
+
+
+@pytest.mark.parametrize("name", real(*CONVERTED))
 def test_readings_agree_with_another_parser(name):
     """splat-transform does not turn the axes of .spz; neither does reading it as rdf."""
     loaded = read_scene(SPLATS / name, axes="rdf")
@@ -47,30 +56,33 @@ def test_readings_agree_with_another_parser(name):
         assert found == pytest.approx([float(word) for word in text.split()], rel=1e-5, abs=2e-6)
 
 
-@pytest.mark.parametrize(
-    ("name", "form", "count", "degree"),
-    [
-        ("miku_sh3.ply", "ply", 119_138, 3),
-        ("train-1000_sh3.ply", "ply", 1_000, 3),
-        ("fourth_st_131k_sh3.ply", "ply", 131_199, 3),
-        ("tabletop_214k_sh0.ply", "ply", 213_944, 0),
-        ("guitar.compressed.ply", "compressed.ply", 90_854, 0),
-        ("angel-kneeling.sog", "sog", 83_547, 0),
-        ("amaebi.spz", "spz", 78_567, 3),
-    ],
-)
-def test_real_scenes_are_sound(name, form, count, degree):
+SCENES = {
+    "miku_sh3.ply": ("ply", 119_138, 3),
+    "train-1000_sh3.ply": ("ply", 1_000, 3),
+    "fourth_st_131k_sh3.ply": ("ply", 131_199, 3),
+    "tabletop_214k_sh0.ply": ("ply", 213_944, 0),
+    "guitar.compressed.ply": ("compressed.ply", 90_854, 0),
+    "angel-kneeling.sog": ("sog", 83_547, 0),
+    "amaebi.spz": ("spz", 78_567, 3),
+}
+
+
+@pytest.mark.parametrize("name", real(*SCENES))
+def test_real_scenes_are_sound(name):
     loaded = read_scene(SPLATS / name)
-    assert (loaded.format, len(loaded.scene), loaded.scene.sh_degree) == (form, count, degree)
+    assert (loaded.format, len(loaded.scene), loaded.scene.sh_degree) == SCENES[name]
     check_values(loaded.scene, name)
 
 
-@pytest.mark.parametrize("name", ["miku_sh3.ply", "train-1000_sh3.ply", "tabletop_214k_sh0.ply"])
+@pytest.mark.parametrize(
+    "name", real("miku_sh3.ply", "train-1000_sh3.ply", "tabletop_214k_sh0.ply")
+)
 def test_inria_files_are_rewritten_byte_for_byte(tmp_path, name):
     write_scene(read_scene(SPLATS / name).scene, tmp_path / "a.ply", "ply")
     assert (tmp_path / "a.ply").read_bytes() == (SPLATS / name).read_bytes()
 
 
+@pytest.mark.needs_data("splats/miku_sh3.ply")
 def test_what_spz_loses_on_a_real_scene(tmp_path):
     """Half of a step of each attribute, but for values outside of what it can hold."""
     scene = read_scene(SPLATS / "miku_sh3.ply").scene
