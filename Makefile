@@ -4,13 +4,24 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench format docs coverage
+# One thread each: two workers are faster on two cores than one worker with two threads.
+WORKERS ?= auto
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -P -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile
+
+.PHONY: demo test quick portable lint bench format docs coverage
 
 demo: $(STAMP)  ## compress the built-in models and the splat scene, and compare
 	$(BIN)/dpq demo
 
 test: $(STAMP)  ## every test; those marked gpu skip themselves where there is no CUDA
-	$(BIN)/python -P -m pytest
+	$(PYTEST)
+
+quick: $(STAMP)  ## the tests of every room that take about a second at most
+	$(PYTEST) -m "not slow"
+
+portable: $(STAMP)  ## the tests that are sensitive to how a processor adds up, as if on others
+	OTHER_PROCESSOR=1 ATEN_CPU_CAPABILITY=default NUMBA_CPU_NAME=generic $(PYTEST) -m portable
+	ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=2 $(BIN)/python -P -m pytest -m portable
 
 lint: $(STAMP)  ## style, formatting and types
 	$(BIN)/ruff check .
@@ -25,7 +36,7 @@ docs: $(STAMP)  ## the site, into build/site; broken links and missing names are
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 coverage: $(STAMP)  ## every test, and which lines they run; build/coverage.xml for tools
-	$(BIN)/python -P -m pytest --cov --cov-report=term:skip-covered --cov-report=xml
+	$(PYTEST) --cov --cov-report=term:skip-covered --cov-report=xml
 
 bench: $(STAMP)  ## the benchmarks; one record per line in benchmarks/results
 	for suite in benchmarks/suites/*.py; do \

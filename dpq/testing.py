@@ -30,6 +30,9 @@ from dpq_core.spec import KMeansSpec, Override, QuantSpec
 from dpq_core.tensor.checkpoint import Checkpoint
 from dpq_core.tensor.grouping import Partition
 
+_ARTIFACTS: dict[tuple[type, str, str], Path] = {}
+"""Class of tests, source and its fingerprint -> what it was compressed to."""
+
 
 class AdapterContract:
     """What every adapter promises.
@@ -57,9 +60,15 @@ class AdapterContract:
         return self.source_name
 
     @pytest.fixture
-    def artifact(self, adapter: Adapter, source: str, tmp_path: Path) -> Artifact:
-        """The source, compressed."""
-        return Artifact.open(self._compress(adapter, source, tmp_path / "artifact"))
+    def artifact(
+        self, adapter: Adapter, source: str, tmp_path_factory: pytest.TempPathFactory
+    ) -> Artifact:
+        """The source, compressed; once for all tests of a class that are given the same source."""
+        key = type(self), source, adapter.open(source).fingerprint
+        if key not in _ARTIFACTS:
+            out = tmp_path_factory.mktemp("contract") / "artifact"
+            _ARTIFACTS[key] = self._compress(adapter, source, out)
+        return Artifact.open(_ARTIFACTS[key])
 
     def test_it_is_installed_under_its_name(self) -> None:
         """The entry point ``name`` of the group ``dpq.adapters`` gives this class."""

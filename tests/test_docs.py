@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -10,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from doc_blocks import blocks, commands
+from doc_blocks import Block, blocks, commands
 from plugins import install_plugin
 from repo import ROOT
 from typer.main import get_command
@@ -36,35 +37,44 @@ def relative(path: Path) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", documented(), ids=relative)
 def test_examples_run(path, tmp_path, monkeypatch):
-    """The blocks of one file run in order in one empty folder."""
+    """The blocks of one file run in order in one empty folder, in one process."""
     scripts = str(Path(sys.executable).parent)
     monkeypatch.setenv("PATH", scripts + os.pathsep + os.environ["PATH"])
+    _run(steps(path, tmp_path), tmp_path)
+
+
+def steps(path: Path, folder: Path) -> list[tuple[str, int, str]]:
+    """Kind, line and text of all that a page runs; writes the blocks that are files."""
+    found = []
     for block in blocks(path):
         if block.not_run:
             continue
         if block.file:
-            (tmp_path / block.file).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / block.file).write_text(block.text)
+            (folder / block.file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / block.file).write_text(block.text)
         elif block.language == "python":
-            _run([sys.executable, "-W", "error::SyntaxWarning", "-"], block.text, tmp_path, block)
+            found.append(("python", block.line, block.text))
         elif block.language == "bash":
-            for line in commands(block):
-                _run_line(line, tmp_path, block)
+            found += [("dpq", block.line, line) for line in commands(block) if is_run(line, block)]
+    return found
 
 
-def _run_line(line: str, folder: Path, block) -> None:
+def is_run(line: str, block: Block) -> bool:
+    """Whether a line of a shell block is a ``dpq`` command; the others need no run."""
     if line.startswith("make "):
         targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         assert shlex.split(line, comments=True)[1] in targets, line
-    elif line.startswith("dpq "):
-        _run(["bash", "-euo", "pipefail", "-c", line], "", folder, block)
-    else:
+    elif not line.startswith("dpq "):
         assert line.startswith(SHELL_ONLY), f"line {block.line}: {line!r} is not tested"
+    return line.startswith("dpq ")
 
 
-def _run(command: list[str], text: str, folder: Path, block) -> None:
-    done = subprocess.run(command, input=text, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, f"block in line {block.line}: {command}\n{done.stderr}"
+def _run(todo: list[tuple[str, int, str]], folder: Path) -> None:
+    if todo:
+        command = [sys.executable, "-P", str(ROOT / "tests" / "doc_runner.py")]
+        given = json.dumps(todo)
+        done = subprocess.run(command, input=given, cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("path", DOCS, ids=relative)
@@ -82,12 +92,18 @@ def test_links_lead_somewhere(path):
 def test_the_example_runner_can_fail(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("```python\n1 / 0\n```\n<!-- not run: a joke -->\n```bash\nrm -rf x\n```\n")
-    python, shell = blocks(page)
-    with pytest.raises(AssertionError, match="ZeroDivisionError"):
-        _run([sys.executable, "-"], python.text, tmp_path, python)
+    _, shell = blocks(page)
+    with pytest.raises(AssertionError, match=r"ZeroDivisionError(.|\n)*block in line 1: 1 / 0"):
+        _run(steps(page, tmp_path), tmp_path)
     with pytest.raises(AssertionError, match="is not tested"):
-        _run_line(commands(shell)[0], tmp_path, shell)
+        is_run(commands(shell)[0], shell)
     assert shell.not_run == "a joke"
+    page.write_text("```bash\ndpq --version | grep dpq\ndpq eval none\n```\n")
+    with pytest.raises(AssertionError, match="block in line 1: dpq eval none"):
+        _run(steps(page, tmp_path), tmp_path)
+    page.write_text("```bash\ndpq --version | grep mango\n```\n")
+    with pytest.raises(AssertionError, match="block in line 1: dpq --version"):
+        _run(steps(page, tmp_path), tmp_path)
 
 
 def cli_words() -> dict[str, list[str]]:
