@@ -104,10 +104,10 @@ class Llama(Bench):
         from peers_common import calibration_windows
         from transformers import AutoTokenizer
 
-        from dpq_llama.architecture import layout_of
-        from dpq_llama.loading import load_model
-        from dpq_llama.perplexity import read_texts, tokenize
-        from dpq_llama.source import locate
+        from dpq_llama.evaluation.perplexity import read_texts, tokenize
+        from dpq_llama.families.llama import layout_of
+        from dpq_llama.source.checkpoint import locate
+        from dpq_llama.source.loading import load_model
 
         model, root = load_model(self.source, "cpu").float(), locate(self.source)
         tokenizer = AutoTokenizer.from_pretrained(root)
@@ -129,8 +129,8 @@ class Llama(Bench):
 
     def score(self, artifact: str = "") -> float:
         """Perplexity."""
-        from dpq_llama.loading import load_model
-        from dpq_llama.perplexity import score
+        from dpq_llama.evaluation.perplexity import score
+        from dpq_llama.source.loading import load_model
 
         model: Any = load_model(artifact, "cpu") if artifact else self.model
         return score(model, self._ids, self.context, limit=self.windows).perplexity
@@ -149,7 +149,7 @@ class Llama(Bench):
         """Training documents."""
         from peers_common import calibration_documents
 
-        from dpq_llama.calibration_options import CalibrateOptions
+        from dpq_llama.options import CalibrateOptions
 
         text = folder / "calibration.txt"
         documents = calibration_documents(2 * self.calibration * self.context)

@@ -32,8 +32,8 @@ import peers_common as common
 import torch
 from torch import Tensor
 
-from dpq_llama import perplexity
-from dpq_llama.source import BUILTIN
+from dpq_llama.evaluation.evaluate import perplexity
+from dpq_llama.source.checkpoint import BUILTIN
 
 MODEL = BUILTIN / "tiny-llama"
 CONTEXT = 512

@@ -16,7 +16,7 @@ from dpq_core.artifact import Artifact
 from dpq_core.device import resolve
 from dpq_core.errors import SpecError
 from dpq_core.plugin.adapter import Evaluation, Metric
-from dpq_core.plugin.sources import BUILTIN_SCHEME
+from dpq_core.plugin.builtin import BUILTIN_SCHEME
 from dpq_core.run import Run
 from dpq_diffusion.conditions import Condition
 from dpq_diffusion.denoising import activation_dtype

@@ -10,7 +10,8 @@ from typing import Any
 
 from dpq_core.artifact import MANIFEST_NAME
 from dpq_core.errors import SourceError
-from dpq_core.plugin.sources import download, find, is_hub_id, read_json, shards
+from dpq_core.plugin.builtin import find_local
+from dpq_hf.sources import download, is_hub_id, read_json, shards
 
 BUILTIN = Path(__file__).parent / "builtin"
 
@@ -51,7 +52,7 @@ def locate(source: str) -> Path:
         SourceError: there is no such folder, file, builtin model or repository.
         ArtifactError: it is an artifact that is only half-written.
     """
-    found = find(source, BUILTIN, INDEX)
+    found = find_local(source, BUILTIN, INDEX)
     if found is None:
         if Path(source).suffix in ORIGINAL_SUFFIXES or not is_hub_id(source):
             raise SourceError(f"{source}: no such file or folder, and not a hub id (owner/name)")

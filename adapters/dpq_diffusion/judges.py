@@ -10,7 +10,7 @@ import torch
 
 from dpq_core.errors import SpecError
 from dpq_core.plugin.adapter import Metric
-from dpq_core.plugin.sources import BUILTIN_SCHEME
+from dpq_core.plugin.builtin import BUILTIN_SCHEME
 from dpq_core.run import Progress
 from dpq_diffusion.folders import BUILTIN
 from dpq_diffusion.metrics import (

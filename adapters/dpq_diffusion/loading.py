@@ -14,9 +14,9 @@ import torch
 from dpq_core.artifact import Artifact
 from dpq_core.device import resolve
 from dpq_core.errors import SourceError
-from dpq_core.plugin.sources import read_json
 from dpq_core.run import Run
 from dpq_diffusion.folders import CONFIG, INDEX, is_pipeline, locate
+from dpq_hf.sources import read_json
 
 
 def load_pipeline(source: str, run: Run) -> Any:

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from dpq_core.artifact.files import hash_file
 from dpq_core.errors import SourceError
-from dpq_core.plugin.sources import read_json
 from dpq_diffusion import dit_keys, ldm, ldm_keys
 from dpq_diffusion.conversion import Conversion, Part, publish
 from dpq_diffusion.folders import CONFIG, SIDE_SUFFIXES
 from dpq_diffusion.ldm_settings import LdmSettings, yaml_beside
 from dpq_diffusion.state_dicts import state_dict
+from dpq_hf.sources import read_json
 
 CONVERSION = 2
 """Raised whenever the conversion changes, so that old results are not found any more."""

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from dpq_core.artifact import Artifact
 from dpq_core.device import resolve
-from dpq_core.plugin.sources import read_json
 from dpq_core.run import Run
 from dpq_core.runtime.swap import PQModule
 from dpq_diffusion.folders import INDEX, is_pipeline
 from dpq_diffusion.loading import is_loadable, load_folder
+from dpq_hf.sources import read_json
 
 TOKENS = 4
 """Length of a made-up prompt."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from dpq_core.artifact import ArtifactFile
 from dpq_core.errors import SourceError, SpecError
 from dpq_core.plugin.adapter import Evaluation, Metric
-from dpq_core.plugin.sources import BUILTIN_SCHEME
+from dpq_core.plugin.builtin import BUILTIN_SCHEME
 from dpq_core.run import Run
 from dpq_gaussian.attribute_errors import UNITS, attribute_errors
 from dpq_gaussian.cameras import Camera

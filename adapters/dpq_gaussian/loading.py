@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dpq_core.artifact import ArtifactFile
 from dpq_core.errors import SourceError
-from dpq_core.plugin import sources
+from dpq_core.plugin.builtin import BUILTIN_SCHEME, find_local
 from dpq_gaussian.formats import NATIVE, Loaded, convert, read_scene
 from dpq_gaussian.scene import Scene
 
@@ -49,7 +49,7 @@ def locate(source: str) -> Path:
     Raises:
         SourceError: there is none.
     """
-    place = sources.find(source, BUILTIN, BUILTIN_FILE)
+    place = find_local(source, BUILTIN, BUILTIN_FILE)
     if place is None:
         raise SourceError(f"{source}: no such file")
-    return place / BUILTIN_FILE if source.startswith(sources.BUILTIN_SCHEME) else place
+    return place / BUILTIN_FILE if source.startswith(BUILTIN_SCHEME) else place

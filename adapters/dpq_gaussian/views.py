@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dpq_core.errors import SourceError
-from dpq_core.plugin.sources import BUILTIN_SCHEME
+from dpq_core.plugin.builtin import BUILTIN_SCHEME
 from dpq_gaussian.cameras import Camera, held_out, read_cameras
 from dpq_gaussian.cameras.json_files import find_image
 from dpq_gaussian.cameras.rig import rig

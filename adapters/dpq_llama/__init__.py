@@ -8,6 +8,6 @@
     model = AutoModelForCausalLM.from_pretrained("my-artifact")
 """
 
-from dpq_llama.registration import register
+from dpq_llama.hub.registration import register
 
 register()

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from dpq_core.errors import AdapterError
 from dpq_core.plugin.adapter import Adapter, Evaluation, Sampling
 from dpq_core.run import Run
-from dpq_llama.calibration_options import CalibrateOptions
-from dpq_llama.options import EvaluateOptions, SampleOptions
+from dpq_llama.options import CalibrateOptions, EvaluateOptions, SampleOptions
 
 if TYPE_CHECKING:
     import torch
@@ -40,32 +39,32 @@ class LlamaAdapter(Adapter):
 
     def open(self, source: str) -> Checkpoint:
         """Open an uncompressed model without reading its tensors."""
-        from dpq_llama.source import open_checkpoint
+        from dpq_llama.source.checkpoint import open_checkpoint
 
         return open_checkpoint(source)
 
     def select(self, name: str, shape: tuple[int, ...]) -> Layout | None:
         """Compress the Linear weights, the embedding and the head; keep norms and biases."""
-        from dpq_llama.architecture import layout_of
+        from dpq_llama.families.llama import layout_of
 
         return layout_of(name, shape)
 
     def overrides(self, spec: QuantSpec) -> tuple[Override, ...]:
         """Give the embedding and the head the bits that measurement showed to pay off."""
-        from dpq_llama.architecture import policy
+        from dpq_llama.families.llama import policy
 
         return policy(spec)
 
     def hidden_axes(self, checkpoint: Checkpoint) -> Iterable[HiddenAxis]:
         """The inner units of the MLPs."""
-        from dpq_llama.hidden import hidden_axes
+        from dpq_llama.families.llama import hidden_axes
 
         return hidden_axes(checkpoint.tensors)
 
     def generated_files(self, checkpoint: Checkpoint, manifest: Manifest) -> Mapping[str, bytes]:
         """The config that ``from_pretrained`` reads, a model card, a loader stub."""
-        from dpq_llama.files import generated_files
-        from dpq_llama.source import LlamaCheckpoint
+        from dpq_llama.hub.artifact_files import generated_files
+        from dpq_llama.source.checkpoint import LlamaCheckpoint
 
         if not isinstance(checkpoint, LlamaCheckpoint):
             raise AdapterError(f"{checkpoint.source}: not opened by the llama adapter")
@@ -73,30 +72,30 @@ class LlamaAdapter(Adapter):
 
     def load(self, source: str, run: Run) -> Any:
         """The transformers model, ready for inference."""
-        from dpq_llama.loading import load_model
+        from dpq_llama.source.loading import load_model
 
         return load_model(source, run.device)
 
     def calibration(self, source: str, reference: str, options: Any, run: Run) -> CalibrationTask:
         """The compressed model against the original, on text files, a data set or its own text."""
-        from dpq_llama.calibration import calibration
+        from dpq_llama.calibration.task import calibration
 
         return calibration(source, reference, options, run)
 
     def evaluate(self, source: str, options: Any, run: Run) -> Evaluation:
         """Perplexity of a text, lm-eval tasks, or both."""
-        from dpq_llama.evaluation import evaluate
+        from dpq_llama.evaluation.evaluate import evaluate
 
         return evaluate(source, options or EvaluateOptions(), run)
 
     def sample(self, source: str, options: Any, run: Run, out: Path | None) -> Sampling:
         """Continue prompts; with ``out``, each text also becomes a file."""
-        from dpq_llama.generation import sample
+        from dpq_llama.evaluation.generation import sample
 
         return sample(source, options or SampleOptions(), run, out)
 
     def probe(self, artifact: Artifact, run: Run) -> Mapping[str, torch.Tensor]:
         """Logits of a fixed token sequence."""
-        from dpq_llama.generation import probe
+        from dpq_llama.evaluation.generation import probe
 
         return probe(artifact.path, run)

@@ -80,7 +80,7 @@ def adapter_of(name: str | None, *sources: str) -> Adapter:
 
 def _owner(sources: Sequence[str]) -> str | None:
     """The adapter of the first built-in model among the sources."""
-    from dpq_core.plugin.sources import BUILTIN_SCHEME
+    from dpq_core.plugin.builtin import BUILTIN_SCHEME
 
     for source in sources:
         if source.startswith(BUILTIN_SCHEME):

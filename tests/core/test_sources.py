@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from dpq_core.errors import ArtifactError, SourceError
-from dpq_core.plugin.sources import find, is_hub_id
+from dpq_core.plugin.builtin import find_local
+from dpq_hf.sources import is_hub_id
 
 
 @pytest.fixture
@@ -19,34 +20,34 @@ def builtin(tmp_path):
 
 
 def test_models_that_ship_are_found_by_name(builtin):
-    assert find("builtin:tiny-two", builtin, "config.json") == builtin / "tiny-two"
+    assert find_local("builtin:tiny-two", builtin, "config.json") == builtin / "tiny-two"
 
 
 @pytest.mark.parametrize("name", ["other", "", "..", "../builtin/tiny-one", "tiny-oen"])
 def test_others_are_refused(name, builtin):
     words = "available: builtin:tiny-one, builtin:tiny-two$"
     with pytest.raises(SourceError, match=words) as caught:
-        find(f"builtin:{name}", builtin, "config.json")
+        find_local(f"builtin:{name}", builtin, "config.json")
     assert ("did you mean builtin:tiny-one?" in str(caught.value)) == ("tiny-o" in name)
 
 
 def test_folders_and_files_are_found_and_the_rest_is_not(builtin, tmp_path):
     (tmp_path / "file").touch()
     for place in (tmp_path, tmp_path / "file"):
-        assert find(str(place), builtin, "config.json") == place
-    assert find(str(tmp_path / "gone"), builtin, "config.json") is None
-    assert find("owner/name", builtin, "config.json") is None
+        assert find_local(str(place), builtin, "config.json") == place
+    assert find_local(str(tmp_path / "gone"), builtin, "config.json") is None
+    assert find_local("owner/name", builtin, "config.json") is None
 
 
 def test_the_home_folder_has_a_short_name(builtin, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert find("~/builtin", builtin, "config.json") == builtin
+    assert find_local("~/builtin", builtin, "config.json") == builtin
 
 
 def test_a_half_written_artifact_says_so(builtin, tmp_path):
     (tmp_path / "out.partial").mkdir()
     with pytest.raises(ArtifactError, match="half-written"):
-        find(str(tmp_path / "out"), builtin, "config.json")
+        find_local(str(tmp_path / "out"), builtin, "config.json")
 
 
 @pytest.mark.parametrize(

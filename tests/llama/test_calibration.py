@@ -23,10 +23,9 @@ from dpq_core.jobs.calibrate import calibrate_artifact
 from dpq_core.jobs.compress import CompressOptions, compress
 from dpq_core.run import Run
 from dpq_core.spec import AssignmentSpec, QuantSpec
-from dpq_llama import calibration_loss as losses
 from dpq_llama.adapter import LlamaAdapter
-from dpq_llama.calibration import calibration
-from dpq_llama.calibration_options import CalibrateOptions
+from dpq_llama.calibration.task import calibration, losses
+from dpq_llama.options import CalibrateOptions
 
 CPU = Run(device="cpu")
 SMALL = CalibrateOptions(context=16, samples=8, batch=4, validation_samples=4)
@@ -110,7 +109,7 @@ def names_compressed(artifact):
 
 
 def tokenizer_file(name):
-    from dpq_llama.source import BUILTIN
+    from dpq_llama.source.checkpoint import BUILTIN
 
     return (BUILTIN / "tiny-llama" / name).read_bytes()
 
@@ -152,7 +151,7 @@ def test_validation_is_in_batches_of_one_size(make_task):
 def test_texts_are_read_with_the_models_tokenizer(tmp_path, make_folder, make_artifact):
     from transformers import AutoTokenizer
 
-    from dpq_llama.source import BUILTIN
+    from dpq_llama.source.checkpoint import BUILTIN
 
     folder = make_folder(vocab_size=4096)
     artifact = make_artifact(folder)
@@ -251,7 +250,7 @@ def test_the_teacher_reads_a_window_once_and_alone(make_task, monkeypatch):
     first = task.loss(batch).item()
     assert task.loss(batch).item() == first
     assert rows == [1, 1, 1, 1]
-    monkeypatch.setattr("dpq_llama.calibration._MEMORY", 0)
+    monkeypatch.setattr("dpq_llama.calibration.task._MEMORY", 0)
     fresh = make_task()
     assert fresh.loss(batch).item() == first
     assert fresh._known == {}

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from dpq_core.errors import SourceError, SpecError
-from dpq_llama.calibration_data import read_windows
-from dpq_llama.calibration_options import CalibrateOptions
-from dpq_llama.calibration_text import write_windows
-from dpq_llama.texts import read_text
+from dpq_llama.calibration.own_text import write_windows
+from dpq_llama.calibration.windows import read_windows
+from dpq_llama.options import CalibrateOptions
+from dpq_llama.source.texts import read_text
 
 END = 1
 

@@ -10,7 +10,7 @@ from dpq_core.artifact import Artifact
 from dpq_core.runtime.swap import PQModule
 from dpq_core.tensor.hidden_axes import Orders, ReorderedCheckpoint
 from dpq_llama.adapter import LlamaAdapter
-from dpq_llama.hidden import hidden_axes
+from dpq_llama.families.llama import hidden_axes
 
 DOWN = [f"model.layers.{i}.mlp.down_proj.weight" for i in range(2)]
 

@@ -13,8 +13,8 @@ from torch.nn import functional
 from dpq_core.errors import SourceError, SpecError
 from dpq_core.run import Run
 from dpq_llama.adapter import LlamaAdapter
+from dpq_llama.evaluation.perplexity import Score, read_texts, score, tokenize
 from dpq_llama.options import EvaluateOptions
-from dpq_llama.perplexity import Score, read_texts, score, tokenize
 
 VOCABULARY = 211
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from dpq_llama.registration import marked, unmarked
+from dpq_llama.hub.registration import marked, unmarked
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
@@ -35,7 +35,7 @@ print(Q["dpq"].__name__, C["dpq"].__name__)
     [
         "import dpq_llama",
         "import transformers.modeling_utils; import dpq_llama",
-        "import dpq_llama.quantizer",
+        "import dpq_llama.hub.quantizer",
         "import dpq_llama, importlib; importlib.reload(dpq_llama)",
     ],
 )

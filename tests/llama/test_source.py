@@ -16,8 +16,8 @@ from dpq_core.planning.plan import make_plan
 from dpq_core.spec import Override, QuantSpec
 from dpq_core.tensor.layout import Layout
 from dpq_llama.adapter import LlamaAdapter
-from dpq_llama.architecture import expected_tensors, layout_of
-from dpq_llama.source import open_checkpoint
+from dpq_llama.families.llama import expected_tensors, layout_of
+from dpq_llama.source.checkpoint import open_checkpoint
 
 
 def edit_weights(folder, change):

@@ -11,7 +11,7 @@ from dpq_core.errors import SpecError
 from dpq_core.run import Run
 from dpq_llama.adapter import LlamaAdapter
 from dpq_llama.options import EvaluateOptions
-from dpq_llama.source import BUILTIN
+from dpq_llama.source.checkpoint import BUILTIN
 
 # lm-eval and datasets raise warnings of their own; only their results are tested here.
 pytestmark = pytest.mark.filterwarnings("ignore")

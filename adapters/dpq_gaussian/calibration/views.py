@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from dpq_core.errors import SourceError
-from dpq_core.plugin.sources import BUILTIN_SCHEME
+from dpq_core.plugin.builtin import BUILTIN_SCHEME
 from dpq_gaussian.calibration.loss import Target
 from dpq_gaussian.calibration.options import CalibrateOptions
 from dpq_gaussian.cameras import Camera, held_out, read_cameras

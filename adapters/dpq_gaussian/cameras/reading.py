@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpq_core.errors import SourceError
-from dpq_core.plugin.sources import BUILTIN_SCHEME
+from dpq_core.plugin.builtin import BUILTIN_SCHEME
 from dpq_gaussian.cameras import inria
 from dpq_gaussian.cameras.camera import Camera
 from dpq_gaussian.cameras.colmap import read_colmap

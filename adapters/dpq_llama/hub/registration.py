@@ -39,4 +39,4 @@ def register() -> None:
 
 
 def _register_now() -> None:
-    importlib.import_module("dpq_llama.quantizer")  # enters itself in the tables, once
+    importlib.import_module("dpq_llama.hub.quantizer")  # enters itself in the tables, once

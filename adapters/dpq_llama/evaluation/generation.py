@@ -12,10 +12,10 @@ from dpq_core.device import resolve
 from dpq_core.errors import SpecError
 from dpq_core.plugin.adapter import Sampling
 from dpq_core.run import Run
-from dpq_llama.architecture import has_head
-from dpq_llama.loading import load_folder, load_model, load_tokenizer, origin
+from dpq_llama.families.llama import has_head
 from dpq_llama.options import SampleOptions
-from dpq_llama.source import read_config
+from dpq_llama.source.checkpoint import read_config
+from dpq_llama.source.loading import load_folder, load_model, load_tokenizer, origin
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -6,8 +6,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from dpq_hf.stored_config import describe
-from dpq_llama.registration import marked
-from dpq_llama.source import CONFIG, LlamaCheckpoint
+from dpq_llama.hub.registration import marked
+from dpq_llama.source.checkpoint import CONFIG, LlamaCheckpoint
 
 if TYPE_CHECKING:
     from dpq_core.artifact import Manifest

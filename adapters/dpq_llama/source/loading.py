@@ -12,8 +12,8 @@ import torch
 from dpq_core.artifact import Artifact
 from dpq_core.device import resolve
 from dpq_core.errors import SourceError
-from dpq_core.plugin.sources import BUILTIN_SCHEME
-from dpq_llama.source import locate, open_checkpoint, read_config
+from dpq_core.plugin.builtin import BUILTIN_SCHEME
+from dpq_llama.source.checkpoint import locate, open_checkpoint, read_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

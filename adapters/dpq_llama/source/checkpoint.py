@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from dpq_core.errors import SourceError
-from dpq_core.plugin.sources import download, find, is_hub_id, read_json, shards
+from dpq_core.plugin.builtin import find_local
 from dpq_core.tensor.checkpoint import SafetensorsCheckpoint
-from dpq_llama.architecture import expected_tensors, has_head
+from dpq_hf.sources import download, is_hub_id, read_json, shards
+from dpq_llama.families.llama import expected_tensors, has_head
 
-BUILTIN = Path(__file__).parent / "builtin"
+BUILTIN = Path(__file__).parent.parent / "builtin"
+"""Folder of the models that ship with this adapter."""
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -71,7 +73,7 @@ def locate(source: str) -> Path:
         SourceError: there is no such folder, builtin model or repository.
         ArtifactError: it is an artifact that is only half-written.
     """
-    found = find(source, BUILTIN, CONFIG)
+    found = find_local(source, BUILTIN, CONFIG)
     if found is None and not is_hub_id(source):
         raise SourceError(f"{source}: no such folder, and not a hub id (owner/name)")
     if found is None:

@@ -19,14 +19,14 @@ from dpq_core.data.task import Batch, CalibrationTask
 from dpq_core.device import resolve
 from dpq_core.errors import AdapterError, SourceError, SpecError
 from dpq_core.run import Run
-from dpq_llama import calibration_loss as losses
-from dpq_llama.architecture import has_head
-from dpq_llama.calibration_data import Windows, read_windows
-from dpq_llama.calibration_options import CalibrateOptions
-from dpq_llama.calibration_text import own_windows
-from dpq_llama.loading import load_folder, load_tokenizer
-from dpq_llama.source import locate, open_checkpoint, read_config
-from dpq_llama.swap import BASE_PREFIX
+from dpq_llama.calibration import losses
+from dpq_llama.calibration.own_text import own_windows
+from dpq_llama.calibration.windows import Windows, read_windows
+from dpq_llama.families.llama import has_head
+from dpq_llama.hub.swap import BASE_PREFIX
+from dpq_llama.options import CalibrateOptions
+from dpq_llama.source.checkpoint import locate, open_checkpoint, read_config
+from dpq_llama.source.loading import load_folder, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from dpq_core.errors import SpecError
 from dpq_core.plugin.adapter import Evaluation, Metric
 from dpq_core.run import Run
-from dpq_llama import perplexity
-from dpq_llama.loading import load_model, load_tokenizer, origin
+from dpq_llama.evaluation import perplexity
 from dpq_llama.options import EvaluateOptions
-from dpq_llama.source import BUILTIN
+from dpq_llama.source.checkpoint import BUILTIN
+from dpq_llama.source.loading import load_model, load_tokenizer, origin
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -47,7 +47,7 @@ def evaluate(source: str, options: EvaluateOptions, run: Run) -> Evaluation:
         names = ", ".join(path.name for path in paths)
         metrics += _text_metrics(model, tokenizer, text, names, context, options, run)
     if options.tasks:
-        from dpq_llama.harness import evaluate_tasks
+        from dpq_llama.evaluation.tasks import evaluate_tasks
 
         found, details["lm_eval"] = evaluate_tasks(
             model,

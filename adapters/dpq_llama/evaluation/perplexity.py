@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from dpq_core.errors import SourceError, SpecError
 from dpq_core.run import Progress, silent
-from dpq_llama.texts import read_text
+from dpq_llama.source.texts import read_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -1,57 +1,18 @@
-"""Steps that adapters for Hugging Face folders have in common: places, downloads, indices."""
+"""Model folders in the layout of Hugging Face libraries: hub ids, downloads, JSON files, shards."""
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dpq_core.artifact import Artifact
-from dpq_core.artifact.files import PARTIAL_SUFFIX
 from dpq_core.errors import SourceError
-
-BUILTIN_SCHEME = "builtin:"
 
 _MAX_JSON_BYTES = 64 << 20
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?")
 _SHARD = re.compile(r"[\w][\w.-]*\.safetensors")
-
-
-def find(source: str, builtin: Path, marker: str) -> Path | None:
-    """The folder or file that a source names on this machine; None where there is none.
-
-    Args:
-        source: ``builtin:NAME``, a path, or anything else.
-        builtin: folder of the models that ship with an adapter, each in a folder of its own.
-        marker: a file that each of them has.
-
-    Raises:
-        SourceError: there is no such builtin model.
-        ArtifactError: it is an artifact that is only half-written.
-    """
-    if source.startswith(BUILTIN_SCHEME):
-        name = source.removeprefix(BUILTIN_SCHEME)
-        names = sorted(path.parent.name for path in builtin.glob(f"*/{marker}"))
-        if name not in names:
-            raise _unknown_builtin(name, names)
-        return builtin / name
-    path = Path(source).expanduser()
-    if not path.is_dir() and path.with_name(path.name + PARTIAL_SUFFIX).is_dir():
-        Artifact.open(path)  # says that it is half-written, and how to go on
-    return path if path.exists() else None
-
-
-def _unknown_builtin(name: str, names: Sequence[str]) -> SourceError:
-    """The error for ``builtin:name``: the nearest of ``names``, then all of them."""
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {BUILTIN_SCHEME}{near[0]}? " if near else ""
-    return SourceError(
-        f"no builtin model {name!r}; {hint}available: "
-        + (", ".join(BUILTIN_SCHEME + n for n in names) or "none")
-    )
 
 
 def is_hub_id(source: str) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dpq_core.errors import ArtifactError
 from dpq_core.runtime import PQEmbedding, PQLinear, PQWeight, swap
 from dpq_core.spec import QuantSpec
-from dpq_llama.registration import unmarked
+from dpq_llama.hub.registration import unmarked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -22,8 +22,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin  # no
 
 from dpq_core.artifact import MANIFEST_NAME, Artifact
 from dpq_hf.pretrained import DtypeConfig, EagerLoader
-from dpq_llama import swap
-from dpq_llama.registration import GUARD
+from dpq_llama.hub import swap
+from dpq_llama.hub.registration import GUARD
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

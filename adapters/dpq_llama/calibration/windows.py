@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from dpq_core.errors import SourceError, SpecError
-from dpq_llama.calibration_options import CalibrateOptions
-from dpq_llama.texts import read_text
+from dpq_llama.options import CalibrateOptions
+from dpq_llama.source.texts import read_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

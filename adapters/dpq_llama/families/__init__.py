@@ -1,0 +1,1 @@
+"""The architectures that the adapter knows: their tensors, and how each is compressed."""

@@ -1,0 +1,1 @@
+"""Uncompressed and compressed models on disk: found, checked, and loaded by transformers."""

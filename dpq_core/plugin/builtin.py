@@ -1,0 +1,48 @@
+"""Sources on this machine: paths, and the models that ship with an adapter (``builtin:NAME``)."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+from dpq_core.artifact import Artifact
+from dpq_core.artifact.files import PARTIAL_SUFFIX
+from dpq_core.errors import SourceError
+
+BUILTIN_SCHEME = "builtin:"
+"""What a source begins with that names a model shipped with an adapter."""
+
+
+def find_local(source: str, builtin: Path, marker: str) -> Path | None:
+    """The folder or file that a source names on this machine; None where there is none.
+
+    Args:
+        source: ``builtin:NAME``, a path, or anything else.
+        builtin: folder of the models that ship with an adapter, each in a folder of its own.
+        marker: a file that each of them has.
+
+    Raises:
+        SourceError: there is no such builtin model.
+        ArtifactError: it is an artifact that is only half-written.
+    """
+    if source.startswith(BUILTIN_SCHEME):
+        name = source.removeprefix(BUILTIN_SCHEME)
+        names = sorted(path.parent.name for path in builtin.glob(f"*/{marker}"))
+        if name not in names:
+            raise _unknown_builtin(name, names)
+        return builtin / name
+    path = Path(source).expanduser()
+    if not path.is_dir() and path.with_name(path.name + PARTIAL_SUFFIX).is_dir():
+        Artifact.open(path)  # says that it is half-written, and how to go on
+    return path if path.exists() else None
+
+
+def _unknown_builtin(name: str, names: Sequence[str]) -> SourceError:
+    """The error for ``builtin:name``: the nearest of ``names``, then all of them."""
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f"did you mean {BUILTIN_SCHEME}{near[0]}? " if near else ""
+    return SourceError(
+        f"no builtin model {name!r}; {hint}available: "
+        + (", ".join(BUILTIN_SCHEME + n for n in names) or "none")
+    )
