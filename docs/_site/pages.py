@@ -29,6 +29,9 @@ SHOWN = {
 """Files outside of docs/ -> the pages that show them."""
 
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)#\s]*)(#[^)\s]*)?\)")
+ANCHORED = re.compile(r'^<a id="([^"]+)"></a>\n\n(#+ .+)$', re.MULTILINE)
+"""An explicit anchor above a heading, as every Markdown viewer understands it."""
+
 FENCED = re.compile(r"(^ *```.*?^ *```$)", re.MULTILINE | re.DOTALL)
 
 
@@ -49,9 +52,9 @@ def _copied(path: str, files: Files) -> bool:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Point links at pages, whatever file of the repository they name."""
+    """Point links at pages, whatever file of the repository they name; headings keep anchors."""
     home, src = _home(page.file.src_uri), page.file.src_uri
-    parts = FENCED.split(markdown)  # text, fenced block, text, ...
+    parts = FENCED.split(ANCHORED.sub(r"\2 {#\1}", markdown))  # text, fenced block, text, ...
     parts[::2] = [_relinked(text, home, src, files) for text in parts[::2]]
     return "".join(parts)
 
