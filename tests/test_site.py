@@ -18,15 +18,33 @@ from typer.main import get_command
 from dpq_core import __version__
 
 
-@pytest.fixture(scope="module")
-def pages() -> ModuleType:
-    """The hook of the site."""
-    spec = importlib.util.spec_from_file_location("site_pages", ROOT / "docs/_site/pages.py")
+def script(name: str) -> ModuleType:
+    """A module of the site's folder."""
+    spec = importlib.util.spec_from_file_location(f"site_{name}", ROOT / f"docs/_site/{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def pages() -> ModuleType:
+    """The hook of the site."""
+    return script("pages")
+
+
+def test_the_drawing_of_the_rooms_is_current() -> None:
+    rooms = script("rooms")
+    assert rooms.DRAWING.read_text() == rooms.drawing(), "run docs/_site/rooms.py"
+    written = (ROOT / "docs/architecture.md").read_text().split("### Rooms of the engine")[1]
+    assert tuple(re.findall(r"^\| `(\w+)` \|", written, re.MULTILINE)) == rooms.ROOMS
+
+
+def test_files_that_the_architecture_names_exist() -> None:
+    named = re.findall(r"`([a-z_/]+\.py)`", (ROOT / "docs/architecture.md").read_text())
+    missing = {n for n in named if not any((ROOT / top / n).exists() for top in ("", "dpq_core"))}
+    assert missing - {"reference.py", "quantize.py"} == set()  # named beside their room
 
 
 def test_the_command_line_page_has_every_command_and_option(pages: ModuleType) -> None:

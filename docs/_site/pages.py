@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import posixpath
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +35,11 @@ ANCHORED = re.compile(r'^<a id="([^"]+)"></a>\n\n(#+ .+)$', re.MULTILINE)
 """An explicit anchor above a heading, as every Markdown viewer understands it."""
 
 FENCED = re.compile(r"(^ *```.*?^ *```$)", re.MULTILINE | re.DOTALL)
+
+
+def on_pre_build(config: Any) -> None:
+    """Draw the rooms of the engine as they are."""
+    subprocess.run([sys.executable, str(Path(__file__).with_name("rooms.py"))], check=True)
 
 
 def on_files(files: Files, config: Any) -> Files:
