@@ -15,7 +15,7 @@ import yaml
 from repo import ROOT, pyproject
 from typer.main import get_command
 
-from dpq_core import __version__
+from dpq_core.version import __version__
 
 
 def script(name: str) -> ModuleType:
@@ -113,6 +113,12 @@ def test_urls_have_one_home() -> None:
     assert [url for url in urls.values() if not url.startswith(urls["Homepage"])] == []
     site = (ROOT / "mkdocs.yml").read_text()
     assert f"site_url: {urls['Documentation']}/" in site
+
+
+def test_the_workflow_runs_verbs_that_make_has() -> None:
+    verbs = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    workflow = (ROOT / ".github/workflows/ci.yml").read_text()
+    assert set(re.findall(r"make ([a-z]+)", workflow)) - set(verbs) == set()
 
 
 @pytest.mark.parametrize("folder", [".github/workflows", ".github/ISSUE_TEMPLATE"])
