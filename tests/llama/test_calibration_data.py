@@ -104,7 +104,7 @@ def test_folders_patterns_and_packed_files(tmp_path):
         ("empty.txt", b" \n", "the text is empty"),
         ("binary.txt", b"\xff\xfe\x00", "not UTF-8 text"),
         ("bad.gz", b"no gzip", r"cannot read the text \(damaged \.gz\)"),
-        ("cut.gz", gzip.compress(b"x" * 1000)[:-12], r"cannot read the text \(damaged \.gz\)"),
+        ("cut.gz", gzip.compress(b"x" * 1000, mtime=0)[:-12], r"cannot read the text \(damaged \.gz\)"),
         ("folder", None, "no .txt or .gz file"),
     ],
 )

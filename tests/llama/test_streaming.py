@@ -1,9 +1,10 @@
-"""`dpq compress` on a checkpoint of 2 GB: bounded memory, and kill -9 in the middle."""
+"""`dpq compress` on a checkpoint in shards: bounded memory, and kill -9 in the middle."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,8 +20,8 @@ MEGABYTE = 10**6
 
 
 def command(source: Path, out: Path, *more: str) -> list[str]:
-    words = ["compress", "-a", "llama", str(source), "--bits", "2", "-o", str(out), "--json"]
-    return [sys.executable, "-P", "-c", MAIN, *words, "--no-probe", *more]
+    words = ["compress", "-a", "llama", str(source), "-o", str(out), "--json", "--no-probe"]
+    return [sys.executable, "-P", "-c", MAIN, *words, *(more or ("--bits", "2"))]
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -78,16 +79,24 @@ def write_llama(folder: Path, *, hidden: int, intermediate: int, layers: int, sh
 
 
 @pytest.mark.slow
-def test_two_gigabytes_are_compressed_within_700_megabytes(tmp_path):
-    source, out = tmp_path / "source", tmp_path / "out"
-    size = write_llama(source, hidden=2048, intermediate=5504, layers=20, shards=8)
-    assert size > 2000 * MEGABYTE
-    done = subprocess.run(
-        command(source, out, "--iterations", "1"), capture_output=True, text=True, check=True
-    )
-    report = json.loads(done.stdout)
-    assert report["peak_memory"] < 700 * MEGABYTE
-    assert report["nbytes"] < size / 7
+def test_memory_does_not_grow_with_the_model(tmp_path):
+    """Ten times the layers, 400 MB more: no more memory than a tenth of that."""
+    sizes, peaks = [], []
+    for layers in (3, 30):
+        source, out = tmp_path / f"source{layers}", tmp_path / f"out{layers}"
+        size = write_llama(source, hidden=768, intermediate=2048, layers=layers, shards=4)
+        quick = ("--d", "8", "--K", "16", "--iterations", "1")  # half a bit, little work
+        done = subprocess.run(
+            command(source, out, *quick), capture_output=True, text=True, check=True
+        )
+        report = json.loads(done.stdout)
+        assert report["nbytes"] < size / 20
+        sizes.append(size)
+        peaks.append(report["peak_memory"])
+        shutil.rmtree(source)
+    assert sizes[1] - sizes[0] > 380 * MEGABYTE
+    assert peaks[1] - peaks[0] < 40 * MEGABYTE
+    assert max(peaks) < 700 * MEGABYTE
 
 
 @pytest.mark.slow
@@ -120,7 +129,7 @@ def test_a_killed_compression_resumes_to_the_same_bytes(tmp_path):
     assert "--resume" in again.stderr
 
     done = subprocess.run(
-        command(source, out, "--resume"), capture_output=True, text=True, check=True
+        command(source, out, "--bits", "2", "--resume"), capture_output=True, text=True, check=True
     )
     resumed = [tensor["resumed"] for tensor in json.loads(done.stdout)["tensors"]]
     assert sum(resumed) >= 5
