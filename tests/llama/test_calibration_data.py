@@ -97,6 +97,9 @@ def test_folders_patterns_and_packed_files(tmp_path):
     assert len(twice.ids) == 61 // 4
 
 
+PACKED = gzip.compress(b"x" * 1000, mtime=0)  # the ids of tests hold it
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -104,7 +107,7 @@ def test_folders_patterns_and_packed_files(tmp_path):
         ("empty.txt", b" \n", "the text is empty"),
         ("binary.txt", b"\xff\xfe\x00", "not UTF-8 text"),
         ("bad.gz", b"no gzip", r"cannot read the text \(damaged \.gz\)"),
-        ("cut.gz", gzip.compress(b"x" * 1000, mtime=0)[:-12], r"cannot read the text \(damaged \.gz\)"),
+        ("cut.gz", PACKED[:-12], r"cannot read the text \(damaged \.gz\)"),
         ("folder", None, "no .txt or .gz file"),
     ],
 )
