@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 from dpq_gaussian.formats.sog import FIRST_TAG, PER_ROW
-from dpq_gaussian.order import morton_order
 from dpq_gaussian.scene import Scene
+from dpq_gaussian.scene.morton import morton_order
 
 ITERATIONS = 10
 """Of k-means: splat-transform's default."""

@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from dpq_core.plugin.adapter import Adapter, Evaluation, Export, Sampling
 from dpq_core.run import Run
-from dpq_gaussian.calibration.options import CalibrateOptions
-from dpq_gaussian.evaluate_options import EvaluateOptions
-from dpq_gaussian.export import EXPORTS, ExportOptions
-from dpq_gaussian.options import CompressOptions
-from dpq_gaussian.sample_options import SampleOptions
+from dpq_gaussian.options import (
+    EXPORTS,
+    CalibrateOptions,
+    CompressOptions,
+    EvaluateOptions,
+    ExportOptions,
+    SampleOptions,
+)
 
 if TYPE_CHECKING:
     from dpq_core.artifact.single_writer import Packed
@@ -43,7 +46,7 @@ class GaussianAdapter(Adapter):
 
     def open(self, source: str) -> Checkpoint:
         """The attributes of a scene as named tensors."""
-        from dpq_gaussian.source import SceneCheckpoint
+        from dpq_gaussian.loading import SceneCheckpoint
 
         return SceneCheckpoint(source)
 
@@ -53,13 +56,13 @@ class GaussianAdapter(Adapter):
 
     def pack(self, source: str, options: Any, run: Run) -> Packed:
         """Order, quantize and code a scene."""
-        from dpq_gaussian.packing import pack
+        from dpq_gaussian.compress import pack
 
         return pack(source, options or CompressOptions(), run)
 
     def pack_within(self, source: str, options: Any, budget: int, run: Run) -> Packed:
         """Code a scene with the steps that suit a number of bytes."""
-        from dpq_gaussian.fitting import pack_within
+        from dpq_gaussian.budget import pack_within
 
         return pack_within(source, options or CompressOptions(), budget, run)
 
@@ -77,13 +80,13 @@ class GaussianAdapter(Adapter):
 
     def evaluate(self, source: str, options: Any, run: Run) -> Evaluation:
         """Pictures against photographs or the original's renders, sizes, times, errors."""
-        from dpq_gaussian.evaluation import evaluate
+        from dpq_gaussian.evaluation.evaluate import evaluate
 
         return evaluate(source, options, run)
 
     def sample(self, source: str, options: Any, run: Run, out: Path | None) -> Sampling:
         """Pictures of given cameras and of an orbit."""
-        from dpq_gaussian.sampling import sample
+        from dpq_gaussian.sample import sample
 
         return sample(source, options or SampleOptions(), run, out)
 

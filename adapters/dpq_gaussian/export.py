@@ -2,44 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from dpq_core.plugin.adapter import Export
 from dpq_core.run import Run
-
-EXPORTS = ("ply", "splat", "spz")
-"""``Adapter.exports`` of the Gaussian adapter."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportOptions:
-    """Options of ``dpq export`` for splat scenes."""
-
-    coordinates: str | None = field(
-        default=None,
-        metadata={"help": "axes of the new file, e.g. rdf or rub; default: rub for spz, else rdf"},
-    )
-    source_coordinates: str | None = field(
-        default=None,
-        metadata={"help": "axes of the source, where it is not as its format has it (spz: rub)"},
-    )
-    repair: bool = field(
-        default=False,
-        metadata={"help": "drop Gaussians with unusable values, bound infinite opacities"},
-    )
-
-    def __post_init__(self) -> None:
-        """Check names of axes.
-
-        Raises:
-            SpecError: there are no such axes.
-        """
-        for axes in (self.coordinates, self.source_coordinates):
-            if axes is not None:
-                from dpq_gaussian.formats.coordinates import known
-
-                known(axes)
+from dpq_gaussian.options import ExportOptions
 
 
 def export(source: str, to: str, options: ExportOptions | None, run: Run, out: Path) -> Export:
@@ -58,8 +25,7 @@ def export(source: str, to: str, options: ExportOptions | None, run: Run, out: P
     """
     from dpq_gaussian.formats import write_scene
     from dpq_gaussian.loading import load
-    from dpq_gaussian.repair import repaired
-    from dpq_gaussian.scene import check_values
+    from dpq_gaussian.scene import check_values, repaired
 
     options = options or ExportOptions()
     loaded = load(source, axes=options.source_coordinates)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import hashlib
+
+import torch
+from torch import Tensor
 
 from dpq_core.artifact import ArtifactFile
 from dpq_core.errors import SourceError
-from dpq_core.plugin.builtin import BUILTIN_SCHEME, find_local
+from dpq_core.tensor.checkpoint import Checkpoint, TensorInfo
 from dpq_gaussian.formats import NATIVE, Loaded, convert, read_scene
 from dpq_gaussian.scene import Scene
-
-BUILTIN = Path(__file__).parent / "builtin"
-"""Scenes that ship, each a folder with this file in it:"""
-
-BUILTIN_FILE = "scene.ply"
+from dpq_gaussian.scene.sources import locate
 
 
 def load_scene(source: str, *, axes: str | None = None) -> Scene:
@@ -43,13 +42,30 @@ def load(source: str, *, axes: str | None = None) -> Loaded:
     return read_scene(path, axes=axes)
 
 
-def locate(source: str) -> Path:
-    """The file that a source names.
+class SceneCheckpoint(Checkpoint):
+    """The attributes of a scene by name; the file stays mapped where its format allows."""
 
-    Raises:
-        SourceError: there is none.
-    """
-    place = find_local(source, BUILTIN, BUILTIN_FILE)
-    if place is None:
-        raise SourceError(f"{source}: no such file")
-    return place / BUILTIN_FILE if source.startswith(BUILTIN_SCHEME) else place
+    def __init__(self, source: str) -> None:
+        """Open the scene.
+
+        Raises:
+            SourceError: there is no such scene, or it cannot be read.
+        """
+        self.source = source
+        self._scene = load_scene(source)
+        arrays = self._scene.arrays()
+        self.tensors = {k: TensorInfo(tuple(v.shape), torch.float32) for k, v in arrays.items()}
+        self.side_files = {}
+        stat = locate(source).stat()
+        text = f"{len(self._scene)} {self._scene.sh_degree} {stat.st_size} {stat.st_mtime_ns}"
+        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
+
+    def read(self, name: str) -> Tensor:
+        """A copy of one attribute.
+
+        Raises:
+            SourceError: there is no such attribute.
+        """
+        if name not in self.tensors:
+            raise SourceError(f"{self.source}: there is no attribute {name!r}")
+        return torch.tensor(self._scene.arrays()[name])

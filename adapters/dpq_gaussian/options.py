@@ -1,81 +1,78 @@
-"""Options of ``dpq compress`` for splat scenes."""
+"""The options of every verb for Gaussian splat scenes: one dataclass per verb."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import Any
 
 from dpq_core.errors import SpecError
 from dpq_core.spec import QuantSpec
-from dpq_gaussian.policy import ATTRIBUTES, PRESETS, Policy
+from dpq_gaussian.policy import ATTRIBUTES, CODERS, PQ_SPEC, PRESETS, Policy, parse_factor
 
-CODERS = ("transform", "pq")
-"""Of the harmonics."""
+EXPORTS = ("ply", "splat", "spz")
+"""``Adapter.exports`` of the Gaussian adapter."""
 
-PQ_SPEC = QuantSpec(
-    d=15, K=1024, scope="subspace", conv_layout="channel", row_scale=False, codebook_dtype="float16"
-)
-"""What --harmonics-spec changes: three subspaces in the order of the bands."""
+BACKGROUNDS = {"black": (0.0, 0.0, 0.0), "white": (1.0, 1.0, 1.0), "grey": (0.5, 0.5, 0.5)}
+
+NONE = "none"
+"""What ``--original`` takes to be left out."""
+
+RIG_VIEWS = 12
+FRAMES = 36
+SIZE = 512  # pixels
+
+_MAX_VIEWS = 10_000
+_SIZES = (16, 8192)  # pixels; SSIM needs a window of 11
+_MAX_SIDE = 8192  # pixels
+_MAX_FRAMES = 3600
+_STEEPEST = 85.0  # degrees
+
+
+def _option(default: Any, help_text: str) -> Any:
+    """A field of an options dataclass with its default and its help text."""
+    return field(default=default, metadata={"help": help_text})
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompressOptions:
     """How small, how fine, and what is known of where the scene is looked at from."""
 
-    preset: str = field(
-        default="balanced", metadata={"help": f"size against fidelity: {', '.join(PRESETS)}"}
+    preset: str = _option("balanced", f"size against fidelity: {', '.join(PRESETS)}")
+    quality: float = _option(
+        1.0, "divides every step of the preset: 2 is finer by 6 dB, 0.5 coarser"
     )
-    quality: float = field(
-        default=1.0,
-        metadata={"help": "divides every step of the preset: 2 is finer by 6 dB, 0.5 coarser"},
+    attribute: tuple[str, ...] = _option(
+        (), "NAME=FACTOR: as --quality for one of " + ", ".join(ATTRIBUTES)
     )
-    attribute: tuple[str, ...] = field(
-        default=(),
-        metadata={"help": "NAME=FACTOR: as --quality for one of " + ", ".join(ATTRIBUTES)},
+    harmonics: str = _option(
+        "transform", "coding of the harmonics: transform (smaller), or pq (product quantization)"
     )
-    harmonics: str = field(
-        default="transform",
-        metadata={
-            "help": "coding of the harmonics: transform (smaller), or pq (product quantization)"
-        },
+    harmonics_spec: str = _option(
+        "",
+        "of --harmonics pq: d=15,K=1024; d of the 45 numbers share a code, K codewords "
+        "(2..65536), conv_layout=channel (by band) or spatial (by colour channel), scope, seed",
     )
-    harmonics_spec: str = field(
-        default="",
-        metadata={
-            "help": "of --harmonics pq: d=15,K=1024; d of the 45 numbers share a code, K codewords "
-            "(2..65536), conv_layout=channel (by band) or spatial (by colour channel), scope, seed"
-        },
+    position_bits: int = _option(
+        0, "bits per axis, relative to the scene, that positions have at least"
     )
-    position_bits: int = field(
-        default=0,
-        metadata={"help": "bits per axis, relative to the scene, that positions have at least"},
-    )
-    cameras: str = field(
-        default="",
-        metadata={
-            "help": "poses from which the scene is seen (COLMAP folder, cameras.json, "
-            "transforms.json): bytes go where these look; without it, to what a rig around the "
-            "scene sees"
-        },
+    cameras: str = _option(
+        "",
+        "poses from which the scene is seen (COLMAP folder, cameras.json, "
+        "transforms.json): bytes go where these look; without it, to what a rig around the "
+        "scene sees",
     )
 
     def __post_init__(self) -> None:
         """Check every field."""
-        if self.preset not in PRESETS:
-            raise SpecError(
-                f"option --preset must be one of {', '.join(PRESETS)}, not {self.preset!r}"
-            )
-        if not 0.01 <= self.quality <= 100:
-            raise SpecError(f"option --quality must be 0.01 to 100, not {self.quality}")
-        if not 0 <= self.position_bits <= 32:
-            raise SpecError(f"option --position-bits must be 0 to 32, not {self.position_bits}")
+        _check_choice("--preset", self.preset, PRESETS)
+        _check_range("--quality", self.quality, 0.01, 100)
+        _check_range("--position-bits", self.position_bits, 0, 32)
         for text in self.attribute:
-            if _factor(text)[0] == "harmonics" and self.harmonics == "pq":
+            if parse_factor(text)[0] == "harmonics" and self.harmonics == "pq":
                 raise SpecError(f"option --attribute {text!r}: --harmonics pq has no steps")
-        if self.harmonics not in CODERS:
-            raise SpecError(
-                f"option --harmonics must be one of {', '.join(CODERS)}, not {self.harmonics!r}"
-            )
+        _check_choice("--harmonics", self.harmonics, CODERS)
         if self.harmonics_spec and self.harmonics != "pq":
             raise SpecError("option --harmonics-spec needs --harmonics pq")
         self.harmonic_spec()
@@ -102,22 +99,202 @@ class CompressOptions:
         """The preset with all changes."""
         factors = dict.fromkeys(ATTRIBUTES, self.quality)
         for text in self.attribute:
-            name, factor = _factor(text)
+            name, factor = parse_factor(text)
             factors[name] *= factor
         policy = PRESETS[self.preset].refined(factors, self.position_bits)
         return dataclasses.replace(policy, harmonic_spec=self.harmonic_spec())
 
 
-def _factor(text: str) -> tuple[str, float]:
-    """``positions=2`` as a name and a number."""
-    name, _, value = text.partition("=")
+@dataclass(frozen=True, kw_only=True)
+class CalibrateOptions:
+    """What the scene is compared with while it is trained, and how large it may become."""
+
+    views: str = _option(
+        "",
+        "cameras with their photographs (COLMAP folder, cameras.json, "
+        "transforms.json): train on all but every 8th; without photographs, or without any "
+        "cameras (a rig is set up), pictures of the original take their place",
+    )
+    photographs: bool = _option(True, "train on the photographs of --views, where there are any")
+    distill: float = _option(
+        0.75,
+        "share of the original's picture in every photograph that is trained on: "
+        "photographs alone are learned by heart",
+    )
+    downscale: float = _option(
+        1.0,
+        "divides the sides of the pictures of --views; a scene looks best at the size "
+        "that it was trained at",
+    )
+    rig_size: int = _option(384, "width and height of the rig's pictures in pixels")
+    batch: int = _option(2, "views of one step")
+    ssim: float = _option(0.2, "share of 1 - SSIM in the loss; the rest is L1")
+    finer: float = _option(
+        1.5,
+        "training starts from the original in steps so many times finer than the "
+        "artifact's (adapted to --size, less in runs under 1000 --steps), and the price of "
+        "bits takes the bytes back; 1, or harmonics by pq: from the artifact's own symbols",
+    )
+    size: float = _option(1.0, "bytes of the result, at most, relative to those of the artifact")
+    background: str = _option("black", f"{', '.join(BACKGROUNDS)}, or a colour such as #8090a0")
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        _check_range("--downscale", self.downscale, 1, 1000)
+        _check_range("--rig-size", self.rig_size, *_SIZES, unit=" pixels")
+        _check_range("--distill", self.distill, 0, 1)
+        _check_range("--batch", self.batch, 1, 1000)
+        _check_range("--ssim", self.ssim, 0, 1)
+        _check_range("--finer", self.finer, 1, 4)
+        _check_range("--size", self.size, 0.5, 2)
+        colour(self.background)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """What is compared with what, and from where."""
+
+    original: str = _option(
+        "",
+        "uncompressed scene whose pictures are the reference; by default the source of "
+        f"the artifact; {NONE}: leave it out",
+    )
+    cameras: str = _option(
+        "",
+        "views, with their photographs if there are any: a COLMAP folder, cameras.json "
+        "or transforms.json; by default a rig around the original",
+    )
+    all_views: bool = _option(False, "all cameras instead of the held-out ones, every 8th")
+    views: int = _option(0, f"at most so many views; 0: all held-out ones, {RIG_VIEWS} of the rig")
+    downscale: float = _option(1.0, "divides the sides of given cameras' pictures")
+    size: int = _option(SIZE, "width and height of the rig's pictures in pixels")
+    up: str = _option("-y", "the axis of the scene that points up: rig")
+    background: str = _option("black", f"{', '.join(BACKGROUNDS)}, or a colour such as #8090a0")
+    antialiased: bool | None = _option(
+        None, "Mip-Splatting's filter; by default if the scene says it needs it"
+    )
+    axes: str = _option(
+        "",
+        "axes of the source, such as rdf; by default its format's, turned where the "
+        "original lies otherwise",
+    )
+    against: tuple[str, ...] = _option((), "further files of the same scene for the same table")
+    lpips: str = _option("", "VGG-16 weights (vgg16-397923af.pth of torchvision) to measure LPIPS")
+    encode: str = _option("", "preset to code the original with once more, for its encode seconds")
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        _check_range("--views", self.views, 0, _MAX_VIEWS)
+        _check_range("--downscale", self.downscale, 1, 1000)
+        _check_range("--size", self.size, *_SIZES, unit=" pixels")
+        if self.all_views and not self.cameras:
+            raise SpecError("option --all-views needs --cameras; a rig has no held-out views")
+        if self.encode:
+            _check_choice("--encode", self.encode, PRESETS)
+        colour(self.background)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOptions:
+    """What is drawn, and from where."""
+
+    cameras: str = _option(
+        "",
+        "draw from these: a COLMAP folder, cameras.json or transforms.json; by default "
+        "an orbit is drawn",
+    )
+    names: tuple[str, ...] = _option((), "only the camera of this name; by default all of the file")
+    frames: int | None = _option(
+        None, f"pictures of the orbit; by default {FRAMES}, or 0 with --cameras"
+    )
+    width: int = _option(0, f"pixels; 0: the camera's own, {SIZE} in an orbit")
+    height: int = _option(0, "pixels; 0: in proportion to the width, or as the width")
+    elevation: float | None = _option(
+        None, "degrees above the horizon of the orbit; by default the clearest view"
+    )
+    up: str = _option("-y", "the axis of the scene that points up")
+    background: str = _option("black", f"{', '.join(BACKGROUNDS)}, or a colour such as #8090a0")
+    antialiased: bool | None = _option(
+        None, "Mip-Splatting's filter; by default if the scene says it needs it"
+    )
+    sh_degree: int = _option(3, "harmonics to use, 0 to 3")
+    source_coordinates: str = _option("", "axes of the scene, such as rdf; by default its format's")
+    baseline: str = _option("", "scene to show beside it at the same cameras: before/after")
+    fps: float = _option(12.0, "frames per second of the orbit")
+    mp4: bool = _option(False, "also write the orbit as MP4; needs PyAV (pip install 'dpq[video]')")
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        if self.names and not self.cameras:
+            raise SpecError("option --names needs --cameras")
+        for flag, value in (("--width", self.width), ("--height", self.height)):
+            _check_range(flag, value, 0, _MAX_SIDE)
+        if self.frames is not None:
+            _check_range("--frames", self.frames, 0, _MAX_FRAMES)
+        if self.orbit_frames == 0 and not self.cameras:
+            raise SpecError("option --frames 0 needs --cameras, or nothing is drawn")
+        if self.elevation is not None and not abs(self.elevation) <= _STEEPEST:
+            raise SpecError(f"option --elevation must be -{_STEEPEST:.0f} to {_STEEPEST:.0f}")
+        _check_range("--sh-degree", self.sh_degree, 0, 3)
+        _check_range("--fps", self.fps, 0.1, 100)
+        colour(self.background)
+
+    @property
+    def orbit_frames(self) -> int:
+        """Pictures of the orbit."""
+        if self.frames is not None:
+            return self.frames
+        return 0 if self.cameras else FRAMES
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Options of ``dpq export`` for splat scenes."""
+
+    coordinates: str | None = _option(
+        None, "axes of the new file, e.g. rdf or rub; default: rub for spz, else rdf"
+    )
+    source_coordinates: str | None = _option(
+        None, "axes of the source, where it is not as its format has it (spz: rub)"
+    )
+    repair: bool = _option(False, "drop Gaussians with unusable values, bound infinite opacities")
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        for axes in (self.coordinates, self.source_coordinates):
+            if axes is not None:
+                from dpq_gaussian.formats.coordinates import known
+
+                known(axes)
+
+
+def _check_choice(flag: str, value: str, choices: Collection[str]) -> None:
+    """Refuse a value that is not one of the choices."""
+    if value not in choices:
+        raise SpecError(f"option {flag} must be one of {', '.join(choices)}, not {value!r}")
+
+
+def _check_range(flag: str, value: float, least: float, largest: float, *, unit: str = "") -> None:
+    """Refuse a value outside of its range; NaN is outside of every range."""
+    if not least <= value <= largest:
+        raise SpecError(f"option {flag} must be {least} to {largest}{unit}, not {value}")
+
+
+def colour(text: str) -> tuple[float, float, float]:
+    """Red, green and blue in [0, 1] of a name or ``#rrggbb``.
+
+    Raises:
+        SpecError: it is neither.
+    """
+    if text in BACKGROUNDS:
+        return BACKGROUNDS[text]
+    digits = text.removeprefix("#")
     try:
-        number = float(value)
+        if len(digits) != 6:
+            raise ValueError
+        red, green, blue = bytes.fromhex(digits)
     except ValueError:
-        number = 0.0
-    if name not in ATTRIBUTES or not 0.001 <= number <= 1000:
         raise SpecError(
-            f"option --attribute {text!r}: write NAME=FACTOR, a factor of 0.001 to 1000 for one of "
-            + ", ".join(ATTRIBUTES)
-        )
-    return name, number
+            f"option --background: {text!r} is no colour; use {', '.join(BACKGROUNDS)} or #rrggbb"
+        ) from None
+    return red / 255, green / 255, blue / 255

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from dpq_core.errors import SpecError
 from dpq_core.spec import QuantSpec
 
 CLASSES = 8
@@ -26,6 +27,14 @@ POWER = 2.5
 """Of the factor by which steps are finer over that of the bytes, at the sizes of the presets."""
 
 ATTRIBUTES = ("positions", "scales", "rotations", "opacity", "color", "harmonics")
+
+CODERS = ("transform", "pq")
+"""Of the harmonics."""
+
+PQ_SPEC = QuantSpec(
+    d=15, K=1024, scope="subspace", conv_layout="channel", row_scale=False, codebook_dtype="float16"
+)
+"""What --harmonics-spec changes: three subspaces in the order of the bands."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,3 +122,18 @@ PRESETS: Mapping[str, Policy] = {
     "high": _preset(6.0),
 }
 """About 38, 43 and 49 dB against the original's renders on a photographed scene."""
+
+
+def parse_factor(text: str) -> tuple[str, float]:
+    """``positions=2`` as a name and a number."""
+    name, _, value = text.partition("=")
+    try:
+        number = float(value)
+    except ValueError:
+        number = 0.0
+    if name not in ATTRIBUTES or not 0.001 <= number <= 1000:
+        raise SpecError(
+            f"option --attribute {text!r}: write NAME=FACTOR, a factor of 0.001 to 1000 for one of "
+            + ", ".join(ATTRIBUTES)
+        )
+    return name, number

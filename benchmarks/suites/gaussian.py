@@ -33,14 +33,14 @@ from dpq_core.jobs.compress_file import compress_file
 from dpq_core.run import Run
 from dpq_gaussian.adapter import GaussianAdapter
 from dpq_gaussian.cameras import Camera, held_out, read_cameras
-from dpq_gaussian.cameras.rig import rig
+from dpq_gaussian.cameras.photographs import photograph
+from dpq_gaussian.evaluation.metrics import score
 from dpq_gaussian.formats import check_values, read_scene, write_scene
 from dpq_gaussian.loading import load_scene
 from dpq_gaussian.options import CompressOptions
-from dpq_gaussian.picture_metrics import score
 from dpq_gaussian.rendering import RenderOptions, Splats, render
+from dpq_gaussian.rendering.viewpoints import rig
 from dpq_gaussian.scene import Scene
-from dpq_gaussian.views import photograph
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "splats"
 SCENES = {

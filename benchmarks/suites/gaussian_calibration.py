@@ -35,13 +35,12 @@ from dpq_core.jobs.calibrate import calibrate_artifact
 from dpq_core.jobs.compress_file import compress_file
 from dpq_core.run import Run
 from dpq_gaussian.adapter import GaussianAdapter
-from dpq_gaussian.calibration.options import CalibrateOptions
 from dpq_gaussian.cameras import Camera, held_out, read_cameras
+from dpq_gaussian.cameras.photographs import photograph
+from dpq_gaussian.evaluation.metrics import score
 from dpq_gaussian.loading import load_scene
-from dpq_gaussian.options import CompressOptions
-from dpq_gaussian.picture_metrics import score
+from dpq_gaussian.options import CalibrateOptions, CompressOptions
 from dpq_gaussian.scene import Scene
-from dpq_gaussian.views import photograph
 
 SCENES = {"builtin:tiny-scene": "miku_scene", str(DATA / "miku_sh3.ply"): "miku_scene"}
 """Scene -> folder of the photographs that it was trained on, but for every 8th."""

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from dpq_gaussian.cameras import Camera
-from dpq_gaussian.cameras.rig import rig
 from dpq_gaussian.loading import load
 from dpq_gaussian.rendering import RenderOptions, Splats, render
 from dpq_gaussian.rendering.reference import render_reference
+from dpq_gaussian.rendering.viewpoints import rig
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import record  # benchmarks/record.py

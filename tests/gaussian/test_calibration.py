@@ -18,16 +18,15 @@ from dpq_core.jobs.calibrate import calibrate_artifact
 from dpq_core.jobs.compress_file import compress_file
 from dpq_core.run import Run
 from dpq_gaussian.adapter import GaussianAdapter
-from dpq_gaussian.calibration.options import CalibrateOptions
 from dpq_gaussian.calibration.task import _THRIFT, SceneTask, calibration
 from dpq_gaussian.cameras import held_out, read_cameras
+from dpq_gaussian.cameras.photographs import photograph
 from dpq_gaussian.codec import Encoded, SceneFile
+from dpq_gaussian.evaluation.metrics import psnr
 from dpq_gaussian.formats import write_scene
 from dpq_gaussian.loading import load_scene
-from dpq_gaussian.options import CompressOptions
-from dpq_gaussian.picture_metrics import psnr
+from dpq_gaussian.options import CalibrateOptions, CompressOptions
 from dpq_gaussian.rendering import RenderOptions, Splats, render
-from dpq_gaussian.views import photograph
 
 RUN = Run(device="cpu")
 PQ = {"harmonics": "pq", "harmonics_spec": "d=3,K=16"}

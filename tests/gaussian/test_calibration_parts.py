@@ -22,18 +22,17 @@ from dpq_gaussian.adapter import GaussianAdapter
 from dpq_gaussian.calibration import kernels, latents
 from dpq_gaussian.calibration.harmonics import DEAD_ZONE, AxisHarmonics, CodeHarmonics
 from dpq_gaussian.calibration.loss import Target, ssim_reference
-from dpq_gaussian.calibration.options import CalibrateOptions
-from dpq_gaussian.calibration.price import Price
-from dpq_gaussian.calibration.straight import through, turned
+from dpq_gaussian.calibration.rate_control import Price
+from dpq_gaussian.calibration.straight_through import through, turned
 from dpq_gaussian.calibration.student import SceneStudent
 from dpq_gaussian.calibration.views import training_views
+from dpq_gaussian.cameras.surrounding import VIEWS, surrounding_cameras
 from dpq_gaussian.codec import SceneFile, harmonics
 from dpq_gaussian.codec.decoding import UnwrittenScene
+from dpq_gaussian.evaluation.metrics import ssim
 from dpq_gaussian.formats import read_scene, write_scene
-from dpq_gaussian.importance import VIEWS, rig
-from dpq_gaussian.options import CompressOptions
-from dpq_gaussian.order import morton_order
-from dpq_gaussian.picture_metrics import ssim
+from dpq_gaussian.options import CalibrateOptions, CompressOptions
+from dpq_gaussian.scene.morton import morton_order
 
 RUN = Run(device="cpu")
 CPU = torch.device("cpu")
@@ -557,7 +556,7 @@ class TestViews:
 
     def test_more_rounds_of_the_rig_begin_with_the_cameras_of_fewer(self) -> None:
         scene = visible_scene(100)
-        one, two = rig(scene), rig(scene, 2)
+        one, two = surrounding_cameras(scene), surrounding_cameras(scene, 2)
         assert len(one) == VIEWS
         assert len(two) == 2 * VIEWS
         for a, b in zip(one, two, strict=False):

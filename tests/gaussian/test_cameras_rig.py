@@ -9,9 +9,8 @@ import pytest
 from render_scenes import scene
 
 from dpq_core.errors import SourceError, SpecError
-from dpq_gaussian.cameras.rig import VIEWS, orbit, rig
-from dpq_gaussian.cameras.stage import UPS, find_stage
 from dpq_gaussian.rendering import render
+from dpq_gaussian.rendering.viewpoints import UPS, VIEWS, find_stage, orbit, rig
 from dpq_gaussian.scene import Scene
 
 

@@ -21,18 +21,19 @@ from dpq_core.errors import ArtifactError, SourceError, SpecError
 from dpq_core.jobs.compress_file import compress_file
 from dpq_core.run import Run
 from dpq_gaussian.adapter import GaussianAdapter
-from dpq_gaussian.codec import SceneFile, decode_scene, encode, iter_chunks, layout
-from dpq_gaussian.codec.canonical import quaternions, sorted_axes, turns
+from dpq_gaussian.cameras.surrounding import surrounding_cameras
+from dpq_gaussian.codec import SceneFile, decode_scene, encode, iter_chunks, parameters
 from dpq_gaussian.codec.decoding import UnwrittenScene
+from dpq_gaussian.codec.distortion import measure
 from dpq_gaussian.codec.encoding import encode_again, grid_of
-from dpq_gaussian.codec.errors import measure
 from dpq_gaussian.codec.parameters import parameters_from_json, parameters_to_json
+from dpq_gaussian.codec.rotations import quaternions, sorted_axes, turns
 from dpq_gaussian.formats import write_scene
-from dpq_gaussian.importance import importance, rig
 from dpq_gaussian.options import CompressOptions
-from dpq_gaussian.order import morton_order
 from dpq_gaussian.policy import ATTRIBUTES, CLASSES, PRESETS
+from dpq_gaussian.rendering.importance import importance
 from dpq_gaussian.scene import Scene
+from dpq_gaussian.scene.morton import morton_order
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "gaussian-v1" / "scene.dpq"
 GOLDEN_SHA256 = "c07aed1294d3a488f9248aaef6ddebb2e34287a5acf0fd2c2a38bd8aec3c2aa5"
@@ -154,7 +155,7 @@ def test_a_rotation_survives_its_three_symbols(seed: int) -> None:
 
 def test_chunks_decode_alone(ply: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """G1: any chunk equals the slice of the whole; so do all in turn."""
-    monkeypatch.setattr("dpq_gaussian.packing.CHUNK", 64)  # first: its import copies layout's
+    monkeypatch.setattr("dpq_gaussian.compress.CHUNK", 64)  # first: its import copies layout's
     for module in ("encoding", "decoding", "layout"):
         monkeypatch.setattr(f"dpq_gaussian.codec.{module}.CHUNK", 64)
     path = compressed(ply)
@@ -286,7 +287,7 @@ def test_importance_follows_what_is_seen() -> None:
     assert seen.shape == (200,)
     assert seen[:20].mean() < 0.5 * seen[20:].mean()
     assert abs(np.square(seen).mean() - 1) < 1e-3
-    assert len(rig(Scene(**arrays))) == 24
+    assert len(surrounding_cameras(Scene(**arrays))) == 24
 
 
 def test_morton_order_sorts_interleaved_bits() -> None:
@@ -334,6 +335,6 @@ def test_every_clause_has_a_test_or_a_field() -> None:
     assert clauses == [f"G{n}" for n in range(1, len(clauses) + 1)]
     named = Path(__file__).read_text()
     assert all(re.search(rf"\b{clause}\b", named) for clause in clauses)
-    assert layout.CODEC_VERSION == 1
+    assert parameters.CODEC_VERSION == 1
     assert CLASSES == 8
     assert Run().seed == 0

@@ -30,7 +30,8 @@ from dpq_gaussian.codec.decoding import UnwrittenScene
 from dpq_gaussian.codec.layout import streams_of
 from dpq_gaussian.codec.parameters import parameters_from_json, parameters_to_json
 from dpq_gaussian.formats import write_scene
-from dpq_gaussian.options import PQ_SPEC, CompressOptions
+from dpq_gaussian.options import CompressOptions
+from dpq_gaussian.policy import PQ_SPEC
 from dpq_gaussian.scene import Scene
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "gaussian-v1" / "scene-pq.dpq"
@@ -154,7 +155,7 @@ def test_more_codewords_and_subspaces_lose_less() -> None:
 
 def test_chunks_decode_alone(ply: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """G1: any chunk equals the slice of the whole."""
-    for module in ("packing", "codec.encoding", "codec.decoding", "codec.layout"):
+    for module in ("compress", "codec.encoding", "codec.decoding", "codec.layout"):
         monkeypatch.setattr(f"dpq_gaussian.{module}.CHUNK", 64)
     path = compressed(ply, text="d=15,K=64")
     whole, file = decode_scene(path), SceneFile(path)

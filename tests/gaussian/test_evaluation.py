@@ -15,10 +15,10 @@ from splat_views import HEIGHT, WIDTH, draw, photographed, visible_scene, write_
 from dpq_core.errors import SourceError, SpecError
 from dpq_core.run import Run
 from dpq_gaussian.cameras import read_cameras
-from dpq_gaussian.evaluate_options import EvaluateOptions
-from dpq_gaussian.evaluation import evaluate
+from dpq_gaussian.evaluation.evaluate import evaluate
+from dpq_gaussian.evaluation.metrics import CAP
 from dpq_gaussian.formats import read_scene, write_scene
-from dpq_gaussian.picture_metrics import CAP
+from dpq_gaussian.options import EvaluateOptions
 from dpq_gaussian.rendering import RenderOptions, Splats
 from dpq_gaussian.rendering.reference import render_reference
 
@@ -262,7 +262,7 @@ def test_photographs_are_fitted(folder, tmp_path):
 
 
 def test_transparent_photographs_lie_on_the_background(folder):
-    from dpq_gaussian.views import photograph
+    from dpq_gaussian.cameras.photographs import photograph
 
     camera = read_cameras(folder)[0]
     path = folder / "clear.png"

@@ -7,8 +7,8 @@ from cli_runs import dpq
 from splat_views import photographed
 
 from dpq_core.run import Run
-from dpq_gaussian.evaluate_options import EvaluateOptions
-from dpq_gaussian.evaluation import evaluate, origin_of
+from dpq_gaussian.evaluation.evaluate import evaluate, origin_of
+from dpq_gaussian.options import EvaluateOptions
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,10 @@ from torch import nn
 from torchmetrics.functional.image import lpips as torchmetrics_lpips
 
 from dpq_core.errors import SourceError, SpecError
-from dpq_gaussian.attribute_errors import angles, attribute_errors
-from dpq_gaussian.lpips import LPIPS, load_lpips
-from dpq_gaussian.matching import match, overlap
-from dpq_gaussian.picture_metrics import CAP, psnr, score, ssim
+from dpq_gaussian.evaluation.attributes import angles, attribute_errors
+from dpq_gaussian.evaluation.lpips import LPIPS, load_lpips
+from dpq_gaussian.evaluation.matching import match, overlap
+from dpq_gaussian.evaluation.metrics import CAP, psnr, score, ssim
 
 
 def pictures(height=24, width=20, noise=0.1):

@@ -12,8 +12,10 @@ from dpq_core.run import Run
 from dpq_gaussian import loading
 from dpq_gaussian.adapter import GaussianAdapter
 from dpq_gaussian.codec import decode_scene
-from dpq_gaussian.export import EXPORTS, ExportOptions, export
+from dpq_gaussian.export import export
 from dpq_gaussian.formats import WRITABLE, convert, read_scene, write_scene
+from dpq_gaussian.options import EXPORTS, ExportOptions
+from dpq_gaussian.scene import sources as scene_sources
 
 
 @pytest.fixture
@@ -39,7 +41,7 @@ def test_other_files_are_read(tmp_path):
 
 
 def test_builtin_scenes(tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "BUILTIN", tmp_path)
+    monkeypatch.setattr(scene_sources, "BUILTIN", tmp_path)
     (tmp_path / "garden").mkdir()
     write_scene(make_scene(), tmp_path / "garden" / "scene.ply", "ply")
     assert len(loading.load_scene("builtin:garden")) == 50

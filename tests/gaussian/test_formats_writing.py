@@ -13,7 +13,7 @@ from splat_files import changed, columns, make_scene, write_ply
 
 from dpq_core.errors import SourceError, SpecError
 from dpq_gaussian.formats import SceneStream, check_values, read_scene, write_scene
-from dpq_gaussian.repair import repaired
+from dpq_gaussian.scene import repaired
 
 FORMATS = pytest.mark.parametrize("to", ["ply", "splat", "spz"])
 

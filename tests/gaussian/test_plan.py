@@ -17,14 +17,14 @@ from dpq_core.errors import AdapterError, SpecError
 from dpq_core.jobs.compress_file import compress_file
 from dpq_core.plugin.adapter import Adapter
 from dpq_core.run import Run
-from dpq_gaussian import fitting
+from dpq_gaussian import budget as byte_budget
 from dpq_gaussian.adapter import GaussianAdapter
+from dpq_gaussian.cameras.surrounding import near_plane, surrounding_cameras
 from dpq_gaussian.codec import decode_scene
+from dpq_gaussian.compress import coded, prepare
 from dpq_gaussian.formats import write_scene
-from dpq_gaussian.importance import near_plane, rig
 from dpq_gaussian.loading import load_scene
 from dpq_gaussian.options import CompressOptions
-from dpq_gaussian.packing import coded, prepare
 from dpq_gaussian.policy import ATTRIBUTES
 from dpq_gaussian.rendering import RenderOptions, Splats, render
 from dpq_gaussian.scene import Scene
@@ -115,7 +115,7 @@ def test_an_adapter_need_not_be_able_to(ply: Path) -> None:
 
 
 def test_curves_go_through_their_points_and_on() -> None:
-    curve = fitting.Curve((0.5, 1.0, 2.0), (100.0, 200.0, 800.0), (4.0, 1.0, 0.5))
+    curve = byte_budget.Curve((0.5, 1.0, 2.0), (100.0, 200.0, 800.0), (4.0, 1.0, 0.5))
     assert [curve.at(f).nbytes for f in curve.factors] == pytest.approx([100, 200, 800], abs=1)
     assert [curve.at(f).cost for f in curve.factors] == pytest.approx([4, 1, 0.5])
     assert curve.at(0.25).cost == pytest.approx(16)
@@ -125,14 +125,16 @@ def test_curves_go_through_their_points_and_on() -> None:
 
 def test_bytes_go_where_pictures_need_them() -> None:
     """Of two parts that take as many bytes, that which hurts more gets the finer steps."""
-    sizes = tuple(10_000 * f**0.4 for f in fitting.LEVELS)
+    sizes = tuple(10_000 * f**0.4 for f in byte_budget.LEVELS)
 
-    def curve(hurt: float) -> fitting.Curve:
-        return fitting.Curve(fitting.LEVELS, sizes, tuple(hurt / f**2 for f in fitting.LEVELS))
+    def curve(hurt: float) -> byte_budget.Curve:
+        return byte_budget.Curve(
+            byte_budget.LEVELS, sizes, tuple(hurt / f**2 for f in byte_budget.LEVELS)
+        )
 
-    found = fitting.spread({"color": curve(1.0), "opacity": curve(64.0)}, 20_000)
+    found = byte_budget.spread({"color": curve(1.0), "opacity": curve(64.0)}, 20_000)
     assert found["opacity"] > 2 * found["color"]
-    same = fitting.spread({"color": curve(1.0), "opacity": curve(1.0)}, 20_000)
+    same = byte_budget.spread({"color": curve(1.0), "opacity": curve(1.0)}, 20_000)
     assert 0.8 <= same["opacity"] / same["color"] <= 1.25
 
 
@@ -142,17 +144,17 @@ def test_a_sample_is_runs_of_neighbours_and_tells_the_whole(
     prepared = prepare(str(written(tmp_path, make_scene(6000))), CompressOptions(), Run())
     base = CompressOptions().policy()
     whole = coded(prepared, base)
-    monkeypatch.setattr(fitting, "SAMPLE", 2048)
-    monkeypatch.setattr(fitting, "RUN", 256)
-    picked = fitting.sample(prepared)
+    monkeypatch.setattr(byte_budget, "SAMPLE", 2048)
+    monkeypatch.setattr(byte_budget, "RUN", 256)
+    picked = byte_budget.sample(prepared)
     assert prepared.kept is not None
     assert set(picked) <= set(prepared.kept)
     assert 1500 < len(picked) == len(set(picked)) <= 2048
     assert np.all(np.diff(picked) > 0)
     near = np.isin(whole.order, picked)  # in the order of the file: few borders
     assert int((near[1:] != near[:-1]).sum()) <= 2 * 2048 / 256
-    found, fixed = fitting.curves(prepared, base)
-    for name, (_, streams, _) in fitting.PARTS.items():
+    found, fixed = byte_budget.curves(prepared, base)
+    for name, (_, streams, _) in byte_budget.PARTS.items():
         nbytes = sum(len(part) for stream in streams for part in whole.chunked[stream])
         assert found[name].at(1.0).nbytes == pytest.approx(nbytes, rel=0.1)
     rest = whole.nbytes - sum(curve.at(1.0).nbytes for curve in found.values())
@@ -207,7 +209,7 @@ def test_pictures_are_not_worse_than_a_presets_of_as_many_bytes(
     budget = compress_file(GaussianAdapter(), str(ply), fixed, options=options).nbytes
     assert fitted(ply, budget).nbytes <= budget
     how = dataclasses.replace(RenderOptions(), near=near_plane(scene))
-    views = [camera.scaled(0.5) for camera in rig(scene)[2::4]]
+    views = [camera.scaled(0.5) for camera in surrounding_cameras(scene)[2::4]]
     wanted = [render(Splats.of(scene), view, how).colour for view in views]
 
     def psnr(path: Path) -> float:

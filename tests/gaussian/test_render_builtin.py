@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 from dpq_gaussian.cameras import read_cameras
-from dpq_gaussian.loading import BUILTIN, load_scene
+from dpq_gaussian.loading import load_scene
 from dpq_gaussian.rendering import Splats, render
 from dpq_gaussian.scene import check_values
+from dpq_gaussian.scene.sources import BUILTIN
 
 SOURCE = "builtin:tiny-scene"
 FOLDER = BUILTIN / "tiny-scene"

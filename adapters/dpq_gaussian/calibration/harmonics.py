@@ -14,7 +14,7 @@ from dpq_core.data.task import EStepStats
 from dpq_core.errors import AdapterError
 from dpq_gaussian.calibration import kernels
 from dpq_gaussian.calibration.latents import Stored, harmonics_of
-from dpq_gaussian.calibration.straight import through
+from dpq_gaussian.calibration.straight_through import through
 from dpq_gaussian.codec import codebooks, models
 from dpq_gaussian.codec.harmonics import BASIS_SCALE, gather
 from dpq_gaussian.codec.layout import CHUNK, Ints, value_groups

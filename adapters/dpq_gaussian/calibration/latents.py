@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from dpq_core.errors import SourceError
-from dpq_gaussian.codec.canonical import sorted_axes, turns
 from dpq_gaussian.codec.decoding import CodedScene, SceneFile, UnwrittenScene
 from dpq_gaussian.codec.encoding import encode_again, grid_of
-from dpq_gaussian.codec.layout import Parameters, rotation_grids
-from dpq_gaussian.codec.quantities import SPINS, UNIT, Ints, depths, spacing
-from dpq_gaussian.order import morton_order
-from dpq_gaussian.packing import visible
-from dpq_gaussian.scene import Scene
+from dpq_gaussian.codec.grids import SPINS, UNIT, Ints, depths, spacing
+from dpq_gaussian.codec.layout import rotation_grids
+from dpq_gaussian.codec.parameters import Parameters
+from dpq_gaussian.codec.rotations import sorted_axes, turns
+from dpq_gaussian.scene import Scene, visible
+from dpq_gaussian.scene.morton import morton_order
 
 FloatArray = npt.NDArray[np.float32]
 

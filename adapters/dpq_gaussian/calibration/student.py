@@ -26,13 +26,13 @@ from dpq_gaussian.calibration.latents import (
     places_of,
     shape_of,
 )
-from dpq_gaussian.calibration.price import Price
-from dpq_gaussian.calibration.straight import through, turned
+from dpq_gaussian.calibration.rate_control import Price
+from dpq_gaussian.calibration.straight_through import through, turned
 from dpq_gaussian.codec import models
+from dpq_gaussian.codec.dequantize import restore
 from dpq_gaussian.codec.encoding import Encoded, code
 from dpq_gaussian.codec.layout import CHUNK
-from dpq_gaussian.codec.quantizing import Symbols, geometry
-from dpq_gaussian.codec.restoring import restore
+from dpq_gaussian.codec.quantize import Symbols, geometry
 from dpq_gaussian.rendering import Splats
 from dpq_gaussian.scene import Scene
 

@@ -20,15 +20,15 @@ from dpq_core.data.task import Batch, CalibrationTask, EStep
 from dpq_core.run import Run
 from dpq_gaussian.calibration import latents
 from dpq_gaussian.calibration.harmonics import CodeHarmonics
-from dpq_gaussian.calibration.options import CalibrateOptions
-from dpq_gaussian.calibration.price import Price
+from dpq_gaussian.calibration.rate_control import Price
 from dpq_gaussian.calibration.student import Rounded, SceneStudent
 from dpq_gaussian.calibration.views import TrainingViews, training_views
 from dpq_gaussian.codec import SceneFile
+from dpq_gaussian.codec.distortion import LONGEST, measure
 from dpq_gaussian.codec.encoding import Encoded
-from dpq_gaussian.codec.errors import LONGEST, measure
 from dpq_gaussian.codec.parameters import parameters_to_json
 from dpq_gaussian.loading import load_scene
+from dpq_gaussian.options import CalibrateOptions
 from dpq_gaussian.policy import POWER
 from dpq_gaussian.rendering import Splats, drawing_device, render
 from dpq_gaussian.scene import Scene, check_values

@@ -10,14 +10,13 @@ import torch
 from dpq_core.errors import SourceError
 from dpq_core.plugin.builtin import BUILTIN_SCHEME
 from dpq_gaussian.calibration.loss import Target
-from dpq_gaussian.calibration.options import CalibrateOptions
 from dpq_gaussian.cameras import Camera, held_out, read_cameras
-from dpq_gaussian.cameras.split import HOLD
-from dpq_gaussian.importance import SIZE, near_plane, rig
+from dpq_gaussian.cameras.photographs import fitted, photograph
+from dpq_gaussian.cameras.reading import HOLD
+from dpq_gaussian.cameras.surrounding import SIZE, near_plane, surrounding_cameras
+from dpq_gaussian.options import CalibrateOptions, colour
 from dpq_gaussian.rendering import RenderOptions, Splats, render
-from dpq_gaussian.sample_options import colour
 from dpq_gaussian.scene import Scene
-from dpq_gaussian.views import fitted, photograph
 
 ROUNDS = 4
 """Times the cameras that encoding looks from: 96, of which every 8th validates."""
@@ -78,7 +77,7 @@ class TrainingViews:
 def training_views(
     options: CalibrateOptions, scene: Scene, *, antialiased: bool, device: torch.device
 ) -> TrainingViews:
-    """The views that the user gave, but for the held-out ones, or a rig.
+    """The views that the user gave, but for the held-out ones, or cameras set up around the scene.
 
     Args:
         options: of the user.
@@ -99,7 +98,7 @@ def training_views(
         photographed = given[0].image is not None and options.photographs
         cameras, validation = (*parts[0], *parts[1]), range(len(parts[0]), len(given))
     else:
-        given = tuple(rig(scene, ROUNDS))
+        given = tuple(surrounding_cameras(scene, ROUNDS))
         cameras = tuple(camera.scaled(options.rig_size / SIZE) for camera in given)
         photographed, validation = False, range(0, len(cameras), HOLD)
         drawing = replace(drawing, near=near_plane(scene))

@@ -13,11 +13,13 @@ from dpq_gaussian.cameras.camera import Camera
 from dpq_gaussian.cameras.colmap import read_colmap
 from dpq_gaussian.cameras.json_files import mapping, read_json
 from dpq_gaussian.cameras.transforms import read_transforms
-from dpq_gaussian.loading import locate
+from dpq_gaussian.scene.sources import locate
 
 _RECONSTRUCTIONS = ("sparse/0", "sparse", "colmap/sparse/0", "0", ".")
 _FILES = ("cameras.json", "transforms.json")
 _KINDS = "a COLMAP folder (sparse/0), cameras.json or transforms.json"
+
+HOLD = 8
 
 
 def read_cameras(source: str | Path) -> tuple[Camera, ...]:
@@ -88,3 +90,12 @@ def select(cameras: Sequence[Camera], names: Sequence[str]) -> tuple[Camera, ...
             hint = f"did you mean {near[0]}? " if near else ""
             raise SourceError(f"no camera {name!r}; {hint}there are {len(known)}")
     return tuple(known[name] for name in names)
+
+
+def held_out(
+    cameras: Sequence[Camera], hold: int = HOLD
+) -> tuple[tuple[Camera, ...], tuple[Camera, ...]]:
+    """Training and held-out views: every 8th by name, from the first, as Mip-NeRF 360 does."""
+    ordered = sorted(cameras, key=lambda camera: camera.name)
+    train = tuple(camera for at, camera in enumerate(ordered) if at % hold)
+    return train, tuple(ordered[::hold])

@@ -17,11 +17,11 @@ from dpq_core.artifact.entropy.coding import Decoder
 from dpq_core.artifact.single import ArtifactFile
 from dpq_core.errors import ArtifactError
 from dpq_gaussian.codec import models
+from dpq_gaussian.codec.dequantize import restore
 from dpq_gaussian.codec.encoding import Encoded
-from dpq_gaussian.codec.layout import CHUNK, Ints, Parameters, streams_of
-from dpq_gaussian.codec.parameters import parameters_from_json
-from dpq_gaussian.codec.quantizing import Symbols
-from dpq_gaussian.codec.restoring import restore
+from dpq_gaussian.codec.layout import CHUNK, Ints, streams_of
+from dpq_gaussian.codec.parameters import Parameters, parameters_from_json
+from dpq_gaussian.codec.quantize import Symbols
 from dpq_gaussian.scene import Scene
 
 

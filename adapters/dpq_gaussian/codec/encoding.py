@@ -17,13 +17,14 @@ from dpq_core.artifact.entropy import fit as entropy_fit
 from dpq_core.artifact.entropy import varint
 from dpq_core.artifact.entropy.coding import Model
 from dpq_gaussian.codec import codebooks, harmonics, models
+from dpq_gaussian.codec.grids import UNIT, units
 from dpq_gaussian.codec.harmonics import BASIS_SCALE
-from dpq_gaussian.codec.layout import CHUNK, Parameters, group_count, streams_of
-from dpq_gaussian.codec.quantities import UNIT, units
-from dpq_gaussian.codec.quantizing import Symbols, quantize
-from dpq_gaussian.order import morton_order
+from dpq_gaussian.codec.layout import CHUNK, bins_of, group_count, scale_of, streams_of
+from dpq_gaussian.codec.parameters import Parameters
+from dpq_gaussian.codec.quantize import Symbols, quantize
 from dpq_gaussian.policy import CENTRE, CLASSES, Policy
 from dpq_gaussian.scene import Scene
+from dpq_gaussian.scene.morton import morton_order
 
 _SAMPLE = 1 << 17
 """Gaussians from which principal axes and centres are learned, at most."""
@@ -207,8 +208,8 @@ def _fit(found: list[Symbols], name: str, parameters: Parameters) -> Model:
     return entropy_fit.fit(
         [symbols.sequences[name] for symbols in found],
         groups=group_count(name),
-        bins=parameters.bins_of(name),
-        scale=parameters.scale_of(name),
+        bins=bins_of(parameters, name),
+        scale=scale_of(parameters, name),
     )
 
 

@@ -5,21 +5,16 @@ Both the encoder and the decoder follow this module; FORMAT.md describes it.
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numba
 import numpy as np
 import numpy.typing as npt
 
-from dpq_core.spec import QuantSpec
-from dpq_gaussian.codec.quantities import FINEST, UNIT, exponents
+from dpq_gaussian.codec.grids import FINEST, exponents
+from dpq_gaussian.codec.parameters import Parameters
 from dpq_gaussian.policy import CLASSES
-
-CODEC_VERSION = 1
 
 CHUNK = 65_536
 """Gaussians that are decoded together."""
@@ -57,9 +52,6 @@ BINS: Mapping[str, int] = {
 RANK_BINS = np.searchsorted([1, 2, 3, 4, 6, 8, 12, 16, 24], np.arange(64), side="right")
 RANK_GROUPS = int(RANK_BINS.max()) + 1
 
-LARGEST_OFFSET = 64
-"""Of the exponents of rotation grids; beyond ``FINEST`` they change nothing."""
-
 FOLLOWED_K = 1024
 """Codes of codebooks up to this size have 8 bins; of larger ones, bins cost more than they save."""
 
@@ -75,6 +67,24 @@ def streams_of(parameters: Parameters) -> dict[str, tuple[str, ...]]:
         groups = -(-3 * parameters.coefficients // parameters.harmonic_spec.d)
         streams["harmonics"] = tuple(f"code{group}" for group in range(groups))
     return streams
+
+
+def bins_of(parameters: Parameters, name: str) -> int:
+    """Bins of the running mean of a sequence."""
+    if name.startswith("code") and parameters.harmonic_spec is not None:
+        return 8 if parameters.harmonic_spec.K <= FOLLOWED_K else 1
+    return BINS[name]
+
+
+def scale_of(parameters: Parameters, name: str) -> npt.NDArray[np.int64] | None:
+    """What a symbol of a sequence is worth in its running mean, by group; None for one."""
+    if name in ("large", "middle", "small"):
+        return np.array(parameters.scale_units, np.int64)
+    if name == "logit":
+        return np.array(parameters.opacity_units, np.int64)
+    if name in ("first", "second", "third"):
+        return np.array(parameters.color_units, np.int64)
+    return None
 
 
 def group_count(name: str) -> int:
@@ -109,87 +119,6 @@ def _value_groups(classes: Any, counts: Any, bins: Any, width: Any, groups: Any)
         for rank in range(counts[i]):
             groups[at] = (first + bins[rank]) * 2 + (rank + 1 == counts[i])
             at += 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parameters:
-    """The numbers of one file, in the units of ``quantities``; steps and offsets are by class.
-
-    Attributes:
-        cube: lower corner (3) and side of the cube that the octree divides.
-        depth_offsets: levels of positions.
-        depth_power: units of depth lost per nat of size.
-        depth_least: fewest levels.
-        scale_units: steps of log scales.
-        rotation_offsets: exponents of the grids of directions.
-        spin_offsets: of spins.
-        opacity_units: steps of logits.
-        color_units: steps of the constant coefficient.
-        color_basis: its principal axes, row-major 3 x 3, then its mean: 12 numbers.
-        harmonic_units: steps of the other coefficients.
-        coefficients: of the harmonics beyond the constant one, per channel: 0, 3, 8 or 15.
-        antialiased: the scene was trained for anti-aliased rendering (Mip-Splatting).
-        harmonic_boost: in steps, added to the magnitude of every harmonic that is not zero.
-        harmonic_keep: share of the running mean that predicts the next Gaussian's harmonics.
-        harmonic_gains: share of a Gaussian in that running mean.
-        harmonic_spec: of product quantization, which then takes the place of all that is said of
-            harmonics above.
-    """
-
-    cube: tuple[float, ...]
-    depth_offsets: tuple[int, ...]
-    depth_power: int
-    depth_least: int
-    scale_units: tuple[int, ...]
-    rotation_offsets: tuple[int, ...]
-    spin_offsets: tuple[int, ...]
-    opacity_units: tuple[int, ...]
-    color_units: tuple[int, ...]
-    color_basis: tuple[float, ...]
-    harmonic_units: tuple[int, ...]
-    coefficients: int
-    antialiased: bool
-    harmonic_boost: float
-    harmonic_keep: float
-    harmonic_gains: tuple[float, ...]
-    harmonic_spec: QuantSpec | None = None
-
-    def refined(self, factor: float) -> Parameters:
-        """With all steps divided by a factor; those of rotations by a near power of sqrt(2)."""
-
-        def finer(steps: tuple[int, ...]) -> tuple[int, ...]:
-            return tuple(max(1, round(step / factor)) for step in steps)
-
-        def higher(exponents: tuple[int, ...]) -> tuple[int, ...]:
-            return tuple(min(LARGEST_OFFSET, v + round(2 * octaves)) for v in exponents)
-
-        octaves = math.log2(factor)
-        return dataclasses.replace(
-            self,
-            depth_offsets=tuple(v + round(octaves * UNIT) for v in self.depth_offsets),
-            scale_units=finer(self.scale_units),
-            rotation_offsets=higher(self.rotation_offsets),
-            spin_offsets=higher(self.spin_offsets),
-            opacity_units=finer(self.opacity_units),
-            color_units=finer(self.color_units),
-            harmonic_units=finer(self.harmonic_units),
-        )
-
-    def bins_of(self, name: str) -> int:
-        """Bins of the running mean of a sequence."""
-        if name.startswith("code") and self.harmonic_spec is not None:
-            return 8 if self.harmonic_spec.K <= FOLLOWED_K else 1
-        return BINS[name]
-
-    def scale_of(self, name: str) -> npt.NDArray[np.int64] | None:
-        """What a symbol of a sequence is worth in its running mean, by group; None for one."""
-        if name in ("large", "middle", "small"):
-            return np.array(self.scale_units, np.int64)
-        if name == "logit":
-            return np.array(self.opacity_units, np.int64)
-        if name in ("first", "second", "third"):
-            return np.array(self.color_units, np.int64)
-        return None
 
 
 def rotation_grids(

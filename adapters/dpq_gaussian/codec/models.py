@@ -14,7 +14,8 @@ from dpq_core.artifact.entropy.coding import MAX_LUT_BYTES, Model
 from dpq_core.errors import ArtifactError
 from dpq_gaussian.codec import codebooks
 from dpq_gaussian.codec.harmonics import BASIS_SCALE
-from dpq_gaussian.codec.layout import Parameters, group_count, streams_of
+from dpq_gaussian.codec.layout import group_count, streams_of
+from dpq_gaussian.codec.parameters import Parameters
 from dpq_gaussian.policy import CLASSES
 
 MAX_BYTES = 64 << 20

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from dpq_core.artifact import strict_json
@@ -10,9 +13,14 @@ from dpq_core.artifact.entries import spec_from_json
 from dpq_core.errors import ArtifactError, SpecError
 from dpq_core.spec import QuantSpec
 from dpq_gaussian.codec import codebooks
-from dpq_gaussian.codec.layout import CODEC_VERSION, LARGEST_OFFSET, Parameters
+from dpq_gaussian.codec.grids import UNIT
 from dpq_gaussian.policy import CLASSES
 from dpq_gaussian.scene import SH_REST
+
+CODEC_VERSION = 1
+
+LARGEST_OFFSET = 64
+"""Of the exponents of rotation grids; beyond ``grids.FINEST`` they change nothing."""
 
 _MAX_UNITS = 1 << 24
 
@@ -33,6 +41,71 @@ _NUMBERS: Mapping[str, tuple[int, float]] = {
     "harmonic_gains": (CLASSES, 1.0),
 }
 """Lists of numbers: how many, and the largest magnitude."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameters:
+    """The numbers of one file, in the units of ``quantities``; steps and offsets are by class.
+
+    Attributes:
+        cube: lower corner (3) and side of the cube that the octree divides.
+        depth_offsets: levels of positions.
+        depth_power: units of depth lost per nat of size.
+        depth_least: fewest levels.
+        scale_units: steps of log scales.
+        rotation_offsets: exponents of the grids of directions.
+        spin_offsets: of spins.
+        opacity_units: steps of logits.
+        color_units: steps of the constant coefficient.
+        color_basis: its principal axes, row-major 3 x 3, then its mean: 12 numbers.
+        harmonic_units: steps of the other coefficients.
+        coefficients: of the harmonics beyond the constant one, per channel: 0, 3, 8 or 15.
+        antialiased: the scene was trained for anti-aliased rendering (Mip-Splatting).
+        harmonic_boost: in steps, added to the magnitude of every harmonic that is not zero.
+        harmonic_keep: share of the running mean that predicts the next Gaussian's harmonics.
+        harmonic_gains: share of a Gaussian in that running mean.
+        harmonic_spec: of product quantization, which then takes the place of all that is said of
+            harmonics above.
+    """
+
+    cube: tuple[float, ...]
+    depth_offsets: tuple[int, ...]
+    depth_power: int
+    depth_least: int
+    scale_units: tuple[int, ...]
+    rotation_offsets: tuple[int, ...]
+    spin_offsets: tuple[int, ...]
+    opacity_units: tuple[int, ...]
+    color_units: tuple[int, ...]
+    color_basis: tuple[float, ...]
+    harmonic_units: tuple[int, ...]
+    coefficients: int
+    antialiased: bool
+    harmonic_boost: float
+    harmonic_keep: float
+    harmonic_gains: tuple[float, ...]
+    harmonic_spec: QuantSpec | None = None
+
+    def refined(self, factor: float) -> Parameters:
+        """With all steps divided by a factor; those of rotations by a near power of sqrt(2)."""
+
+        def finer(steps: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(max(1, round(step / factor)) for step in steps)
+
+        def higher(exponents: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(min(LARGEST_OFFSET, v + round(2 * octaves)) for v in exponents)
+
+        octaves = math.log2(factor)
+        return dataclasses.replace(
+            self,
+            depth_offsets=tuple(v + round(octaves * UNIT) for v in self.depth_offsets),
+            scale_units=finer(self.scale_units),
+            rotation_offsets=higher(self.rotation_offsets),
+            spin_offsets=higher(self.spin_offsets),
+            opacity_units=finer(self.opacity_units),
+            color_units=finer(self.color_units),
+            harmonic_units=finer(self.harmonic_units),
+        )
 
 
 def parameters_to_json(parameters: Parameters) -> dict[str, Any]:

@@ -9,14 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from dpq_gaussian.codec import codebooks, harmonics, positions
-from dpq_gaussian.codec.canonical import sorted_axes, turns
-from dpq_gaussian.codec.layout import (
-    Ints,
-    Parameters,
-    rotation_grids,
-    value_groups,
-)
-from dpq_gaussian.codec.quantities import SPINS, UNIT, depths, spacing
+from dpq_gaussian.codec.grids import SPINS, UNIT, depths, spacing
+from dpq_gaussian.codec.layout import Ints, rotation_grids, value_groups
+from dpq_gaussian.codec.parameters import Parameters
+from dpq_gaussian.codec.rotations import sorted_axes, turns
 from dpq_gaussian.policy import Policy
 from dpq_gaussian.scene import Scene
 

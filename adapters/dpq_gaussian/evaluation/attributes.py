@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dpq_gaussian.matching import SAMPLE, match
+from dpq_gaussian.evaluation.matching import SAMPLE, match
 from dpq_gaussian.scene import Scene
 
 UNITS = {

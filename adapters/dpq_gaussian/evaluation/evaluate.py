@@ -19,17 +19,17 @@ from dpq_core.errors import SourceError, SpecError
 from dpq_core.plugin.adapter import Evaluation, Metric
 from dpq_core.plugin.builtin import BUILTIN_SCHEME
 from dpq_core.run import Run
-from dpq_gaussian.attribute_errors import UNITS, attribute_errors
 from dpq_gaussian.cameras import Camera
-from dpq_gaussian.evaluate_options import NONE, EvaluateOptions
-from dpq_gaussian.evaluated_file import EvaluatedFile, encode_seconds, read_file
-from dpq_gaussian.lpips import LPIPS, load_lpips
-from dpq_gaussian.matching import overlap
-from dpq_gaussian.picture_metrics import CAP, score
+from dpq_gaussian.cameras.photographs import photograph
+from dpq_gaussian.evaluation.attributes import UNITS, attribute_errors
+from dpq_gaussian.evaluation.files import EvaluatedFile, encode_seconds, read_file
+from dpq_gaussian.evaluation.lpips import LPIPS, load_lpips
+from dpq_gaussian.evaluation.matching import overlap
+from dpq_gaussian.evaluation.metrics import CAP, score
+from dpq_gaussian.evaluation.views import Views, find_views
+from dpq_gaussian.options import NONE, EvaluateOptions, colour
 from dpq_gaussian.rendering import RenderOptions, Splats, drawing_device, render
-from dpq_gaussian.sample_options import colour
 from dpq_gaussian.scene import Scene
-from dpq_gaussian.views import Views, find_views, photograph
 
 TO_PHOTOGRAPHS = "to the photographs"
 TO_ORIGINAL = "to the original"

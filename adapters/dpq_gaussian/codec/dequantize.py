@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from dpq_gaussian.codec import codebooks, harmonics, positions
-from dpq_gaussian.codec.canonical import quaternions
-from dpq_gaussian.codec.layout import Ints, Parameters, rotation_grids, streams_of, value_groups
-from dpq_gaussian.codec.quantities import SPINS, UNIT, depths, spacing
+from dpq_gaussian.codec.grids import SPINS, UNIT, depths, spacing
+from dpq_gaussian.codec.layout import Ints, rotation_grids, streams_of, value_groups
+from dpq_gaussian.codec.parameters import Parameters
+from dpq_gaussian.codec.rotations import quaternions
 from dpq_gaussian.scene import Scene
 
 Next = Callable[[str, Ints], npt.NDArray[np.int32]]

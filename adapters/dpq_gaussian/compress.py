@@ -17,18 +17,15 @@ from dpq_core.artifact.single_writer import Packed
 from dpq_core.run import Run
 from dpq_gaussian.cameras import Camera, read_cameras
 from dpq_gaussian.codec import Encoded, encode
-from dpq_gaussian.codec.errors import measure
+from dpq_gaussian.codec.distortion import measure
 from dpq_gaussian.codec.layout import CHUNK
 from dpq_gaussian.codec.parameters import parameters_to_json
-from dpq_gaussian.importance import importance
 from dpq_gaussian.loading import load
 from dpq_gaussian.options import CompressOptions
 from dpq_gaussian.policy import Policy
 from dpq_gaussian.rendering import RenderOptions
-from dpq_gaussian.scene import Scene, check_values
-
-_INVISIBLE = 1 / 255
-"""No renderer draws a Gaussian of lower opacity (Kerbl et al.; gsplat)."""
+from dpq_gaussian.rendering.importance import importance
+from dpq_gaussian.scene import Scene, check_values, visible
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,13 +154,6 @@ def packed_of(
         source_nbytes=len(scene) * (14 + 3 * scene.sh_rest.shape[1]) * 4,
         notes=prepared.notes,
     )
-
-
-def visible(scene: Scene) -> Any:
-    """Indices of the Gaussians that a renderer draws; None when that is all of them, or none."""
-    limit = float(np.log(_INVISIBLE / (1 - _INVISIBLE)))
-    drawn = np.flatnonzero(np.asarray(scene.opacity_logits) >= limit)
-    return None if len(drawn) in (0, len(scene)) else drawn
 
 
 def _attributes(

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from dpq_gaussian.codec.canonical import sorted_axes
 from dpq_gaussian.codec.decoding import UnwrittenScene
 from dpq_gaussian.codec.encoding import Encoded
+from dpq_gaussian.codec.rotations import sorted_axes
 from dpq_gaussian.policy import ATTRIBUTES
 from dpq_gaussian.scene import Scene
 

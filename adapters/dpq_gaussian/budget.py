@@ -24,17 +24,17 @@ from dpq_core.errors import SpecError
 from dpq_core.planning.allocate import Choice, allocate
 from dpq_core.run import Run
 from dpq_gaussian.cameras import Camera
+from dpq_gaussian.cameras.surrounding import near_plane, surrounding_cameras
 from dpq_gaussian.codec import Encoded, encode
 from dpq_gaussian.codec.decoding import UnwrittenScene
+from dpq_gaussian.codec.distortion import LONGEST, measure
 from dpq_gaussian.codec.encoding import cube, grid_of
-from dpq_gaussian.codec.errors import LONGEST, measure
-from dpq_gaussian.importance import near_plane, rig
+from dpq_gaussian.compress import Prepared, coded, packed_of, prepare
 from dpq_gaussian.options import CompressOptions
-from dpq_gaussian.order import morton_order
-from dpq_gaussian.packing import Prepared, coded, packed_of, prepare
 from dpq_gaussian.policy import POWER, Policy
 from dpq_gaussian.rendering import RenderOptions, Splats, render
 from dpq_gaussian.scene import Scene
+from dpq_gaussian.scene.morton import morton_order
 
 SAMPLE = 1 << 16
 """Gaussians that are looked at, in runs of neighbours."""
@@ -48,8 +48,9 @@ FACTORS = tuple(2.0 ** (k / 4) for k in range(-16, 21))
 """Of the choices; beyond them steps are as large as an attribute, or symbols get too large."""
 
 TRUST = 0.5
-"""Without the user's cameras: how far to go from the preset, in logarithms. A rig is a guess; the
-presets were fitted at real cameras, which see more of colour and harmonics than a rig does."""
+"""Without the user's cameras: how far to go from the preset, in logarithms. The cameras set up
+around the scene are a guess; the presets were fitted at real cameras, which see more of colour
+and harmonics."""
 
 VIEWS = 6
 SIZE = 128
@@ -135,7 +136,7 @@ def curves(prepared: Prepared, base: Policy) -> tuple[dict[str, Curve], int]:
     camera_options = RenderOptions(antialiased=prepared.antialiased)
     near = 0.2 if prepared.cameras else near_plane(scene)
     how = dataclasses.replace(camera_options, near=near)
-    views = _views(prepared.cameras or rig(scene))
+    views = _views(prepared.cameras or surrounding_cameras(scene))
     wanted = _pictures(scene, views, how)
     fixed = 0.0
     nbytes: dict[str, list[float]] = {name: [] for name in parts}

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import numpy as np
-import torch
-from torch import Tensor
 
 from dpq_core.errors import SourceError
 from dpq_core.plugin.builtin import BUILTIN_SCHEME
 from dpq_gaussian.cameras import Camera, held_out, read_cameras
 from dpq_gaussian.cameras.json_files import find_image
-from dpq_gaussian.cameras.rig import rig
-from dpq_gaussian.cameras.split import HOLD
-from dpq_gaussian.evaluate_options import RIG_VIEWS, EvaluateOptions
-from dpq_gaussian.loading import locate
+from dpq_gaussian.cameras.photographs import fitted
+from dpq_gaussian.cameras.reading import HOLD
+from dpq_gaussian.options import RIG_VIEWS, EvaluateOptions
+from dpq_gaussian.rendering.viewpoints import rig
 from dpq_gaussian.scene import Scene
+from dpq_gaussian.scene.sources import locate
 
 _CAMERA_FILE = "cameras.json"
 _SHIPPED = "views"
@@ -76,28 +72,6 @@ def find_views(origin: str, options: EvaluateOptions, scene: Scene) -> Views:
     )
 
 
-def photograph(camera: Camera, background: Sequence[float]) -> Tensor:
-    """The photograph of a view at the camera's size, float32 ``[H, W, 3]`` in [0, 1].
-
-    Smaller pictures are made by averaging (a box filter); transparent ones lie on the background.
-
-    Raises:
-        SourceError: it cannot be read.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(_path(camera)) as file:
-            whole = file.convert("RGBA")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise _unreadable(camera, error) from None
-    if whole.size != (camera.width, camera.height):
-        whole = whole.resize((camera.width, camera.height), Image.Resampling.BOX)
-    levels = torch.from_numpy(np.array(whole, np.float32)) / 255  # [H, W, 4]
-    colour, alpha = levels[..., :3], levels[..., 3:]
-    return colour * alpha + torch.tensor(tuple(background)) * (1 - alpha)
-
-
 def _shipped(folder: Path) -> tuple[Camera, ...]:
     """The cameras of a builtin scene, all of them held out from its training."""
     if not (folder / _CAMERA_FILE).is_file():
@@ -139,38 +113,3 @@ def _fitted_views(
         )
     cameras = tuple(fitted(camera, options.downscale) for camera in chosen)
     return Views(cameras=cameras, photographed=photographed, name=name, notes=tuple(notes))
-
-
-def fitted(camera: Camera, downscale: float) -> Camera:
-    """The camera with the size of its photograph, if it has one, made smaller as asked.
-
-    Raises:
-        SourceError: the photograph cannot be read, or has other proportions.
-    """
-    if camera.image is None:
-        return camera.scaled(1 / downscale)
-    from PIL import Image
-
-    try:
-        with Image.open(_path(camera)) as file:
-            width, height = file.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise _unreadable(camera, error) from None
-    # A reduced photograph of the same view may be rounded by a pixel, not more.
-    if abs(width * camera.height - height * camera.width) > max(camera.width, camera.height):
-        raise SourceError(
-            f"{camera.image}: {width} x {height} pixels, but its camera has {camera.width} x "
-            f"{camera.height}; is it cropped, turned, or that of another view?"
-        )
-    return camera.resized(width, height).scaled(1 / downscale)
-
-
-def _path(camera: Camera) -> Path:
-    if camera.image is None:
-        raise SourceError(f"view {camera.name!r} has no photograph")
-    return camera.image
-
-
-def _unreadable(camera: Camera, error: Exception) -> SourceError:
-    reason = " ".join(str(error).split())[:200]
-    return SourceError(f"{camera.image}: not a readable photograph ({reason})")

@@ -11,7 +11,7 @@ from torch import Tensor
 from dpq_core.errors import SpecError
 
 if TYPE_CHECKING:
-    from dpq_gaussian.lpips import LPIPS
+    from dpq_gaussian.evaluation.lpips import LPIPS
 
 CAP = 100.0
 """dB. The PSNR of a view is at most this, so that identical pictures do not make a mean infinite;

@@ -12,8 +12,9 @@ import numpy as np
 from dpq_core.run import Progress, Run, silent
 from dpq_gaussian.formats import WRITABLE, Loaded, write_scene
 from dpq_gaussian.formats.coordinates import like as turned_like
-from dpq_gaussian.loading import load, locate
+from dpq_gaussian.loading import load
 from dpq_gaussian.scene import Scene, check_values
+from dpq_gaussian.scene.sources import locate
 
 _REPEAT_BELOW = 20.0  # seconds: the first reading may have compiled kernels
 
@@ -97,8 +98,8 @@ def encode_seconds(
     """Write the original once more in the format of a file; None where dpq only reads that."""
     started = time.perf_counter()
     if subject.format == "dpq":
+        from dpq_gaussian.compress import pack
         from dpq_gaussian.options import CompressOptions
-        from dpq_gaussian.packing import pack
 
         pack(original.source, CompressOptions(preset=preset), run)
         what = f"{original.source} packed with preset {preset}"

@@ -14,8 +14,8 @@ from dpq_core.errors import SourceError, SpecError
 from dpq_core.plugin.adapter import Sampling
 from dpq_core.run import Progress, Run
 from dpq_gaussian.cameras import Camera, read_cameras, select
-from dpq_gaussian.cameras.rig import orbit
-from dpq_gaussian.loading import load, locate
+from dpq_gaussian.loading import load
+from dpq_gaussian.options import SIZE, SampleOptions, colour
 from dpq_gaussian.rendering import RenderOptions, Splats, drawing_device, render
 from dpq_gaussian.rendering.pictures import (
     Picture,
@@ -26,8 +26,9 @@ from dpq_gaussian.rendering.pictures import (
     write_mp4,
     write_png,
 )
-from dpq_gaussian.sample_options import SIZE, SampleOptions, colour
+from dpq_gaussian.rendering.viewpoints import orbit
 from dpq_gaussian.scene import Scene, check_values
+from dpq_gaussian.scene.sources import locate
 
 ORBIT = "orbit"
 VIEWS = "views"

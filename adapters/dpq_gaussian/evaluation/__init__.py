@@ -1,0 +1,1 @@
+"""Measuring scenes: pictures, attributes, bytes and seconds of files beside their original."""
