@@ -27,6 +27,7 @@ from dpq_core.data.sequential.quantizer import Learned, learn
 from dpq_core.device import resolve
 from dpq_core.jobs.hidden_order import orders_of, stored_parts
 from dpq_core.jobs.probe import store_probe
+from dpq_core.kernels.cpu.openmp import short_spins
 from dpq_core.methods.quantize import quantize
 from dpq_core.planning.plan import make_plan
 from dpq_core.plugin.adapter import Adapter
@@ -105,6 +106,7 @@ class CompressReport:
     data_free: tuple[str, ...] = ()
 
 
+@short_spins()
 def compress(
     adapter: Adapter,
     source: str,

@@ -10,6 +10,7 @@ from typing import Any
 from dpq_core.artifact.single_manifest import FileManifest
 from dpq_core.artifact.single_writer import check_output, complete, size_of, write
 from dpq_core.jobs.compress import peak_memory
+from dpq_core.kernels.cpu.openmp import short_spins
 from dpq_core.plugin.adapter import Adapter
 from dpq_core.run import Run
 
@@ -39,6 +40,7 @@ class FileReport:
     notes: tuple[str, ...]
 
 
+@short_spins()
 def compress_file(
     adapter: Adapter,
     source: str,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dpq_core.data.sequential.quantizer import known_inputs
 from dpq_core.data.statistics import LayerStatistics
+from dpq_core.kernels.cpu.openmp import short_spins
 from dpq_core.methods.outputs import InputStatistics
 from dpq_core.methods.quantize import quantize
 from dpq_core.planning.plan import plan_tensor
@@ -49,6 +50,7 @@ def large(path: str, module: nn.Module) -> bool:
     return module.weight.numel() >= MIN_WEIGHTS  # type: ignore[operator]
 
 
+@short_spins()
 def quantize_(
     model: nn.Module,
     spec: QuantSpec,

@@ -1,14 +1,12 @@
 """The CPU path: compiled kernels over units of work, on several threads.
 
-Threads are Python threads over kernels that release the GIL, as many as ``torch.get_num_threads``
-says (numba's own pool cannot be entered from two threads at once); which points are summed together
-is fixed by the shapes alone, so results do not depend on the number of threads.
+Which points are summed together is fixed by the shapes alone, so results do not depend on the
+number of threads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,7 @@ from torch import Tensor
 
 from dpq_core.kernels.cpu import nearest_jit as cpu_jit
 from dpq_core.kernels.cpu import sums_jit as cpu_sums
-from dpq_core.kernels.cpu.threads import thread_count
+from dpq_core.kernels.cpu.threads import spread, thread_count
 from dpq_core.kernels.cpu.units import Units
 
 MAX_FAST_RESOLUTION = 1024.0
@@ -41,12 +39,9 @@ class CPULloyd:
         self.units = Units.of(groups=G, points=N, tie=tie, pad=pad, K=K, width=self.width)
         self.codes: NDArray[np.int32] = np.full((G, N), -1, np.int32)
         self._sums: NDArray[np.float64] = np.empty((0, 0, 0))
-        threads = thread_count(len(self.units.table), G * N * K)
+        self._steps = G * N * K
+        threads = thread_count(len(self.units.table), self._steps)
         self._batches = [self.units.table[a:b] for a, b in self.units.batches(threads)]
-        self._map: Callable[..., Iterable[int]] = map
-        if min(threads, len(self._batches)) > 1:
-            # The threads end with this object. A pool of the module would not survive a fork.
-            self._map = ThreadPoolExecutor(min(threads, len(self._batches))).map
 
     def moments(self) -> Tensor:
         """See dpq_core.kernels.Lloyd."""
@@ -109,7 +104,14 @@ class CPULloyd:
 
     def _run(self, kernel: Callable[[Any], int]) -> int:
         """Call the kernel on every batch of units; returns the sum of its results."""
-        return sum(self._map(kernel, self._batches))
+        results = [0] * len(self._batches)
+
+        def run(first: int, last: int) -> None:
+            for batch in range(first, last):
+                results[batch] = kernel(self._batches[batch])
+
+        spread(run, len(self._batches), self._steps)
+        return sum(results)
 
 
 def _fold(partial: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,37 +1,76 @@
-"""Runs compiled loops on threads, when that pays.
+"""Threads for compiled loops, which release the GIL.
 
-The kernels are compiled without numba's own thread pool: beside torch's pool its threads spin while
-they wait, which on a busy machine multiplied the time of a forward pass. Where torch works with
-GNU OpenMP they run on torch's own threads, which between two operations spin for more work and
-would be in the way of any others; elsewhere on Python threads that sleep. The kernels release the
-GIL.
+The loops are compiled without numba's own thread pool, whose threads would compete with those of
+torch. Between operations of torch they run on torch's own threads, where it works with GNU OpenMP:
+those may still spin for more work, and would be in the way of any others. Elsewhere, and within
+``one_torch_thread``, they run on Python threads that sleep. Results never depend on the number of
+threads.
 """
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import functools
 import itertools
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
 import torch
+
+from dpq_core.kernels.cpu import openmp
 
 _SMALL = 1 << 18
 """Inner steps (a few hundred microseconds) below which waking threads costs more than it saves."""
 
-_PIECES = 4
-"""Pieces of work per thread, so that a slow thread is not waited for."""
+_PIECE = 1 << 16
+"""Inner steps of a piece of work below which handing it out costs more than it saves."""
 
-_Task = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_PIECES = 16
+"""Pieces of work per thread at most: a thread that another process interrupts delays one of them,
+and the others sleep meanwhile, which leaves it their processors."""
+
+_SMALL_OPERATION = 1 << 18
+"""Elements up to which an operation of torch is as fast on one thread, if others have to wake."""
+
+
+class _Scope(threading.local):
+    """Threads for the compiled loops that this thread calls, within ``one_torch_thread``."""
+
+    threads: int | None = None
+
+
+_scope = _Scope()
+
+
+@contextlib.contextmanager
+def one_torch_thread(elements: int = 0) -> Iterator[None]:
+    """Context, or decorator, in which torch works on the calling thread alone.
+
+    Compiled loops keep their number of threads. For loops of many small operations: each would
+    wait for sleeping threads to wake, or leave threads that spin beside the compiled loops.
+
+    Args:
+        elements: of the largest tensors in the loop; nothing changes where they are not small.
+    """
+    if _scope.threads is not None or elements > _SMALL_OPERATION:
+        yield
+        return
+    threads = torch.get_num_threads()
+    _scope.threads = threads
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        _scope.threads = None
 
 
 def thread_count(tasks: int, steps: int) -> int:
     """Threads worth using for ``tasks`` pieces of together ``steps`` inner steps."""
-    return 1 if steps < _SMALL else min(torch.get_num_threads(), tasks)
+    threads = torch.get_num_threads() if _scope.threads is None else _scope.threads
+    return 1 if steps < _SMALL else min(threads, tasks)
 
 
 def spread(run: Callable[[int, int], object], tasks: int, steps: int) -> None:
@@ -48,7 +87,7 @@ def spread(run: Callable[[int, int], object], tasks: int, steps: int) -> None:
     if threads < 2:
         run(0, tasks)
         return
-    pieces = min(tasks, _PIECES * threads)
+    pieces = min(tasks, _PIECES * threads, max(threads, steps // _PIECE))
     bounds = [piece * tasks // pieces for piece in range(pieces + 1)]
     queue = itertools.count()  # its next() is atomic
     errors: list[BaseException] = []
@@ -60,24 +99,17 @@ def spread(run: Callable[[int, int], object], tasks: int, steps: int) -> None:
         except BaseException as error:  # no exception may pass through a C frame
             errors.append(error)
 
-    start = _team()
-    if start is None:
+    start = openmp.team() if _scope.threads is None else None
+    if start is not None:
+        start(openmp.TEAM_FUNCTION(work), None, threads, 0)
+    else:
         helpers = [_pool(threads - 1).submit(work) for _ in range(threads - 1)]
         work()
         for helper in helpers:
-            helper.result()
-    else:
-        start(_Task(work), None, threads, 0)
+            if not helper.cancel():  # one that has not begun has nothing left to do
+                helper.result()
     if errors:
         raise errors[0]
-
-
-@functools.cache
-def _team() -> Callable[..., Any] | None:
-    """``GOMP_parallel`` of the library that torch itself uses; None where it uses another."""
-    for path in (Path(torch.__file__).parent / "lib").glob("libgomp*.so*"):
-        return getattr(ctypes.CDLL(str(path)), "GOMP_parallel", None)
-    return None
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dpq_core import kernels
 from dpq_core.errors import SpecError
+from dpq_core.kernels.cpu.threads import one_torch_thread
 from dpq_core.methods.codebooks.kmeans_init import initial_codebooks
 from dpq_core.spec import KMeansSpec
 
@@ -87,23 +88,26 @@ def kmeans(
     if not bool(torch.isfinite(moments).all()) or not _padded_group_finite(points, pad):
         raise SpecError("weights hold NaN or infinite values")
     spec = spec.settled(points.shape[1], K)
-    generator = torch.Generator(points.device).manual_seed(seed)
-    books = initial_codebooks(
-        points, weights, K=K, tie=tie, pad=pad, method=spec.init, generator=generator
-    )
-    update = _Update(moments, generator)
-    stats = []
-    for i in range(spec.iterations + spec.tail):
-        begin = time.perf_counter()
-        noisy = i < spec.iterations and spec.noise_power > 0
-        scale = (1 - i / spec.iterations) ** spec.noise_power if noisy else 0.0
-        moved, sums = passes.step(books)
-        last = i == spec.iterations + spec.tail - 1
-        objective, empty, books = update(books, sums, scale, 0.0 if last else SPLIT_NOISE)
-        seconds = time.perf_counter() - begin
-        stats.append(IterationStats(objective=objective, moved=moved, empty=empty, seconds=seconds))
-    passes.assign(books)
-    return KMeansResult(codebooks=books, codes=passes.result(), stats=tuple(stats))
+    with one_torch_thread(len(moments) * K * points.shape[1]):
+        generator = torch.Generator(points.device).manual_seed(seed)
+        books = initial_codebooks(
+            points, weights, K=K, tie=tie, pad=pad, method=spec.init, generator=generator
+        )
+        update = _Update(moments, generator)
+        stats = []
+        for i in range(spec.iterations + spec.tail):
+            begin = time.perf_counter()
+            noisy = i < spec.iterations and spec.noise_power > 0
+            scale = (1 - i / spec.iterations) ** spec.noise_power if noisy else 0.0
+            moved, sums = passes.step(books)
+            last = i == spec.iterations + spec.tail - 1
+            objective, empty, books = update(books, sums, scale, 0.0 if last else SPLIT_NOISE)
+            seconds = time.perf_counter() - begin
+            stats.append(
+                IterationStats(objective=objective, moved=moved, empty=empty, seconds=seconds)
+            )
+        passes.assign(books)
+        return KMeansResult(codebooks=books, codes=passes.result(), stats=tuple(stats))
 
 
 def _padded_group_finite(points: Tensor, pad: int) -> bool:

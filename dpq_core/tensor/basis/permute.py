@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dpq_core.errors import SpecError
+from dpq_core.kernels.cpu.threads import one_torch_thread
 from dpq_core.tensor.basis.permute_search import SwapSearch
 from dpq_core.tensor.basis.permute_start import bucket_start, correlated_start
 
@@ -80,6 +81,7 @@ def objective(moments: ColumnMoments, perm: Tensor, *, d: int, tie: int = 1) -> 
     return float(search.costs(_groups(perm, d)).sum())
 
 
+@one_torch_thread()
 def search(
     moments: ColumnMoments, *, d: int, tie: int = 1, swaps: int = 100_000, seed: int = 0
 ) -> Permutation:
