@@ -173,10 +173,10 @@ class DiT(Bench):
     }
 
     def __init__(self) -> None:
-        from dpq_diffusion.architecture import layout_of
-        from dpq_diffusion.conditions import make_items
-        from dpq_diffusion.loading import load_pipeline
-        from dpq_diffusion.samplers import Wish, make_sampler
+        from dpq_diffusion.pipelines.conditions import make_items
+        from dpq_diffusion.pipelines.loading import load_pipeline
+        from dpq_diffusion.sampling.samplers import Wish, make_sampler
+        from dpq_diffusion.source.architecture import layout_of
 
         pipeline = load_pipeline(self.source, Run(device="cpu"))
         self._wish = Wish(steps=self.steps, guidance=1.5, scheduler="auto")
@@ -205,9 +205,9 @@ class DiT(Bench):
 
     def score(self, artifact: str = "") -> float:
         """Decibels."""
-        from dpq_diffusion.loading import load_pipeline
-        from dpq_diffusion.metrics import ImageFidelity, pixel_mse, ssim
-        from dpq_diffusion.samplers import make_sampler
+        from dpq_diffusion.evaluation.fidelity import ImageFidelity, pixel_mse, ssim
+        from dpq_diffusion.pipelines.loading import load_pipeline
+        from dpq_diffusion.sampling.samplers import make_sampler
 
         sampler = self._sampler
         if artifact:
@@ -228,7 +228,7 @@ class DiT(Bench):
 
     def calibrate_options(self, folder: Path) -> Any:
         """Trajectories of the uncompressed model."""
-        from dpq_diffusion.calibration.options import CalibrateOptions
+        from dpq_diffusion.options import CalibrateOptions
 
         return CalibrateOptions(
             trajectories=32, denoising_steps=self.calibration_steps, batch=32, validation_samples=64

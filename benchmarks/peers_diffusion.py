@@ -31,20 +31,15 @@ import torch
 from torch import Tensor
 
 from dpq_core.run import Run, silent
-from dpq_diffusion.conditions import Item, make_items
+from dpq_diffusion.evaluation.fidelity import ImageFidelity, latent_mse, pixel_mse, ssim
+from dpq_diffusion.evaluation.judges import Judge, agreement, find_judge
+from dpq_diffusion.evaluation.quality import evaluate_samples
 from dpq_diffusion.folders import BUILTIN
-from dpq_diffusion.judges import Judge, agreement, find_judge
-from dpq_diffusion.loading import load_pipeline
-from dpq_diffusion.metrics import (
-    ArrayImages,
-    ImageFidelity,
-    evaluate_samples,
-    latent_mse,
-    pixel_mse,
-    ssim,
-)
 from dpq_diffusion.options import EvaluateOptions
-from dpq_diffusion.samplers import Wish, make_sampler
+from dpq_diffusion.pipelines.conditions import Item, make_items
+from dpq_diffusion.pipelines.loading import load_pipeline
+from dpq_diffusion.sampling.images import ArrayImages
+from dpq_diffusion.sampling.samplers import Wish, make_sampler
 
 SOURCE = "builtin:tiny-dit"
 TRANSFORMER = BUILTIN / "tiny-dit" / "transformer"

@@ -8,6 +8,6 @@
     pipeline = DiffusionPipeline.from_pretrained("my-artifact")
 """
 
-from dpq_diffusion.registration import register
+from dpq_diffusion.hub.registration import register
 
 register()

@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from dpq_core.errors import AdapterError
 from dpq_core.plugin.adapter import Adapter, Evaluation, Sampling
 from dpq_core.run import Run
-from dpq_diffusion.calibration.options import CalibrateOptions
-from dpq_diffusion.compress_options import CompressOptions
-from dpq_diffusion.options import EvaluateOptions, SampleOptions
+from dpq_diffusion.options import CalibrateOptions, CompressOptions, EvaluateOptions, SampleOptions
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
     from dpq_core.tensor.checkpoint import Checkpoint
     from dpq_core.tensor.hidden_axes import HiddenAxis
     from dpq_core.tensor.layout import Layout
-    from dpq_diffusion.source import DiffusionCheckpoint
+    from dpq_diffusion.source.checkpoint import DiffusionCheckpoint
 
 
 class DiffusionAdapter(Adapter):
@@ -47,8 +45,8 @@ class DiffusionAdapter(Adapter):
 
     def open_with(self, source: str, options: Any) -> Checkpoint:
         """Open the components to compress, by default the denoiser."""
-        from dpq_diffusion.source import open_checkpoint
-        from dpq_diffusion.text_guard import check_guardable
+        from dpq_diffusion.hub.text_guard import check_guardable
+        from dpq_diffusion.source.checkpoint import open_checkpoint
 
         chosen = options or CompressOptions()
         checkpoint = open_checkpoint(source, chosen.names)
@@ -61,31 +59,31 @@ class DiffusionAdapter(Adapter):
 
     def select(self, name: str, shape: tuple[int, ...]) -> Layout | None:
         """Compress Linear and Conv2d weights and class tables; keep norms, biases and the small."""
-        from dpq_diffusion.architecture import layout_of
+        from dpq_diffusion.source.architecture import layout_of
 
         return layout_of(name, shape)
 
     def overrides(self, spec: QuantSpec) -> tuple[Override, ...]:
         """Give the sensitive first and last layers the bits that they need."""
-        from dpq_diffusion.architecture import policy
+        from dpq_diffusion.source.architecture import policy
 
         return policy(spec)
 
     def hidden_axes(self, checkpoint: Checkpoint) -> Iterable[HiddenAxis]:
         """The inner units of the feed-forward layers."""
-        from dpq_diffusion.hidden import hidden_axes
+        from dpq_diffusion.source.architecture import hidden_axes
 
         return hidden_axes({name: info.shape for name, info in checkpoint.tensors.items()})
 
     def generated_files(self, checkpoint: Checkpoint, manifest: Manifest) -> Mapping[str, bytes]:
         """The configs that ``from_pretrained`` reads, and a model card."""
-        from dpq_diffusion.files import generated_files
+        from dpq_diffusion.hub.files import generated_files
 
         return generated_files(_own(checkpoint), manifest)
 
     def load(self, source: str, run: Run) -> Any:
         """The diffusers pipeline, ready to sample."""
-        from dpq_diffusion.loading import load_pipeline
+        from dpq_diffusion.pipelines.loading import load_pipeline
 
         return load_pipeline(source, run)
 
@@ -97,25 +95,25 @@ class DiffusionAdapter(Adapter):
 
     def evaluate(self, source: str, options: Any, run: Run) -> Evaluation:
         """Fréchet distances, precision and recall, fidelity to the uncompressed model."""
-        from dpq_diffusion.evaluation import evaluate
+        from dpq_diffusion.evaluation.evaluate import evaluate
 
         return evaluate(source, options or EvaluateOptions(), run)
 
     def sample(self, source: str, options: Any, run: Run, out: Path | None) -> Sampling:
         """Draw images: a grid, a folder of PNG files, an ADM batch."""
-        from dpq_diffusion.sampling import sample
+        from dpq_diffusion.sampling.sample import sample
 
         return sample(source, options or SampleOptions(), run, out)
 
     def probe(self, artifact: Artifact, run: Run) -> Mapping[str, torch.Tensor]:
         """Outputs of the compressed components on fixed inputs."""
-        from dpq_diffusion.probing import probe
+        from dpq_diffusion.pipelines.probe import probe
 
         return probe(artifact, run)
 
 
 def _own(checkpoint: Checkpoint) -> DiffusionCheckpoint:
-    from dpq_diffusion.source import DiffusionCheckpoint
+    from dpq_diffusion.source.checkpoint import DiffusionCheckpoint
 
     if not isinstance(checkpoint, DiffusionCheckpoint):
         raise AdapterError(f"{checkpoint.source}: not opened by the diffusion adapter")

@@ -1,4 +1,4 @@
-"""Where pipelines come from, and what lies in their folders; safetensors only."""
+"""The layout of a diffusers folder: its index, its components and their safetensors files."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import Any
 
 from dpq_core.artifact import MANIFEST_NAME
 from dpq_core.errors import SourceError
-from dpq_core.plugin.builtin import find_local
-from dpq_hf.sources import download, is_hub_id, read_json, shards
+from dpq_core.plugin.sources import read_json, shards
 
 BUILTIN = Path(__file__).parent / "builtin"
 
@@ -43,41 +42,6 @@ class Component:
     stem: str
     files: tuple[Path, ...]
     promised: frozenset[str]
-
-
-def locate(source: str) -> Path:
-    """The local folder of a source; a hub id is downloaded, an original checkpoint converted.
-
-    Raises:
-        SourceError: there is no such folder, file, builtin model or repository.
-        ArtifactError: it is an artifact that is only half-written.
-    """
-    found = find_local(source, BUILTIN, INDEX)
-    if found is None:
-        if Path(source).suffix in ORIGINAL_SUFFIXES or not is_hub_id(source):
-            raise SourceError(f"{source}: no such file or folder, and not a hub id (owner/name)")
-        return _download(source)
-    if found.is_dir():
-        return found
-    if found.suffix == ".safetensors":
-        raise SourceError(
-            f"{source}: weights without a config; give their folder with {CONFIG}, or make one of "
-            "a single-file checkpoint: PIPELINE.from_single_file(FILE).save_pretrained(FOLDER)"
-        )
-    if found.suffix not in ORIGINAL_SUFFIXES:
-        raise SourceError(
-            f"{source}: a file; give a diffusers folder, a DiT .pt or an LDM .ckpt instead"
-        )
-    from dpq_diffusion.original import converted
-
-    return converted(found)
-
-
-def _download(source: str) -> Path:
-    # Weights of single-file releases lie at the top; those of the pipeline in its folders.
-    patterns = [INDEX, MANIFEST_NAME, CONFIG, "*/*.json", "*/*.txt", "*/*.model", "LICENSE*"]
-    patterns += [f"{folder}{stem}*.safetensors" for stem in STEMS for folder in ("", "*/")]
-    return download(source, patterns)
 
 
 def is_pipeline(folder: Path) -> bool:

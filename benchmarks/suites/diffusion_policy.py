@@ -29,21 +29,15 @@ from dpq_core.planning.plan import make_plan
 from dpq_core.run import Run
 from dpq_core.spec import PRESET_D, Override, QuantSpec
 from dpq_diffusion.adapter import DiffusionAdapter
-from dpq_diffusion.conditions import Item
+from dpq_diffusion.evaluation.fidelity import ImageFidelity, latent_mse, pixel_mse, ssim
+from dpq_diffusion.evaluation.judges import CLASSIFIER, Judge, agreement
+from dpq_diffusion.evaluation.reference import Reference
+from dpq_diffusion.evaluation.tiny_classifier import ClassifierExtractor, load_classifier
 from dpq_diffusion.folders import BUILTIN
-from dpq_diffusion.judges import CLASSIFIER, Judge, agreement
-from dpq_diffusion.loading import load_pipeline
-from dpq_diffusion.metrics import (
-    ArrayImages,
-    ClassifierExtractor,
-    ImageFidelity,
-    Reference,
-    latent_mse,
-    pixel_mse,
-    ssim,
-)
-from dpq_diffusion.samplers import Wish, make_sampler
-from dpq_diffusion.tiny_classifier import load_classifier
+from dpq_diffusion.pipelines.conditions import Item
+from dpq_diffusion.pipelines.loading import load_pipeline
+from dpq_diffusion.sampling.images import ArrayImages
+from dpq_diffusion.sampling.samplers import Wish, make_sampler
 
 SOURCE = "builtin:tiny-dit"
 RUN = Run(device="cpu")

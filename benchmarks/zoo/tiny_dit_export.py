@@ -23,9 +23,10 @@ from tiny_dit_sample import (
     save_grid,
 )
 
-from dpq_diffusion.judges import STATISTICS
-from dpq_diffusion.metrics import Gaussian, frechet_distance, gaussian, read_reference
-from dpq_diffusion.tiny_classifier import TinyClassifier, load_classifier
+from dpq_diffusion.evaluation.frechet import Gaussian, frechet_distance, gaussian
+from dpq_diffusion.evaluation.judges import STATISTICS
+from dpq_diffusion.evaluation.reference import read_reference
+from dpq_diffusion.evaluation.tiny_classifier import TinyClassifier, load_classifier
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler, DiTTransformer2DModel

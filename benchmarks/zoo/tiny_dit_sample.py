@@ -11,7 +11,7 @@ from fashion_mnist import Split, to_model_range, to_uint8
 from PIL import Image
 from tiny_dit_model import NULL_CLASS, NUM_CLASSES
 
-from dpq_diffusion.tiny_classifier import TinyClassifier
+from dpq_diffusion.evaluation.tiny_classifier import TinyClassifier
 
 if TYPE_CHECKING:
     from diffusers import DiTTransformer2DModel, SchedulerMixin

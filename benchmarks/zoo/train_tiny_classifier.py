@@ -24,14 +24,17 @@ from fashion_mnist import Split, epoch_batch, load_split
 from tiny_dit_sample import accuracy
 from torch.nn import functional
 
-from dpq_diffusion.judges import STATISTICS
-from dpq_diffusion.metrics import ArrayImages, ClassifierExtractor, extract, write_statistics
-from dpq_diffusion.tiny_classifier import (
+from dpq_diffusion.evaluation.judges import STATISTICS
+from dpq_diffusion.evaluation.quality import extract
+from dpq_diffusion.evaluation.reference import write_statistics
+from dpq_diffusion.evaluation.tiny_classifier import (
     ClassifierConfig,
+    ClassifierExtractor,
     TinyClassifier,
     load_classifier,
     save_classifier,
 )
+from dpq_diffusion.sampling.images import ArrayImages
 
 SEED = 1234
 MAX_SHIFT = 2  # pixels

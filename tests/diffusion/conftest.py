@@ -13,8 +13,8 @@ from dpq_core.jobs.compress import CompressOptions, compress
 from dpq_core.run import Run
 from dpq_core.spec import QuantSpec
 from dpq_diffusion.adapter import DiffusionAdapter
-from dpq_diffusion.calibration.options import CalibrateOptions
-from dpq_diffusion.compress_options import CompressOptions as Own
+from dpq_diffusion.options import CalibrateOptions
+from dpq_diffusion.options import CompressOptions as Own
 
 QUICK = QuantSpec.preset(2, K=16, kmeans={"iterations": 2, "tail": 1})
 

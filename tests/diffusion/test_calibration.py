@@ -22,10 +22,10 @@ from dpq_core.spec import QuantSpec
 from dpq_diffusion.adapter import DiffusionAdapter
 from dpq_diffusion.calibration import build, trajectories
 from dpq_diffusion.calibration.calls import key
-from dpq_diffusion.calibration.options import CalibrateOptions
-from dpq_diffusion.conditions import make_items
-from dpq_diffusion.metrics.fidelity import psnr
-from dpq_diffusion.samplers import Wish, make_sampler
+from dpq_diffusion.evaluation.fidelity import psnr
+from dpq_diffusion.options import CalibrateOptions
+from dpq_diffusion.pipelines.conditions import make_items
+from dpq_diffusion.sampling.samplers import Wish, make_sampler
 
 QUICK = {"trajectories": 3, "denoising_steps": 2, "batch": 4, "validation_samples": 6}
 

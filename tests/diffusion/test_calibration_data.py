@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from dpq_core.errors import DPQError
 from dpq_diffusion.calibration.calls import key
 from dpq_diffusion.calibration.data import encode, read_images
-from dpq_diffusion.calibration.options import CalibrateOptions
-from dpq_diffusion.denoising import decode
+from dpq_diffusion.options import CalibrateOptions
+from dpq_diffusion.pipelines.denoising import decode
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"  # diffusers

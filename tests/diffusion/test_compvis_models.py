@@ -14,12 +14,12 @@ from torch import nn
 
 from dpq_core.errors import SourceError, SpecError
 from dpq_core.run import Run
-from dpq_diffusion.conditions import make_items
-from dpq_diffusion.denoising import generators, initial_noise, to_uint8
-from dpq_diffusion.folders import locate
-from dpq_diffusion.loading import load_pipeline
-from dpq_diffusion.samplers import Wish, make_sampler
-from dpq_diffusion.source import open_checkpoint
+from dpq_diffusion.pipelines.conditions import make_items
+from dpq_diffusion.pipelines.denoising import generators, initial_noise, to_uint8
+from dpq_diffusion.pipelines.loading import load_pipeline
+from dpq_diffusion.sampling.samplers import Wish, make_sampler
+from dpq_diffusion.source.checkpoint import open_checkpoint
+from dpq_diffusion.source.locate import locate
 
 CPU = Run(device="cpu")
 

@@ -11,11 +11,11 @@ from compvis_ldm import Autoencoder, LatentDiffusion, randomized
 from compvis_unet import UNet
 
 from dpq_core.run import Run
-from dpq_diffusion import ldm_first_stage
-from dpq_diffusion.conversion import Part
-from dpq_diffusion.ldm import convert
-from dpq_diffusion.ldm_settings import LdmSettings
-from dpq_diffusion.loading import load_pipeline
+from dpq_diffusion.convert import ldm_first_stage
+from dpq_diffusion.convert.conversion import Part
+from dpq_diffusion.convert.ldm import convert
+from dpq_diffusion.convert.ldm_settings import LdmSettings
+from dpq_diffusion.pipelines.loading import load_pipeline
 
 CPU = Run(device="cpu")
 

@@ -8,8 +8,7 @@ import pytest
 
 from dpq.testing import AdapterContract
 from dpq_diffusion.adapter import DiffusionAdapter
-from dpq_diffusion.compress_options import CompressOptions
-from dpq_diffusion.options import EvaluateOptions, SampleOptions
+from dpq_diffusion.options import CompressOptions, EvaluateOptions, SampleOptions
 
 
 @pytest.mark.slow

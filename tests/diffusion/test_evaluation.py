@@ -14,11 +14,13 @@ from PIL import Image
 from dpq_cli.render import emit_json
 from dpq_core.errors import SourceError, SpecError
 from dpq_core.run import Run
-from dpq_diffusion import evaluation, sampling
-from dpq_diffusion.evaluation import evaluate
-from dpq_diffusion.metrics import gaussian, open_images, write_npz, write_statistics
-from dpq_diffusion.metrics.reference import Statistics
+from dpq_diffusion.evaluation import evaluate as evaluation
+from dpq_diffusion.evaluation.evaluate import evaluate
+from dpq_diffusion.evaluation.frechet import gaussian
+from dpq_diffusion.evaluation.reference import Statistics, write_statistics
 from dpq_diffusion.options import EvaluateOptions, SampleOptions
+from dpq_diffusion.sampling import sample as sampling
+from dpq_diffusion.sampling.images import open_images, write_npz
 
 RUN = Run(device="cpu", seed=5)
 BUILTIN = "builtin:tiny-dit"
@@ -144,8 +146,8 @@ def test_the_builtin_model_is_scored_by_its_classifier(models):
 
 
 def test_class_agreement_counts_the_classes_asked_for(models, tmp_path):
+    from dpq_diffusion.evaluation.tiny_classifier import load_classifier
     from dpq_diffusion.folders import BUILTIN as FOLDER
-    from dpq_diffusion.tiny_classifier import load_classifier
 
     found = values(measure(BUILTIN, folder=str(tmp_path), samples=12))
     (batch,) = open_images(tmp_path / "images").batches(12)

@@ -9,8 +9,8 @@ import torch
 from dpq_core.artifact import Artifact
 from dpq_core.tensor.checkpoint import Checkpoint, TensorInfo
 from dpq_core.tensor.hidden_axes import Orders, ReorderedCheckpoint
-from dpq_diffusion import probing
 from dpq_diffusion.adapter import DiffusionAdapter
+from dpq_diffusion.pipelines import probe as probing
 
 
 class Loaded(Checkpoint):

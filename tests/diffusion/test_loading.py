@@ -16,8 +16,8 @@ from dpq_core.run import Run
 from dpq_core.runtime import PQConv2d, PQEmbedding, PQLinear, PQWeight
 from dpq_core.runtime.swap import PQModule
 from dpq_diffusion.adapter import DiffusionAdapter
-from dpq_diffusion.loading import load_pipeline
-from dpq_diffusion.probing import _FORWARD, _normal
+from dpq_diffusion.pipelines.loading import load_pipeline
+from dpq_diffusion.pipelines.probe import _FORWARD, _normal
 
 CPU = Run(device="cpu")
 KINDS = ("dit", "unet", "unet_condition", "pixart", "flux", "vae")
@@ -213,7 +213,7 @@ def test_quantizing_while_loading_gives_what_compress_gives(dit_folder, tmp_path
 
     from dpq_core.jobs.compress import compress
     from dpq_core.spec import QuantSpec
-    from dpq_diffusion.quantizer import DPQConfig
+    from dpq_diffusion.hub.quantizer import DPQConfig
 
     wish = PipelineQuantizationConfig(quant_mapping={"transformer": DPQConfig(bits=2)})
     pipeline = DiffusionPipeline.from_pretrained(dit_folder, quantization_config=wish)
@@ -229,7 +229,7 @@ def test_quantizing_while_loading_gives_what_compress_gives(dit_folder, tmp_path
 def test_a_dense_model_needs_a_width(dit_folder):
     from diffusers import DiTTransformer2DModel
 
-    from dpq_diffusion.quantizer import DPQConfig
+    from dpq_diffusion.hub.quantizer import DPQConfig
 
     with pytest.raises(SpecError, match="this model is not quantized"):
         DiTTransformer2DModel.from_pretrained(

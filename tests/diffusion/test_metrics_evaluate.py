@@ -7,23 +7,24 @@ import pytest
 import torch
 
 from dpq_core.errors import SpecError
-from dpq_diffusion.metrics import (
-    ADM_EXTRACTOR,
-    ArrayImages,
-    ClassifierExtractor,
+from dpq_diffusion.evaluation.extractor import ADM_EXTRACTOR
+from dpq_diffusion.evaluation.frechet import frechet_distance, gaussian
+from dpq_diffusion.evaluation.inception_score import inception_score
+from dpq_diffusion.evaluation.precision_recall import precision_recall
+from dpq_diffusion.evaluation.quality import evaluate_samples, extract
+from dpq_diffusion.evaluation.reference import (
     Reference,
     Statistics,
-    evaluate_samples,
-    extract,
-    frechet_distance,
-    gaussian,
-    inception_score,
-    precision_recall,
     read_reference,
     write_statistics,
 )
-from dpq_diffusion.metrics.npz import write_arrays
-from dpq_diffusion.tiny_classifier import ClassifierConfig, TinyClassifier
+from dpq_diffusion.evaluation.tiny_classifier import (
+    ClassifierConfig,
+    ClassifierExtractor,
+    TinyClassifier,
+)
+from dpq_diffusion.sampling.images import ArrayImages
+from dpq_diffusion.sampling.npz import write_arrays
 
 
 class Linear:

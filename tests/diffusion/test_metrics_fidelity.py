@@ -12,7 +12,8 @@ from torchmetrics.functional.image import (
 )
 
 from dpq_core.errors import SpecError
-from dpq_diffusion.metrics import ArrayImages, compare_images, latent_mse, psnr, ssim
+from dpq_diffusion.evaluation.fidelity import compare_images, latent_mse, psnr, ssim
+from dpq_diffusion.sampling.images import ArrayImages
 
 
 def pair(n=5, height=28, width=20, channels=3):

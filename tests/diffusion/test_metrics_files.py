@@ -18,11 +18,12 @@ from torchmetrics.functional.image import (
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from dpq_core.run import Run
-from dpq_diffusion import evaluation, sampling
-from dpq_diffusion.evaluation import evaluate
+from dpq_diffusion.evaluation import evaluate as evaluation
+from dpq_diffusion.evaluation.evaluate import evaluate
+from dpq_diffusion.evaluation.tiny_classifier import ClassifierConfig, TinyClassifier
 from dpq_diffusion.folders import BUILTIN as SHIPPED
 from dpq_diffusion.options import EvaluateOptions, SampleOptions
-from dpq_diffusion.tiny_classifier import ClassifierConfig, TinyClassifier
+from dpq_diffusion.sampling import sample as sampling
 
 RUN = Run(device="cpu", seed=3)
 BUILTIN = "builtin:tiny-dit"

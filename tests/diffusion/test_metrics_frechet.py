@@ -14,7 +14,12 @@ from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from dpq_core.errors import SpecError
-from dpq_diffusion.metrics import Gaussian, GaussianAccumulator, frechet_distance, gaussian
+from dpq_diffusion.evaluation.frechet import (
+    Gaussian,
+    GaussianAccumulator,
+    frechet_distance,
+    gaussian,
+)
 
 
 def clouds(n, d, seed=0):

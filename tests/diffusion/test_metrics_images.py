@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from dpq_core.errors import SourceError
-from dpq_diffusion.metrics import ArrayImages, NpzImages, PngFolder, open_images, write_npz
+from dpq_diffusion.sampling.images import ArrayImages, NpzImages, PngFolder, open_images, write_npz
 
 
 def pictures(n=5, height=6, width=4, channels=3):

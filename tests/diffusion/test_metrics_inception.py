@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from dpq_core.errors import SourceError
-from dpq_diffusion.metrics import ADM_EXTRACTOR, InceptionExtractor, InceptionV3, load_inception
-from dpq_diffusion.metrics import inception_weights as weights
-from dpq_diffusion.metrics.inception import ConvNorm, resize
+from dpq_diffusion.evaluation import inception_weights as weights
+from dpq_diffusion.evaluation.extractor import ADM_EXTRACTOR
+from dpq_diffusion.evaluation.inception import ConvNorm, InceptionV3, resize
+from dpq_diffusion.evaluation.inception_weights import InceptionExtractor, load_inception
 
 
 @pytest.fixture(scope="module")

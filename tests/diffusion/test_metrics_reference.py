@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from dpq_core.errors import SourceError
-from dpq_diffusion.metrics import read_reference
-from dpq_diffusion.metrics.npz import write_arrays
+from dpq_diffusion.evaluation.reference import read_reference
+from dpq_diffusion.sampling.npz import write_arrays
 
 
 def valid():

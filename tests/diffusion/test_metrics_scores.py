@@ -10,7 +10,8 @@ import torch
 from prdc import compute_prdc
 
 from dpq_core.errors import SpecError
-from dpq_diffusion.metrics import Distances, InceptionScore, inception_score, precision_recall
+from dpq_diffusion.evaluation.inception_score import InceptionScore, inception_score
+from dpq_diffusion.evaluation.precision_recall import Distances, precision_recall
 
 
 def plain_score(logits, split_size):

@@ -15,11 +15,11 @@ from original_dit import random_dit
 
 from dpq_core.errors import SourceError
 from dpq_core.run import Run
-from dpq_diffusion.conditions import make_items
-from dpq_diffusion.folders import locate
-from dpq_diffusion.loading import load_pipeline
-from dpq_diffusion.samplers import Wish, make_sampler
-from dpq_diffusion.source import open_checkpoint
+from dpq_diffusion.pipelines.conditions import make_items
+from dpq_diffusion.pipelines.loading import load_pipeline
+from dpq_diffusion.sampling.samplers import Wish, make_sampler
+from dpq_diffusion.source.checkpoint import open_checkpoint
+from dpq_diffusion.source.locate import locate
 
 CPU = Run(device="cpu")
 

@@ -19,7 +19,7 @@ from dpq_core.run import Run
 from dpq_core.runtime import PQConv2d, PQLinear, PQWeight, swap
 from dpq_core.spec import QuantSpec
 from dpq_diffusion.adapter import DiffusionAdapter
-from dpq_diffusion.quantizer import DPQConfig
+from dpq_diffusion.hub.quantizer import DPQConfig
 
 SPEC = QuantSpec.preset(2, K=16)
 

@@ -13,9 +13,9 @@ from PIL import Image
 
 from dpq_core.errors import SourceError, SpecError
 from dpq_core.run import Run
-from dpq_diffusion import sampling
 from dpq_diffusion.options import SampleOptions
-from dpq_diffusion.sampling import sample
+from dpq_diffusion.sampling import sample as sampling
+from dpq_diffusion.sampling.sample import sample
 
 RUN = Run(device="cpu", seed=0)
 

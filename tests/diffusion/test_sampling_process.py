@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from dpq_core.errors import SourceError, SpecError
-from dpq_diffusion.conditions import make_items
-from dpq_diffusion.denoising import Guidance, to_uint8
-from dpq_diffusion.samplers import Wish, make_sampler
-from dpq_diffusion.schedulers import make_scheduler, name_of
+from dpq_diffusion.pipelines.conditions import make_items
+from dpq_diffusion.pipelines.denoising import Guidance, to_uint8
+from dpq_diffusion.pipelines.schedulers import make_scheduler, name_of
+from dpq_diffusion.sampling.samplers import Wish, make_sampler
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"  # diffusers

@@ -18,9 +18,9 @@ from dpq_core.planning.plan import make_plan
 from dpq_core.spec import KMeansSpec, Override, QuantSpec
 from dpq_core.tensor.layout import Layout
 from dpq_diffusion.adapter import DiffusionAdapter
-from dpq_diffusion.architecture import layout_of, policy
-from dpq_diffusion.compress_options import CompressOptions
-from dpq_diffusion.source import open_checkpoint
+from dpq_diffusion.options import CompressOptions
+from dpq_diffusion.source.architecture import layout_of, policy
+from dpq_diffusion.source.checkpoint import open_checkpoint
 
 SPEC = QuantSpec.preset(2, kmeans=KMeansSpec(iterations=1, tail=0))
 

@@ -19,8 +19,8 @@ from dpq_core.run import Run
 from dpq_core.runtime import PQWeight
 from dpq_core.spec import QuantSpec
 from dpq_diffusion.adapter import DiffusionAdapter
-from dpq_diffusion.compress_options import CompressOptions as Own
-from dpq_diffusion.text_guard import GUARD, guarded
+from dpq_diffusion.hub.text_guard import GUARD, guarded
+from dpq_diffusion.options import CompressOptions as Own
 
 QUICK = QuantSpec.preset(2, K=16, kmeans={"iterations": 2, "tail": 1})
 TOKENS = torch.arange(1, 7)[None]

@@ -9,17 +9,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dpq_core.errors import SourceError
-from dpq_diffusion.folders import BUILTIN
-from dpq_diffusion.judges import CLASSIFIER, STATISTICS
-from dpq_diffusion.metrics import TINY_EXTRACTOR, gaussian, read_reference
-from dpq_diffusion.tiny_classifier import (
+from dpq_diffusion.evaluation.frechet import gaussian
+from dpq_diffusion.evaluation.judges import CLASSIFIER, STATISTICS
+from dpq_diffusion.evaluation.reference import read_reference
+from dpq_diffusion.evaluation.tiny_classifier import (
     CONFIG,
+    TINY_EXTRACTOR,
     WEIGHTS,
     ClassifierConfig,
     TinyClassifier,
     load_classifier,
     save_classifier,
 )
+from dpq_diffusion.folders import BUILTIN
 
 SMALL = ClassifierConfig(image_size=8, widths=(4, 6, 8), feature_dim=5, num_classes=3)
 

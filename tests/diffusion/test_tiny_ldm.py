@@ -10,13 +10,12 @@ from dpq_core.jobs.compress import CompressOptions, compress
 from dpq_core.run import Run
 from dpq_core.spec import QuantSpec
 from dpq_diffusion.adapter import DiffusionAdapter
-from dpq_diffusion.compress_options import CompressOptions as Own
-from dpq_diffusion.conditions import make_items
-from dpq_diffusion.fidelity import compare
-from dpq_diffusion.loading import load_pipeline
-from dpq_diffusion.metrics import ClassifierExtractor
-from dpq_diffusion.samplers import Wish, make_sampler
-from dpq_diffusion.tiny_classifier import load_classifier
+from dpq_diffusion.evaluation.fidelity import compare
+from dpq_diffusion.evaluation.tiny_classifier import ClassifierExtractor, load_classifier
+from dpq_diffusion.options import CompressOptions as Own
+from dpq_diffusion.pipelines.conditions import make_items
+from dpq_diffusion.pipelines.loading import load_pipeline
+from dpq_diffusion.sampling.samplers import Wish, make_sampler
 
 CPU = Run(device="cpu")
 SOURCE = ROOT / "tests" / "data" / "tiny-ldm"

@@ -21,16 +21,17 @@ from dpq_core.runtime.weight import PQWeight
 from dpq_diffusion.calibration.calls import sample_name, take_apart
 from dpq_diffusion.calibration.data import Data, read_images, read_latents
 from dpq_diffusion.calibration.inputs import Clean
-from dpq_diffusion.calibration.options import CalibrateOptions
 from dpq_diffusion.calibration.processes import process_of
 from dpq_diffusion.calibration.task import DenoiserTask, Samples
 from dpq_diffusion.calibration.trajectories import SEEDS, Trajectories, record
-from dpq_diffusion.class_models import ClassModel, class_model, denoiser
-from dpq_diffusion.conditions import Condition
-from dpq_diffusion.folders import is_pipeline, locate
-from dpq_diffusion.loading import load_folder
-from dpq_diffusion.samplers import Sampler, TextSampler, Wish, make_sampler
-from dpq_diffusion.source import DiffusionCheckpoint, open_checkpoint
+from dpq_diffusion.folders import is_pipeline
+from dpq_diffusion.options import CalibrateOptions
+from dpq_diffusion.pipelines.class_models import ClassModel, class_model, denoiser
+from dpq_diffusion.pipelines.conditions import Condition
+from dpq_diffusion.pipelines.loading import load_folder
+from dpq_diffusion.sampling.samplers import Sampler, TextSampler, Wish, make_sampler
+from dpq_diffusion.source.checkpoint import DiffusionCheckpoint, open_checkpoint
+from dpq_diffusion.source.locate import locate
 
 _VALIDATION_IMAGES = 16
 """Trajectories for validation; of images and latents at most a tenth is, and never less than 1."""

@@ -38,7 +38,7 @@ class Form:
 
         Everything moves to the model's device; floating tensors take its dtype.
         """
-        from dpq_diffusion.denoising import activation_dtype
+        from dpq_diffusion.pipelines.denoising import activation_dtype
 
         dtype, device = activation_dtype(model), next(model.parameters()).device
         slots = {int(name[len(_KEY) :]) for name in batch if name.startswith(_KEY)}

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from dpq_core.errors import SourceError, SpecError
 from dpq_core.run import Progress, silent
-from dpq_diffusion.class_models import ClassModel, class_model
-from dpq_diffusion.conditions import class_conditions, class_names
-from dpq_diffusion.denoising import activation_dtype
+from dpq_diffusion.pipelines.class_models import ClassModel, class_model
+from dpq_diffusion.pipelines.conditions import class_conditions, class_names
+from dpq_diffusion.pipelines.denoising import activation_dtype
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dpq_core.errors import SpecError
-from dpq_diffusion.schedulers import LEARNED
+from dpq_diffusion.pipelines.schedulers import LEARNED
 
 
 class Process(ABC):

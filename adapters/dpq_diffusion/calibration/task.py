@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from dpq_core.data.task import Batch, CalibrationTask
 from dpq_diffusion.calibration.inputs import Clean, Inputs
-from dpq_diffusion.calibration.options import CalibrateOptions
+from dpq_diffusion.options import CalibrateOptions
 
 _NAMES = {
     "distill": "distance to the uncompressed model",

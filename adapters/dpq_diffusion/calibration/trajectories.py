@@ -16,9 +16,9 @@ from dpq_core.run import Progress, silent
 from dpq_diffusion.calibration.calls import Call, Form, Recorder
 from dpq_diffusion.calibration.inputs import Clean, Halves, Recorded
 from dpq_diffusion.calibration.processes import Flow, process_of
-from dpq_diffusion.class_models import denoiser
-from dpq_diffusion.conditions import Condition, Item
-from dpq_diffusion.samplers import ClassSampler, Sampler
+from dpq_diffusion.pipelines.class_models import denoiser
+from dpq_diffusion.pipelines.conditions import Condition, Item
+from dpq_diffusion.sampling.samplers import ClassSampler, Sampler
 
 SEEDS = 1 << 30
 """Of the first trajectory: samples and evaluations begin at their own seed, usually 0."""

@@ -1,0 +1,1 @@
+"""Original DiT and LDM checkpoints turned into the folders of diffusers."""

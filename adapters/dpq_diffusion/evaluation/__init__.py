@@ -1,0 +1,1 @@
+"""Quality of samples, and their fidelity to those of the uncompressed model."""

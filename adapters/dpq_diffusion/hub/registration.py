@@ -1,0 +1,40 @@
+"""Registers dpq with diffusers, and with transformers for text encoders, when these are imported.
+
+Neither has entry points for quantizers, so ``import dpq_diffusion`` has to register. A user who
+forgets it is told so: diffusers refuses an unknown ``quant_method``, and transformers, which only
+warns of one, the marked activation of an artifact's text encoder (``text_guard``).
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from dpq_hf.import_hook import after_import
+
+_DIFFUSERS = "diffusers.quantizers.auto"
+_TRANSFORMERS = "transformers.quantizers.auto"
+"""They hold the tables of quantizers; every ``from_pretrained`` imports them."""
+
+_PIPELINES = "diffusers.pipelines.pipeline_utils"
+"""Holds ``DiffusionPipeline``, which looks for pipelines by name in ``diffusers``."""
+
+
+def register() -> None:
+    """Register now with what is loaded, and with the rest as soon as it is. Idempotent."""
+    after_import(_DIFFUSERS, _with_diffusers)
+    after_import(_TRANSFORMERS, _with_transformers)
+    after_import(_PIPELINES, _with_pipelines)
+
+
+def _with_diffusers() -> None:
+    importlib.import_module("dpq_diffusion.hub.quantizer")  # enters itself in the tables, once
+
+
+def _with_transformers() -> None:
+    importlib.import_module("dpq_diffusion.hub.text_quantizer")
+
+
+def _with_pipelines() -> None:
+    importlib.import_module(
+        "dpq_diffusion.pipelines.class_pipelines"
+    )  # enter themselves, as in the tables

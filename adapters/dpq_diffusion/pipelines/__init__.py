@@ -1,0 +1,1 @@
+"""Diffusers pipelines in memory: loading, classes and prompts, schedules, the reverse process."""

@@ -1,0 +1,1 @@
+"""Where diffusion models come from: located, opened, read by names and shapes."""

@@ -1,0 +1,131 @@
+"""Which tensors are compressed and which hidden units may be reordered, by name and shape alone.
+
+No model is ever instantiated for this: in the models of diffusers and transformers a two-axis
+``*.weight`` is a Linear unless its name is that of an embedding, and a four-axis one a Conv2d.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from dpq_core.spec import Override, QuantSpec
+from dpq_core.tensor.hidden_axes import HiddenAxis, Producer
+from dpq_core.tensor.layout import Layout
+
+MIN_WEIGHTS = 4096
+"""Smaller tensors are kept: a codebook of 256 codewords takes 1-4 KB, half of them or more."""
+
+_TABLE = re.compile(
+    r"(^|[./])(class_embedder\.embedding_table|class_embedding|token_embedding)\.weight$"
+)
+"""Embeddings that are only ever looked up: classes, and the tokens of CLIP."""
+
+_KEPT = re.compile(
+    r"(^|[./])(quantize\.embedding|position_embedding|relative_attention_bias|shared|embed_tokens"
+    r"|wte|wpe)\.weight$"
+)
+"""Embeddings that are used in other ways too: distances to a VQ codebook, tied or biased tables."""
+
+_EMBEDDERS = (
+    "pos_embed.proj",  # patch embedding (DiT, PixArt)
+    "x_embedder",  # idem (FLUX)
+    "conv_in",
+    "context_embedder",
+    "caption_projection.linear_?",
+    "time_embedding.linear_?",
+    "add_embedding.linear_?",
+    "class_embedding.linear_?",
+    "time_text_embed.*",
+    "adaln_single.emb.*",
+    "transformer_blocks.*.norm1.emb.timestep_embedder.linear_?",
+)
+"""Layers at the front: every step and every token passes them, and they are few.
+
+The timestep's are the most sensitive of all (benchmarks/suites/diffusion_policy.py).
+"""
+
+_OUTPUTS = (
+    "norm_out.linear",
+    "proj_out",
+    "proj_out_?",  # DiT: final modulation and final projection
+    "conv_out",
+)
+"""Layers at the end."""
+
+_TABLES = ("*class_embedder.embedding_table", "class_embedding", "*token_embedding")
+
+
+def layout_of(name: str, shape: tuple[int, ...]) -> Layout | None:
+    """How a tensor is compressed; None keeps it (norms, biases, tables that are not looked up)."""
+    if not name.endswith(".weight") or math.prod(shape) < MIN_WEIGHTS or _KEPT.search(name):
+        return None
+    if len(shape) == 2:
+        return Layout.EMBEDDING if _TABLE.search(name) else Layout.LINEAR
+    return Layout.CONV if len(shape) == 4 else None
+
+
+def policy(spec: QuantSpec) -> tuple[Override, ...]:
+    """More bits per weight for the layers at either end, and for the looked-up tables.
+
+    8 bits for the embedders, or 4 where all others get one bit; at least 4 for the outputs and the
+    tables: what came out best at equal bytes (docs/diffusion.md). The patterns match top-level
+    layers only, with and without a component before them; the user's own overrides come later and
+    win.
+    """
+    rules: list[tuple[str, dict[str, Any]]] = []
+    if spec.scope == "subspace" and spec.orientation == "input":
+        rules.append(("*", {"orientation": "auto"}))  # one codebook per d columns, or per d rows
+    bits = spec.code_bits / spec.d
+    if bits < 4:
+        rules += [(pattern, {"d": 2, "K": 256}) for pattern in (*_TABLES, *_OUTPUTS)]
+    if bits < 8:
+        d = 1 if bits > 1 else 2
+        rules += [(pattern, {"d": d, "K": 256}) for pattern in _EMBEDDERS]
+    return tuple(
+        Override(f"{prefix}{pattern}.weight", changes)
+        for pattern, changes in rules
+        for prefix in ("", "*/")
+    )
+
+
+_PAIRS = (
+    (r"\bffn?(?:_context)?\.net\.2", ("net.0.proj",)),  # FeedForward of diffusers
+    (r"\blayers\.\d+\.(?:mlp\.)?fc2", ("fc1",)),  # CLIP, and the LDM's text encoder
+    (r"\bDenseReluDense\.wo", ("wi", "wi_0", "wi_1")),  # T5
+)
+"""The end of a consumer's path -> the layers beside it that make its inputs."""
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def hidden_axes(shapes: Shapes) -> Iterator[HiddenAxis]:
+    """The inner units of feed-forward layers, between which only activations and gates lie.
+
+    FLUX's single blocks are left out: their ``proj_out`` also sees what attention has made.
+
+    Args:
+        shapes: of the checkpoint's tensors, by name.
+    """
+    for pattern, layers in _PAIRS:
+        consumer = re.compile(rf"(?:.*{pattern})\.weight")
+        for name, shape in shapes.items():
+            if consumer.fullmatch(name) and len(shape) == 2:
+                axis = _axis(name, layers, shapes)
+                if axis.producers:
+                    yield axis
+
+
+def _axis(consumer: str, layers: tuple[str, ...], shapes: Shapes) -> HiddenAxis:
+    """A gated layer makes all values, then all gates: two blocks of rows."""
+    home = re.sub(r"(net\.2|fc2|wo)\.weight$", "", consumer)
+    made = [f"{home}{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
+    units = max(1, shapes[consumer][1])
+    producers = [
+        Producer(name, blocks=2 if shapes[name][0] == 2 * units else 1)
+        for name in made
+        if shapes.get(name)
+    ]
+    return HiddenAxis(consumer=consumer, producers=tuple(producers))
