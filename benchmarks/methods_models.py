@@ -205,8 +205,9 @@ class DiT(Bench):
 
     def score(self, artifact: str = "") -> float:
         """Decibels."""
-        from dpq_diffusion.evaluation.fidelity import ImageFidelity, pixel_mse, ssim
+        from dpq_core.plugin.image_metrics import mean_squared_error, ssim
         from dpq_diffusion.pipelines.loading import load_pipeline
+        from dpq_diffusion.sampling.image_pairs import ImageFidelity
         from dpq_diffusion.sampling.samplers import make_sampler
 
         sampler = self._sampler
@@ -214,7 +215,7 @@ class DiT(Bench):
             sampler = make_sampler(load_pipeline(artifact, Run(device="cpu")), self._wish)
         images = sampler.draw(self._items)
         pair = images, self._original
-        return float(ImageFidelity(pixel_mse(*pair), ssim(*pair)).psnr)
+        return float(ImageFidelity(mean_squared_error(*pair), ssim(*pair)).psnr)
 
     def adapter(self) -> Adapter:
         """Of diffusion models."""

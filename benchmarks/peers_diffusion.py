@@ -30,14 +30,16 @@ import peers_common as common
 import torch
 from torch import Tensor
 
+from dpq_core.plugin.image_metrics import mean_squared_error, ssim
 from dpq_core.run import Run, silent
-from dpq_diffusion.evaluation.fidelity import ImageFidelity, latent_mse, pixel_mse, ssim
+from dpq_diffusion.evaluation.fidelity import latent_mse
 from dpq_diffusion.evaluation.judges import Judge, agreement, find_judge
 from dpq_diffusion.evaluation.quality import evaluate_samples
 from dpq_diffusion.folders import BUILTIN
 from dpq_diffusion.options import EvaluateOptions
 from dpq_diffusion.pipelines.conditions import Item, make_items
 from dpq_diffusion.pipelines.loading import load_pipeline
+from dpq_diffusion.sampling.image_pairs import ImageFidelity
 from dpq_diffusion.sampling.images import ArrayImages
 from dpq_diffusion.sampling.samplers import Wish, make_sampler
 
@@ -194,7 +196,7 @@ def measure(
         common.decode(model)
     drawn = draw(model, items, settings)
     fidelity = ImageFidelity(
-        pixel_mse(drawn.images, original.images), ssim(drawn.images, original.images)
+        mean_squared_error(drawn.images, original.images), ssim(drawn.images, original.images)
     )
     row |= {
         "psnr_dB": fidelity.psnr,

@@ -26,16 +26,18 @@ from torch import Tensor
 
 from dpq_core.jobs.compress import CompressOptions, compress
 from dpq_core.planning.plan import make_plan
+from dpq_core.plugin.image_metrics import mean_squared_error, ssim
 from dpq_core.run import Run
 from dpq_core.spec import PRESET_D, Override, QuantSpec
 from dpq_diffusion.adapter import DiffusionAdapter
-from dpq_diffusion.evaluation.fidelity import ImageFidelity, latent_mse, pixel_mse, ssim
+from dpq_diffusion.evaluation.fidelity import latent_mse
 from dpq_diffusion.evaluation.judges import CLASSIFIER, Judge, agreement
 from dpq_diffusion.evaluation.reference import Reference
 from dpq_diffusion.evaluation.tiny_classifier import ClassifierExtractor, load_classifier
 from dpq_diffusion.folders import BUILTIN
 from dpq_diffusion.pipelines.conditions import Item
 from dpq_diffusion.pipelines.loading import load_pipeline
+from dpq_diffusion.sampling.image_pairs import ImageFidelity
 from dpq_diffusion.sampling.images import ArrayImages
 from dpq_diffusion.sampling.samplers import Wish, make_sampler
 
@@ -179,7 +181,7 @@ def measure(
             )
             images, latents = draw(str(out), items, settings)
         weights = [t for t in report.tensors if t.relative_error is not None]
-        fidelity = ImageFidelity(pixel_mse(images, original[0]), ssim(images, original[0]))
+        fidelity = ImageFidelity(mean_squared_error(images, original[0]), ssim(images, original[0]))
         yield {
             "bits": bits,
             "policy": name,

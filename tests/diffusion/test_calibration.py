@@ -16,13 +16,13 @@ from dpq_core.errors import DPQError
 from dpq_core.jobs.calibrate import CalibrateOptions as Command
 from dpq_core.jobs.calibrate import calibrate_artifact
 from dpq_core.jobs.compress import compress
+from dpq_core.plugin.image_metrics import psnr
 from dpq_core.run import Run
 from dpq_core.runtime.weight import PQWeight
 from dpq_core.spec import QuantSpec
 from dpq_diffusion.adapter import DiffusionAdapter
 from dpq_diffusion.calibration import build, trajectories
 from dpq_diffusion.calibration.calls import key
-from dpq_diffusion.evaluation.fidelity import psnr
 from dpq_diffusion.options import CalibrateOptions
 from dpq_diffusion.pipelines.conditions import make_items
 from dpq_diffusion.sampling.samplers import Wish, make_sampler

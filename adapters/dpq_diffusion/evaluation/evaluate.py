@@ -18,7 +18,7 @@ from dpq_core.errors import SpecError
 from dpq_core.plugin.adapter import Evaluation, Metric
 from dpq_core.plugin.builtin import BUILTIN_SCHEME
 from dpq_core.run import Run
-from dpq_diffusion.evaluation.fidelity import compare, compare_images
+from dpq_diffusion.evaluation.fidelity import compare
 from dpq_diffusion.evaluation.judges import Judge, agreement, find_judge
 from dpq_diffusion.evaluation.quality import evaluate_samples
 from dpq_diffusion.options import NONE, EvaluateOptions
@@ -26,6 +26,7 @@ from dpq_diffusion.pipelines.class_models import denoiser
 from dpq_diffusion.pipelines.conditions import Condition
 from dpq_diffusion.pipelines.denoising import activation_dtype
 from dpq_diffusion.pipelines.loading import load_pipeline
+from dpq_diffusion.sampling.image_pairs import compare_images
 from dpq_diffusion.sampling.sample_folder import (
     SETTINGS,
     Provenance,

@@ -8,11 +8,11 @@ from pathlib import Path
 from dpq_core.errors import SpecError
 from dpq_core.plugin.adapter import Sampling
 from dpq_core.run import Run
-from dpq_diffusion.evaluation.fidelity import compare_images
 from dpq_diffusion.options import SampleOptions
 from dpq_diffusion.pipelines.conditions import Condition, Item
 from dpq_diffusion.pipelines.loading import load_pipeline
 from dpq_diffusion.sampling.grids import Row, draw_grid
+from dpq_diffusion.sampling.image_pairs import compare_images
 from dpq_diffusion.sampling.images import write_npz
 from dpq_diffusion.sampling.sample_folder import (
     SETTINGS,
