@@ -175,13 +175,13 @@ class DiT(Bench):
     def __init__(self) -> None:
         from dpq_diffusion.pipelines.conditions import make_items
         from dpq_diffusion.pipelines.loading import load_pipeline
-        from dpq_diffusion.sampling.samplers import Wish, make_sampler
+        from dpq_diffusion.sampling.samplers import RequestedSettings, make_sampler
         from dpq_diffusion.source.architecture import layout_of
 
         pipeline = load_pipeline(self.source, Run(device="cpu"))
-        self._wish = Wish(steps=self.steps, guidance=1.5, scheduler="auto")
+        self._wish = RequestedSettings(steps=self.steps, guidance=1.5, scheduler="auto")
         self._sampler = make_sampler(pipeline, self._wish)
-        other = Wish(steps=self.calibration_steps, guidance=1.5, scheduler="auto")
+        other = RequestedSettings(steps=self.calibration_steps, guidance=1.5, scheduler="auto")
         self._other = make_sampler(pipeline, other)
         conditions = self._sampler.conditions((), ())
         self._items = make_items(conditions, self.images, 0)

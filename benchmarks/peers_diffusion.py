@@ -33,15 +33,15 @@ from torch import Tensor
 from dpq_core.plugin.image_metrics import mean_squared_error, ssim
 from dpq_core.run import Run, silent
 from dpq_diffusion.evaluation.fidelity import latent_mse
-from dpq_diffusion.evaluation.judges import Judge, agreement, find_judge
 from dpq_diffusion.evaluation.quality import evaluate_samples
+from dpq_diffusion.evaluation.scorer import Scorer, class_agreement, find_scorer
 from dpq_diffusion.folders import BUILTIN
 from dpq_diffusion.options import EvaluateOptions
 from dpq_diffusion.pipelines.conditions import Item, make_items
 from dpq_diffusion.pipelines.loading import load_pipeline
 from dpq_diffusion.sampling.image_pairs import ImageFidelity
 from dpq_diffusion.sampling.images import ArrayImages
-from dpq_diffusion.sampling.samplers import Wish, make_sampler
+from dpq_diffusion.sampling.samplers import RequestedSettings, make_sampler
 
 SOURCE = "builtin:tiny-dit"
 TRANSFORMER = BUILTIN / "tiny-dit" / "transformer"
@@ -159,7 +159,7 @@ def draw(model: Any, items: list[Item], settings: Settings) -> Drawn:
     pipeline = load_pipeline(SOURCE, Run(device="cpu"))
     if model is not None:
         pipeline.transformer = model
-    wish = Wish(steps=settings.steps, guidance=settings.guidance, scheduler="auto")
+    wish = RequestedSettings(steps=settings.steps, guidance=settings.guidance, scheduler="auto")
     sampler = make_sampler(pipeline, wish)
     images, latents = [], []
     for first in range(0, len(items), settings.batch):
@@ -170,16 +170,16 @@ def draw(model: Any, items: list[Item], settings: Settings) -> Drawn:
     return Drawn(torch.cat(images), torch.cat(latents))
 
 
-def quality(drawn: Drawn, items: list[Item], judge: Judge) -> dict[str, float]:
+def quality(drawn: Drawn, items: list[Item], scorer: Scorer) -> dict[str, float]:
     """Metrics of the samples alone."""
     images = ArrayImages(drawn.images)
-    found = evaluate_samples(images, judge.reference, judge.extractor, progress=silent)
+    found = evaluate_samples(images, scorer.reference, scorer.extractor, progress=silent)
     labels = [item.condition.label for item in items]
-    return {m.name: m.value for m in (*found, agreement(images, labels, judge))}
+    return {m.name: m.value for m in (*found, class_agreement(images, labels, scorer))}
 
 
 def measure(
-    peer: Peer, case: Case, items: list[Item], original: Drawn, judge: Judge, settings: Settings
+    peer: Peer, case: Case, items: list[Item], original: Drawn, scorer: Scorer, settings: Settings
 ) -> dict[str, Any]:
     """Write, read, sample and score one case."""
     with tempfile.TemporaryDirectory() as name:
@@ -203,7 +203,7 @@ def measure(
         "ssim": fidelity.ssim.mean().item(),
         "latent_mse": latent_mse(drawn.latents, original.latents).mean().item(),
     }
-    return row | quality(drawn, items, judge)
+    return row | quality(drawn, items, scorer)
 
 
 def main() -> None:
@@ -216,21 +216,21 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     settings, peer = Settings(images=options.images), PEERS[options.peer]
-    judge = find_judge(SOURCE, EvaluateOptions(), torch.device("cpu"), silent)
-    assert judge is not None
+    scorer = find_scorer(SOURCE, EvaluateOptions(), torch.device("cpu"), silent)
+    assert scorer is not None
     conditions = make_sampler(
-        load_pipeline(SOURCE, Run(device="cpu")), Wish(steps=1, scheduler="auto")
+        load_pipeline(SOURCE, Run(device="cpu")), RequestedSettings(steps=1, scheduler="auto")
     ).conditions((), ())
     items = make_items(conditions, settings.images, common.SEED)
     original = draw(None, items, settings)
-    baseline = quality(original, items, judge)
+    baseline = quality(original, items, scorer)
     common.log({"case": "uncompressed", **baseline})
     spec = {"model": SOURCE, "peer": options.peer, **asdict(settings), "threads": options.threads}
     for number, case in enumerate(peer.cases):
         if options.case and number not in options.case:
             continue
         torch.manual_seed(common.SEED)
-        row = common.attempt(lambda c=case: measure(peer, c, items, original, judge, settings))
+        row = common.attempt(lambda c=case: measure(peer, c, items, original, scorer, settings))
         common.record(spec | asdict(case), {"uncompressed": baseline, **row}, peer.packages)
 
 

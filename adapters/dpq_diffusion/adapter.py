@@ -1,4 +1,4 @@
-"""DiffusionAdapter: what dpq has to know about diffusion pipelines.
+"""The adapter of diffusion models: what dpq has to know about their pipelines.
 
 Everything that needs torch is imported by the method that uses it: `dpq adapters` stays quick.
 """
@@ -54,23 +54,26 @@ class DiffusionAdapter(Adapter):
         return checkpoint
 
     def weights_names(self, checkpoint: Checkpoint) -> Mapping[str, str]:
-        """Each component has its own weight file, where diffusers looks for it."""
+        """The weight file of each component, named as diffusers looks for it."""
         return _own(checkpoint).weights
 
     def select(self, name: str, shape: tuple[int, ...]) -> Layout | None:
-        """Compress Linear and Conv2d weights and class tables; keep norms, biases and the small."""
+        """The layout of a tensor that is compressed: Linear and Conv2d weights, and class tables.
+
+        Norms, biases and tensors of less than 4,096 weights are kept: None.
+        """
         from dpq_diffusion.source.architecture import layout_of
 
         return layout_of(name, shape)
 
     def overrides(self, spec: QuantSpec) -> tuple[Override, ...]:
-        """Give the sensitive first and last layers the bits that they need."""
+        """The overrides that give more bits to the sensitive first and last layers."""
         from dpq_diffusion.source.architecture import policy
 
         return policy(spec)
 
     def hidden_axes(self, checkpoint: Checkpoint) -> Iterable[HiddenAxis]:
-        """The inner units of the feed-forward layers."""
+        """The inner axes of the feed-forward layers, whose units may be reordered."""
         from dpq_diffusion.source.architecture import hidden_axes
 
         return hidden_axes({name: info.shape for name, info in checkpoint.tensors.items()})
@@ -88,13 +91,13 @@ class DiffusionAdapter(Adapter):
         return load_pipeline(source, run)
 
     def calibration(self, source: str, reference: str, options: Any, run: Run) -> CalibrationTask:
-        """The denoiser, its original, and noisy samples."""
+        """The calibration task of a denoiser: the uncompressed one as teacher, noisy samples."""
         from dpq_diffusion.calibration.build import calibration
 
         return calibration(source, reference, options, run)
 
     def evaluate(self, source: str, options: Any, run: Run) -> Evaluation:
-        """Fréchet distances, precision and recall, fidelity to the uncompressed model."""
+        """Measure Fréchet distances, precision, recall and fidelity to the uncompressed model."""
         from dpq_diffusion.evaluation.evaluate import evaluate
 
         return evaluate(source, options or EvaluateOptions(), run)

@@ -32,9 +32,9 @@ class Component:
     Attributes:
         folder: where it is.
         config: the content of its ``config.json``.
-        stem: of its weight files, without variant: ``diffusion_pytorch_model`` or ``model``.
+        stem: name of its weight files without variant: ``diffusion_pytorch_model`` or ``model``.
         files: its weight files.
-        promised: names of the tensors that an index promises; empty without an index.
+        promised: names of the tensors in its index of shards; empty without an index.
     """
 
     folder: Path
@@ -50,12 +50,12 @@ def is_pipeline(folder: Path) -> bool:
 
 
 def components_of(folder: Path) -> tuple[str, ...]:
-    """Names of the components with weights, in the order of ``model_index.json``.
+    """The names of a pipeline's components with weights, in the order of ``model_index.json``.
 
     Raises:
         SourceError: the index is unreadable, or a component that it names is not there.
     """
-    found = []
+    names = []
     for name, value in read_json(folder / INDEX).items():
         is_component = isinstance(value, list) and len(value) == 2 and None not in value
         if name.startswith("_") or not is_component or not re.fullmatch(r"\w+", name):
@@ -63,28 +63,28 @@ def components_of(folder: Path) -> tuple[str, ...]:
         if not (folder / name).is_dir():
             raise SourceError(f"{folder}: component {name!r} of {INDEX} is missing")
         if any(p.suffix in (".safetensors", ".bin") for p in (folder / name).iterdir()):
-            found.append(name)
-    return tuple(found)
+            names.append(name)
+    return tuple(names)
 
 
 def component(folder: Path) -> Component:
-    """Find the weight files of a component; of several variants the plain one.
+    """Find the weight files of a component, of several variants the plain one.
 
     Raises:
         SourceError: there are none in safetensors, a shard is missing, or the config is unreadable.
     """
     config = read_json(folder / CONFIG)
     for stem in STEMS:
-        for found in (f"{stem}.safetensors", f"{stem}.fp16.safetensors"):
-            if (folder / found).is_file():
+        for file in (f"{stem}.safetensors", f"{stem}.fp16.safetensors"):
+            if (folder / file).is_file():
                 return Component(
                     folder=folder,
                     config=config,
                     stem=stem,
-                    files=(folder / found,),
+                    files=(folder / file,),
                     promised=frozenset(),
                 )
-            for index in (f"{found}.index.json", found.replace(".safetensors", _FP16_INDEX)):
+            for index in (f"{file}.index.json", file.replace(".safetensors", _FP16_INDEX)):
                 if (folder / index).is_file():
                     files, promised = shards(folder, folder / index)
                     return Component(
@@ -108,7 +108,7 @@ _FP16_INDEX = ".safetensors.index.fp16.json"
 
 
 def side_files(folder: Path, compressed: Mapping[str, Component]) -> dict[str, Path]:
-    """Files that belong to the pipeline beside what is compressed: relative name -> path.
+    """The files that belong to a pipeline beside what is compressed, as relative name -> path.
 
     Of components that are not compressed, the weights of one variant; never pickles or code.
     """
@@ -140,7 +140,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _weights_of(folder: Path) -> set[Path]:
-    """The weight files of a component that is copied, and their index."""
+    """The weight files of a component that is copied as it is, and their index."""
     if not (folder / CONFIG).is_file():
         return set()
     part = component(folder) if any(folder.glob("*.safetensors")) or _pickled(folder) else None

@@ -1,4 +1,4 @@
-"""Options of ``dpq compress``, ``calibrate``, ``eval`` and ``sample`` for diffusion models."""
+"""The options of diffusion models for ``dpq compress``, ``calibrate``, ``eval`` and ``sample``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _BATCH = "images denoised at a time"
 
 @dataclass(frozen=True, kw_only=True)
 class CompressOptions:
-    """Which parts of a pipeline are compressed; the others are copied as they are."""
+    """Options of compression: the components that are compressed; others are copied as they are."""
 
     components: str = field(
         default="",
@@ -38,20 +38,20 @@ class CompressOptions:
     )
 
     def __post_init__(self) -> None:
-        """Refuse an empty item."""
+        """Refuse an empty name in the list of components."""
         if self.components and not all(self.names):
             raise SpecError(f"option --components: an empty name in {self.components!r}")
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names that were given; none means the denoiser."""
+        """The names of the components to compress; none means the denoiser."""
         parts = self.components.split(",") if self.components else []
         return tuple(part.strip() for part in parts)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrateOptions:
-    """What the denoiser sees while it is trained, and what its answers are held against."""
+    """Options of calibration: the denoiser's inputs, its loss and the sizes of batches."""
 
     images: str = field(
         default="",
@@ -124,13 +124,13 @@ class CalibrateOptions:
 
     @property
     def validation_batches(self) -> int:
-        """Batches for validation, all of one size, as the loop wants them."""
+        """The number of validation batches, which are all of one size."""
         return -(-self.validation_samples // self.batch)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleOptions:
-    """What is drawn, and how."""
+    """Options of sampling: the images to draw, and the settings to draw them by."""
 
     label: tuple[str, ...] = field(default=(), metadata={"help": _LABEL})
     prompt: tuple[str, ...] = field(default=(), metadata={"help": _PROMPT})
@@ -163,7 +163,7 @@ class SampleOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
-    """What is measured, on how many samples, and how they are drawn."""
+    """Options of evaluation: the samples to draw, and what they are compared with."""
 
     samples: int = field(default=256, metadata={"help": "images to draw"})
     label: tuple[str, ...] = field(default=(), metadata={"help": _LABEL})

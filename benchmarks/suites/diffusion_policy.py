@@ -31,15 +31,15 @@ from dpq_core.run import Run
 from dpq_core.spec import PRESET_D, Override, QuantSpec
 from dpq_diffusion.adapter import DiffusionAdapter
 from dpq_diffusion.evaluation.fidelity import latent_mse
-from dpq_diffusion.evaluation.judges import CLASSIFIER, Judge, agreement
 from dpq_diffusion.evaluation.reference import Reference
+from dpq_diffusion.evaluation.scorer import CLASSIFIER, Scorer, class_agreement
 from dpq_diffusion.evaluation.tiny_classifier import ClassifierExtractor, load_classifier
 from dpq_diffusion.folders import BUILTIN
 from dpq_diffusion.pipelines.conditions import Item
 from dpq_diffusion.pipelines.loading import load_pipeline
 from dpq_diffusion.sampling.image_pairs import ImageFidelity
 from dpq_diffusion.sampling.images import ArrayImages
-from dpq_diffusion.sampling.samplers import Wish, make_sampler
+from dpq_diffusion.sampling.samplers import RequestedSettings, make_sampler
 
 SOURCE = "builtin:tiny-dit"
 RUN = Run(device="cpu")
@@ -144,7 +144,7 @@ def draw(source: str, items: list[Item], settings: Settings) -> tuple[Tensor, Te
     """Images uint8 ``[N, H, W, C]`` and latents ``[N, steps, C, H, W]``."""
     sampler = make_sampler(
         load_pipeline(source, RUN),
-        Wish(steps=settings.steps, guidance=settings.guidance, scheduler="auto"),
+        RequestedSettings(steps=settings.steps, guidance=settings.guidance, scheduler="auto"),
     )
     images, latents = [], []
     for first in range(0, len(items), settings.batch):
@@ -164,7 +164,7 @@ def measure(
 ) -> Iterator[dict[str, Any]]:
     """One row per policy."""
     extractor = ClassifierExtractor(load_classifier(BUILTIN / "tiny-dit" / CLASSIFIER))
-    judge = Judge(extractor=extractor, reference=Reference(name="none"), knows_classes=True)
+    scorer = Scorer(extractor=extractor, reference=Reference(name="none"), knows_classes=True)
     adapter, spec = DiffusionAdapter(), QuantSpec.preset(bits)
     nominal = dict.fromkeys(tensors(spec), PRESET_D[bits])
     checkpoint, basis = adapter.open(SOURCE), rules(POLICIES[EIGHT], bits, nominal)
@@ -190,7 +190,7 @@ def measure(
             "psnr_dB": fidelity.psnr,
             "ssim": fidelity.ssim.mean().item(),
             "latent_mse": latent_mse(latents, original[1]).mean().item(),
-            "agreement": agreement(ArrayImages(images), labels, judge).value,
+            "agreement": class_agreement(ArrayImages(images), labels, scorer).value,
         }
 
 
@@ -210,7 +210,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     settings = Settings(images=options.images)
-    sampler = make_sampler(load_pipeline(SOURCE, RUN), Wish(steps=1, scheduler="auto"))
+    sampler = make_sampler(load_pipeline(SOURCE, RUN), RequestedSettings(steps=1, scheduler="auto"))
     conditions = sampler.conditions((), ())
     items = [
         Item(index=i, seed=settings.seed + i, condition=conditions[i % len(conditions)])

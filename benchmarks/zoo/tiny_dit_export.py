@@ -24,8 +24,8 @@ from tiny_dit_sample import (
 )
 
 from dpq_diffusion.evaluation.frechet import Gaussian, frechet_distance, gaussian
-from dpq_diffusion.evaluation.judges import STATISTICS
 from dpq_diffusion.evaluation.reference import read_reference
+from dpq_diffusion.evaluation.scorer import STATISTICS
 from dpq_diffusion.evaluation.tiny_classifier import TinyClassifier, load_classifier
 
 if TYPE_CHECKING:

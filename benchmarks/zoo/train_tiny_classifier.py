@@ -24,9 +24,9 @@ from fashion_mnist import Split, epoch_batch, load_split
 from tiny_dit_sample import accuracy
 from torch.nn import functional
 
-from dpq_diffusion.evaluation.judges import STATISTICS
 from dpq_diffusion.evaluation.quality import extract
 from dpq_diffusion.evaluation.reference import write_statistics
+from dpq_diffusion.evaluation.scorer import STATISTICS
 from dpq_diffusion.evaluation.tiny_classifier import (
     ClassifierConfig,
     ClassifierExtractor,

@@ -22,10 +22,10 @@ from dpq_core.runtime.weight import PQWeight
 from dpq_core.spec import QuantSpec
 from dpq_diffusion.adapter import DiffusionAdapter
 from dpq_diffusion.calibration import build, trajectories
-from dpq_diffusion.calibration.calls import key
+from dpq_diffusion.calibration.calls import slot_key
 from dpq_diffusion.options import CalibrateOptions
 from dpq_diffusion.pipelines.conditions import make_items
-from dpq_diffusion.sampling.samplers import Wish, make_sampler
+from dpq_diffusion.sampling.samplers import RequestedSettings, make_sampler
 
 QUICK = {"trajectories": 3, "denoising_steps": 2, "batch": 4, "validation_samples": 6}
 
@@ -68,20 +68,20 @@ def test_batches_are_functions_of_seed_and_step(make_task, kind, loss):
     later = one.train_batch(5)
     assert same(one.train_batch(0), two.train_batch(0))
     assert same(two.train_batch(5), later)
-    assert not torch.equal(later[key(0)], one.train_batch(0)[key(0)])
+    assert not torch.equal(later[slot_key(0)], one.train_batch(0)[slot_key(0)])
     assert one.fingerprint == two.fingerprint
     validation = one.validation()
     assert len(validation) == 2
     assert all(same(a, b) for a, b in zip(validation, two.validation(), strict=True))
     other = make_task(kind, loss=loss, seed=1)
     assert other.fingerprint != one.fingerprint
-    assert not torch.equal(other.train_batch(5)[key(0)], later[key(0)])
+    assert not torch.equal(other.train_batch(5)[slot_key(0)], later[slot_key(0)])
 
 
 def test_validation_trajectories_are_not_trained_on(make_task):
     task = make_task("pixel_dit")
-    seen = {x.numpy().tobytes() for step in range(40) for x in task.train_batch(step)[key(0)]}
-    held = {x.numpy().tobytes() for batch in task.validation() for x in batch[key(0)]}
+    seen = {x.numpy().tobytes() for step in range(40) for x in task.train_batch(step)[slot_key(0)]}
+    held = {x.numpy().tobytes() for batch in task.validation() for x in batch[slot_key(0)]}
     assert len(seen) == 3 * 2
     assert not seen & held
 
@@ -89,7 +89,7 @@ def test_validation_trajectories_are_not_trained_on(make_task):
 @pytest.mark.parametrize(("guidance", "share"), [(1.5, 0.1), (3.0, 4 / 13), (1.0, 0.0)])
 def test_null_class_is_drawn_as_often_as_its_errors_count(make_task, guidance, share):
     task = make_task("pixel_dit", guidance=guidance, batch=500)
-    labels = torch.cat([task.train_batch(step)[key(2)] for step in range(4)])
+    labels = torch.cat([task.train_batch(step)[slot_key(2)] for step in range(4)])
     null = (labels == 3).float().mean()
     assert abs(null - share) <= 3 * math.sqrt(share * (1 - share) / 2000)
     assert set(labels.tolist()) >= {0, 1, 2}
@@ -129,7 +129,7 @@ def test_flux_is_told_sigmas(make_task):
     task = make_task("flux_pipeline", loss="flow")
     batch = task.train_batch(0)
     form = task._samples.train.form
-    torch.testing.assert_close(batch[key(form.timestep)], batch["level"])
+    torch.testing.assert_close(batch[slot_key(form.timestep)], batch["level"])
     torch.testing.assert_close(
         batch["noisy"], torch.lerp(batch["clean"], batch["noise"], batch["level"][:, None, None])
     )
@@ -141,13 +141,13 @@ def test_ddpm_on_own_images_has_their_classes(make_task):
     batch, source = task.train_batch(0), task._samples.train
     pairs = {
         (clean.numpy().tobytes(), int(label))
-        for clean, label in zip(batch["clean"], batch[key(2)], strict=True)
+        for clean, label in zip(batch["clean"], batch[slot_key(2)], strict=True)
     }
     assert len(pairs) == 3  # as many as images: each has one class
     assert {label for _, label in pairs} <= {0, 1, 2}
     assert source.null[2].tolist() == [3, 3, 3]
     assert set(
-        make_task("pixel_dit", loss="ddpm", class_dropout=1.0).train_batch(0)[key(2)].tolist()
+        make_task("pixel_dit", loss="ddpm", class_dropout=1.0).train_batch(0)[slot_key(2)].tolist()
     ) == {3}
 
 
@@ -286,5 +286,5 @@ def test_calibration_without_data_recovers_most_of_the_builtin(tmp_path):
 
 def draw(pipeline):
     """An image per class, unguided."""
-    sampler = make_sampler(pipeline, Wish(steps=10, guidance=1.0))
+    sampler = make_sampler(pipeline, RequestedSettings(steps=10, guidance=1.0))
     return sampler.draw(make_items(sampler.conditions((), ()), 10, 0))

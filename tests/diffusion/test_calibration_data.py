@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from dpq_core.errors import DPQError
-from dpq_diffusion.calibration.calls import key
+from dpq_diffusion.calibration.calls import slot_key
 from dpq_diffusion.calibration.data import encode, read_images
 from dpq_diffusion.options import CalibrateOptions
 from dpq_diffusion.pipelines.denoising import decode
@@ -38,11 +38,11 @@ def test_images_get_their_folders_classes(make_task, class_images):
     task = make_task("pixel_dit", images=str(class_images), loss="ddpm", batch=64)
     seen = [task.train_batch(0), *task.validation()]
     for batch in seen:
-        for clean, label in zip(batch["clean"], batch[key(2)].tolist(), strict=True):
+        for clean, label in zip(batch["clean"], batch[slot_key(2)].tolist(), strict=True):
             assert clean.shape == (1, 8, 8)
             level = round(float(clean.mean() + 1) * 127.5)
             assert label in (level // 40, 3)
-    labels = seen[0][key(2)]
+    labels = seen[0][slot_key(2)]
     assert 0 < (labels == 3).float().mean() < 0.3
     held = {float(x.mean()) for x in seen[1]["clean"]}
     assert not held & {float(x.mean()) for x in seen[0]["clean"]}
@@ -93,7 +93,7 @@ def test_images_pass_the_autoencoder(make_task, pipeline_of, class_images):
     assert data.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     task = make_task("class_ldm", images=str(class_images), loss="ddpm")
     assert task.loss(task.train_batch(0)) > 0
-    assert task.train_batch(0)[key(2)].shape == (4, 1, diffusion_models.WIDTH)
+    assert task.train_batch(0)[slot_key(2)].shape == (4, 1, diffusion_models.WIDTH)
 
 
 def write_latents(path, count=20, shape=(1, 8, 8), **changes):

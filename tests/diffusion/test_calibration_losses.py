@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from dpq_diffusion.calibration.processes import Diffusion, Flow, process_of
+from dpq_diffusion.calibration.processes import Diffusion, Flow, noise_process
 
 
 class TestDiffusion:
@@ -85,7 +85,7 @@ class TestDiffusion:
         clean, noise = torch.randn(2, 5, 1, 4, 4)
         levels = torch.tensor([0, 1, 500, 998, 999])
         expected = scheduler.add_noise(clean, noise, levels)
-        torch.testing.assert_close(process_of(scheduler).noised(clean, noise, levels), expected)
+        torch.testing.assert_close(noise_process(scheduler).noised(clean, noise, levels), expected)
 
     def test_levels_are_uniform(self):
         process = Diffusion(torch.linspace(0.9999, 0.0001, 1000), "epsilon")
@@ -98,7 +98,7 @@ class TestDiffusion:
 def test_flow_is_the_straight_line():
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    process = process_of(FlowMatchEulerDiscreteScheduler())
+    process = noise_process(FlowMatchEulerDiscreteScheduler())
     assert isinstance(process, Flow)
     clean, noise = torch.randn(2, 3, 2, 4)
     levels = torch.tensor([0.0, 0.25, 1.0])

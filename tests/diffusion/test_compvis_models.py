@@ -17,7 +17,7 @@ from dpq_core.run import Run
 from dpq_diffusion.pipelines.conditions import make_items
 from dpq_diffusion.pipelines.denoising import generators, initial_noise, to_uint8
 from dpq_diffusion.pipelines.loading import load_pipeline
-from dpq_diffusion.sampling.samplers import Wish, make_sampler
+from dpq_diffusion.sampling.samplers import RequestedSettings, make_sampler
 from dpq_diffusion.source.checkpoint import open_checkpoint
 from dpq_diffusion.source.locate import locate
 
@@ -30,7 +30,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def draw(source: str, label: str | None, guidance: float | None = None) -> torch.Tensor:
-    wish = Wish(steps=4, guidance=guidance)
+    wish = RequestedSettings(steps=4, guidance=guidance)
     sampler = make_sampler(load_pipeline(source, CPU), wish)
     conditions = sampler.conditions((label,) if label else (), ())
     return sampler.draw(make_items(conditions, 2, 5)).int()
@@ -135,9 +135,9 @@ def test_text_to_image_needs_its_tokenizer(tmp_path):
     source = save(by_text(), tmp_path, "{num_heads: 8}")
     assert set(open_checkpoint(source, ("unet", "bert")).weights) == {"unet", "bert"}
     with pytest.raises(SourceError, match=r"has no tokenizer; of an original \.ckpt, put"):
-        make_sampler(load_pipeline(source, CPU), Wish())
+        make_sampler(load_pipeline(source, CPU), RequestedSettings())
     diffusion_models.bert_tokenizer().save_pretrained(tmp_path / "tokenizer")
-    sampler = make_sampler(load_pipeline(source, CPU), Wish(steps=2))
+    sampler = make_sampler(load_pipeline(source, CPU), RequestedSettings(steps=2))
     images = sampler.draw(make_items(sampler.conditions((), ("a cat",)), 1, 0))
     assert images.shape == (1, 64, 64, 3)
 
@@ -214,4 +214,4 @@ def test_a_unet_whose_pipeline_is_unknown_can_be_compressed_only(kind, tmp_path)
     source = save(model, tmp_path)
     assert set(open_checkpoint(source).weights) == {""}
     with pytest.raises(SourceError, match="UNet2DModel alone draws no images, it lacks vqvae"):
-        make_sampler(load_pipeline(source, CPU), Wish())
+        make_sampler(load_pipeline(source, CPU), RequestedSettings())

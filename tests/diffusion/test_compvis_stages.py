@@ -12,7 +12,7 @@ from compvis_unet import UNet
 
 from dpq_core.run import Run
 from dpq_diffusion.convert import ldm_first_stage
-from dpq_diffusion.convert.conversion import Part
+from dpq_diffusion.convert.conversion import ConvertedComponent
 from dpq_diffusion.convert.ldm import convert
 from dpq_diffusion.convert.ldm_settings import LdmSettings
 from dpq_diffusion.pipelines.loading import load_pipeline
@@ -153,7 +153,7 @@ def test_published_structures_fit_the_classes_of_diffusers(name):
         first_stage = ldm_first_stage.tensors_of(model.state_dict())
         config = ldm_first_stage.config_of(first_stage, latent_size=64, scale=1.0)
         weights = ldm_first_stage.rename(first_stage, config)
-        parts = {"unet": parts[""], "vqvae": Part(config=config, weights=weights)}
+        parts = {"unet": parts[""], "vqvae": ConvertedComponent(config=config, weights=weights)}
     for part in (parts["unet"], parts["vqvae"]):
         with torch.device("meta"):
             expected = getattr(diffusers, part.class_name).from_config(dict(part.config))

@@ -17,7 +17,7 @@ from dpq_core.errors import SourceError
 from dpq_core.run import Run
 from dpq_diffusion.pipelines.conditions import make_items
 from dpq_diffusion.pipelines.loading import load_pipeline
-from dpq_diffusion.sampling.samplers import Wish, make_sampler
+from dpq_diffusion.sampling.samplers import RequestedSettings, make_sampler
 from dpq_diffusion.source.checkpoint import open_checkpoint
 from dpq_diffusion.source.locate import locate
 
@@ -74,9 +74,9 @@ def test_a_dit_with_an_autoencoder_beside_it_is_a_pipeline(tmp_path):
     source = save(tmp_path / "dit.pt", random_dit(), WRAPS["plain"])
     assert not (locate(source) / "model_index.json").exists()
     with pytest.raises(SourceError, match=r"it lacks vae and scheduler \(of an original"):
-        make_sampler(load_pipeline(source, CPU), Wish())
+        make_sampler(load_pipeline(source, CPU), RequestedSettings())
     diffusion_models.autoencoder().save_pretrained(tmp_path / "vae")
-    sampler = make_sampler(load_pipeline(source, CPU), Wish(steps=2))
+    sampler = make_sampler(load_pipeline(source, CPU), RequestedSettings(steps=2))
     images = sampler.draw(make_items(sampler.conditions(("7",), ()), 1, 0))
     assert images.shape == (1, 8, 8, 3)
     assert images.float().std() > 1
@@ -84,7 +84,7 @@ def test_a_dit_with_an_autoencoder_beside_it_is_a_pipeline(tmp_path):
 
 def test_a_dit_on_pixels_is_sampled_on_its_own(tmp_path):
     source = save(tmp_path / "dit.pt", random_dit(channels=1), WRAPS["plain"])
-    sampler = make_sampler(load_pipeline(source, CPU), Wish(steps=2))
+    sampler = make_sampler(load_pipeline(source, CPU), RequestedSettings(steps=2))
     images = sampler.draw(make_items(sampler.conditions(("7",), ()), 2, 0))
     assert images.shape == (2, 8, 8, 1)
     assert not torch.equal(images[0], images[1])

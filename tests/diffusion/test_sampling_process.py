@@ -10,8 +10,8 @@ import torch
 from dpq_core.errors import SourceError, SpecError
 from dpq_diffusion.pipelines.conditions import make_items
 from dpq_diffusion.pipelines.denoising import Guidance, to_uint8
-from dpq_diffusion.pipelines.schedulers import make_scheduler, name_of
-from dpq_diffusion.sampling.samplers import Wish, make_sampler
+from dpq_diffusion.pipelines.schedulers import make_scheduler, scheduler_name
+from dpq_diffusion.sampling.samplers import RequestedSettings, make_sampler
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"  # diffusers
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 def drawn(pipeline, count: int = 3, **wish) -> torch.Tensor:
-    sampler = make_sampler(pipeline, Wish(**{"steps": 4} | wish))
+    sampler = make_sampler(pipeline, RequestedSettings(**{"steps": 4} | wish))
     return sampler.draw(make_items(sampler.conditions((), ()), count, 0)).int()
 
 
@@ -73,7 +73,7 @@ def test_a_unet_without_null_class_cannot_be_guided():
     pipeline = DDIMPipeline(model, DDIMScheduler())
     assert labels_seen(pipeline) == [[0, 1, 2]] * 4
     with pytest.raises(SpecError, match="the model has no null class to guide with; use 1"):
-        make_sampler(pipeline, Wish(guidance=1.5))
+        make_sampler(pipeline, RequestedSettings(guidance=1.5))
 
 
 @pytest.mark.parametrize("guided", [0, 2, 3])
@@ -111,7 +111,7 @@ def test_a_scheduler_keeps_the_noise_schedule(name):
 
     current = DDIMScheduler(beta_start=0.0015, beta_end=0.0195, beta_schedule="scaled_linear")
     found = make_scheduler(current, name, learned_variance=False)
-    assert name_of(found) == name
+    assert scheduler_name(found) == name
     assert torch.equal(found.alphas_cumprod, current.alphas_cumprod)
 
 
@@ -121,12 +121,15 @@ def test_a_flow_cannot_be_run_by_ddim():
     flow = FlowMatchEulerDiscreteScheduler()
     with pytest.raises(SpecError, match="FlowMatchEulerDiscreteScheduler, runs another kind"):
         make_scheduler(flow, "ddim", learned_variance=False)
-    assert name_of(make_scheduler(flow, "auto", learned_variance=False)) == "FlowMatchEulerDiscrete"
+    assert (
+        scheduler_name(make_scheduler(flow, "auto", learned_variance=False))
+        == "FlowMatchEulerDiscrete"
+    )
 
 
 def test_a_lone_component_draws_nothing():
     with pytest.raises(SourceError, match="alone draws no images, it lacks vqvae and"):
-        make_sampler(diffusion_models.unet(), Wish())
+        make_sampler(diffusion_models.unet(), RequestedSettings())
 
 
 def test_pixels_are_rounded():

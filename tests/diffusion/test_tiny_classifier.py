@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from dpq_core.errors import SourceError
 from dpq_diffusion.evaluation.frechet import gaussian
-from dpq_diffusion.evaluation.judges import CLASSIFIER, STATISTICS
 from dpq_diffusion.evaluation.reference import read_reference
+from dpq_diffusion.evaluation.scorer import CLASSIFIER, STATISTICS
 from dpq_diffusion.evaluation.tiny_classifier import (
     CONFIG,
     TINY_EXTRACTOR,

@@ -15,7 +15,7 @@ from dpq_diffusion.evaluation.tiny_classifier import ClassifierExtractor, load_c
 from dpq_diffusion.options import CompressOptions as Own
 from dpq_diffusion.pipelines.conditions import make_items
 from dpq_diffusion.pipelines.loading import load_pipeline
-from dpq_diffusion.sampling.samplers import Wish, make_sampler
+from dpq_diffusion.sampling.samplers import RequestedSettings, make_sampler
 
 CPU = Run(device="cpu")
 SOURCE = ROOT / "tests" / "data" / "tiny-ldm"
@@ -31,7 +31,7 @@ def compressed(tmp_path, bits: int, components: str = ""):
 
 
 def sampler_of(source, guidance: float = 2.0):
-    wish = Wish(steps=12, guidance=guidance)
+    wish = RequestedSettings(steps=12, guidance=guidance)
     return make_sampler(load_pipeline(str(source), CPU), wish)
 
 

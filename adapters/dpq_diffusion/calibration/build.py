@@ -1,4 +1,4 @@
-"""From an artifact and its original to a task."""
+"""The calibration task of a diffusion model, made from an artifact and its uncompressed model."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from dpq_core.errors import SourceError, SpecError
 from dpq_core.run import Run
 from dpq_core.runtime.swap import replace
 from dpq_core.runtime.weight import PQWeight
-from dpq_diffusion.calibration.calls import sample_name, take_apart
-from dpq_diffusion.calibration.data import Data, read_images, read_latents
-from dpq_diffusion.calibration.inputs import Clean
-from dpq_diffusion.calibration.processes import process_of
-from dpq_diffusion.calibration.task import DenoiserTask, Samples
-from dpq_diffusion.calibration.trajectories import SEEDS, Trajectories, record
+from dpq_diffusion.calibration.calls import sample_name, split_call
+from dpq_diffusion.calibration.data import TrainingData, read_images, read_latents
+from dpq_diffusion.calibration.inputs import NoisedData
+from dpq_diffusion.calibration.processes import noise_process
+from dpq_diffusion.calibration.task import CalibrationSamples, DenoiserTask
+from dpq_diffusion.calibration.trajectories import FIRST_SEED, Trajectories, record
 from dpq_diffusion.folders import is_pipeline
 from dpq_diffusion.options import CalibrateOptions
 from dpq_diffusion.pipelines.class_models import ClassModel, class_model, denoiser
 from dpq_diffusion.pipelines.conditions import Condition
 from dpq_diffusion.pipelines.loading import load_folder
-from dpq_diffusion.sampling.samplers import Sampler, TextSampler, Wish, make_sampler
+from dpq_diffusion.sampling.samplers import RequestedSettings, Sampler, TextSampler, make_sampler
 from dpq_diffusion.source.checkpoint import DiffusionCheckpoint, open_checkpoint
 from dpq_diffusion.source.locate import locate
 
@@ -43,7 +43,7 @@ _DRAWN: Last[tuple[Trajectories, Trajectories]] = Last()
 def calibration(
     source: str, reference: str, options: CalibrateOptions | None, run: Run
 ) -> DenoiserTask:
-    """An artifact, its original and samples, ready for the loop.
+    """The calibration task of an artifact: student, teacher and the samples that both look at.
 
     An uncompressed source becomes a student without a teacher, for compressing with data.
 
@@ -54,16 +54,16 @@ def calibration(
     """
     options = options or CalibrateOptions()
     folder, original, device = locate(source), open_checkpoint(reference), resolve(run.device)
-    wish = Wish(steps=options.denoising_steps, guidance=options.guidance)
-    sampler = make_sampler(load_folder(original.folder, device), wish)
-    teacher = _prepared(sampler.pipeline, original)
-    name = _component(original.folder, sampler.pipeline, teacher)
+    requested = RequestedSettings(steps=options.denoising_steps, guidance=options.guidance)
+    sampler = make_sampler(load_folder(original.folder, device), requested)
+    teacher = _frozen_teacher(sampler.pipeline, original)
+    name = _component_name(original.folder, sampler.pipeline, teacher)
     student = teacher
     if Artifact.is_artifact(folder):
         Artifact.open(folder, adapter="diffusion")
         inside = folder / name if is_pipeline(folder) else folder
         student = load_folder(inside, device, torch.float32)
-        _check_alike(student, teacher, reference)
+        _check_same_architecture(student, teacher, reference)
         prepare_student(student)
     samples = _samples(sampler, options, original.fingerprint, run)
     return DenoiserTask(
@@ -76,39 +76,41 @@ def calibration(
     )
 
 
-def _prepared(pipeline: Any, original: DiffusionCheckpoint) -> nn.Module:
-    """The uncompressed denoiser, frozen; copies of a module are that module, as in artifacts."""
+def _frozen_teacher(pipeline: Any, original: DiffusionCheckpoint) -> nn.Module:
+    """Freezes the uncompressed denoiser and shares modules that are copies, as artifacts do."""
     model: nn.Module = denoiser(pipeline).eval()
     model.requires_grad_(False)
-    name = _component(original.folder, pipeline, model)
+    name = _component_name(original.folder, pipeline, model)
     for copy, first in original.shared.get(name, {}).items():
         replace(model, copy, model.get_submodule(first))
     return model
 
 
-def _component(folder: Path, pipeline: Any, model: nn.Module) -> str:
+def _component_name(folder: Path, pipeline: Any, model: nn.Module) -> str:
     """Name of the denoiser in its pipeline; empty where the source is that component alone."""
     if not is_pipeline(folder):
         return ""
     return "transformer" if getattr(pipeline, "transformer", None) is model else "unet"
 
 
-def _check_alike(student: Any, teacher: Any, reference: str) -> None:
+def _check_same_architecture(student: Any, teacher: Any, reference: str) -> None:
     if not any(isinstance(module, PQWeight) for module in student.modules()):
         raise SpecError(f"calibrate: the {type(student).__name__} of the artifact is uncompressed")
     pairs = [("the class", type(student).__name__, type(teacher).__name__)]
     fields = ("in_channels", "out_channels", "sample_size", "num_layers", "num_embeds_ada_norm")
     pairs += [(name, student.config.get(name), teacher.config.get(name)) for name in fields]
-    for name, ours, theirs in pairs:
-        if ours != theirs:
+    for name, artifact_value, model_value in pairs:
+        if artifact_value != model_value:
             raise SourceError(
-                f"{reference}: {name} is {theirs}, of the artifact {ours}; is this the model that "
-                "was compressed? Give it with --reference"
+                f"{reference}: {name} is {model_value}, of the artifact {artifact_value}; is this "
+                "the model that was compressed? Give it with --reference"
             )
 
 
-def _samples(sampler: Sampler, options: CalibrateOptions, original: str, run: Run) -> Samples:
-    """Data where there is some, else trajectories."""
+def _samples(
+    sampler: Sampler, options: CalibrateOptions, original: str, run: Run
+) -> CalibrationSamples:
+    """The samples to train and validate on: files where the user gave some, else trajectories."""
     text = isinstance(sampler, TextSampler)
     if options.images or options.latents:
         if text:
@@ -116,14 +118,14 @@ def _samples(sampler: Sampler, options: CalibrateOptions, original: str, run: Ru
                 "--images and --latents are for models that draw classes; a text-to-image pipeline "
                 "is calibrated on its own images: give --prompts FILE"
             )
-        return _from_files(sampler.pipeline, options, run)
+        return _samples_of_files(sampler.pipeline, options, run)
     conditions = _conditions(sampler, options, text=text)
     scheduler = sampler.pipeline.scheduler
     what = f"{options.trajectories} trajectories ({sampler.settings})"
     about = f"{original} {what} {[c.name for c in conditions]}"
 
     def draw() -> tuple[Trajectories, Trajectories]:
-        first, others = SEEDS + run.seed, SEEDS + run.seed + options.trajectories
+        first, others = FIRST_SEED + run.seed, FIRST_SEED + run.seed + options.trajectories
         return (
             record(sampler, conditions, options.trajectories, first, run.progress),
             record(sampler, conditions, _VALIDATION_IMAGES, others, run.progress),
@@ -131,12 +133,12 @@ def _samples(sampler: Sampler, options: CalibrateOptions, original: str, run: Ru
 
     train, validation = _DRAWN.get((about, run.seed, resolve(run.device)), draw)
     if options.loss == "distill":
-        return Samples(
+        return CalibrationSamples(
             train=train.recorded(), validation=validation.recorded(), what=what, fingerprint=about
         )
     clean = train.clean(scheduler, options.class_dropout)
     _check_process(clean, options.loss)
-    return Samples(
+    return CalibrationSamples(
         train=clean,
         validation=validation.clean(scheduler, options.class_dropout),
         what=f"{options.trajectories} images of its own ({sampler.settings})",
@@ -166,8 +168,8 @@ def _conditions(
     return sampler.conditions((), [line for line in lines if line])
 
 
-def _from_files(pipeline: Any, options: CalibrateOptions, run: Run) -> Samples:
-    """Images or latents, some of them for validation."""
+def _samples_of_files(pipeline: Any, options: CalibrateOptions, run: Run) -> CalibrationSamples:
+    """Samples from the user's images or latents; a tenth of them is kept for validation."""
     model = class_model(pipeline)
     if options.images:
         data = read_images(Path(options.images).expanduser(), pipeline, run.seed, run.progress)
@@ -178,45 +180,52 @@ def _from_files(pipeline: Any, options: CalibrateOptions, run: Run) -> Samples:
         raise SpecError(f"{data.what}: at least 2 are needed, one of them for validation")
     order = np.random.default_rng(run.seed).permutation(count).tolist()
     held = max(1, min(options.validation_samples, count // 10))
-    validation = _clean(pipeline, model, data, order[:held], options)
-    train = _clean(pipeline, model, data, order[held:], options)
+    validation = _noised_data(pipeline, model, data, order[:held], options)
+    train = _noised_data(pipeline, model, data, order[held:], options)
     if options.loss != "distill":
         _check_process(train, options.loss)
-    return Samples(train=train, validation=validation, what=data.what, fingerprint=data.fingerprint)
+    return CalibrationSamples(
+        train=train, validation=validation, what=data.what, fingerprint=data.fingerprint
+    )
 
 
-def _clean(
-    pipeline: Any, model: ClassModel, data: Data, rows: Sequence[int], options: CalibrateOptions
-) -> Clean:
-    """Some of the data, with the conditions of its classes."""
-    chosen = torch.as_tensor(rows)
-    latents = data.latents[chosen]
-    told: dict[str, Tensor] = {}
+def _noised_data(
+    pipeline: Any,
+    model: ClassModel,
+    data: TrainingData,
+    rows: Sequence[int],
+    options: CalibrateOptions,
+) -> NoisedData:
+    """Some rows of the data, to be noised, with the conditions of their classes."""
+    row_numbers = torch.as_tensor(rows)
+    latents = data.latents[row_numbers]
+    conditions: dict[str, Tensor] = {}
     null: dict[str, Tensor] = {}
     if data.labels is not None:
-        told = _told(model, data.labels[chosen])
-        null = {} if model.null is None else _told(model, torch.tensor([model.null]))
+        conditions = _condition_inputs(model, data.labels[row_numbers])
+        null = {} if model.null is None else _condition_inputs(model, torch.tensor([model.null]))
     sample = sample_name(model.model)
     times = torch.zeros(len(latents), dtype=torch.int64)
-    form, slots = take_apart({sample: latents, "timestep": times, **told}, sample)
-    places = {name: form.structure[name].index for name in told}
-    return Clean(
+    form, slots = split_call({sample: latents, "timestep": times, **conditions}, sample)
+    condition_slots = {name: form.structure[name].index for name in conditions}
+    return NoisedData(
         form=form,
-        process=process_of(pipeline.scheduler),
+        process=noise_process(pipeline.scheduler),
         data=latents,
-        conditions={slot: slots[slot] for slot in places.values()},
-        null={places[name]: value for name, value in null.items()},
+        conditions={slot: slots[slot] for slot in condition_slots.values()},
+        null={condition_slots[name]: value for name, value in null.items()},
         dropout=options.class_dropout,
     )
 
 
 @torch.no_grad()
-def _told(model: ClassModel, labels: Tensor) -> dict[str, Tensor]:
+def _condition_inputs(model: ClassModel, labels: Tensor) -> dict[str, Tensor]:
+    """The denoiser's arguments ``[n, ...]`` for class labels int64 ``[n]``, on the CPU."""
     device = next(model.model.parameters()).device
     return {name: value.cpu() for name, value in model.condition(labels.to(device)).items()}
 
 
-def _check_process(clean: Clean, loss: str) -> None:
+def _check_process(clean: NoisedData, loss: str) -> None:
     if clean.process.name != loss:
         raise SpecError(
             f"--loss {loss} does not fit the model's scheduler; {clean.process.name} does, and so "

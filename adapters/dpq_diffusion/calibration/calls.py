@@ -1,4 +1,4 @@
-"""How a denoiser is called: taken apart into a batch, and put together again."""
+"""Calls of a denoiser, split into tensors per sample and made again from batches of these."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from dpq_core.data.sequential.activations import Unstorable, flatten, unflatten
 from dpq_core.errors import SourceError
 
-_PLACES = ("img_ids", "txt_ids")
+_SHARED_ARGUMENTS = ("img_ids", "txt_ids")
 """Arguments of FLUX and its kin whose first axis counts tokens: all samples share them."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Form:
-    """The arguments of a denoiser, without those that differ between samples.
+class CallTemplate:
+    """The arguments that all calls of a denoiser share, with slots for those that differ.
 
     Attributes:
         structure: arguments by name, numbered slots in place of tensors.
@@ -34,7 +34,7 @@ class Form:
     timestep: int
 
     def call(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-        """Output ``[n, ...]`` of a model for a batch, which has the tensor of slot i as ``key(i)``.
+        """The output ``[n, ...]`` of a model for a batch of slots (``slot_key``).
 
         Everything moves to the model's device; floating tensors take its dtype.
         """
@@ -43,7 +43,7 @@ class Form:
         dtype, device = activation_dtype(model), next(model.parameters()).device
         slots = {int(name[len(_KEY) :]) for name in batch if name.startswith(_KEY)}
         count = len(slots) + len(self.shared)
-        tensors = [self.shared[i] if i in self.shared else batch[key(i)] for i in range(count)]
+        tensors = [self.shared[i] if i in self.shared else batch[slot_key(i)] for i in range(count)]
         moved = [t.to(device, dtype if t.is_floating_point() else t.dtype) for t in tensors]
         output: Tensor = model(**unflatten(self.structure, moved), return_dict=False)[0]
         return output
@@ -52,18 +52,18 @@ class Form:
 _KEY = "input"
 
 
-def key(slot: int) -> str:
-    """Name in a batch of the tensor of a slot."""
+def slot_key(slot: int) -> str:
+    """The name under which a batch holds the tensor of a slot."""
     return f"{_KEY}{slot}"
 
 
 def sample_name(model: nn.Module) -> str:
-    """Name of the argument that takes the noisy latents: the first one, in all of diffusers."""
+    """The name of a denoiser's argument for noisy latents: the first one, in all of diffusers."""
     return next(iter(inspect.signature(model.forward).parameters))
 
 
-def take_apart(arguments: Mapping[str, Any], sample: str) -> tuple[Form, dict[int, Tensor]]:
-    """Form and slots ``[n, ...]`` of a call.
+def split_call(arguments: Mapping[str, Any], sample: str) -> tuple[CallTemplate, dict[int, Tensor]]:
+    """Split the arguments of a call into a template and the tensors ``[n, ...]`` of its slots.
 
     Args:
         arguments: by name, ``timestep`` among them.
@@ -81,7 +81,7 @@ def take_apart(arguments: Mapping[str, Any], sample: str) -> tuple[Form, dict[in
         ) from None
     slots = {name: structure[name].index for name in arguments if _is_slot(arguments[name])}
     count = len(tensors[slots[sample]])
-    places = {slots[name] for name in _PLACES if name in slots}
+    places = {slots[name] for name in _SHARED_ARGUMENTS if name in slots}
     shared, own = {}, {}
     for i, tensor in enumerate(tensors):
         if i == slots["timestep"] and (tensor.ndim == 0 or len(tensor) == 1):
@@ -90,7 +90,7 @@ def take_apart(arguments: Mapping[str, Any], sample: str) -> tuple[Form, dict[in
             shared[i] = tensor
         else:
             own[i] = tensor
-    form = Form(
+    form = CallTemplate(
         structure=structure, shared=shared, sample=slots[sample], timestep=slots["timestep"]
     )
     return form, own
@@ -115,44 +115,44 @@ class Call:
 
 @dataclass
 class Recorder:
-    """Keeps the calls of a denoiser while it is entered, on the CPU.
+    """A context manager that keeps the calls of a denoiser, on the CPU.
 
     Attributes:
         model: the denoiser.
-        wanted: (number of the call from 0, bytes of its latents and output) -> whether to keep it.
+        is_kept: (number of the call from 0, bytes of its latents and output) -> whether to keep it.
         form: of all calls; None before the first one.
         calls: that were kept.
     """
 
     model: nn.Module
-    wanted: Callable[[int, int], bool]
-    form: Form | None = None
+    is_kept: Callable[[int, int], bool]
+    form: CallTemplate | None = None
     calls: list[Call] = field(default_factory=list)
     _number: int = 0
-    _known: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _copies: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def __enter__(self) -> Recorder:
-        """Look at every call from now on."""
+        """Record every call from now on."""
         self._handle = self.model.register_forward_hook(self._called, with_kwargs=True)
         self._signature = inspect.signature(self.model.forward)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Look away, and forget which tensors of the pipeline are known."""
+        """Stop recording, and let go of the pipeline's tensors."""
         self._handle.remove()
-        self._known.clear()
+        self._copies.clear()
 
     def _called(self, _: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         arguments = dict(self._signature.bind(*args, **kwargs).arguments)
         arguments.pop("return_dict", None)
         sample, answer = arguments[sample_name(self.model)], output[0].detach()
         number, self._number = self._number, self._number + 1
-        if not self.wanted(number, _nbytes(sample) + _nbytes(answer)):
+        if not self.is_kept(number, _nbytes(sample) + _nbytes(answer)):
             return
-        form, inputs = take_apart(arguments, sample_name(self.model))
+        form, inputs = split_call(arguments, sample_name(self.model))
         if self.form is None:
             shared = {i: t.detach().cpu().clone() for i, t in form.shared.items()}
-            self.form = Form(
+            self.form = CallTemplate(
                 structure=form.structure, shared=shared, sample=form.sample, timestep=form.timestep
             )
         if form.structure != self.form.structure or form.shared.keys() != self.form.shared.keys():
@@ -162,23 +162,28 @@ class Recorder:
         self.calls.append(Call(inputs=kept, output=answer.cpu().clone()))
 
     def _copied(self, tensor: Tensor) -> Tensor:
-        """A copy, one for all calls with the same tensor: conditions come again at every step."""
-        found = self._known.get(id(tensor))
-        if found is None:
-            found = tensor, tensor.detach().cpu().clone()
-            self._known[id(tensor)] = found  # with the tensor itself: its id stays taken
-        return found[1]
+        """A copy on the CPU, made once per tensor: conditions are the same one at every step."""
+        pair = self._copies.get(id(tensor))
+        if pair is None:
+            pair = tensor, tensor.detach().cpu().clone()
+            self._copies[id(tensor)] = pair  # with the tensor itself: its id stays taken
+        return pair[1]
 
 
 def _nbytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def gather(calls: list[Call], picks: list[tuple[int, int]]) -> dict[str, Tensor]:
-    """The batch of some (call, row), with the output as ``target``."""
+def gather_batch(calls: list[Call], picks: list[tuple[int, int]]) -> dict[str, Tensor]:
+    """The batch of rows of recorded calls, with their outputs as ``target``.
+
+    Args:
+        calls: recorded calls of one template.
+        picks: number of a call and of a row in it, for each sample of the batch.
+    """
     chosen = [(calls[number], row) for number, row in picks]
     batch = {
-        key(slot): torch.stack([call.inputs[slot][row] for call, row in chosen])
+        slot_key(slot): torch.stack([call.inputs[slot][row] for call, row in chosen])
         for slot in chosen[0][0].inputs
     }
     target = torch.stack([call.output[row] for call, row in chosen]).float()

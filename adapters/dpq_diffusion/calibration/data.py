@@ -1,4 +1,4 @@
-"""Images and latents from files, as a class-conditional denoiser is trained on them."""
+"""Images and latents read from files, for training a class-conditional denoiser."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-_TOGETHER = 16
+_DRAWN_AT_ONCE = 16
 """Images that the autoencoder encodes at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
-    """What a denoiser can be trained on.
+class TrainingData:
+    """Latents of images and their classes, as a denoiser is trained on them.
 
     Attributes:
         latents: float32 ``[N, C, H, W]``, scaled as the denoiser takes them.
@@ -44,8 +44,8 @@ class Data:
     fingerprint: str
 
 
-def read_latents(path: Path, model: ClassModel) -> Data:
-    """Latents from a file of safetensors.
+def read_latents(path: Path, model: ClassModel) -> TrainingData:
+    """Read the latents and labels of a safetensors file.
 
     Raises:
         SourceError: it cannot be read, or lacks something.
@@ -54,12 +54,12 @@ def read_latents(path: Path, model: ClassModel) -> Data:
     try:
         with safe_open(path, framework="pt") as file:
             names = {"latents", "labels"}.intersection(file.keys())
-            found = {name: file.get_tensor(name) for name in names}
+            tensors = {name: file.get_tensor(name) for name in names}
     except (OSError, SafetensorError) as error:
         raise SourceError(f"--latents {path}: cannot be read ({error})") from None
-    if "latents" not in found:
+    if "latents" not in tensors:
         raise SourceError(f"--latents {path}: holds no tensor `latents`")
-    latents, labels = found["latents"].float(), found.get("labels")
+    latents, labels = tensors["latents"].float(), tensors.get("labels")
     if tuple(latents.shape[1:]) != model.shape or not len(latents):
         raise SpecError(
             f"--latents {path}: latents are {list(latents.shape)}, the denoiser takes "
@@ -68,11 +68,11 @@ def read_latents(path: Path, model: ClassModel) -> Data:
     if not bool(latents.isfinite().all()):
         raise SpecError(f"--latents {path}: latents hold NaN or infinity")
     if model.count:
-        labels = _checked(labels, len(latents), model.count, path)
+        labels = _check_labels(labels, len(latents), model.count, path)
     digest = hashlib.sha256(latents.numpy().tobytes())
     if labels is not None:
         digest.update(labels.long().numpy().tobytes())
-    return Data(
+    return TrainingData(
         latents=latents,
         labels=labels.long() if labels is not None and model.count else None,
         what=f"{len(latents):,} latents of {path.name}",
@@ -80,7 +80,7 @@ def read_latents(path: Path, model: ClassModel) -> Data:
     )
 
 
-def _checked(labels: Tensor | None, count: int, classes: int, path: Path) -> Tensor:
+def _check_labels(labels: Tensor | None, count: int, classes: int, path: Path) -> Tensor:
     if labels is None:
         raise SpecError(f"--latents {path}: the model draws classes; add a tensor `labels` [N]")
     if labels.shape != (count,) or labels.is_floating_point():
@@ -90,8 +90,10 @@ def _checked(labels: Tensor | None, count: int, classes: int, path: Path) -> Ten
     return labels
 
 
-def read_images(folder: Path, pipeline: Any, seed: int, progress: Progress = silent) -> Data:
-    """Images from a folder, through the pipeline's autoencoder once, where it has one.
+def read_images(
+    folder: Path, pipeline: Any, seed: int, progress: Progress = silent
+) -> TrainingData:
+    """Read the images of a folder, and encode them with the pipeline's autoencoder if it has one.
 
     They are scaled and cut to the size that the model draws.
 
@@ -108,7 +110,7 @@ def read_images(folder: Path, pipeline: Any, seed: int, progress: Progress = sil
     model = class_model(pipeline)
     if not folder.is_dir():
         raise SourceError(f"--images {folder}: no such folder")
-    paths, labels = _listed(folder, pipeline, model)
+    paths, labels = _list_images(folder, pipeline, model)
     channels, height, width = model.shape
     factor, grey = 1, channels == 1
     if model.vae is not None:
@@ -116,18 +118,18 @@ def read_images(folder: Path, pipeline: Any, seed: int, progress: Progress = sil
         grey = model.vae.config.in_channels == 1
     digest = hashlib.sha256(repr([seed, labels]).encode())
     generator, parts = torch.Generator().manual_seed(seed), []
-    for start in range(0, len(paths), _TOGETHER):
+    for start in range(0, len(paths), _DRAWN_AT_ONCE):
         progress("reading images", start, len(paths))
         some = [
-            _pixels(path, (factor * width, factor * height), grey=grey)
-            for path in paths[start : start + _TOGETHER]
+            _read_pixels(path, (factor * width, factor * height), grey=grey)
+            for path in paths[start : start + _DRAWN_AT_ONCE]
         ]
         pixels = np.stack(some)
         digest.update(pixels.tobytes())
         batch = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
         parts.append(encode(batch, model.vae, generator))
     progress("reading images", len(paths), len(paths))
-    return Data(
+    return TrainingData(
         latents=torch.cat(parts),
         labels=torch.tensor(labels) if model.count else None,
         what=f"{len(paths):,} images of {folder.name}",
@@ -135,45 +137,50 @@ def read_images(folder: Path, pipeline: Any, seed: int, progress: Progress = sil
     )
 
 
-def _listed(folder: Path, pipeline: Any, model: ClassModel) -> tuple[list[Path], list[int]]:
-    """Images and their classes (0 for an unconditional model), by class and name."""
+def _list_images(folder: Path, pipeline: Any, model: ClassModel) -> tuple[list[Path], list[int]]:
+    """Image files and their classes (0 for an unconditional model), ordered by class and name."""
     if not model.count:
-        found = _images(folder)
-        return found, [0] * len(found)
+        unlabelled = _image_paths(folder)
+        return unlabelled, [0] * len(unlabelled)
     names = sorted(p.name for p in folder.iterdir() if p.is_dir())
     if not names:
         raise SourceError(f"--images {folder}: no sub-folders; the model wants one per class")
     paths: list[Path] = []
     labels: list[int] = []
-    for name, label in zip(names, _labels(names, pipeline, model, folder), strict=True):
-        some = _images(folder / name)
-        paths += some
-        labels += [label] * len(some)
+    for name, label in zip(names, _class_labels(names, pipeline, model, folder), strict=True):
+        of_class = _image_paths(folder / name)
+        paths += of_class
+        labels += [label] * len(of_class)
     return paths, labels
 
 
-def _images(folder: Path) -> list[Path]:
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
-    if not found:
+def _image_paths(folder: Path) -> list[Path]:
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
+    if not paths:
         raise SourceError(f"--images {folder}: no images ({', '.join(_SUFFIXES)})")
-    return found
+    return paths
 
 
-def _labels(names: Sequence[str], pipeline: Any, model: ClassModel, folder: Path) -> list[int]:
-    """Classes by number or name; if none is known, but all are there, in alphabetical order."""
+def _class_labels(
+    names: Sequence[str], pipeline: Any, model: ClassModel, folder: Path
+) -> list[int]:
+    """The classes of sub-folders, by number or name.
+
+    Where no name is known but there are as many folders as classes, alphabetical order counts.
+    """
     try:
-        found = class_conditions(names, model.count, class_names(pipeline), few=False)
+        conditions = class_conditions(names, model.count, class_names(pipeline), few=False)
     except SpecError as error:
         numbered = any(name.lstrip("-").isdecimal() for name in names)
         if len(names) == model.count and not numbered:
             return list(range(model.count))  # as torchvision's ImageFolder and the DiT code have it
         reason = str(error).removeprefix("--label ")
         raise SpecError(f"--images {folder}: sub-folder {reason}") from None
-    return [one.label for one in found if one.label is not None]
+    return [one.label for one in conditions if one.label is not None]
 
 
-def _pixels(path: Path, size: tuple[int, int], *, grey: bool) -> NDArray[np.uint8]:
-    """Uint8 ``[H, W, C]`` of an image, scaled and cut around its centre."""
+def _read_pixels(path: Path, size: tuple[int, int], *, grey: bool) -> NDArray[np.uint8]:
+    """An image file as uint8 ``[H, W, C]``, scaled and cropped around its centre."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
@@ -190,7 +197,7 @@ def _pixels(path: Path, size: tuple[int, int], *, grey: bool) -> NDArray[np.uint
 
 @torch.no_grad()
 def encode(pixels: Tensor, vae: Any, generator: torch.Generator) -> Tensor:
-    """Pixels ``[n, C, H, W]`` in [-1, 1] -> latents float32 on the CPU; inverse of ``decode``.
+    """Encode pixels ``[n, C, H, W]`` in [-1, 1] to float32 latents on the CPU; inverts ``decode``.
 
     Args:
         pixels: float32.

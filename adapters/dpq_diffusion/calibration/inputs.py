@@ -1,4 +1,4 @@
-"""Where batches come from: clean data that is noised, or calls that were recorded."""
+"""Sources of training batches: clean data with noise added, or recorded calls of the denoiser."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpq_diffusion.calibration.calls import Call, Form, gather, key
-from dpq_diffusion.calibration.processes import Process
+from dpq_diffusion.calibration.calls import Call, CallTemplate, gather_batch, slot_key
+from dpq_diffusion.calibration.processes import NoiseProcess
 
 
-class Inputs(ABC):
-    """Samples for one denoiser.
+class BatchSource(ABC):
+    """A source of batches for one denoiser.
 
     Attributes:
-        form: how it is called.
+        form: template of its calls.
     """
 
-    form: Form
+    form: CallTemplate
 
     @abstractmethod
     def draw(self, random: np.random.Generator, count: int) -> dict[str, Tensor]:
-        """A batch: the call's tensors (``calls.key``) and what the loss needs, ``[count, ...]``.
+        """A random batch: tensors ``[count, ...]`` of the call (``slot_key``) and of the loss.
 
         It is random through ``random`` alone.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clean(Inputs):
-    """Data to be noised.
+class NoisedData(BatchSource):
+    """Clean data to which noise is added anew for every batch.
 
     Attributes:
         form: how the denoiser is called.
@@ -46,8 +46,8 @@ class Clean(Inputs):
         scale: the denoiser takes the scheduler's timesteps times this.
     """
 
-    form: Form
-    process: Process
+    form: CallTemplate
+    process: NoiseProcess
     data: Tensor
     conditions: Mapping[int, Tensor]
     null: Mapping[int, Tensor]
@@ -55,7 +55,7 @@ class Clean(Inputs):
     scale: float = 1.0
 
     def draw(self, random: np.random.Generator, count: int) -> dict[str, Tensor]:
-        """Data, noise, levels and dropped classes."""
+        """A batch of noisy data, with its noise levels and with some of the conditions dropped."""
         generator = torch.Generator().manual_seed(int(random.integers(1 << 62)))
         rows = torch.randint(len(self.data), (count,), generator=generator)
         clean = self.data[rows]
@@ -65,21 +65,21 @@ class Clean(Inputs):
         noisy = self.process.noised(clean, noise, levels)
         times = self.process.timesteps(levels)
         batch = {"clean": clean, "noise": noise, "noisy": noisy, "level": levels}
-        batch[key(self.form.sample)] = noisy
-        batch[key(self.form.timestep)] = times if self.scale == 1 else times * self.scale
+        batch[slot_key(self.form.sample)] = noisy
+        batch[slot_key(self.form.timestep)] = times if self.scale == 1 else times * self.scale
         for slot, values in self.conditions.items():
             chosen = values[rows]
             if self.null:
                 without = self.null[slot]
                 other = without[rows] if len(without) > 1 else without.expand_as(chosen)
                 chosen = torch.where(dropped.view(-1, *[1] * (chosen.ndim - 1)), other, chosen)
-            batch[key(slot)] = chosen
+            batch[slot_key(slot)] = chosen
         return batch
 
 
 @dataclass(frozen=True, kw_only=True)
-class Halves:
-    """A guided call: one half of its rows is with the condition, the other half without.
+class GuidanceHalves:
+    """The two halves of a guided call's rows: with the condition, and without.
 
     Attributes:
         conditional: which half is with it, 0 or 1.
@@ -90,15 +90,19 @@ class Halves:
     null_share: float
 
     @classmethod
-    def of(cls, scale: float, conditional: int) -> Halves:
-        """For guidance c -> s c + (1 - s) u, whose squared error is weighted s^2 : (1 - s)^2."""
+    def of(cls, scale: float, conditional: int) -> GuidanceHalves:
+        """The halves under guidance of a scale s.
+
+        The guided output is s c + (1 - s) u of the outputs c with and u without the condition, so
+        their squared errors are weighted s^2 : (1 - s)^2 (docs/algorithms.md#calibration).
+        """
         null = (1 - scale) ** 2
         return cls(conditional=conditional, null_share=null / (scale**2 + null))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recorded(Inputs):
-    """Calls of the uncompressed denoiser, with its answers.
+class RecordedCalls(BatchSource):
+    """Recorded calls of the uncompressed denoiser, with its outputs as targets.
 
     Attributes:
         form: of the calls.
@@ -106,14 +110,14 @@ class Recorded(Inputs):
         halves: of their rows; None: they are all of one kind.
     """
 
-    form: Form
+    form: CallTemplate
     calls: list[Call]
-    halves: Halves | None = None
+    halves: GuidanceHalves | None = None
 
     def draw(self, random: np.random.Generator, count: int) -> dict[str, Tensor]:
-        """Rows of calls."""
+        """A batch of random rows of random calls."""
         numbers = random.integers(len(self.calls), size=count).tolist()
-        return gather(
+        return gather_batch(
             self.calls, [(n, self._row(len(self.calls[n].output), random)) for n in numbers]
         )
 

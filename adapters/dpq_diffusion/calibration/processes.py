@@ -1,4 +1,4 @@
-"""What noise does to clean data, and what a denoiser is trained to say of it."""
+"""Noise processes: how noise is added to clean data, and the training loss of a denoiser."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from dpq_core.errors import SpecError
 from dpq_diffusion.pipelines.schedulers import LEARNED
 
 
-class Process(ABC):
-    """A family of noise levels.
+class NoiseProcess(ABC):
+    """A process that adds noise to data, with the training loss of its denoiser.
 
     Attributes:
         name: of its training loss, as in ``--loss``.
@@ -30,11 +30,11 @@ class Process(ABC):
 
     @abstractmethod
     def noised(self, clean: Tensor, noise: Tensor, levels: Tensor) -> Tensor:
-        """Noisy data ``[n, ...]``."""
+        """The data with noise of the given levels added ``[n, ...]``."""
 
     @abstractmethod
     def timesteps(self, levels: Tensor) -> Tensor:
-        """Noise levels ``[n]`` as the scheduler names them."""
+        """The scheduler's timesteps ``[n]`` of noise levels ``[n]``."""
 
     @abstractmethod
     def loss(self, output: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
@@ -46,8 +46,8 @@ class Process(ABC):
         """
 
 
-def process_of(scheduler: Any) -> Process:
-    """The process that a scheduler of diffusers runs backwards.
+def noise_process(scheduler: Any) -> NoiseProcess:
+    """The noise process that a scheduler of diffusers reverses.
 
     Raises:
         SpecError: it is of another kind.
@@ -68,7 +68,7 @@ def process_of(scheduler: Any) -> Process:
     )
 
 
-class Flow(Process):
+class Flow(NoiseProcess):
     """Rectified flow (arXiv 2209.03003): noisy = (1 - s) clean + s noise, target noise - clean."""
 
     name = "flow"
@@ -82,11 +82,11 @@ class Flow(Process):
         return torch.randn(count, generator=generator).sigmoid()
 
     def noised(self, clean: Tensor, noise: Tensor, levels: Tensor) -> Tensor:
-        """On the straight line from data to noise."""
-        return torch.lerp(clean, noise, _like(levels, clean))
+        """Points ``[n, ...]`` on the straight line from data to noise."""
+        return torch.lerp(clean, noise, _broadcast(levels, clean))
 
     def timesteps(self, levels: Tensor) -> Tensor:
-        """0..steps, float32."""
+        """Timesteps float32 ``[n]``, from 0 to the number of training steps."""
         return levels * self._steps
 
     def loss(self, output: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
@@ -94,8 +94,8 @@ class Flow(Process):
         return functional.mse_loss(output, batch["noise"] - batch["clean"])
 
 
-class Diffusion(Process):
-    """DDPM: squared error of the prediction, and the variational bound for a learned variance.
+class Diffusion(NoiseProcess):
+    """The process of DDPM (arXiv 2006.11239): squared error, and a bound for a learned variance.
 
     The bound trains the variance alone, as in improved DDPM (arXiv 2102.09672, eq. 15-16) and DiT.
     """
@@ -103,7 +103,7 @@ class Diffusion(Process):
     name = "ddpm"
 
     def __init__(self, alphas_cumprod: Tensor, prediction: str, *, direct: bool = False) -> None:
-        """Derive all coefficients.
+        """Derive the coefficients of all timesteps.
 
         Args:
             alphas_cumprod: ``[T]``.
@@ -129,16 +129,16 @@ class Diffusion(Process):
         self._from_noisy = (1 - before) * (1 - betas).sqrt() / (1 - bar)
 
     def levels(self, count: int, generator: torch.Generator) -> Tensor:
-        """Timesteps int64, uniform."""
+        """Uniform random timesteps int64 ``[count]``."""
         return torch.randint(len(self._signal), (count,), generator=generator)
 
     def noised(self, clean: Tensor, noise: Tensor, levels: Tensor) -> Tensor:
-        """A draw of q(x_t | x_0)."""
-        signal, amount = self._at(levels, clean, self._signal, self._noise)
+        """Draws of q(x_t | x_0) (arXiv 2006.11239, eq. 4), ``[n, ...]``."""
+        signal, amount = self._rows(levels, clean, self._signal, self._noise)
         return signal * clean + amount * noise
 
     def timesteps(self, levels: Tensor) -> Tensor:
-        """The levels are timesteps."""
+        """The levels themselves, which are timesteps."""
         return levels
 
     def loss(self, output: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
@@ -146,7 +146,7 @@ class Diffusion(Process):
         clean, noise, levels = batch["clean"], batch["noise"], batch["level"]
         channels = clean.shape[1]
         mean, variance = output[:, :channels], output[:, channels:]
-        signal, amount = self._at(levels, clean, self._signal, self._noise)
+        signal, amount = self._rows(levels, clean, self._signal, self._noise)
         targets = {
             "epsilon": noise,
             "v_prediction": signal * noise - amount * clean,
@@ -161,37 +161,37 @@ class Diffusion(Process):
         """KL of q(x_{t-1} | x_t, x_0) to the model's step; at t = 0 the data's likelihood."""
         clean, noisy, levels = batch["clean"], batch["noisy"], batch["level"]
         tables = (self._from_clean, self._from_noisy, self._low, self._high)
-        from_clean, from_noisy, low, high = self._at(levels, clean, *tables)
+        from_clean, from_noisy, low, high = self._rows(levels, clean, *tables)
         log_variance = variance if self._direct else low + (variance + 1) / 2 * (high - low)
-        guess = self._clean(mean, noisy, levels)
-        theirs = from_clean * guess + from_noisy * noisy
-        truth = from_clean * clean + from_noisy * noisy
-        gap = (truth - theirs).square() * (-log_variance).exp()
+        predicted_clean = self._predicted_clean(mean, noisy, levels)
+        model_mean = from_clean * predicted_clean + from_noisy * noisy
+        true_mean = from_clean * clean + from_noisy * noisy
+        gap = (true_mean - model_mean).square() * (-log_variance).exp()
         kl = 0.5 * (log_variance - low - 1 + (low - log_variance).exp() + gap)
-        first = -_log_likelihood(clean, theirs, 0.5 * log_variance)
-        return torch.where(_like(levels, clean) == 0, first, kl).mean() / math.log(2)
+        first = -_log_likelihood(clean, model_mean, 0.5 * log_variance)
+        return torch.where(_broadcast(levels, clean) == 0, first, kl).mean() / math.log(2)
 
-    def _clean(self, mean: Tensor, noisy: Tensor, levels: Tensor) -> Tensor:
-        """What the prediction says of the clean data."""
-        signal, amount = self._at(levels, noisy, self._signal, self._noise)
+    def _predicted_clean(self, mean: Tensor, noisy: Tensor, levels: Tensor) -> Tensor:
+        """The clean data that a prediction stands for."""
+        signal, amount = self._rows(levels, noisy, self._signal, self._noise)
         if self._prediction == "epsilon":
             return (noisy - amount * mean) / signal
         if self._prediction == "v_prediction":
             return signal * noisy - amount * mean
         return mean
 
-    def _at(self, levels: Tensor, like: Tensor, *tables: Tensor) -> list[Tensor]:
+    def _rows(self, levels: Tensor, like: Tensor, *tables: Tensor) -> list[Tensor]:
         """Rows of tables, of the dtype and on the device of ``like``, ready to be broadcast."""
-        return [_like(t.to(levels.device)[levels].to(like), like) for t in tables]
+        return [_broadcast(t.to(levels.device)[levels].to(like), like) for t in tables]
 
 
-def _like(values: Tensor, data: Tensor) -> Tensor:
-    """``[n]`` -> ``[n, 1, ...]`` with as many axes as the data."""
+def _broadcast(values: Tensor, data: Tensor) -> Tensor:
+    """Reshape values ``[n]`` to ``[n, 1, ...]``, with as many axes as the data."""
     return values.view(-1, *[1] * (data.ndim - 1))
 
 
 def _log_likelihood(clean: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:
-    """Of 8-bit data in [-1, 1] under Gaussians cut into bins of 2/255 (DDPM, eq. 13)."""
+    """Log-likelihood of 8-bit data in [-1, 1] under discretised Gaussians (2006.11239, eq. 13)."""
     inverse = (-log_scales).exp()
     upper = torch.special.ndtr(inverse * (clean - means + 1 / 255))
     lower = torch.special.ndtr(inverse * (clean - means - 1 / 255))

@@ -1,4 +1,4 @@
-"""DenoiserTask: a transformer or UNet for the calibration loop."""
+"""The calibration task of a denoiser, a transformer or UNet."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dpq_core.data.task import Batch, CalibrationTask
-from dpq_diffusion.calibration.inputs import Clean, Inputs
+from dpq_diffusion.calibration.inputs import BatchSource, NoisedData
 from dpq_diffusion.options import CalibrateOptions
 
 _NAMES = {
@@ -30,36 +30,36 @@ _VALIDATION = 1 << 40
 
 
 @dataclass(frozen=True, kw_only=True)
-class Samples:
-    """Where batches come from.
+class CalibrationSamples:
+    """The batches that calibration looks at.
 
     Attributes:
         train: for training.
         validation: for validation, of which training sees nothing.
-        what: they are, for people.
-        fingerprint: changes when they do.
+        what: description of the samples for people.
+        fingerprint: a text that changes when the samples do.
     """
 
-    train: Inputs
-    validation: Inputs
+    train: BatchSource
+    validation: BatchSource
     what: str
     fingerprint: str
 
 
 class DenoiserTask(CalibrationTask):
-    """A compressed denoiser, the uncompressed one, and noisy samples."""
+    """Calibration of a compressed denoiser against the uncompressed one, on noisy samples."""
 
     def __init__(
         self,
         student: nn.Module,
         teacher: nn.Module | None,
-        samples: Samples,
+        samples: CalibrationSamples,
         options: CalibrateOptions,
         *,
         prefix: str = "",
         seed: int = 0,
     ) -> None:
-        """Take over the parts.
+        """Make the task of a student.
 
         Args:
             student: ready to be trained (``prepare_student``), or an uncompressed model.
@@ -72,73 +72,75 @@ class DenoiserTask(CalibrationTask):
         self.student = student
         self._teacher, self._samples, self._options = teacher, samples, options
         self._prefix, self._seed = prefix, seed
-        self._fixed: list[Batch] = []
+        self._validation: list[Batch] = []
         self.name = f"{_NAMES[options.loss]} on {samples.what}"
         about = f"{samples.fingerprint} {options!r} {seed}"
         self.fingerprint = hashlib.sha256(about.encode()).hexdigest()
         _make_deterministic(student)
 
     def train_batch(self, step: int) -> Batch:
-        """Noisy samples, with their conditions, noise and levels."""
+        """A random batch of noisy samples with their conditions; the same for the same step."""
         return self._draw(self._samples.train, step)
 
     def validation(self) -> Sequence[Batch]:
-        """Noisy samples, with the answers of the uncompressed model where the loss needs them."""
-        if not self._fixed:
+        """The validation batches, with the uncompressed model's outputs where these are needed."""
+        if not self._validation:
             steps = range(_VALIDATION, _VALIDATION + self._options.validation_batches)
-            self._fixed = [self._answered(self._draw(self._samples.validation, s)) for s in steps]
-        return self._fixed
+            self._validation = [
+                self._with_target(self._draw(self._samples.validation, s)) for s in steps
+            ]
+        return self._validation
 
     def loss(self, batch: Batch) -> Tensor:
-        """Of the student."""
+        """The student's loss on a batch."""
         return self._loss(self.student, batch)
 
     @torch.no_grad()
     def reference_loss(self) -> float:
-        """Loss of the uncompressed model; its distance to itself is 0."""
+        """The loss of the uncompressed model; its distance to itself is 0."""
         if self._options.loss == "distill":
             return 0.0
         model = self._teacher or self.student
-        found = [float(self._loss(model, batch)) for batch in self.validation()]
-        return sum(found) / len(found)
+        losses = [float(self._loss(model, batch)) for batch in self.validation()]
+        return sum(losses) / len(losses)
 
     def teacher(self) -> nn.Module | None:
         """The uncompressed denoiser."""
         return self._teacher
 
     def blocks(self) -> Sequence[str]:
-        """The blocks of a transformer; a UNet has no chain of them."""
+        """The paths of a transformer's blocks, in order; a UNet, which is no chain, gives none."""
         lists = ((name, getattr(self.student, name, None)) for name in _BLOCKS)
         return [
             f"{name}.{i}"
-            for name, found in lists
-            if isinstance(found, nn.ModuleList)
-            for i in range(len(found))
+            for name, blocks in lists
+            if isinstance(blocks, nn.ModuleList)
+            for i in range(len(blocks))
         ]
 
     def forward(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The whole denoiser's output ``[n, ...]``."""
+        """The output ``[n, ...]`` of a whole denoiser for a batch."""
         return self._samples.train.form.call(model, batch)
 
     def tensor_name(self, path: str) -> str:
-        """The tensors of a pipeline's component bear its name."""
+        """The artifact's name of a module's weight: the component's name comes first."""
         return f"{self._prefix}{path}.weight"
 
-    def _draw(self, inputs: Inputs, step: int) -> dict[str, Tensor]:
+    def _draw(self, inputs: BatchSource, step: int) -> dict[str, Tensor]:
         return inputs.draw(np.random.default_rng([self._seed, step]), self._options.batch)
 
     def _loss(self, model: nn.Module, batch: Batch) -> Tensor:
         output = self.forward(model, batch).float()
         if self._options.loss == "distill":
-            target = self._answered(batch)["target"]
+            target = self._with_target(batch)["target"]
             return functional.mse_loss(output, target.to(output.device))
         inputs = self._samples.train
-        assert isinstance(inputs, Clean)  # see __init__
-        known = {k: v.to(output.device) for k, v in batch.items() if isinstance(v, Tensor)}
-        return inputs.process.loss(output, known)
+        assert isinstance(inputs, NoisedData)  # see __init__
+        tensors = {k: v.to(output.device) for k, v in batch.items() if isinstance(v, Tensor)}
+        return inputs.process.loss(output, tensors)
 
-    def _answered(self, batch: Batch) -> Mapping[str, Any]:
-        """With the uncompressed model's output, unless it is there or is not needed."""
+    def _with_target(self, batch: Batch) -> Mapping[str, Any]:
+        """The batch with the uncompressed model's output as ``target``, where the loss needs it."""
         if "target" in batch or self._options.loss != "distill":
             return batch
         with torch.no_grad():
@@ -147,7 +149,7 @@ class DenoiserTask(CalibrationTask):
 
 
 def _make_deterministic(model: nn.Module) -> None:
-    """Classes are dropped by the batches: in training mode the model must not drop more."""
+    """Switch off what a model drops at random in training mode: batches drop classes already."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

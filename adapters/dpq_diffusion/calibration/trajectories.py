@@ -1,4 +1,7 @@
-"""Calibration without data: what the uncompressed denoiser sees while it draws (METHODS 4.6, 5)."""
+"""Calibration without data, on the uncompressed denoiser's inputs and outputs while it draws.
+
+The method is described in docs/algorithms.md#calibration.
+"""
 
 from __future__ import annotations
 
@@ -13,26 +16,26 @@ from torch import Tensor
 
 from dpq_core.errors import SourceError
 from dpq_core.run import Progress, silent
-from dpq_diffusion.calibration.calls import Call, Form, Recorder
-from dpq_diffusion.calibration.inputs import Clean, Halves, Recorded
-from dpq_diffusion.calibration.processes import Flow, process_of
+from dpq_diffusion.calibration.calls import Call, CallTemplate, Recorder
+from dpq_diffusion.calibration.inputs import GuidanceHalves, NoisedData, RecordedCalls
+from dpq_diffusion.calibration.processes import Flow, noise_process
 from dpq_diffusion.pipelines.class_models import denoiser
 from dpq_diffusion.pipelines.conditions import Condition, Item
 from dpq_diffusion.sampling.samplers import ClassSampler, Sampler
 
-SEEDS = 1 << 30
+FIRST_SEED = 1 << 30
 """Of the first trajectory: samples and evaluations begin at their own seed, usually 0."""
 
-_TOGETHER = 16
+_DRAWN_AT_ONCE = 16
 """Images that are drawn at a time."""
 
-_MEMORY = 2 << 30
+_MAX_BYTES = 2 << 30
 """Bytes of latents and outputs that are kept; of longer trajectories not every step is."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trajectories:
-    """Recorded calls, and what they led to.
+    """Recorded calls of a denoiser, and the latents that it drew.
 
     Attributes:
         form: of all calls.
@@ -43,19 +46,19 @@ class Trajectories:
         scale: the denoiser takes the scheduler's timesteps times this.
     """
 
-    form: Form
+    form: CallTemplate
     calls: list[Call]
     first: list[Call]
     final: list[Tensor] | None
-    halves: Halves | None
+    halves: GuidanceHalves | None
     scale: float
 
-    def recorded(self) -> Recorded:
-        """The calls as they were."""
-        return Recorded(form=self.form, calls=self.calls, halves=self.halves)
+    def recorded(self) -> RecordedCalls:
+        """The recorded calls as a source of batches."""
+        return RecordedCalls(form=self.form, calls=self.calls, halves=self.halves)
 
-    def clean(self, scheduler: Any, dropout: float) -> Clean:
-        """The images as if they were data, with the conditions under which they were drawn.
+    def clean(self, scheduler: Any, dropout: float) -> NoisedData:
+        """The drawn latents as clean data, with the conditions under which they were drawn.
 
         Raises:
             SourceError: the pipeline does not show its latents.
@@ -63,11 +66,11 @@ class Trajectories:
         """
         if self.final is None:
             raise SourceError("this pipeline does not show its latents; use --loss distill")
-        process = process_of(scheduler)
+        process = noise_process(scheduler)
         data = torch.cat(self.final)
         own = self.first[0].inputs.keys() - {self.form.sample, self.form.timestep}
         with_it = 0 if self.halves is None else self.halves.conditional
-        return Clean(
+        return NoisedData(
             form=self.form,
             process=process,
             data=data,
@@ -78,7 +81,7 @@ class Trajectories:
         )
 
     def _half(self, slot: int, half: int) -> Tensor:
-        """One row per image."""
+        """The tensor of a slot with one row per image ``[N, ...]``, from one half of the calls."""
         assert self.final is not None  # the caller has seen to it
         parts = []
         for call, latents in zip(self.first, self.final, strict=True):
@@ -94,7 +97,7 @@ def record(
     first_seed: int,
     progress: Progress = silent,
 ) -> Trajectories:
-    """Let a pipeline draw, and record what its denoiser does.
+    """Let a pipeline draw images, and record the calls of its denoiser.
 
     Args:
         sampler: of the uncompressed pipeline.
@@ -106,28 +109,28 @@ def record(
     Raises:
         SourceError: the calls cannot be kept, or the model gives NaN.
     """
-    items = _items(conditions, count, first_seed)
-    groups = [items[i : i + _TOGETHER] for i in range(0, count, _TOGETHER)]
+    items = _random_items(conditions, count, first_seed)
+    groups = [items[i : i + _DRAWN_AT_ONCE] for i in range(0, count, _DRAWN_AT_ONCE)]
     steps = sampler.settings.steps
 
-    def wanted(number: int, nbytes: int) -> bool:
-        every = max(1, -(-nbytes * steps * len(groups) // _MEMORY))
+    def is_kept(number: int, nbytes: int) -> bool:
+        every = max(1, -(-nbytes * steps * len(groups) // _MAX_BYTES))
         return (number % steps + number // steps) % every == 0
 
     final: list[Tensor] = []
     first: list[int] = []
     rows: list[int] = []
-    with Recorder(denoiser(sampler.pipeline), wanted) as recorder:
+    with Recorder(denoiser(sampler.pipeline), is_kept) as recorder:
         for done, group in enumerate(groups):
-            progress("drawing trajectories", done * _TOGETHER, count)
-            last: list[Tensor] = []
+            progress("drawing trajectories", done * _DRAWN_AT_ONCE, count)
+            latest: list[Tensor] = []
             before = len(recorder.calls)
-            sampler.draw(group, partial(_replace, last))
+            sampler.draw(group, partial(_keep_latest, latest))
             if len(recorder.calls) == before:
                 raise SourceError("the pipeline draws without its denoiser; nothing to learn from")
             first.append(before)
             rows.append(len(recorder.calls[before].output) // len(group))
-            final += last
+            final += latest
     progress("drawing trajectories", count, count)
     form, calls = recorder.form, recorder.calls
     assert form is not None  # there was a call
@@ -136,12 +139,12 @@ def record(
         calls=calls,
         first=[calls[i] for i in first],
         final=final if len(final) == len(groups) else None,
-        halves=_halves(sampler) if set(rows) == {2} else None,
-        scale=_scale(sampler, calls[0].inputs[form.timestep]),
+        halves=_guidance_halves(sampler) if set(rows) == {2} else None,
+        scale=_timestep_scale(sampler, calls[0].inputs[form.timestep]),
     )
 
 
-def _items(conditions: Sequence[Condition], count: int, first_seed: int) -> list[Item]:
+def _random_items(conditions: Sequence[Condition], count: int, first_seed: int) -> list[Item]:
     random = np.random.default_rng(first_seed)
     order: list[int] = []
     while len(order) < count:
@@ -151,17 +154,17 @@ def _items(conditions: Sequence[Condition], count: int, first_seed: int) -> list
     ]
 
 
-def _replace(last: list[Tensor], _: int, latents: Tensor) -> None:
-    last[:] = [latents.detach().float().cpu()]
+def _keep_latest(latest: list[Tensor], _: int, latents: Tensor) -> None:
+    latest[:] = [latents.detach().float().cpu()]
 
 
-def _halves(sampler: Sampler) -> Halves:
-    """The class comes first with dpq's own loop; the prompt second with pipelines of diffusers."""
+def _guidance_halves(sampler: Sampler) -> GuidanceHalves:
+    """The halves of guided calls: dpq's loop puts the condition first, diffusers second."""
     conditional = 0 if isinstance(sampler, ClassSampler) else 1
-    return Halves.of(sampler.settings.guidance, conditional)
+    return GuidanceHalves.of(sampler.settings.guidance, conditional)
 
 
-def _scale(sampler: Sampler, timesteps: Tensor) -> float:
-    """FLUX takes sigmas, SD3 timesteps: compare what was recorded with the scheduler's own."""
+def _timestep_scale(sampler: Sampler, timesteps: Tensor) -> float:
+    """The factor from the scheduler's timesteps to the denoiser's; FLUX takes sigmas instead."""
     largest = float(sampler.pipeline.scheduler.timesteps[0])
     return float(timesteps[0]) / largest if largest else 1.0

@@ -1,4 +1,4 @@
-"""What an original checkpoint becomes, and how it is written: a component, or a pipeline folder."""
+"""Converted checkpoints, components or whole pipelines, and writing them as diffusers folders."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from dpq_diffusion.folders import CONFIG, INDEX, STEMS
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """One component.
+class ConvertedComponent:
+    """One component of a converted checkpoint.
 
     Attributes:
         config: content of its config file.
@@ -36,13 +36,13 @@ class Part:
 
     @property
     def class_name(self) -> str:
-        """``kind``, or what the config of a diffusers model says."""
+        """The name of its class: ``kind``, or the class of a diffusers config."""
         return self.kind or str(self.config["_class_name"])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """A pipeline, or a component on its own.
+    """A converted checkpoint: a pipeline, or a component on its own.
 
     Attributes:
         parts: component -> what it is; "" is a component on its own.
@@ -51,27 +51,27 @@ class Conversion:
         files: relative path -> file that is copied.
     """
 
-    parts: Mapping[str, Part]
+    parts: Mapping[str, ConvertedComponent]
     pipeline: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
 
     def index(self) -> dict[str, Any]:
-        """``model_index.json``."""
+        """The content of ``model_index.json``."""
         parts = {name: [part.library, part.class_name] for name, part in self.parts.items()}
         return {"_class_name": self.pipeline, **self.settings, **parts}
 
 
-def publish(folder: Path, made: Conversion) -> None:
-    """Write beside ``folder`` and rename: it exists only when whole."""
+def write_conversion(folder: Path, conversion: Conversion) -> None:
+    """Write a converted checkpoint to ``folder``, which appears only when it is complete."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
     try:
-        if made.pipeline:
-            _write_json(partial / INDEX, made.index())
-        for name, part in made.parts.items():
+        if conversion.pipeline:
+            _write_json(partial / INDEX, conversion.index())
+        for name, part in conversion.parts.items():
             _write_part(partial / name, part)
-        for relative, path in made.files.items():
+        for relative, path in conversion.files.items():
             (partial / relative).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, partial / relative)
         try:
@@ -83,7 +83,7 @@ def publish(folder: Path, made: Conversion) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write_part(folder: Path, part: Part) -> None:
+def _write_part(folder: Path, part: ConvertedComponent) -> None:
     folder.mkdir(exist_ok=True)
     scheduler = "Scheduler" in part.class_name
     _write_json(folder / ("scheduler_config.json" if scheduler else CONFIG), part.config)
@@ -97,7 +97,7 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def _write_tensors(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """One safetensors file, a tensor in memory at a time."""
+    """Write one safetensors file, with one tensor in memory at a time."""
     slots, end = [], 0
     for name, tensor in weights.items():
         slots.append(Slot(name, tensor.dtype, tuple(tensor.shape), end, end + tensor.nbytes))

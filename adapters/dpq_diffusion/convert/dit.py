@@ -1,4 +1,4 @@
-"""facebookresearch/DiT -> ``DiTTransformer2DModel`` of diffusers: names and config."""
+"""Conversion of facebookresearch/DiT to ``DiTTransformer2DModel``: config and tensor names."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _EMBEDDING = {
 
 
 def is_dit(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether these are the names of an original DiT."""
+    """Whether tensors have the names of an original DiT."""
     return _MARK in tensors and "y_embedder.embedding_table.weight" in tensors
 
 
@@ -73,7 +73,7 @@ def config_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def rename(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under their names in diffusers; views of them, not copies.
+    """A DiT's tensors under their names in diffusers; views, not copies.
 
     Every block gets the one embedding of timestep and class; the fixed positions are left out.
 
@@ -104,5 +104,5 @@ def rename(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _layers(tensors: Mapping[str, Tensor]) -> list[int]:
-    found = {int(m.group(1)) for name in tensors if (m := re.match(r"blocks\.(\d+)\.", name))}
-    return sorted(found)
+    numbers = {int(m.group(1)) for name in tensors if (m := re.match(r"blocks\.(\d+)\.", name))}
+    return sorted(numbers)

@@ -1,4 +1,4 @@
-"""A CompVis LDM checkpoint -> the pipeline of diffusers that draws the same images."""
+"""Conversion of a CompVis LDM checkpoint to the diffusers pipeline that draws the same images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dpq_diffusion.convert import ldm_first_stage
 from dpq_diffusion.convert import ldm_unet as ldm_keys
-from dpq_diffusion.convert.conversion import Conversion, Part
+from dpq_diffusion.convert.conversion import Conversion, ConvertedComponent
 from dpq_diffusion.convert.ldm_conditioner import conditioner_of, null_class
 from dpq_diffusion.convert.ldm_settings import LdmSettings
 
@@ -29,7 +29,7 @@ _TOKENIZERS = {"bert": "BertTokenizer", "text_encoder": "CLIPTokenizer"}
 def convert(
     tensors: Mapping[str, Tensor], settings: LdmSettings, tokenizer: list[Path]
 ) -> Conversion:
-    """Everything that is in the checkpoint.
+    """Convert all components that a checkpoint holds.
 
     A UNet whose first stage is missing, or whose conditioner is of another kind, comes alone: it
     can be compressed, but not sampled.
@@ -51,14 +51,14 @@ def convert(
     size = settings.count("image_size") or _LATENT_SIZES[name]
     heads = 1 if name == "class_embedder" else 8
     config = ldm_keys.config_of(unet, settings, latent_size=size, heads=heads)
-    denoiser = Part(config=config, weights=ldm_keys.rename(unet, config, settings))
+    denoiser = ConvertedComponent(config=config, weights=ldm_keys.rename(unet, config, settings))
     # Images, masks and layouts come as further channels of the input, or as other contexts.
     conditioned = any(key.startswith("cond_stage_model.") for key in tensors)
     unknown = conditioner is None and (conditioned or ldm_keys.reads_context(unet))
     if not first or unknown or config["in_channels"] != config["out_channels"]:
         return Conversion(parts={"": denoiser})
     published = _BETAS.get(name, _LDM_BETAS)
-    scheduler = Part(config=settings.scheduler(tensors, published=published))
+    scheduler = ConvertedComponent(config=settings.scheduler(tensors, published=published))
     parts = {"unet": denoiser, "scheduler": scheduler}
     parts["vae" if name == "text_encoder" else "vqvae"] = _first_stage(
         first, size, _scale(tensors, first, settings)
@@ -72,8 +72,10 @@ def convert(
     return _text_to_image(name, parts, tokenizer)
 
 
-def _text_to_image(name: str, parts: Mapping[str, Part], tokenizer: list[Path]) -> Conversion:
-    """With the tokenizer where there is one; else it can be compressed, but not sampled."""
+def _text_to_image(
+    name: str, parts: Mapping[str, ConvertedComponent], tokenizer: list[Path]
+) -> Conversion:
+    """A text-to-image pipeline; without a tokenizer it can be compressed, but not sampled."""
     more: dict[str, Any] = {"tokenizer": ["transformers", _TOKENIZERS[name]]}
     if not tokenizer:
         more = {"tokenizer": [None, None]}
@@ -86,15 +88,15 @@ def _text_to_image(name: str, parts: Mapping[str, Part], tokenizer: list[Path]) 
     return Conversion(pipeline=kind, parts=parts, settings=more, files=files)
 
 
-def _first_stage(first: Mapping[str, Tensor], size: int, scale: float) -> Part:
+def _first_stage(first: Mapping[str, Tensor], size: int, scale: float) -> ConvertedComponent:
     config = ldm_first_stage.config_of(first, latent_size=size, scale=scale)
-    return Part(config=config, weights=ldm_first_stage.rename(first, config))
+    return ConvertedComponent(config=config, weights=ldm_first_stage.rename(first, config))
 
 
 def _scale(
     tensors: Mapping[str, Tensor], first: Mapping[str, Tensor], settings: LdmSettings
 ) -> float:
-    """Factor to the denoiser's latents: measured in training, of the YAML, or as published."""
+    """The factor to the denoiser's latents: stored in training, of the YAML, or as published."""
     stored = tensors.get("scale_factor")
     if stored is not None and stored.numel() == 1:
         return float(stored.item())

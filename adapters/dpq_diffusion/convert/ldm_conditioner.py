@@ -1,4 +1,4 @@
-"""Conditioners of CompVis LDMs -> class table, ``LDMBertModel`` or ``CLIPTextModel``."""
+"""Conversion of an LDM's conditioner to a class table, ``LDMBertModel`` or ``CLIPTextModel``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dpq_diffusion.convert.conversion import Part
+from dpq_diffusion.convert.conversion import ConvertedComponent
 from dpq_diffusion.convert.ldm_unet import CLASS_TABLE
 
 _TEXT = "cond_stage_model.transformer."
@@ -29,10 +29,10 @@ _BERT_ATTENTION = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out
 _BERT_LAYER = re.compile(r"attn_layers\.layers\.(\d+)\.(0|1)\.(.+)")
 
 
-def conditioner_of(tensors: Mapping[str, Tensor]) -> tuple[str, Part] | None:
-    """Name and content of the component that turns a condition into the UNet's context.
+def conditioner_of(tensors: Mapping[str, Tensor]) -> tuple[str, ConvertedComponent] | None:
+    """The name and content of the component that turns a condition into the UNet's context.
 
-    None where it is of another kind, or the model has none.
+    None where the conditioner is of another kind, or the model has none.
 
     Raises:
         KeyError: a tensor is missing.
@@ -57,16 +57,16 @@ def null_class(rows: int) -> int | None:
     return rows - 1 if rows % 10 == 1 else None
 
 
-def _class_table(table: Tensor) -> Part:
+def _class_table(table: Tensor) -> ConvertedComponent:
     rows, width = table.shape
-    return Part(
+    return ConvertedComponent(
         config={"_class_name": "ClassEmbedder", "num_embeddings": rows, "embedding_dim": width},
         weights={"class_embedding.weight": table},
         library="dpq_diffusion.class_pipelines",
     )
 
 
-def _bert(own: Mapping[str, Tensor]) -> Part:
+def _bert(own: Mapping[str, Tensor]) -> ConvertedComponent:
     words, width = own["token_emb.weight"].shape
     layers = {int(m[1]) for n in own if (m := _BERT_LAYER.fullmatch(n))}
     config: dict[str, Any] = {
@@ -81,11 +81,16 @@ def _bert(own: Mapping[str, Tensor]) -> Part:
         "vocab_size": words,
     }
     weights = {_bert_name(name): tensor for name, tensor in own.items()}
-    return Part(config=config, weights=weights, library="latent_diffusion", kind="LDMBertModel")
+    return ConvertedComponent(
+        config=config, weights=weights, library="latent_diffusion", kind="LDMBertModel"
+    )
 
 
 def _bert_name(name: str) -> str:
-    """Layers alternate: attention, then feed-forward; each is a norm (0) and a block (1)."""
+    """The diffusers name of a text encoder's tensor.
+
+    Layers alternate between attention and feed-forward; each is a norm (0) and a block (1).
+    """
     if match := _BERT_LAYER.fullmatch(name):
         number, part, rest = int(match[1]), match[2], match[3]
         layer, attention = f"model.layers.{number // 2}.", number % 2 == 0
@@ -101,7 +106,7 @@ def _bert_name(name: str) -> str:
     return f"{_BERT_ENDS[path]}.{kind}"
 
 
-def _clip(own: Mapping[str, Tensor], inner: int) -> Part:
+def _clip(own: Mapping[str, Tensor], inner: int) -> ConvertedComponent:
     words, width = own["text_model.embeddings.token_embedding.weight"].shape
     layer = re.compile(r"text_model\.encoder\.layers\.(\d+)\.")
     config: dict[str, Any] = {
@@ -116,4 +121,6 @@ def _clip(own: Mapping[str, Tensor], inner: int) -> Part:
         "vocab_size": words,
     }
     weights = {n: t for n, t in own.items() if not n.endswith("position_ids")}  # 0, 1, 2, ...
-    return Part(config=config, weights=weights, library="transformers", kind="CLIPTextModel")
+    return ConvertedComponent(
+        config=config, weights=weights, library="transformers", kind="CLIPTextModel"
+    )

@@ -1,4 +1,4 @@
-"""First stage of a CompVis LDM -> ``AutoencoderKL`` or ``VQModel`` of diffusers."""
+"""Conversion of a CompVis LDM's first stage to ``AutoencoderKL`` or ``VQModel`` of diffusers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def tensors_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def config_of(first: Mapping[str, Tensor], *, latent_size: int, scale: float) -> dict[str, Any]:
-    """The config of the diffusers model, from names and shapes.
+    """The config of the diffusers autoencoder, from names and shapes of tensors.
 
     Args:
         first: what ``tensors_of`` returned.
@@ -67,7 +67,7 @@ def config_of(first: Mapping[str, Tensor], *, latent_size: int, scale: float) ->
 
 
 def rename(first: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors under their names in diffusers; attention's 1x1 convolutions become Linear.
+    """The autoencoder's tensors under their names in diffusers; 1x1 convolutions become Linear.
 
     Raises:
         ValueError: a tensor has no place in diffusers.
@@ -96,7 +96,7 @@ def _name(name: str, levels: int) -> str:
 
 
 def _part(what: str, rest: str) -> str:
-    """Name within a block, e.g. of ``block``, ``0.nin_shortcut.weight``."""
+    """The diffusers name within a block, e.g. of ``block`` and ``0.nin_shortcut.weight``."""
     if what == "block":
         return "resnets." + rest.replace("nin_shortcut", "conv_shortcut")
     if what == "attn":

@@ -1,4 +1,4 @@
-"""What a CompVis checkpoint's tensors do not say: from the YAML beside it, or as published."""
+"""Settings of a CompVis checkpoint that are not in its tensors: from a YAML, or as published."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ _PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 
 
 def yaml_beside(checkpoint: Path) -> Path | None:
-    """The config of a checkpoint: of the same name, called ``config`` or the only one there."""
+    """The YAML config beside a checkpoint: of its name, called ``config``, or the only one."""
     folder = checkpoint.parent
     for name in (checkpoint.stem, "config"):
         for suffix in (".yaml", ".yml"):
             if (folder / f"{name}{suffix}").is_file():
                 return folder / f"{name}{suffix}"
-    found = sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])
-    lone = len(found) == 1 and len(list(folder.glob(f"*{checkpoint.suffix}"))) == 1
-    return found[0] if lone else None
+    configs = sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")])
+    lone = len(configs) == 1 and len(list(folder.glob(f"*{checkpoint.suffix}"))) == 1
+    return configs[0] if lone else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class LdmSettings:
-    """``model.params`` of the YAML; everything is optional.
+    """The ``model.params`` of a CompVis YAML, all of them optional.
 
     Attributes:
         where: the file, for messages.
@@ -47,7 +47,7 @@ class LdmSettings:
 
     @classmethod
     def read(cls, path: Path | None) -> LdmSettings:
-        """Read a file, data only.
+        """Read a YAML file as plain data.
 
         Raises:
             SourceError: it is not YAML, or has no ``model.params``.
@@ -73,7 +73,7 @@ class LdmSettings:
         return cls(where=str(path), params=params)
 
     def number(self, *keys: str) -> float | None:
-        """A finite number at a path of keys; None where there is none.
+        """The finite number at a path of keys; None where there is none.
 
         Raises:
             SourceError: there is something else.
@@ -95,7 +95,7 @@ class LdmSettings:
         return value
 
     def count(self, *keys: str) -> int | None:
-        """A positive whole number at a path of keys; None where there is none (or -1).
+        """The positive whole number at a path of keys; None where there is none, or -1.
 
         Raises:
             SourceError: there is something else.
@@ -111,13 +111,13 @@ class LdmSettings:
         """Whether there is a true value at a path of keys."""
         return self._at(*keys) is True
 
-    def _choice(self, key: str, known: Mapping[str, str], default: str) -> str:
+    def _choice(self, key: str, names: Mapping[str, str], default: str) -> str:
         value = self._at(key)
         if value is None:
-            return known[default]
-        if value not in known:
-            raise SourceError(f"{self.where}: {key} is {value!r}, not one of {', '.join(known)}")
-        return known[value]
+            return names[default]
+        if value not in names:
+            raise SourceError(f"{self.where}: {key} is {value!r}, not one of {', '.join(names)}")
+        return names[value]
 
     def _at(self, *keys: str) -> Any:
         value: Any = self.params
@@ -126,7 +126,7 @@ class LdmSettings:
         return value
 
     def scheduler(self, tensors: Mapping[str, Tensor], *, published: tuple[float, float]) -> Any:
-        """Config of the ``DDIMScheduler`` that does what CompVis' DDIM sampler does.
+        """The config of a ``DDIMScheduler`` that does what CompVis' DDIM sampler does.
 
         Args:
             tensors: of the checkpoint; trainers store the schedule in it.
@@ -157,7 +157,7 @@ class LdmSettings:
 
 
 def _stored(betas: Tensor) -> dict[str, Any]:
-    """The schedule of a checkpoint, by its two ends where these say it all."""
+    """The scheduler config of stored betas ``[T]``: both ends where these determine the rest."""
     count, (first, last) = len(betas), (betas[0].item(), betas[-1].item())
     root = torch.linspace(first**0.5, last**0.5, count, dtype=torch.float64) ** 2
     straight = torch.linspace(first, last, count, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""UNet of a CompVis LDM -> diffusers: config from names and shapes, then names.
+"""Conversion of a CompVis LDM's UNet to diffusers: config and tensor names.
 
 With spatial transformers (LDM text-to-image, class-conditional cin256-v2, Stable Diffusion 1) a
 ``UNet2DConditionModel``; with plain attention (the unconditional LDMs) a ``UNet2DModel``.
@@ -29,7 +29,7 @@ _PARAMS = ("unet_config", "params")
 
 
 def tensors_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The UNet's tensors, without prefix: averaged weights (``model_ema``) where there are any."""
+    """The UNet's tensors without prefix; averaged weights (``model_ema``) where there are any."""
     result = {}
     for name, tensor in tensors.items():
         if name.startswith(PREFIX):
@@ -39,7 +39,7 @@ def tensors_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def is_ldm(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether these are the names of an LDM."""
+    """Whether tensors have the names of an LDM."""
     return f"{PREFIX}input_blocks.0.0.weight" in tensors
 
 
@@ -101,7 +101,7 @@ def config_of(
 def _with_context(
     unet: Mapping[str, Tensor], attended: list[bool], heads: int | list[int]
 ) -> dict[str, Any]:
-    """What a ``UNet2DConditionModel`` needs beside the rest."""
+    """The entries of the config that only a ``UNet2DConditionModel`` has."""
     context = next(tensor for name, tensor in unet.items() if name.endswith(_CONTEXT))
     inner = re.compile(r"middle_block\.1\.transformer_blocks\.(\d+)\.")
     return {
@@ -116,7 +116,7 @@ def _with_context(
 
 
 def _levels(unet: Mapping[str, Tensor]) -> tuple[list[int], list[bool], int]:
-    """Width and presence of attention per resolution, and residual blocks per resolution."""
+    """The width and presence of attention per resolution, and the residual blocks in each."""
     widths: list[int] = []
     attended: list[bool] = []
     counts = [0]
@@ -161,7 +161,7 @@ def rename(
 def _plain_attention(
     tensors: Mapping[str, Tensor], head_channels: int, *, apart: bool
 ) -> dict[str, Tensor]:
-    """Attention blocks, which diffusers' conversion leaves as they are: q, k and v taken apart.
+    """Split and rename the attention blocks, which diffusers' conversion leaves as they are.
 
     Args:
         tensors: names of diffusers but within attention.
@@ -185,7 +185,7 @@ def _plain_attention(
 
 
 def _split(qkv: Tensor, head_channels: int, *, apart: bool) -> list[Tensor]:
-    """``[3 * C, ...]`` -> three ``[C, ...]``.
+    """Split a joint projection ``[3 * C, ...]`` into q, k and v, each ``[C, ...]``.
 
     Raises:
         ValueError: the width is not a multiple of that of a head.

@@ -1,4 +1,4 @@
-"""Original checkpoints (pickles) turned into diffusers folders of safetensors, once.
+"""Original checkpoints (pickles), converted once to diffusers folders of safetensors.
 
 What comes out is kept in the user's cache under the files' hash.
 """
@@ -18,7 +18,7 @@ from dpq_core.plugin.sources import read_json
 from dpq_diffusion.convert import dit as dit_keys
 from dpq_diffusion.convert import ldm
 from dpq_diffusion.convert import ldm_unet as ldm_keys
-from dpq_diffusion.convert.conversion import Conversion, Part, publish
+from dpq_diffusion.convert.conversion import Conversion, ConvertedComponent, write_conversion
 from dpq_diffusion.convert.ldm_settings import LdmSettings, yaml_beside
 from dpq_diffusion.convert.state_dicts import state_dict
 from dpq_diffusion.folders import CONFIG, SIDE_SUFFIXES
@@ -28,7 +28,7 @@ CONVERSION = 2
 
 
 def converted(path: Path) -> Path:
-    """The folder of safetensors that an original checkpoint gives, made now or found in the cache.
+    """The folder of a converted original checkpoint, made now or taken from the cache.
 
     What the checkpoint lacks is taken from beside it: the config of an LDM (YAML), the folders
     ``tokenizer/`` (LDM text-to-image, Stable Diffusion 1) and ``vae/`` (DiT).
@@ -48,9 +48,9 @@ def converted(path: Path) -> Path:
     tensors = state_dict(path)
     try:
         if dit_keys.is_dit(tensors):
-            made = _dit(tensors, companions["vae"])
+            conversion = _dit(tensors, companions["vae"])
         elif ldm_keys.is_ldm(tensors):
-            made = ldm.convert(tensors, LdmSettings.read(settings), companions["tokenizer"])
+            conversion = ldm.convert(tensors, LdmSettings.read(settings), companions["tokenizer"])
         else:
             raise SourceError(
                 f"{path}: neither a DiT nor an LDM (it begins with {next(iter(tensors))!r}); "
@@ -59,18 +59,20 @@ def converted(path: Path) -> Path:
     except (KeyError, ValueError, IndexError) as error:
         reason = " ".join(str(error).split())
         raise SourceError(f"{path}: not a complete checkpoint ({reason})") from None
-    publish(folder, made)
+    write_conversion(folder, conversion)
     return folder
 
 
 def _dit(tensors: Mapping[str, Tensor], vae: list[Path]) -> Conversion:
-    """A pipeline where there is an autoencoder, else the transformer on its own."""
-    part = Part(config=dit_keys.config_of(tensors), weights=dit_keys.rename(tensors))
+    """The conversion of a DiT: a pipeline where there is an autoencoder, else the transformer."""
+    part = ConvertedComponent(config=dit_keys.config_of(tensors), weights=dit_keys.rename(tensors))
     config = next((file for file in vae if file.name == CONFIG), None)
     if config is None:
         return Conversion(parts={"": part})
     kind = str(read_json(config).get("_class_name"))
-    scheduler = Part(config={"_class_name": "DDIMScheduler", "clip_sample": False})  # linear betas
+    scheduler = ConvertedComponent(
+        config={"_class_name": "DDIMScheduler", "clip_sample": False}
+    )  # linear betas
     return Conversion(
         pipeline="DiTPipeline",
         parts={"transformer": part, "scheduler": scheduler},
@@ -80,7 +82,7 @@ def _dit(tensors: Mapping[str, Tensor], vae: list[Path]) -> Conversion:
 
 
 def _files(folder: Path) -> list[Path]:
-    """What may be copied from a folder beside a checkpoint; no pickles, no code."""
+    """The files beside a checkpoint that may be copied: no pickles, no code."""
     if not folder.is_dir():
         return []
     return sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in SIDE_SUFFIXES)

@@ -1,4 +1,4 @@
-"""Tensors of pickled checkpoints.
+"""Reading of the tensors of pickled checkpoints.
 
 The only place of dpq that opens a pickle: ``weights_only`` admits tensors and plain containers,
 nothing that could run code. Names that trainers leave in their files stand for nothing here.
@@ -22,8 +22,8 @@ _WRAPPERS = ("ema", "state_dict", "model")
 """Keys under which trainers put the weights, the best first."""
 
 
-class _Inert:
-    """In place of any class of a trainer: takes everything, does nothing."""
+class _IgnoredObject:
+    """A stand-in for any class of a trainer: it takes everything and does nothing."""
 
     def __init__(self, *_: Any) -> None:
         pass
@@ -32,8 +32,8 @@ class _Inert:
         pass
 
 
-def _dict(*_: Any) -> dict[Any, Any]:
-    """In place of ``collections.defaultdict``, which torch does not fill."""
+def _empty_dict(*_: Any) -> dict[Any, Any]:
+    """A stand-in for ``collections.defaultdict``, which torch does not fill."""
     return {}
 
 
@@ -57,20 +57,20 @@ _PLAIN = (bool, dict, float, int, list, str, tuple)
 
 _ADMITTED: list[Any] = [
     argparse.Namespace,  # of DiT's trainer
-    (_dict, "collections.defaultdict"),
+    (_empty_dict, "collections.defaultdict"),
     *((kind, f"builtins.{kind.__name__}") for kind in _PLAIN),
-    *((_Inert, name) for name in _TRAINERS),
+    *((_IgnoredObject, name) for name in _TRAINERS),
 ]
 
 
 def state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a pickled checkpoint by name; mapped, not read, where its format allows.
+    """The tensors of a pickled checkpoint by name, mapped into memory where its format allows.
 
     Raises:
         SourceError: it is not readable, holds more than data, or no state dict.
     """
     try:
-        found = _load(path)
+        content = _load(path)
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
         reason = " ".join(str(error).split())
         unsafe = "weights_only" in reason.lower() or "unsupported" in reason.lower()
@@ -80,15 +80,15 @@ def state_dict(path: Path) -> dict[str, Tensor]:
             else f"{path}: not a readable checkpoint ({reason[:120]})"
         ) from None
     for key in _WRAPPERS:
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
             break
-    if not isinstance(found, Mapping) or not found:
-        raise SourceError(f"{path}: no state dict in it, but {type(found).__name__}")
-    wrong = [name for name, value in found.items() if not isinstance(value, Tensor)]
+    if not isinstance(content, Mapping) or not content:
+        raise SourceError(f"{path}: no state dict in it, but {type(content).__name__}")
+    wrong = [name for name, value in content.items() if not isinstance(value, Tensor)]
     if wrong:
         raise SourceError(f"{path}: not a plain state dict, {wrong[0]!r} is not a tensor")
-    return {str(name).removeprefix("module."): tensor for name, tensor in found.items()}
+    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
 
 
 def _load(path: Path) -> Any:

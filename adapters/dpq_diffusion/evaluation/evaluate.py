@@ -1,4 +1,4 @@
-"""``dpq eval`` for diffusion models: quality of samples, and fidelity to the uncompressed model.
+"""Evaluation of diffusion models: quality of samples, and fidelity to the uncompressed model.
 
 Frechet distances alone reward damage that makes images smoother; fidelity does not.
 """
@@ -19,8 +19,8 @@ from dpq_core.plugin.adapter import Evaluation, Metric
 from dpq_core.plugin.builtin import BUILTIN_SCHEME
 from dpq_core.run import Run
 from dpq_diffusion.evaluation.fidelity import compare
-from dpq_diffusion.evaluation.judges import Judge, agreement, find_judge
 from dpq_diffusion.evaluation.quality import evaluate_samples
+from dpq_diffusion.evaluation.scorer import Scorer, class_agreement, find_scorer
 from dpq_diffusion.options import NONE, EvaluateOptions
 from dpq_diffusion.pipelines.class_models import denoiser
 from dpq_diffusion.pipelines.conditions import Condition
@@ -31,18 +31,18 @@ from dpq_diffusion.sampling.sample_folder import (
     SETTINGS,
     Provenance,
     SampleFolder,
-    fill,
-    provenance,
+    draw_missing,
+    provenance_of,
 )
-from dpq_diffusion.sampling.samplers import Sampler, Wish, make_sampler
+from dpq_diffusion.sampling.samplers import RequestedSettings, Sampler, make_sampler
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Subject:
-    """The model under test with its samples."""
+    """The model under test, and the folder of its samples."""
 
     sampler: Sampler
-    made: Provenance
+    provenance: Provenance
     folder: SampleFolder
     options: EvaluateOptions
     run: Run
@@ -56,43 +56,53 @@ def evaluate(source: str, options: EvaluateOptions, run: Run) -> Evaluation:
         SourceError: a model, a reference or the Inception weights cannot be read.
     """
     origin = origin_of(source)
-    judge = find_judge(origin, options, resolve(run.device), run.progress)
-    twin, note = _original(source, origin, options.fidelity)
-    if judge is None and not twin:
+    scorer = find_scorer(origin, options, resolve(run.device), run.progress)
+    baseline, note = _find_baseline(source, origin, options.fidelity)
+    if scorer is None and not baseline:
         raise SpecError(
             "nothing to measure: give --reference with --inception for FID, sFID, IS, precision "
             "and recall, or --fidelity SOURCE to compare with the uncompressed model"
         )
-    wish = Wish(
+    requested = RequestedSettings(
         steps=options.steps,
         guidance=options.guidance,
         scheduler=options.scheduler,
         guided_channels=options.guided_channels,
     )
-    sampler = make_sampler(load_pipeline(source, run), wish)
-    made = provenance(source, sampler, sampler.conditions(options.label, options.prompt), run.seed)
+    sampler = make_sampler(load_pipeline(source, run), requested)
+    provenance = provenance_of(
+        source, sampler, sampler.conditions(options.label, options.prompt), run.seed
+    )
     metrics: list[Metric] = []
-    details: dict[str, Any] = {"sampler": str(made.settings), "fidelity": twin or note}
+    details: dict[str, Any] = {"sampler": str(provenance.settings), "fidelity": baseline or note}
     details["dtype"] = str(activation_dtype(denoiser(sampler.pipeline))).removeprefix("torch.")
-    with _folder(options.folder) as path:
+    with _sample_folder(options.folder) as path:
         subject = _Subject(
-            sampler=sampler, made=made, folder=SampleFolder(path), options=options, run=run
+            sampler=sampler,
+            provenance=provenance,
+            folder=SampleFolder(path),
+            options=options,
+            run=run,
         )
-        if judge is not None or options.folder:
-            fill(subject.folder, sampler, made, options.samples, options.batch_size, run)
-        if judge is not None:
-            metrics += _quality(subject, judge)
-        if twin:
-            metrics += _fidelity(subject, twin, wish, details)
-    how = f"{_drawn(made.conditions)}, {made.settings}, seed {made.seed}"
+        if scorer is not None or options.folder:
+            draw_missing(
+                subject.folder, sampler, provenance, options.samples, options.batch_size, run
+            )
+        if scorer is not None:
+            metrics += _quality(subject, scorer)
+        if baseline:
+            metrics += _fidelity(subject, baseline, requested, details)
+    how = (
+        f"{_conditions_text(provenance.conditions)}, {provenance.settings}, seed {provenance.seed}"
+    )
     return Evaluation(
         metrics=tuple(replace(m, protocol=f"{m.protocol}, {how}") for m in metrics),
         details=details,
     )
 
 
-def _drawn(conditions: Sequence[Condition]) -> str:
-    """What the samples show, for protocols: which classes are drawn decides every number."""
+def _conditions_text(conditions: Sequence[Condition]) -> str:
+    """A text for protocols of what the samples show, on which every number depends."""
     count = len(conditions)
     if conditions[0].label is not None:
         return f"{count} classes in turn" if count > 1 else f"class {conditions[0].label}"
@@ -108,10 +118,10 @@ def origin_of(source: str) -> str:
     return source
 
 
-def _original(source: str, origin: str, asked: str) -> tuple[str, str]:
-    """The model to compare with, or why there is none."""
-    if asked:
-        return ("", "left out") if asked == NONE else (asked, "")
+def _find_baseline(source: str, origin: str, requested_baseline: str) -> tuple[str, str]:
+    """The uncompressed model to compare with, or a note of why there is none."""
+    if requested_baseline:
+        return ("", "left out") if requested_baseline == NONE else (requested_baseline, "")
     if origin == source:
         return "", "left out: the model is not compressed"
     if origin.startswith(BUILTIN_SCHEME) or Path(origin).exists():
@@ -120,42 +130,46 @@ def _original(source: str, origin: str, asked: str) -> tuple[str, str]:
 
 
 @contextmanager
-def _folder(asked: str) -> Iterator[Path]:
-    """Where the samples go: a folder that stays, or one for this evaluation."""
-    if asked:
-        yield Path(asked)
+def _sample_folder(path: str) -> Iterator[Path]:
+    """The folder of the samples: the user's, or a temporary one for this evaluation."""
+    if path:
+        yield Path(path)
         return
     with tempfile.TemporaryDirectory(prefix="dpq-samples-") as name:
         yield Path(name)
 
 
-def _quality(subject: _Subject, judge: Judge) -> list[Metric]:
-    """Metrics of the samples alone."""
+def _quality(subject: _Subject, scorer: Scorer) -> list[Metric]:
+    """Metrics of the samples alone: distances to the reference and class agreement."""
     images, progress = subject.folder.images(subject.options.samples), subject.run.progress
-    found = list(evaluate_samples(images, judge.reference, judge.extractor, progress=progress))
-    items = subject.made.items(len(images))
-    if judge.knows_classes and items[0].condition.label is not None:
-        found.append(agreement(images, [item.condition.label for item in items], judge))
-    return found
+    metrics = list(evaluate_samples(images, scorer.reference, scorer.extractor, progress=progress))
+    items = subject.provenance.items(len(images))
+    if scorer.knows_classes and items[0].condition.label is not None:
+        metrics.append(class_agreement(images, [item.condition.label for item in items], scorer))
+    return metrics
 
 
 def _fidelity(
-    subject: _Subject, twin: str, wish: Wish, details: dict[str, Any]
+    subject: _Subject, baseline: str, requested: RequestedSettings, details: dict[str, Any]
 ) -> tuple[Metric, ...]:
-    """Metrics of pairs: drawn step by step with both models, or read from a folder of samples."""
+    """Metrics of image pairs: drawn with both models, or read from the baseline's folder."""
     options, run = subject.options, subject.run
-    if (Path(twin) / SETTINGS).is_file():
-        theirs = SampleFolder(Path(twin))
-        theirs.check_twin(subject.made)
+    if (Path(baseline) / SETTINGS).is_file():
+        baseline_folder = SampleFolder(Path(baseline))
+        baseline_folder.check_same_settings(subject.provenance)
         count = min(options.samples, options.fidelity_samples)
-        fill(subject.folder, subject.sampler, subject.made, count, options.batch_size, run)
-        pairs = subject.folder.images(count), theirs.images(count)
+        draw_missing(
+            subject.folder, subject.sampler, subject.provenance, count, options.batch_size, run
+        )
+        pairs = subject.folder.images(count), baseline_folder.images(count)
         return compare_images(*pairs, progress=run.progress).metrics()
-    original = make_sampler(load_pipeline(twin, run), wish)
-    if original.settings != subject.sampler.settings:
-        raise SpecError(f"--fidelity {twin}: draws by {original.settings}; not the same model")
-    items = subject.made.items(min(options.samples, options.fidelity_samples))
-    found = compare(subject.sampler, original, items, options.batch_size, run.progress)
-    if found.latents is not None:
-        details["latent_mse_per_step"] = found.latents.mean(0).tolist()
-    return found.metrics()
+    baseline_sampler = make_sampler(load_pipeline(baseline, run), requested)
+    if baseline_sampler.settings != subject.sampler.settings:
+        raise SpecError(
+            f"--fidelity {baseline}: draws by {baseline_sampler.settings}; not the same model"
+        )
+    items = subject.provenance.items(min(options.samples, options.fidelity_samples))
+    comparison = compare(subject.sampler, baseline_sampler, items, options.batch_size, run.progress)
+    if comparison.latents is not None:
+        details["latent_mse_per_step"] = comparison.latents.mean(0).tolist()
+    return comparison.metrics()

@@ -1,4 +1,4 @@
-"""What a feature extractor is: images in, feature vectors out."""
+"""The interface of feature extractors, which turn images into feature vectors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ADM_EXTRACTOR = "adm-inception-v3"
 
 
 class Features(TypedDict):
-    """What an extractor returns for N images, on its own device.
+    """The features of N images, on the extractor's device.
 
     Keys:
         pool: ``[N, D]``, for the Frechet distance, precision and recall.
@@ -25,14 +25,14 @@ class Features(TypedDict):
 
 
 class FeatureExtractor(Protocol):
-    """Anything that turns images into feature vectors.
+    """A network that turns images into feature vectors.
 
     Features of different extractors are never comparable, so every number carries the name.
     """
 
     @property
     def name(self) -> str:
-        """Unique and stable: a name stands for one network with one set of weights."""
+        """The unique and stable name of one network with one set of weights."""
 
     def features(self, images: Tensor) -> Features:
-        """Features of uint8 images ``[N, H, W, 3]`` on the CPU; deterministic, no gradients."""
+        """The features of uint8 images ``[N, H, W, 3]``, which lie on the CPU; deterministic."""

@@ -18,7 +18,7 @@ from dpq_core.errors import SpecError
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Mean and covariance of features, in float64.
+    """The mean and covariance of features, in float64.
 
     Attributes:
         mean: ``[D]``.
@@ -42,7 +42,7 @@ class Gaussian:
 
 
 class GaussianAccumulator:
-    """Mean and covariance of feature batches that are seen once, in memory of one covariance.
+    """A running mean and covariance of feature batches, in the memory of one covariance.
 
     Batches are merged by the update of Chan, Golub and LeVeque (1979): no sum of raw squares,
     hence no cancellation when the mean is large against the spread.
@@ -82,7 +82,7 @@ class GaussianAccumulator:
         self.count = total
 
     def result(self) -> Gaussian:
-        """The statistics of everything seen so far.
+        """The statistics of all features so far.
 
         Raises:
             SpecError: fewer than two feature vectors, which have no covariance.

@@ -1,4 +1,4 @@
-"""Inception-v3 as FID means it: the 2015 TensorFlow graph, in torch.
+"""The Inception-v3 of FID: the 2015 TensorFlow graph, in torch.
 
 The network of Szegedy et al. (2015), arXiv:1512.00567, with the peculiarities of the graph that
 the FID and ADM evaluators use: 1008 classes, average pools that do not count their padding, a
@@ -153,7 +153,7 @@ _SPATIAL_BLOCK = "Mixed_6d"
 
 
 class ConvNorm(nn.Module):
-    """Convolution without bias, batch normalisation, ReLU."""
+    """A convolution without bias, batch normalisation and ReLU."""
 
     def __init__(
         self,
@@ -257,7 +257,7 @@ class InceptionV3(nn.ModuleDict):
 
 
 def resize(images: Tensor, size: int = INPUT_SIZE) -> Tensor:
-    """Bilinear resizing as TensorFlow 1 does it: pixel ``i`` is read at ``i * input / output``.
+    """Resize images bilinearly as TensorFlow 1 does: pixel ``i`` is read at ``i * input / output``.
 
     No half-pixel centres, no antialiasing: other resizers change FID by whole points.
 
@@ -278,7 +278,7 @@ def resize(images: Tensor, size: int = INPUT_SIZE) -> Tensor:
 
 
 def _taps(size_in: int, size_out: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Lower and upper source index, and the weight of the upper, each ``[size_out]``."""
+    """The lower and upper source index of each pixel, and the upper's weight: ``[size_out]``."""
     scale = torch.tensor(size_in / size_out, dtype=torch.float32, device=like.device)
     position = torch.arange(size_out, dtype=torch.float32, device=like.device) * scale
     lower = position.floor().long().clamp_max(size_in - 1)

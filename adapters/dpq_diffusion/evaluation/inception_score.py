@@ -30,7 +30,7 @@ class Score:
 
 
 class InceptionScore:
-    """The score of logits that come in batches; keeps one class distribution per split.
+    """A running Inception score of logits in batches; it keeps one class distribution per split.
 
     The mean KL of a split is ``mean_x sum_y p log p  -  sum_y m log m`` with ``m`` the mean of
     ``p``, so that sums suffice.
@@ -65,7 +65,7 @@ class InceptionScore:
                 self._close()
 
     def result(self) -> Score:
-        """The score of everything seen so far; nothing can be added afterwards.
+        """The score of all logits so far; nothing can be added afterwards.
 
         Raises:
             SpecError: there were no images.

@@ -1,4 +1,4 @@
-"""Where the Inception weights come from, and the extractor that uses them.
+"""The Inception weights, downloaded or from a file, and the extractor that uses them.
 
 The published file is a pickle. It is accepted only with the hash below, read once with
 ``weights_only=True`` and kept as safetensors beside it, in the cache of torch.hub, where other FID
@@ -41,7 +41,7 @@ _TIMEOUT = 60  # seconds without any data
 
 
 class InceptionExtractor:
-    """The ADM evaluator's features from an Inception network.
+    """An extractor of the ADM evaluator's features, from an Inception network.
 
     Args:
         network: with its weights loaded.
@@ -58,8 +58,8 @@ class InceptionExtractor:
     def features(self, images: Tensor) -> Features:
         """Features of uint8 images ``[N, H, W, 3]``: 2048 pooled, 2023 spatial, 1008 logits."""
         with _exact_convolutions(self._device):
-            found: Features = self._network(images.to(self._device))
-        return found
+            features: Features = self._network(images.to(self._device))
+        return features
 
 
 def load_inception(
@@ -95,10 +95,10 @@ def convert(source: Path, target: Path) -> None:
     Raises:
         SourceError: another file than the published one, or the target cannot be written.
     """
-    found = _hash(source)
-    if found != SHA256:
+    digest = _hash(source)
+    if digest != SHA256:
         raise SourceError(
-            f"{source}: sha256 {found[:16]}... is not that of {FILE} ({SHA256[:16]}...); "
+            f"{source}: sha256 {digest[:16]}... is not that of {FILE} ({SHA256[:16]}...); "
             f"get it from {URL}"
         )
     try:
@@ -109,11 +109,11 @@ def convert(source: Path, target: Path) -> None:
         raise SourceError(f"{source}: not a plain state dict ({_line(error)})") from None
     tensors = _checked(state, str(source))
     with replacing(target) as partial:
-        save_file(tensors, partial, {_ORIGIN: found})
+        save_file(tensors, partial, {_ORIGIN: digest})
 
 
 def _converted(weights: str, cache: Path, progress: Progress) -> Path:
-    """The safetensors file to load, made first where necessary."""
+    """The safetensors file to load; it is converted first where necessary."""
     target = (cache / FILE).with_suffix(".safetensors")
     if weights not in ("", DOWNLOAD):
         source = Path(weights).expanduser()
@@ -142,28 +142,28 @@ def _how_to_get() -> str:
 
 
 def _checked(state: object, where: str) -> dict[str, Tensor]:
-    """The tensors of the network in float32, after comparing every name and shape.
+    """The network's tensors in float32, after a check of every name and shape.
 
     Raises:
         SourceError: something is missing, left over, or shaped otherwise.
     """
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise SourceError(f"{where}: not a plain state dict of tensors")
-    found = {k: v for k, v in state.items() if not str(k).endswith("num_batches_tracked")}
+    tensors = {k: v for k, v in state.items() if not str(k).endswith("num_batches_tracked")}
     expected = _shapes()
-    wrong = sorted(expected.keys() ^ found.keys(), key=str) or [
-        name for name, shape in expected.items() if tuple(found[name].shape) != shape
+    wrong = sorted(expected.keys() ^ tensors.keys(), key=str) or [
+        name for name, shape in expected.items() if tuple(tensors[name].shape) != shape
     ]
     if wrong:
         raise SourceError(
             f"{where}: not the Inception weights of {FILE}: {wrong[0]!r} is missing, unknown or "
             f"of another shape (one of {len(wrong)})"
         )
-    return {name: found[name].float().contiguous() for name in expected}
+    return {name: tensors[name].float().contiguous() for name in expected}
 
 
 def _shapes() -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the network's tensors, without the counters of batch norm."""
+    """The names and shapes of the network's tensors, without the counters of batch norm."""
     with torch.device("meta"):
         state = InceptionV3().state_dict()
     return {
@@ -201,7 +201,7 @@ def _hash(path: Path) -> str:
 
 
 def _download(target: Path, progress: Progress) -> None:
-    """Fetch the published file; it appears only when length and hash are right."""
+    """Download the published file, which appears only when length and hash are right."""
     digest, done = hashlib.sha256(), 0
     with replacing(target) as partial, partial.open("wb") as file:
         for block in _blocks():
@@ -214,7 +214,7 @@ def _download(target: Path, progress: Progress) -> None:
 
 
 def _blocks() -> Iterator[bytes]:
-    """What the URL sends, at most one block more than the published file has."""
+    """The blocks of bytes that the URL sends, at most one more than the published file has."""
     try:
         with urllib.request.urlopen(URL, timeout=_TIMEOUT) as answer:
             done = 0
@@ -231,7 +231,7 @@ def _line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _exact_convolutions(device: torch.device) -> Iterator[None]:
-    """Convolutions on a GPU in float32 proper: TF32 moves FID in its third digit."""
+    """A context in which a GPU convolves in float32; TF32 would change FID's third digit."""
     if device.type != "cuda":
         yield
         return

@@ -24,7 +24,7 @@ BLOCK = 10_000
 
 @dataclass(frozen=True)
 class PrecisionRecall:
-    """Shares between 0 and 1."""
+    """Precision and recall, as shares between 0 and 1."""
 
     precision: float
     recall: float
@@ -32,7 +32,7 @@ class PrecisionRecall:
 
 @dataclass(frozen=True, kw_only=True)
 class Distances:
-    """How squared distances are computed.
+    """Blocks of squared distances, and how they are computed.
 
     Attributes:
         half: in float16, as the reference implementation does on a GPU (with float32 where a
@@ -46,7 +46,7 @@ class Distances:
     device: torch.device | str = "cpu"
 
     def pairs(self, a: Tensor, b: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-        """Blocks ``(first row, first column, squared distances float32)`` of ``a`` and ``b``.
+        """The blocks ``(first row, first column, squared distances float32)`` of ``a`` and ``b``.
 
         Args:
             a: features float32 ``[N, D]``, the rows.
@@ -137,7 +137,7 @@ def _check(reference: Tensor, samples: Tensor, neighbours: int) -> None:
 
 
 class _Steps:
-    """Progress over blocks."""
+    """A counter of blocks that reports progress."""
 
     def __init__(self, progress: Progress, total: int) -> None:
         self._progress, self._done, self._total = progress, 0, total
@@ -148,7 +148,7 @@ class _Steps:
 
 
 def _radii(features: Tensor, neighbours: int, distances: Distances, steps: _Steps) -> Tensor:
-    """Squared distance float32 ``[N]`` to the k-th nearest other vector.
+    """The squared distance float32 ``[N]`` of each vector to its k-th nearest other.
 
     As in the reference, a vector is its own 0-th neighbour: the value is the ``k + 1`` smallest of
     its row of distances. Only the smallest of each block are kept.

@@ -1,4 +1,4 @@
-"""From sets of images to metrics: one pass per set, every number with what it was measured on."""
+"""Metrics of sets of images by the ADM recipe: one pass per set, each number with its protocol."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ BATCH_SIZE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Extracted:
-    """What one pass over a set of images found.
+class ExtractedFeatures:
+    """The features and logits of a set of images, summed up in one pass.
 
     Attributes:
         statistics: Gaussians of all images and, where asked for, their pooled features.
@@ -51,8 +51,8 @@ def extract(
     keep_features: bool = False,
     batch_size: int = BATCH_SIZE,
     progress: Progress = silent,
-) -> Extracted:
-    """Run all images through an extractor; memory is one batch, one covariance per feature.
+) -> ExtractedFeatures:
+    """Run all images through an extractor, in the memory of one batch and one covariance per kind.
 
     Args:
         images: at least two.
@@ -69,13 +69,13 @@ def extract(
     kept: Tensor | None = None  # float32 [N, D], on the CPU
     scored, device, done = False, torch.device("cpu"), 0
     for batch in images.batches(batch_size):
-        found = extractor.features(batch)
-        vectors = found["pool"]
+        extracted = extractor.features(batch)
+        vectors = extracted["pool"]
         device = vectors.device
         pool.update(vectors)
-        if (maps := found.get("spatial")) is not None:
+        if (maps := extracted.get("spatial")) is not None:
             spatial.update(maps)
-        if (logits := found.get("logits")) is not None:
+        if (logits := extracted.get("logits")) is not None:
             score.update(logits)
             scored = True
         if keep_features:
@@ -89,7 +89,9 @@ def extract(
         spatial=spatial.result() if spatial.count else None,
         features=kept,
     )
-    return Extracted(statistics=statistics, score=score.result() if scored else None, device=device)
+    return ExtractedFeatures(
+        statistics=statistics, score=score.result() if scored else None, device=device
+    )
 
 
 def evaluate_samples(
@@ -113,25 +115,25 @@ def evaluate_samples(
         SourceError: an image cannot be read.
     """
     _check_size(samples, reference)
-    target = _target(reference, extractor, batch_size, progress)
+    target = _reference_statistics(reference, extractor, batch_size, progress)
     neighbours = target.features
-    found = extract(
+    extracted = extract(
         samples,
         extractor,
         keep_features=neighbours is not None,
         batch_size=batch_size,
         progress=progress,
     )
-    report = _Report(extractor.name, _against(len(samples), reference, target))
-    report.distances(found.statistics, target)
-    if found.score is not None:
-        report.score(found.score, len(samples))
-    if neighbours is not None and found.statistics.features is not None:
+    report = _Report(extractor.name, _sizes_text(len(samples), reference, target))
+    report.distances(extracted.statistics, target)
+    if extracted.score is not None:
+        report.score(extracted.score, len(samples))
+    if neighbours is not None and extracted.statistics.features is not None:
         half = extractor.name == ADM_EXTRACTOR
         shares = precision_recall(
             neighbours,
-            found.statistics.features,
-            distances=Distances(half=half, device=found.device),
+            extracted.statistics.features,
+            distances=Distances(half=half, device=extracted.device),
             progress=progress,
         )
         counts = f"{len(samples):,} samples and {len(neighbours):,} images of {reference.name}"
@@ -150,7 +152,7 @@ def _check_size(samples: Images, reference: Reference) -> None:
         )
 
 
-def _target(
+def _reference_statistics(
     reference: Reference, extractor: FeatureExtractor, batch_size: int, progress: Progress
 ) -> Statistics:
     """Statistics of the reference under this extractor: stored ones first, as in ADM."""
@@ -166,20 +168,20 @@ def _target(
         return stored
     if reference.images is None:
         raise SpecError(f"{reference.name} holds neither images nor statistics")
-    found = extract(
+    extracted = extract(
         reference.images, extractor, keep_features=True, batch_size=batch_size, progress=progress
     ).statistics
     if stored is None:
-        return found
+        return extracted
     return Statistics(
         extractor=stored.extractor,
         pool=stored.pool,
         spatial=stored.spatial,
-        features=found.features,
+        features=extracted.features,
     )
 
 
-def _against(samples: int, reference: Reference, target: Statistics) -> str:
+def _sizes_text(samples: int, reference: Reference, target: Statistics) -> str:
     count = target.pool.count
     whole = "statistics" if count is None else f"{count:,} images"
     return f"{samples:,} samples, {whole} of {reference.name}"
@@ -190,11 +192,11 @@ def _splits(count: int) -> str:
 
 
 class _Report:
-    """Metrics with names and protocols that say which extractor they come from."""
+    """A list of metrics whose names and protocols say which extractor they come from."""
 
     def __init__(self, extractor: str, against: str) -> None:
         self._extractor = extractor
-        self._against = against
+        self._sizes_text = against
         self.metrics: list[Metric] = []
 
     def distances(self, samples: Statistics, target: Statistics) -> None:
@@ -204,7 +206,7 @@ class _Report:
         )
         for plain, name, a, b in pairs:
             if a is not None and b is not None:
-                self._add(plain, name, frechet_distance(a, b), self._against, higher=False)
+                self._add(plain, name, frechet_distance(a, b), self._sizes_text, higher=False)
 
     def score(self, score: Score, samples: int) -> None:
         protocol = f"{samples:,} samples, {_splits(score.splits)}"

@@ -1,4 +1,4 @@
-"""What samples are compared with: images, stored statistics of images, or both.
+"""References of samples: images, stored statistics of images, or both.
 
 Three kinds of files: an ADM ``.npz`` (``arr_0`` images and ``mu, sigma, mu_s, sigma_s`` of the ADM
 extractor, each optional), a folder of PNG files, and our own ``.safetensors``, which names its
@@ -36,7 +36,7 @@ _FLOATS = (torch.float64, torch.float32, torch.float16)
 
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
-    """What one extractor found in a set of images.
+    """Statistics of the features that one extractor gives for a set of images.
 
     Attributes:
         extractor: its name; features of another one are not comparable.
@@ -54,7 +54,7 @@ class Statistics:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """What samples are compared with; at least one of images and statistics is there."""
+    """The reference of samples: images, statistics, or both."""
 
     name: str
     images: Images | None = None
@@ -140,7 +140,9 @@ def _gaussian(
     if not present:
         return None
     if len(present) == 1:
-        raise SourceError(f"{path}: holds {present[0]!r} but not its twin ({' and '.join(keys)})")
+        raise SourceError(
+            f"{path}: holds {present[0]!r} but not the other of the two ({' and '.join(keys)})"
+        )
     d = shapes[keys[0]][0] if len(shapes[keys[0]]) == 1 else 0
     if not 0 < d <= MAX_DIMENSIONS or shapes[keys[1]] != (d, d):
         raise SourceError(
@@ -156,7 +158,7 @@ def _gaussian(
 
 
 def _covariance(matrix: Tensor) -> Tensor:
-    """The matrix, if it can be a covariance: symmetric up to rounding, no negative variance."""
+    """The matrix, checked to be a covariance: symmetric up to rounding, no negative variance."""
     slack = 1e-5 * matrix.abs().max()
     if (matrix - matrix.T).abs().max() > slack or matrix.diagonal().min() < 0:
         raise SpecError("not a covariance: it is not symmetric, or has a negative variance")
@@ -187,7 +189,7 @@ def _read_safetensors(path: Path) -> Statistics:
 
 
 def _identity(path: Path, metadata: Mapping[str, str], names: set[str]) -> tuple[str, int | None]:
-    """Extractor and image count from the metadata, after refusing what is unknown."""
+    """The extractor and image count in the metadata; refuses unknown content."""
     if metadata.get("format") != FORMAT or not metadata.get("extractor"):
         raise SourceError(f"{path}: not reference statistics (format {FORMAT!r} with an extractor)")
     unknown = names - {*_POOL, *_SPATIAL, _FEATURES}

@@ -1,4 +1,4 @@
-"""The small Fashion-MNIST classifier of ``builtin:tiny-dit``: the feature extractor at hand.
+"""The small Fashion-MNIST classifier of ``builtin:tiny-dit``, and the feature extractor made of it.
 
 Fréchet distance, precision and recall need features of images. Where no Inception weights are
 given, those of this network are used; a number made with them names it as its extractor.
@@ -31,7 +31,7 @@ class ClassifierConfig:
     Attributes:
         image_size: height and width of its images, in pixels; divisible by 4.
         in_channels: channels of its images.
-        widths: output channels of its three stages.
+        widths: output channels of its three convolutions.
         feature_dim: length of a feature vector.
         num_classes: number of classes.
     """
@@ -51,7 +51,7 @@ def _conv(inputs: int, outputs: int) -> nn.Sequential:
 
 
 class TinyClassifier(nn.Module):
-    """Three convolution stages with 2x2 max pooling, a residual one, and two linear layers."""
+    """A network of three convolutions with max pooling, a residual one, and two linear layers."""
 
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class TinyClassifier(nn.Module):
         self.head = nn.Linear(config.feature_dim, config.num_classes)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """Penultimate activations.
+        """The penultimate activations, which serve as features.
 
         Args:
             images: float ``[n, in_channels, image_size, image_size]`` in [-1, 1].
@@ -122,9 +122,9 @@ def _read_config(path: Path) -> ClassifierConfig:
         content = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise SourceError(f"{path}: not a readable classifier configuration: {error}") from error
-    known = {field.name for field in fields(ClassifierConfig)} | {"architecture"}
-    if not isinstance(content, dict) or content.keys() != known:
-        raise SourceError(f"{path}: expected exactly the keys {', '.join(sorted(known))}")
+    keys = {field.name for field in fields(ClassifierConfig)} | {"architecture"}
+    if not isinstance(content, dict) or content.keys() != keys:
+        raise SourceError(f"{path}: expected exactly the keys {', '.join(sorted(keys))}")
     if content.pop("architecture") != ARCHITECTURE:
         raise SourceError(f"{path}: the architecture is not {ARCHITECTURE}")
     widths = content["widths"]
@@ -137,7 +137,7 @@ def _read_config(path: Path) -> ClassifierConfig:
 
 
 class ClassifierExtractor:
-    """Penultimate activations and logits of a `TinyClassifier`; it has no spatial features.
+    """An extractor of the activations and logits of a `TinyClassifier`; no spatial features.
 
     Args:
         model: with its weights loaded.

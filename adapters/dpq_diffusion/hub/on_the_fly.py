@@ -14,7 +14,7 @@ from dpq_core.planning.plan import make_plan
 from dpq_core.runtime import PQWeight, swap
 from dpq_core.spec import QuantSpec
 from dpq_core.tensor.checkpoint import Checkpoint, TensorInfo
-from dpq_diffusion.source.checkpoint import copies
+from dpq_diffusion.source.checkpoint import copied_modules
 
 
 @dataclass
@@ -46,7 +46,7 @@ def quantize_model(
     """
     from dpq_diffusion.adapter import DiffusionAdapter
 
-    shared = copies(_Loaded(model))
+    shared = copied_modules(_Loaded(model))
     for copy, original in shared.items():
         swap.replace(model, copy, model.get_submodule(original))
     loaded = _Loaded(model)

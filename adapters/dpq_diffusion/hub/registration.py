@@ -1,4 +1,4 @@
-"""Registers dpq with diffusers, and with transformers for text encoders, when these are imported.
+"""Registration of dpq with diffusers, and with transformers for text encoders, on their import.
 
 Neither has entry points for quantizers, so ``import dpq_diffusion`` has to register. A user who
 forgets it is told so: diffusers refuses an unknown ``quant_method``, and transformers, which only
@@ -20,7 +20,7 @@ _PIPELINES = "diffusers.pipelines.pipeline_utils"
 
 
 def register() -> None:
-    """Register now with what is loaded, and with the rest as soon as it is. Idempotent."""
+    """Register with the loaded libraries, and with the others once they are loaded; idempotent."""
     after_import(_DIFFUSERS, _with_diffusers)
     after_import(_TRANSFORMERS, _with_transformers)
     after_import(_PIPELINES, _with_pipelines)

@@ -1,4 +1,4 @@
-"""Which classes a pipeline draws, and how its denoiser is told of them."""
+"""The classes that a pipeline draws, and the arguments that tell its denoiser of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dpq_core.errors import SourceError
 from dpq_diffusion.pipelines.conditions import class_names
-from dpq_diffusion.pipelines.denoising import Conditioning, by_label
+from dpq_diffusion.pipelines.denoising import Conditioning, label_arguments
 
 _BY_LABEL = ("DiTTransformer2DModel", "Transformer2DModel", "UNet2DModel")
 
@@ -19,21 +19,21 @@ _AUTOENCODERS = ("vae", "vqvae", "movq")
 
 @dataclass(frozen=True, kw_only=True)
 class ClassModel:
-    """A denoiser that draws classes, or unconditionally.
+    """A denoiser of classes, or an unconditional one, with what it takes to draw images.
 
     Attributes:
         model: the denoiser.
         vae: the autoencoder; None where the denoiser works on pixels.
         count: number of classes; 0: unconditional.
         null: label that stands for "no class"; None: there is none to guide with.
-        condition: arguments of the denoiser for labels.
+        condition: makes the denoiser's arguments for labels.
     """
 
     model: Any
     vae: Any = None
     count: int = 0
     null: int | None = None
-    condition: Conditioning = by_label
+    condition: Conditioning = label_arguments
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -50,13 +50,13 @@ def class_model(pipeline: Any) -> ClassModel:
         SourceError: its denoiser is of another kind.
     """
     model = denoiser(pipeline)
-    found = (getattr(pipeline, name, None) for name in _AUTOENCODERS)
-    vae = next((one for one in found if one is not None), None)
+    autoencoders = (getattr(pipeline, name, None) for name in _AUTOENCODERS)
+    vae = next((one for one in autoencoders if one is not None), None)
     embedder = getattr(pipeline, "class_embedder", None)
     if embedder is not None:
         null = pipeline.config.get("null_class")
         count = embedder.config.num_embeddings if null is None else null
-        condition = _by_context(embedder)
+        condition = _context_arguments(embedder)
         return ClassModel(model=model, vae=vae, count=count, null=null, condition=condition)
     if type(model).__name__ not in _BY_LABEL:
         raise SourceError(
@@ -79,8 +79,8 @@ def denoiser(pipeline: Any) -> Any:
     raise SourceError(f"{type(pipeline).__name__} has no transformer and no unet")
 
 
-def _by_context(embedder: Any) -> Conditioning:
-    """How a UNet with spatial transformers is told: by a context of one token."""
+def _context_arguments(embedder: Any) -> Conditioning:
+    """The arguments that tell a UNet with spatial transformers of classes: one context token."""
 
     def context(labels: Tensor) -> Mapping[str, Tensor]:
         return {"encoder_hidden_states": embedder(labels)}
@@ -89,7 +89,7 @@ def _by_context(embedder: Any) -> Conditioning:
 
 
 def _classes(model: Any, names: int) -> tuple[int, int | None]:
-    """Number of classes (0: unconditional) and the null class, which is the row after them."""
+    """The number of classes (0: unconditional) and the null class, which is the row after them."""
     embeds = model.config.get("num_embeds_ada_norm")
     if embeds is not None:  # a DiT: diffusers always adds the row of the null class
         return embeds, embeds

@@ -21,7 +21,7 @@ from dpq_diffusion.pipelines.denoising import (
     class_predictor,
     decode,
     keeps_variance,
-    reverse,
+    reverse_process,
 )
 from dpq_diffusion.pipelines.schedulers import make_scheduler
 
@@ -38,17 +38,17 @@ else:
 
 
 class ClassPipeline(DiffusionPipeline):  # type: ignore[misc]
-    """Draws classes by number or name, with any number of classes and any null class."""
+    """A pipeline that draws classes by number or name, whatever their count and null class."""
 
     def get_label_ids(self, label: str | list[str]) -> list[int]:
-        """Class numbers of names.
+        """The class numbers of one or more class names.
 
         Raises:
             SpecError: an unknown name.
         """
         words = [label] if isinstance(label, str) else label
-        found = class_conditions(words, class_model(self).count, class_names(self), few=False)
-        return [one.label for one in found if one.label is not None]
+        conditions = class_conditions(words, class_model(self).count, class_names(self), few=False)
+        return [one.label for one in conditions if one.label is not None]
 
     @torch.no_grad()
     def __call__(
@@ -71,19 +71,19 @@ class ClassPipeline(DiffusionPipeline):  # type: ignore[misc]
                 the latter two in [0, 1].
             return_dict: else a tuple.
         """
-        found, device = class_model(self), self._execution_device
+        class_denoiser, device = class_model(self), self._execution_device
         scheduler = make_scheduler(self.scheduler, "auto", learned_variance=True)
-        shape = (len(class_labels), *found.shape)
+        shape = (len(class_labels), *class_denoiser.shape)
         predict = class_predictor(
-            found.model,
+            class_denoiser.model,
             torch.tensor(class_labels, device=device),
-            Guidance(scale=guidance_scale, null=found.null),
-            variance=keeps_variance(scheduler, found.model),
-            condition=found.condition,
+            Guidance(scale=guidance_scale, null=class_denoiser.null),
+            variance=keeps_variance(scheduler, class_denoiser.model),
+            condition=class_denoiser.condition,
         )
         noise = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        latents = reverse(predict, noise, scheduler, num_inference_steps, generator)
-        pixels = decode(latents, found.vae).permute(0, 3, 1, 2).float() / 255
+        latents = reverse_process(predict, noise, scheduler, num_inference_steps, generator)
+        pixels = decode(latents, class_denoiser.vae).permute(0, 3, 1, 2).float() / 255
         self.maybe_free_model_hooks()
         images: Any = pixels
         if output_type != "pt":
@@ -94,7 +94,7 @@ class ClassPipeline(DiffusionPipeline):  # type: ignore[misc]
 
 
 class PixelDiTPipeline(ClassPipeline):
-    """What ``model_index.json`` of ``builtin:tiny-dit`` names.
+    """A pipeline for a DiT that works on pixels, such as ``builtin:tiny-dit``.
 
     Unlike ``DiTPipeline`` it has no autoencoder, keeps ``id2label`` when it is saved, and takes
     for the null class what the model has there, not 1000.
@@ -116,7 +116,7 @@ class PixelDiTPipeline(ClassPipeline):
 
 
 class ClassEmbedder(ModelMixin, ConfigMixin):  # type: ignore[misc]
-    """Classes as a context of one token each.
+    """An embedding that makes of each class a context of one token.
 
     Args:
         num_embeddings: classes, the null class counted.
@@ -129,7 +129,7 @@ class ClassEmbedder(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.class_embedding = nn.Embedding(num_embeddings, embedding_dim)
 
     def forward(self, labels: Tensor) -> Tensor:
-        """Labels int64 ``[n]`` -> context ``[n, 1, embedding_dim]``."""
+        """The context ``[n, 1, embedding_dim]`` of labels int64 ``[n]``."""
         context: Tensor = self.class_embedding(labels)[:, None]
         return context
 
@@ -139,7 +139,7 @@ ClassEmbedder.__module__ = "dpq_diffusion.class_pipelines"
 
 
 class ClassLDMPipeline(ClassPipeline):
-    """A UNet that attends to a class, in the latents of an autoencoder: CompVis' cin256-v2.
+    """A pipeline for a UNet that attends to a class in latents, such as CompVis' cin256-v2.
 
     Args:
         vqvae: ``VQModel`` or ``AutoencoderKL``.

@@ -1,4 +1,4 @@
-"""What an image is asked to show: a class, a prompt, or nothing in particular."""
+"""The conditions of images to draw: a class, a prompt, or none."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SHOWN_CLASSES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """One thing to draw.
+    """The condition of an image: a class, a prompt, or none.
 
     Attributes:
         name: as captions show it; empty for an unconditional model.
@@ -29,7 +29,7 @@ class Condition:
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One image to draw: the condition and the seed of its own generator."""
+    """One image to draw: its number, its condition and the seed of its own generator."""
 
     index: int
     seed: int
@@ -37,7 +37,7 @@ class Item:
 
 
 def make_items(conditions: Sequence[Condition], count: int, seed: int) -> list[Item]:
-    """``count`` images, the conditions in turn; image i has the seed ``seed + i``."""
+    """The first ``count`` images to draw: conditions in turn, image i with ``seed + i``."""
     return [
         Item(index=i, seed=seed + i, condition=conditions[i % len(conditions)])
         for i in range(count)
@@ -45,7 +45,7 @@ def make_items(conditions: Sequence[Condition], count: int, seed: int) -> list[I
 
 
 def class_names(pipeline: Any) -> dict[int, str]:
-    """Class number -> name, where the pipeline knows names."""
+    """The class names of a pipeline by class number; empty where it knows none."""
     stored = pipeline.config.get("id2label") or pipeline.__dict__.get("id2label")
     if isinstance(stored, Mapping):
         return {int(key): str(value) for key, value in stored.items()}
@@ -56,21 +56,21 @@ def class_names(pipeline: Any) -> dict[int, str]:
 
 
 def class_conditions(
-    wanted: Sequence[str], classes: int, names: Mapping[int, str], *, few: bool
+    words: Sequence[str], classes: int, names: Mapping[int, str], *, few: bool
 ) -> tuple[Condition, ...]:
-    """The classes asked for, or all of them.
+    """The conditions of the classes asked for, or of all classes.
 
     Args:
-        wanted: numbers or names.
+        words: class numbers or names.
         classes: number of classes of the model.
         names: of the classes, where known.
-        few: without ``wanted``, spread a few classes over all where there are many.
+        few: without ``words``, spread a few classes over all where there are many.
 
     Raises:
         SpecError: a class out of range, or an unknown name.
     """
-    if wanted:
-        labels = [_label(word, classes, names) for word in wanted]
+    if words:
+        labels = [_label(word, classes, names) for word in words]
     elif few and classes > _SHOWN_CLASSES + 2:
         labels = [i * classes // _SHOWN_CLASSES for i in range(_SHOWN_CLASSES)]
     else:
@@ -84,15 +84,15 @@ def _label(word: str, classes: int, names: Mapping[int, str]) -> int:
         if not 0 <= label < classes:
             raise SpecError(f"--label {label}: the model has the classes 0 to {classes - 1}")
         return label
-    known: dict[str, int] = {}
+    numbers: dict[str, int] = {}
     for number, name in names.items():
         for synonym in (name, *name.split(",")):
-            known.setdefault(synonym.strip().lower(), number)
-    if word.strip().lower() in known:
-        return known[word.strip().lower()]
-    if not known:
+            numbers.setdefault(synonym.strip().lower(), number)
+    if word.strip().lower() in numbers:
+        return numbers[word.strip().lower()]
+    if not numbers:
         raise SpecError(f"--label {word!r}: the model has no class names; give 0 to {classes - 1}")
-    near = difflib.get_close_matches(word.lower(), known, n=1)
+    near = difflib.get_close_matches(word.lower(), numbers, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     shown = ", ".join(list(names.values())[:12]) + (", ..." if len(names) > 12 else "")
     raise SpecError(f"--label {word!r}: unknown class; {hint}classes: {shown}")

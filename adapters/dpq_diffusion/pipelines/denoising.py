@@ -1,4 +1,4 @@
-"""The reverse process: from noise to latents, image by image reproducible.
+"""The reverse process, from noise to latents and images, reproducible image by image.
 
 Written out here because ``DiTPipeline`` of diffusers takes 1000 for the null class of every model,
 drops the learned variance and needs an autoencoder. Latents stay float32 whatever the dtype of the
@@ -28,30 +28,30 @@ Conditioning = Callable[[Tensor], Mapping[str, Tensor]]
 """Arguments of the model that say which classes int64 ``[n]`` it is to draw."""
 
 
-def by_label(labels: Tensor) -> Mapping[str, Tensor]:
-    """How DiT and ``UNet2DModel`` are told: by number."""
+def label_arguments(labels: Tensor) -> Mapping[str, Tensor]:
+    """The arguments that tell DiT and ``UNet2DModel`` of classes: their numbers."""
     return {"class_labels": labels}
 
 
-def untraced(step: int, latents: Tensor) -> None:
-    """The trace that looks at nothing."""
+def no_trace(step: int, latents: Tensor) -> None:
+    """A trace that does nothing."""
 
 
 def generators(seeds: Sequence[int]) -> list[torch.Generator]:
-    """One generator per image, on the CPU: an image is the same in every batch, on every device."""
+    """One generator per image, on the CPU, so that no batch and no device changes an image."""
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 def initial_noise(
     shape: tuple[int, ...], sources: Sequence[torch.Generator], device: torch.device
 ) -> Tensor:
-    """Standard normal float32 ``[n, *shape]``, each image from its own generator."""
+    """Standard normal noise float32 ``[n, *shape]``, each image from its own generator."""
     return torch.stack([torch.randn(shape, generator=source) for source in sources]).to(device)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guidance:
-    """Classifier-free guidance.
+    """Classifier-free guidance (arXiv 2207.12598): its scale, and what it applies to.
 
     Attributes:
         scale: 1 is none.
@@ -69,7 +69,7 @@ class Guidance:
         return self.scale != 1 and self.null is not None
 
     def combine(self, output: Tensor, channels: int) -> Tensor:
-        """Output ``[2n, C', H, W]``, with class above without, -> guided output ``[n, C', H, W]``.
+        """The guided output ``[n, C', H, W]`` of an output ``[2n, C', H, W]``, with class first.
 
         What follows the first ``channels`` is the predicted variance and comes from the half with
         class, as do channels that are not guided.
@@ -88,9 +88,9 @@ def class_predictor(
     guidance: Guidance,
     *,
     variance: bool,
-    condition: Conditioning = by_label,
+    condition: Conditioning = label_arguments,
 ) -> Predict:
-    """The model's prediction under guidance.
+    """A function that gives the model's guided prediction for latents and a timestep.
 
     Args:
         model: called as ``model(latents, timesteps, **condition(labels))``.
@@ -106,8 +106,8 @@ def class_predictor(
     extra: dict[str, Tensor] = {}
     if classes is not None:
         with torch.no_grad():
-            told = condition(classes)
-        extra = {k: v.to(dtype) if v.is_floating_point() else v for k, v in told.items()}
+            arguments = condition(classes)
+        extra = {k: v.to(dtype) if v.is_floating_point() else v for k, v in arguments.items()}
 
     def predict(latents: Tensor, step: Tensor) -> Tensor:
         channels = latents.shape[1]
@@ -122,7 +122,7 @@ def class_predictor(
 
 
 def activation_dtype(model: torch.nn.Module) -> torch.dtype:
-    """Dtype of what was not compressed; codebooks and scales keep one of their own."""
+    """The dtype of a model's dense parameters, in which it computes."""
     from dpq_core.runtime.weight import PQWeight
 
     for module in model.modules():
@@ -134,15 +134,15 @@ def activation_dtype(model: torch.nn.Module) -> torch.dtype:
 
 
 @torch.no_grad()
-def reverse(
+def reverse_process(
     predict: Predict,
     noise: Tensor,
     scheduler: Any,
     steps: int,
     sources: list[torch.Generator] | torch.Generator | None,
-    trace: Trace = untraced,
+    trace: Trace = no_trace,
 ) -> Tensor:
-    """Run the reverse process.
+    """Run the reverse process from noise to latents.
 
     Args:
         predict: what the model says of latents at a timestep.
@@ -187,7 +187,7 @@ def predicts_variance(model: Any) -> bool:
 
 @torch.no_grad()
 def decode(latents: Tensor, vae: Any) -> Tensor:
-    """Latents ``[n, C, H, W]`` -> uint8 images ``[n, H, W, C]`` on the CPU.
+    """Decode latents ``[n, C, H, W]`` to uint8 images ``[n, H, W, C]`` on the CPU.
 
     Args:
         latents: float32; pixels in [-1, 1] where there is no autoencoder.
@@ -204,7 +204,7 @@ def decode(latents: Tensor, vae: Any) -> Tensor:
 
 
 def to_uint8(pixels: Tensor) -> Tensor:
-    """Pixels ``[n, C, H, W]`` in [-1, 1] -> uint8 ``[n, H, W, C]`` on the CPU, rounded.
+    """Round pixels ``[n, C, H, W]`` in [-1, 1] to uint8 ``[n, H, W, C]`` on the CPU.
 
     Raises:
         SourceError: NaN or infinity among them.

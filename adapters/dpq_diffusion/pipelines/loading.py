@@ -1,4 +1,4 @@
-"""From a source, compressed or not, to a diffusers pipeline ready to sample."""
+"""Loading of a source, compressed or not, as a diffusers pipeline that is ready to sample."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def load_pipeline(source: str, run: Run) -> Any:
         SourceError: there is no such source, or diffusers cannot load it.
         ArtifactError: the artifact is damaged.
     """
-    where = resolve(run.device)
+    device = resolve(run.device)
     folder = locate(source)
     if Artifact.is_artifact(folder):
         Artifact.open(folder, adapter="diffusion")
-    return load_folder(folder, where)
+    return load_folder(folder, device)
 
 
 def load_folder(folder: Path, device: torch.device, dtype: torch.dtype | None = None) -> Any:
-    """``from_pretrained`` on a folder: the pipeline, or the model of a single component.
+    """Load a folder with ``from_pretrained``: a pipeline, or the model of a single component.
 
     Args:
         folder: of a pipeline or of a component.
@@ -60,9 +60,9 @@ def load_folder(folder: Path, device: torch.device, dtype: torch.dtype | None = 
     if dtype is None:
         dtype = torch.float32 if device.type == "cpu" else stored_dtype(folder)
     try:
-        with _quietly():
+        with _muted_libraries():
             loaded = kind.from_pretrained(
-                folder, dtype=dtype, local_files_only=True, **_left_out(folder)
+                folder, dtype=dtype, local_files_only=True, **_absent_components(folder)
             )
     except (OSError, ValueError, AttributeError, TypeError) as error:
         reason = " ".join(str(error).split())[:300]
@@ -83,14 +83,14 @@ def _class_name(folder: Path) -> str:
     return str(read_json(folder / (INDEX if is_pipeline(folder) else CONFIG)).get("_class_name"))
 
 
-def _left_out(folder: Path) -> dict[str, None]:
-    """Components that the index of a pipeline says are not there; some classes insist on them."""
+def _absent_components(folder: Path) -> dict[str, None]:
+    """None for each component that a pipeline's index leaves empty, as some classes require."""
     index = read_json(folder / INDEX) if is_pipeline(folder) else {}
     return {name: None for name, value in index.items() if value == [None, None]}
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
-    """The dtype of the denoiser's weights that are not quantized, as they are stored."""
+    """The dtype in which the denoiser's dense weights are stored."""
     from dpq_diffusion.folders import component, components_of
     from dpq_diffusion.source.checkpoint import DENOISERS
 
@@ -110,7 +110,7 @@ def stored_dtype(folder: Path) -> torch.dtype:
 
 
 def _restore_labels(pipeline: Any, folder: Path) -> None:
-    """Give the pipeline the class names of its index, which diffusers does not keep."""
+    """Set the class names of the pipeline's index, which diffusers does not keep."""
     if not is_pipeline(folder):
         return
     labels = read_json(folder / INDEX).get("id2label")
@@ -122,18 +122,18 @@ def _restore_labels(pipeline: Any, folder: Path) -> None:
         pipeline.id2label = labels  # an unknown entry of the config would break the pipeline
 
 
-_TALKERS = ("configuration_utils", "pipelines.pipeline_utils")
+_LOGGERS = ("configuration_utils", "pipelines.pipeline_utils")
 
 
-def _is_news(record: LogRecord) -> bool:
-    """Not that an index has class names, or that an LDM has an ``AutoencoderKL``: both work."""
+def _is_worth_showing(record: LogRecord) -> bool:
+    """Whether a log record is no false alarm about class names or an LDM's ``AutoencoderKL``."""
     text = record.getMessage()
     return "'id2label'" not in text and not text.startswith("Expected types for vqvae")
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Without the libraries' own progress bars, and without what they say of our class names.
+def _muted_libraries() -> Iterator[None]:
+    """A context without the libraries' progress bars, and without their false alarms.
 
     dpq reports progress through ``Run``. Other warnings, such as of missing weights, stay.
     """
@@ -141,16 +141,16 @@ def _quietly() -> Iterator[None]:
     from transformers.utils import logging as text_logging
 
     shown = text_logging.is_progress_bar_enabled()
-    talkers = [logging.get_logger(f"diffusers.{name}") for name in _TALKERS]
+    loggers = [logging.get_logger(f"diffusers.{name}") for name in _LOGGERS]
     logging.disable_progress_bar()
     text_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    for talker in talkers:
-        talker.addFilter(_is_news)
+    for logger in loggers:
+        logger.addFilter(_is_worth_showing)
     try:
         yield
     finally:
-        for talker in talkers:
-            talker.removeFilter(_is_news)
+        for logger in loggers:
+            logger.removeFilter(_is_worth_showing)
         logging.enable_progress_bar()
         if shown:
             text_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

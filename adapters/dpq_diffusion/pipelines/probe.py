@@ -1,4 +1,4 @@
-"""Outputs of compressed components on fixed inputs, for `dpq inspect --verify`."""
+"""Probes: outputs of compressed components on fixed inputs, for `dpq inspect --verify`."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def _components(loaded: Any, folder: Path) -> list[tuple[str, nn.Module]]:
     if not is_pipeline(folder):
         return [("model", loaded)]
     named = (name for name, v in read_json(folder / INDEX).items() if isinstance(v, list))
-    found = ((name, getattr(loaded, name, None)) for name in named)
-    return [(name, model) for name, model in found if isinstance(model, nn.Module)]
+    components = ((name, getattr(loaded, name, None)) for name in named)
+    return [(name, model) for name, model in components if isinstance(model, nn.Module)]
 
 
 def _timestep(normal: Normal) -> Tensor:

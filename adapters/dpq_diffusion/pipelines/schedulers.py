@@ -1,4 +1,4 @@
-"""Samplers by name: a diffusers scheduler for the diffusion process of a given pipeline."""
+"""Schedulers by name: those of diffusers, with the noise schedule of a given pipeline."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LEARNED = ("learned", "learned_range")
 
 
 def make_scheduler(current: Any, name: str, *, learned_variance: bool) -> Any:
-    """A scheduler without history that has the noise schedule of another.
+    """A new scheduler of a named kind with the noise schedule of a pipeline's own.
 
     Args:
         current: scheduler of the pipeline.
@@ -37,19 +37,19 @@ def make_scheduler(current: Any, name: str, *, learned_variance: bool) -> Any:
             f"--scheduler {name} does not fit this model: its own, {type(current).__name__}, runs "
             "another kind of process; use --scheduler auto"
         )
-    known = inspect.signature(kind.__init__).parameters
-    config = {key: value for key, value in current.config.items() if key in known}
-    if not isinstance(current, kind) and "timestep_spacing" in known:
+    parameters = inspect.signature(kind.__init__).parameters
+    config = {key: value for key, value in current.config.items() if key in parameters}
+    if not isinstance(current, kind) and "timestep_spacing" in parameters:
         # The default of DDPM and DPM-Solver++ in diffusers, and for DDPM how the official DiT code
         # spaces its steps. DDIM takes equal strides, so it keeps "leading".
         config["timestep_spacing"] = "leading" if name == "ddim" else "linspace"
-    if "variance_type" in known:
+    if "variance_type" in parameters:
         config["variance_type"] = _variance_type(kind, current, config, learned_variance)
     return kind(**config)
 
 
 def _variance_type(kind: type, current: Any, config: dict[str, Any], learned: bool) -> str | None:
-    """Of DDPM: learned where the model learned it. Others get the noise only, hence None."""
+    """The variance type of a DDPM scheduler; None for the others, which get the noise only."""
     if "DDPM" not in kind.__name__:
         return None
     stored = config.get("variance_type")
@@ -59,11 +59,11 @@ def _variance_type(kind: type, current: Any, config: dict[str, Any], learned: bo
 
 
 def uses_variance(scheduler: Any) -> bool:
-    """Whether ``step`` wants the predicted variance as well."""
+    """Whether the scheduler's ``step`` takes the predicted variance as well as the noise."""
     return scheduler.config.get("variance_type") in LEARNED
 
 
-def name_of(scheduler: Any) -> str:
-    """``ddim`` and so on; the class name where it is none of ours."""
+def scheduler_name(scheduler: Any) -> str:
+    """The name of a scheduler's kind, such as ``ddim``; else the name of its class."""
     kind = type(scheduler).__name__
     return {v: k for k, v in _CLASSES.items()}.get(kind, kind.removesuffix("Scheduler"))

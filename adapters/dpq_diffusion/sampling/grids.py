@@ -1,4 +1,4 @@
-"""Captioned grids of images, as PNG."""
+"""Captioned grids of images, drawn as PNG files."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _PAPER, _INK, _FAINT = "white", "black", "#666666"
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """Images that belong together.
+    """A row of images that belong together.
 
     Attributes:
         label: text to the left of them; empty: none.
         images: PNG files of equal size.
         notes: text below each image; empty: none.
-        opens: a new group of rows starts here, so keep a distance to the row above.
+        opens: whether a new group of rows starts here, at a distance from the row above.
     """
 
     label: str
@@ -40,7 +40,7 @@ class Row:
 
 
 def draw_grid(path: Path, caption: Sequence[str], rows: Sequence[Row]) -> None:
-    """Write a grid; lines too long for it are wrapped.
+    """Write a grid of rows below a caption; lines too long for it are wrapped.
 
     Args:
         path: PNG to write.
@@ -90,7 +90,7 @@ def draw_grid(path: Path, caption: Sequence[str], rows: Sequence[Row]) -> None:
 
 
 def _cell_size(rows: Sequence[Row]) -> tuple[int, int]:
-    """Width and height of a cell: images enlarged by a whole factor, or shrunk where huge."""
+    """The width and height of a cell: images enlarged by a whole factor, or shrunk where huge."""
     from PIL import Image
 
     first = next(path for row in rows for path in row.images)
@@ -121,7 +121,7 @@ def _height(font: Font) -> int:
 
 
 def _write_block(pen: ImageDraw, text: str, font: Font, box: tuple[int, int, int, int]) -> None:
-    """Wrapped text, centred upright in a box (left, top, width, height) that cuts it off."""
+    """Write wrapped text into a box (left, top, width, height), vertically centred and cut off."""
     left, top, width, height = box
     lines = _wrapped(pen, text, font, width)
     most = max(1, height // _height(font))
@@ -133,7 +133,7 @@ def _write_block(pen: ImageDraw, text: str, font: Font, box: tuple[int, int, int
 
 
 def _wrapped(pen: ImageDraw, text: str, font: Font, width: int) -> list[str]:
-    """Lines no wider than ``width`` pixels; words longer than that are broken."""
+    """The lines of a text, none wider than ``width`` pixels; longer words are broken."""
     lines: list[str] = []
     for paragraph in text.split("\n"):
         line = ""

@@ -84,12 +84,12 @@ def compare_images(
     if len(images) == 0:
         raise SpecError(f"{images.name}: there are no images to compare")
     errors, ssims, done = [], [], 0
-    for mine, original in zip(
+    for batch, baseline_batch in zip(
         images.batches(batch_size), baseline.batches(batch_size), strict=True
     ):
-        errors.append(mean_squared_error(mine, original))
-        ssims.append(ssim(mine, original))
-        done += len(mine)
+        errors.append(mean_squared_error(batch, baseline_batch))
+        ssims.append(ssim(batch, baseline_batch))
+        done += len(batch)
         progress("PSNR and SSIM", done, len(images))
     return ImageFidelity(torch.cat(errors), torch.cat(ssims))
 

@@ -30,11 +30,11 @@ MAX_SIDE = 16_384
 
 
 class Images(Protocol):
-    """Equally sized images that can be read in batches, any number of times."""
+    """A set of equally sized images that can be read in batches, any number of times."""
 
     @property
     def name(self) -> str:
-        """What a protocol calls them, e.g. the file's name."""
+        """The name of the set in protocols, e.g. the file's name."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -48,7 +48,7 @@ class Images(Protocol):
 
 
 class ArrayImages:
-    """Images in memory: uint8 ``[N, H, W, C]``, C = 1 or 3, as a tensor or NumPy array.
+    """A set of images in memory: uint8 ``[N, H, W, C]``, C = 1 or 3, a tensor or NumPy array.
 
     Raises:
         SourceError: another shape or dtype.
@@ -71,7 +71,7 @@ class ArrayImages:
 
 
 class NpzImages:
-    """The images ``arr_0`` of an ADM ``.npz`` batch, read batch by batch.
+    """The set of images ``arr_0`` of an ADM ``.npz`` file, read batch by batch.
 
     Raises:
         SourceError: the file is unreadable, or holds no uint8 images ``[N, H, W, C]``.
@@ -80,8 +80,8 @@ class NpzImages:
     def __init__(self, path: Path) -> None:
         headers = npz.read_headers(path)
         if ARRAY not in headers:
-            found = ", ".join(sorted(headers)) or "nothing"
-            raise SourceError(f"{path}: holds no images ({ARRAY!r}), only {found}")
+            names = ", ".join(sorted(headers)) or "nothing"
+            raise SourceError(f"{path}: holds no images ({ARRAY!r}), only {names}")
         header = headers[ARRAY]
         _check(f"{path}: {ARRAY!r}", header.shape, header.dtype)
         self._path = path
@@ -99,7 +99,7 @@ class NpzImages:
 
 
 class PngFolder:
-    """All ``*.png`` directly in a folder, in the order of their names.
+    """The set of all ``*.png`` directly in a folder, in the order of their names.
 
     Raises:
         SourceError: no such folder, no PNG in it, or the first one is unreadable.
@@ -172,7 +172,7 @@ def write_npz(
 
 
 def _read_png(path: Path) -> NDArray[np.uint8]:
-    """One image as uint8 ``[H, W, 3]``."""
+    """Read one PNG file as uint8 ``[H, W, 3]``."""
     from PIL import Image
 
     try:
@@ -204,6 +204,6 @@ def _check(where: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
 
 
 def _rgb(array: NDArray[Any]) -> Tensor:
-    """Uint8 ``[n, H, W, 1 or 3]`` as a tensor ``[n, H, W, 3]``."""
+    """A tensor ``[n, H, W, 3]`` of uint8 images ``[n, H, W, 1 or 3]``."""
     images = torch.from_numpy(np.ascontiguousarray(array))
     return images if images.shape[3] == 3 else images.expand(-1, -1, -1, 3)

@@ -29,7 +29,7 @@ _DATE = (1980, 1, 1, 0, 0, 0)  # equal content gives equal files
 
 @dataclass(frozen=True)
 class Header:
-    """What an array of the file says it is."""
+    """The shape and dtype of an array, as its header says."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -41,7 +41,7 @@ class Header:
 
 
 def read_headers(path: Path) -> dict[str, Header]:
-    """The arrays of a file by name; only headers are read.
+    """The headers of a file's arrays by name; the arrays themselves are not read.
 
     Raises:
         SourceError: not a readable ``.npz``, an array of Python objects, in Fortran order, of an
@@ -58,7 +58,7 @@ def read_headers(path: Path) -> dict[str, Header]:
 
 
 def read_array(path: Path, name: str, max_bytes: int) -> NDArray[Any]:
-    """One whole array.
+    """Read one whole array.
 
     Raises:
         SourceError: as ``read_headers``; missing, larger than ``max_bytes`` or truncated.
@@ -75,7 +75,7 @@ def read_array(path: Path, name: str, max_bytes: int) -> NDArray[Any]:
 
 
 def read_rows(path: Path, name: str, count: int) -> Iterator[NDArray[Any]]:
-    """Consecutive slices of at most ``count`` along the first dimension, read one by one.
+    """Read an array in consecutive slices of at most ``count`` along the first axis.
 
     Raises:
         SourceError: as ``read_headers``; missing or truncated.
@@ -90,9 +90,9 @@ def read_rows(path: Path, name: str, count: int) -> Iterator[NDArray[Any]]:
         _skip_header(file)
         for first in range(0, length, count):
             shape = (min(count, length - first), *rest)
-            wanted = math.prod(shape) * header.dtype.itemsize
-            data = bytearray(file.read(wanted))
-            if len(data) != wanted:
+            nbytes = math.prod(shape) * header.dtype.itemsize
+            data = bytearray(file.read(nbytes))
+            if len(data) != nbytes:
                 raise SourceError(f"{path}: array {name!r} is truncated at row {first}")
             yield np.frombuffer(data, header.dtype).reshape(shape)
 
@@ -100,14 +100,14 @@ def read_rows(path: Path, name: str, count: int) -> Iterator[NDArray[Any]]:
 def _named(path: Path, name: str) -> Header:
     headers = read_headers(path)
     if name not in headers:
-        found = ", ".join(sorted(headers)) or "nothing"
-        raise SourceError(f"{path}: holds no array {name!r}, only {found}")
+        names = ", ".join(sorted(headers)) or "nothing"
+        raise SourceError(f"{path}: holds no array {name!r}, only {names}")
     return headers[name]
 
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Turn what zipfile and numpy raise for damaged files into one line."""
+    """A context that turns the errors of zipfile and numpy for damaged files into one line."""
     try:
         yield
     except OSError as error:
@@ -149,7 +149,7 @@ def _skip_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]
 
 
 class NpzWriter:
-    """Arrays into a new, uncompressed archive; equal content gives equal bytes."""
+    """A writer of arrays into a new, uncompressed archive; equal content gives equal bytes."""
 
     def __init__(self, path: Path) -> None:
         self._archive = zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True)
@@ -162,7 +162,7 @@ class NpzWriter:
 
     @contextmanager
     def array(self, name: str, header: Header) -> Iterator[IO[bytes]]:
-        """A file that takes the elements of one array, in C order."""
+        """Open a file that takes the elements of one array, in C order."""
         entry = zipfile.ZipInfo(name + _SUFFIX, _DATE)
         with self._archive.open(entry, "w", force_zip64=True) as file:
             fields = {
@@ -175,7 +175,7 @@ class NpzWriter:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Whole arrays into a new ``.npz``.
+    """Write whole arrays into a new ``.npz`` file.
 
     Raises:
         SourceError: it cannot be written.

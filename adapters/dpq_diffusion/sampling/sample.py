@@ -1,4 +1,4 @@
-"""``dpq sample`` for diffusion models: images, a grid to look at, an ADM batch."""
+"""Sampling of diffusion models into a folder: images, a grid of them, and an ADM batch."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from dpq_diffusion.sampling.sample_folder import (
     SETTINGS,
     Provenance,
     SampleFolder,
-    fill,
-    provenance,
+    draw_missing,
+    provenance_of,
 )
-from dpq_diffusion.sampling.samplers import Wish, make_sampler
+from dpq_diffusion.sampling.samplers import RequestedSettings, make_sampler
 
 GRID = "grid.png"
 BEFORE_AFTER = "before-after.png"
@@ -43,14 +43,14 @@ def sample(source: str, options: SampleOptions, run: Run, out: Path | None) -> S
     if out is None:
         raise SpecError("images need a folder: give --output FOLDER")
     folder = SampleFolder(out)
-    mine, count = _draw(source, options, run, folder)
-    rows = _rows(mine, count, options.columns)
-    caption = [source, f"{mine.settings}, seed {mine.seed}"]
+    provenance, count = _draw(source, options, run, folder)
+    rows = _rows(provenance, count, options.columns)
+    caption = [source, f"{provenance.settings}, seed {provenance.seed}"]
     draw_grid(out / GRID, caption, [_row(folder, items) for items in rows])
     files = [out / GRID]
     if options.baseline:
-        twin = _twin(options.baseline, options, mine, count, run, out)
-        files.insert(0, _before_after(folder, twin, mine, count, rows))
+        baseline_folder = _baseline_folder(options.baseline, options, provenance, count, run, out)
+        files.insert(0, _before_after(folder, baseline_folder, provenance, count, rows))
     if options.npz:
         write_npz(out / BATCH, folder.images(count), progress=run.progress)
         files.append(out / BATCH)
@@ -60,64 +60,65 @@ def sample(source: str, options: SampleOptions, run: Run, out: Path | None) -> S
 def _draw(
     source: str, options: SampleOptions, run: Run, folder: SampleFolder
 ) -> tuple[Provenance, int]:
-    """Fill a folder with one model's images; the model is let go afterwards."""
-    wish = Wish(
+    """Draw one model's images into a folder; the model is freed afterwards."""
+    requested = RequestedSettings(
         steps=options.steps,
         guidance=options.guidance,
         scheduler=options.scheduler,
         guided_channels=options.guided_channels,
     )
-    sampler = make_sampler(load_pipeline(source, run), wish)
-    found = sampler.conditions(options.label, options.prompt, few=options.count == 0)
-    count = options.count or len(found) * options.columns
-    made = provenance(source, sampler, found, run.seed)
-    fill(folder, sampler, made, count, options.batch_size, run)
-    return made, count
+    sampler = make_sampler(load_pipeline(source, run), requested)
+    conditions = sampler.conditions(options.label, options.prompt, few=options.count == 0)
+    count = options.count or len(conditions) * options.columns
+    provenance = provenance_of(source, sampler, conditions, run.seed)
+    draw_missing(folder, sampler, provenance, count, options.batch_size, run)
+    return provenance, count
 
 
-def _twin(
-    baseline: str, options: SampleOptions, mine: Provenance, count: int, run: Run, out: Path
+def _baseline_folder(
+    baseline: str, options: SampleOptions, provenance: Provenance, count: int, run: Run, out: Path
 ) -> SampleFolder:
-    """Images of the baseline at the same seeds: drawn, or those of a folder of samples."""
+    """The baseline's images at the same seeds: drawn now, or those of its folder of samples."""
     if (Path(baseline) / SETTINGS).is_file():
-        twin = SampleFolder(Path(baseline))
+        baseline_folder = SampleFolder(Path(baseline))
     else:
-        twin = SampleFolder(out / BASELINE)
-        _draw(baseline, options, run, twin)
-    twin.check_twin(mine)
-    twin.images(count)
-    return twin
+        baseline_folder = SampleFolder(out / BASELINE)
+        _draw(baseline, options, run, baseline_folder)
+    baseline_folder.check_same_settings(provenance)
+    baseline_folder.images(count)
+    return baseline_folder
 
 
 def _before_after(
     folder: SampleFolder,
-    twin: SampleFolder,
-    mine: Provenance,
+    baseline_folder: SampleFolder,
+    provenance: Provenance,
     count: int,
     rows: Sequence[Sequence[Item]],
 ) -> Path:
-    """A grid with each row of the baseline above that of the model."""
+    """Draw a grid with each row of the baseline above the model's, and return its path."""
     caption = [
-        f"before: {twin.source}    after: {mine.source}",
-        f"{mine.settings}, same seeds from {mine.seed}",
+        f"before: {baseline_folder.source}    after: {provenance.source}",
+        f"{provenance.settings}, same seeds from {provenance.seed}",
     ]
     compared = min(count, _COMPARED)
-    after, before = folder.images(compared), twin.images(compared)
+    after, before = folder.images(compared), baseline_folder.images(compared)
     if min(after.size) >= _LEAST_SIDE:
-        found = compare_images(after, before)
+        fidelity = compare_images(after, before)
         caption.append(
-            f"{compared} image pairs: PSNR {found.psnr:.2f} dB, SSIM {found.ssim.mean().item():.4f}"
+            f"{compared} image pairs: PSNR {fidelity.psnr:.2f} dB, "
+            f"SSIM {fidelity.ssim.mean().item():.4f}"
         )
     pairs: list[Row] = []
     for items in rows:
-        for what, images in (("before", twin), ("after", folder)):
+        for when, images in (("before", baseline_folder), ("after", folder)):
             row = _row(images, items)
             pairs.append(
                 Row(
-                    label=f"{row.label}\n{what}" if row.label else what,
+                    label=f"{row.label}\n{when}" if row.label else when,
                     images=row.images,
-                    notes=row.notes if what == "after" else (),
-                    opens=what == "before",
+                    notes=row.notes if when == "after" else (),
+                    opens=when == "before",
                 )
             )
     path = folder.path / BEFORE_AFTER
@@ -125,10 +126,10 @@ def _before_after(
     return path
 
 
-def _rows(mine: Provenance, count: int, columns: int) -> list[list[Item]]:
-    """What the grid shows: one row per condition, or consecutive images where there is but one."""
-    items = mine.items(count)
-    conditions: Sequence[Condition] = mine.conditions
+def _rows(provenance: Provenance, count: int, columns: int) -> list[list[Item]]:
+    """The rows of the grid: one per condition, or consecutive images where there is only one."""
+    items = provenance.items(count)
+    conditions: Sequence[Condition] = provenance.conditions
     if len(conditions) == 1:
         rows = [items[first : first + columns] for first in range(0, count, columns)]
     else:

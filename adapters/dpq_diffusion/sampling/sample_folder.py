@@ -32,7 +32,7 @@ _PROBED = 64  # values per tensor that go into a fingerprint
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What makes two images with the same number the same image.
+    """All that decides what a numbered image shows: model, settings, seed and conditions.
 
     Attributes:
         source: as the user named the model.
@@ -49,11 +49,11 @@ class Provenance:
     conditions: tuple[Condition, ...]
 
     def items(self, count: int) -> list[Item]:
-        """The first ``count`` images."""
+        """The first ``count`` images to draw."""
         return make_items(self.conditions, count, self.seed)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """The provenance as plain JSON values."""
         return {
             "format": FORMAT,
             **asdict(self),
@@ -61,10 +61,10 @@ class Provenance:
         }
 
 
-def provenance(
+def provenance_of(
     source: str, sampler: Sampler, conditions: tuple[Condition, ...], seed: int
 ) -> Provenance:
-    """Provenance of what a sampler would draw."""
+    """The provenance of the images that a sampler would draw."""
     return Provenance(
         source=source,
         model=fingerprint(sampler.pipeline),
@@ -75,7 +75,7 @@ def provenance(
 
 
 def fingerprint(pipeline: Any) -> str:
-    """16 hex digits of names, shapes and some values of every tensor of a pipeline."""
+    """A hash in 16 hex digits of every tensor's name, shape and some of its values."""
     digest = hashlib.sha256()
     for name, component in sorted(pipeline.components.items()):
         if isinstance(component, torch.nn.Module):
@@ -94,57 +94,57 @@ class SampleFolder:
         self.path = path
 
     def image(self, index: int) -> Path:
-        """Where image ``index`` is."""
+        """The path of the image with a number, whether it exists or not."""
         return self.path / IMAGES / f"{index:06d}.png"
 
     def missing(self, count: int) -> list[int]:
-        """Which of the first ``count`` images are not there yet."""
+        """The numbers of those of the first ``count`` images that do not exist yet."""
         return [index for index in range(count) if not self.image(index).is_file()]
 
-    def claim(self, wanted: Provenance) -> None:
-        """Make the folder one for these samples.
+    def claim(self, provenance: Provenance) -> None:
+        """Reserve the folder for samples of one provenance, and record it in ``settings.json``.
 
         Raises:
-            SpecError: it holds others.
+            SpecError: the folder holds samples of another provenance.
             SourceError: it cannot be written or its settings cannot be read.
         """
-        known = self._read()
-        if known is None:
+        stored = self._read()
+        if stored is None:
             if any((self.path / IMAGES).glob("*.png")):
                 raise SpecError(f"{self.path / IMAGES}: holds images already; give another folder")
             with replacing(self.path / SETTINGS) as partial:
-                partial.write_text(json.dumps(wanted.to_json(), indent=2) + "\n", "utf-8")
+                partial.write_text(json.dumps(provenance.to_json(), indent=2) + "\n", "utf-8")
             (self.path / IMAGES).mkdir(exist_ok=True)
             return
-        difference = _difference(known, json.loads(json.dumps(wanted.to_json())))
+        difference = _difference(stored, json.loads(json.dumps(provenance.to_json())))
         if difference:
             raise SpecError(
                 f"{self.path}: holds samples of other settings ({difference}); give another "
                 "folder, or delete this one"
             )
 
-    def check_twin(self, mine: Provenance) -> None:
-        """Make sure that these samples can be compared image by image with others.
+    def check_same_settings(self, other: Provenance) -> None:
+        """Refuse samples that cannot be compared image by image with those of another model.
 
         Raises:
-            SpecError: they were drawn otherwise.
+            SpecError: they were drawn by other settings, seeds or conditions.
             SourceError: there are no samples here, or their settings cannot be read.
         """
-        known = self._read()
-        if known is None:
+        stored = self._read()
+        if stored is None:
             raise SourceError(f"{self.path}: holds no {SETTINGS} of `dpq sample`")
         ignored = {"source", "model"}
-        wanted = json.loads(json.dumps(mine.to_json()))
+        values = json.loads(json.dumps(other.to_json()))
         difference = _difference(
-            {k: v for k, v in known.items() if k not in ignored},
-            {k: v for k, v in wanted.items() if k not in ignored},
+            {k: v for k, v in stored.items() if k not in ignored},
+            {k: v for k, v in values.items() if k not in ignored},
         )
         if difference:
             raise SpecError(f"{self.path}: those samples were drawn otherwise ({difference})")
 
     @property
     def source(self) -> str:
-        """The model that drew the samples."""
+        """The source of the model that drew the samples, as the user named it."""
         return str((self._read() or {}).get("source", self.path.name))
 
     def images(self, count: int) -> Images:
@@ -163,19 +163,19 @@ class SampleFolder:
         if not path.is_file():
             return None
         try:
-            known = json.loads(path.read_text("utf-8"))
+            values = json.loads(path.read_text("utf-8"))
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise SourceError(f"{path}: not readable ({reason})") from None
-        if not isinstance(known, dict) or known.get("format") != FORMAT:
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise SourceError(f"{path}: not the settings of dpq samples (format {FORMAT!r})")
-        return known
+        return values
 
 
-def fill(
-    folder: SampleFolder, sampler: Sampler, wanted: Provenance, count: int, size: int, run: Run
+def draw_missing(
+    folder: SampleFolder, sampler: Sampler, provenance: Provenance, count: int, size: int, run: Run
 ) -> None:
-    """Draw what is missing of the first ``count`` images, ``size`` at a time.
+    """Draw those of the first ``count`` images that a folder lacks, ``size`` at a time.
 
     Batches are cut as if nothing was there, so that a continued run gives the same bytes as an
     uninterrupted one (a batch of another size can round differently).
@@ -184,8 +184,8 @@ def fill(
         SpecError: the folder holds samples of other settings.
         SourceError: the model gives NaN, or a file cannot be written.
     """
-    folder.claim(wanted)
-    items, missing = wanted.items(count), set(folder.missing(count))
+    folder.claim(provenance)
+    items, missing = provenance.items(count), set(folder.missing(count))
     done = count - len(missing)
     run.progress("drawing images", done, count)
     for first in range(0, count, size):
@@ -202,7 +202,7 @@ def fill(
 
 
 class FirstImages:
-    """The first ``count`` of a set of images."""
+    """A set of images cut off after the first ``count``."""
 
     def __init__(self, images: Images, count: int) -> None:
         self._images = images
@@ -224,7 +224,7 @@ class FirstImages:
 
 
 def _write_png(path: Path, image: Tensor, item: Item) -> None:
-    """One uint8 image ``[H, W, C]`` with what it shows in its metadata."""
+    """Write a uint8 image ``[H, W, C]`` with its seed and condition in the metadata."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
@@ -239,14 +239,13 @@ def _write_png(path: Path, image: Tensor, item: Item) -> None:
         Image.fromarray(pixels.numpy()).save(partial, format="PNG", pnginfo=about)
 
 
-def _difference(known: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """The first setting that differs, as text; empty where none does."""
-    flat_known, flat_wanted = _flat(known), _flat(wanted)
-    for key in sorted(flat_known.keys() | flat_wanted.keys()):
-        mine, theirs = flat_known.get(key), flat_wanted.get(key)
-        if mine != theirs:
+def _difference(stored: dict[str, Any], required: dict[str, Any]) -> str:
+    """A text that names the first setting that differs; empty where none does."""
+    stored, required = _flat(stored), _flat(required)
+    for key in sorted(stored.keys() | required.keys()):
+        if stored.get(key) != required.get(key):
             name = key.removeprefix("settings.")
-            return f"{name}: {_short(mine)}, not {_short(theirs)}"
+            return f"{name}: {_short(stored.get(key))}, not {_short(required.get(key))}"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""One way to draw images per kind of pipeline: class-conditional and unconditional, or prompts."""
+"""Samplers, which draw images with a pipeline: of classes, unconditionally, or of prompts."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from dpq_diffusion.pipelines.denoising import (
     generators,
     initial_noise,
     keeps_variance,
+    no_trace,
     predicts_variance,
-    reverse,
+    reverse_process,
     to_uint8,
-    untraced,
 )
-from dpq_diffusion.pipelines.schedulers import make_scheduler, name_of
+from dpq_diffusion.pipelines.schedulers import make_scheduler, scheduler_name
 
 _STEPS = 50
 _GUIDANCE = 1.5
@@ -51,7 +51,7 @@ _PIXELS = (1, 3)
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How images are drawn: what two sets of samples need in common to be compared.
+    """The settings by which images are drawn; equal for samples that can be compared.
 
     Attributes:
         scheduler: ``ddim`` and so on.
@@ -71,8 +71,8 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wish:
-    """What the user asked for; zeros and None leave the choice to the model."""
+class RequestedSettings:
+    """The settings that the user asked for; zeros and None leave the choice to the model."""
 
     steps: int = 0
     guidance: float | None = None
@@ -81,7 +81,7 @@ class Wish:
 
 
 class Sampler(ABC):
-    """Draws images with one pipeline and one group of settings."""
+    """A pipeline that draws images by fixed settings."""
 
     def __init__(self, pipeline: Any, settings: Settings) -> None:
         self.pipeline = pipeline
@@ -91,88 +91,98 @@ class Sampler(ABC):
     def conditions(
         self, labels: Sequence[str], prompts: Sequence[str], *, few: bool = False
     ) -> tuple[Condition, ...]:
-        """What can be drawn of what was asked for; ``few`` where a person looks at all of it."""
+        """The conditions to draw for the user's labels or prompts.
+
+        Args:
+            labels: class numbers or names; none: all classes.
+            prompts: texts.
+            few: a person will look at all images, so choose a few classes of many.
+        """
 
     @abstractmethod
-    def draw(self, items: Sequence[Item], trace: Trace = untraced) -> Tensor:
+    def draw(self, items: Sequence[Item], trace: Trace = no_trace) -> Tensor:
         """Uint8 images ``[n, H, W, C]`` on the CPU; C is 1 or 3."""
 
 
-def make_sampler(pipeline: Any, wish: Wish) -> Sampler:
-    """The sampler for a pipeline.
+def make_sampler(pipeline: Any, requested: RequestedSettings) -> Sampler:
+    """The sampler for a pipeline, or for a denoiser that needs no other component.
 
     Raises:
         SpecError: an option does not fit the model.
         SourceError: nobody knows how to draw with such a pipeline.
     """
     if isinstance(pipeline, torch.nn.Module):
-        pipeline = pipeline_around(pipeline)
+        pipeline = pipeline_of(pipeline)
     if "prompt" in inspect.signature(type(pipeline).__call__).parameters:
-        return TextSampler(pipeline, wish)
-    return ClassSampler(pipeline, wish)
+        return TextSampler(pipeline, requested)
+    return ClassSampler(pipeline, requested)
 
 
 class ClassSampler(Sampler):
-    """DiT, UNet2D and class-conditional LDM pipelines, on pixels or latents."""
+    """The sampler of DiT, UNet2D and class-conditional LDM pipelines, on pixels or latents."""
 
-    def __init__(self, pipeline: Any, wish: Wish) -> None:
-        self._found = found = class_model(pipeline)
-        if wish.guidance not in (None, 1) and found.null is None:
-            kind = "null class to guide with" if found.count else "classes to guide by"
-            raise SpecError(f"--guidance {wish.guidance:g}: the model has no {kind}; use 1")
-        learned = predicts_variance(found.model)
-        scheduler = make_scheduler(pipeline.scheduler, wish.scheduler, learned_variance=learned)
-        steps = wish.steps or _STEPS
+    def __init__(self, pipeline: Any, requested: RequestedSettings) -> None:
+        self._class_denoiser = class_denoiser = class_model(pipeline)
+        if requested.guidance not in (None, 1) and class_denoiser.null is None:
+            kind = "null class to guide with" if class_denoiser.count else "classes to guide by"
+            raise SpecError(f"--guidance {requested.guidance:g}: the model has no {kind}; use 1")
+        learned = predicts_variance(class_denoiser.model)
+        scheduler = make_scheduler(
+            pipeline.scheduler, requested.scheduler, learned_variance=learned
+        )
+        steps = requested.steps or _STEPS
         if steps > scheduler.config.num_train_timesteps:
             most = scheduler.config.num_train_timesteps
             raise SpecError(f"--steps {steps}: the model was trained with {most} steps")
-        default = 1.0 if found.null is None else _GUIDANCE
+        default = 1.0 if class_denoiser.null is None else _GUIDANCE
         settings = Settings(
-            scheduler=name_of(scheduler),
+            scheduler=scheduler_name(scheduler),
             steps=steps,
-            guidance=default if wish.guidance is None else wish.guidance,
-            guided_channels=wish.guided_channels,
+            guidance=default if requested.guidance is None else requested.guidance,
+            guided_channels=requested.guided_channels,
         )
         super().__init__(pipeline, settings)
         self._scheduler = scheduler
         self._guidance = Guidance(
-            scale=settings.guidance, channels=wish.guided_channels, null=found.null
+            scale=settings.guidance, channels=requested.guided_channels, null=class_denoiser.null
         )
 
     def conditions(
         self, labels: Sequence[str], prompts: Sequence[str], *, few: bool = False
     ) -> tuple[Condition, ...]:
-        """Classes, or the one condition of an unconditional model."""
+        """The classes to draw, or the one condition of an unconditional model."""
         if prompts:
             raise SpecError("--prompt: the model draws classes, not prompts; use --label")
-        if self._found.count:
+        if self._class_denoiser.count:
             names = class_names(self.pipeline)
-            return class_conditions(labels, self._found.count, names, few=few)
+            return class_conditions(labels, self._class_denoiser.count, names, few=few)
         if labels:
             raise SpecError("--label: the model is unconditional; leave it out")
         return (Condition(),)
 
-    def draw(self, items: Sequence[Item], trace: Trace = untraced) -> Tensor:
+    def draw(self, items: Sequence[Item], trace: Trace = no_trace) -> Tensor:
         """Uint8 images ``[n, H, W, C]`` on the CPU; C is 1 or 3."""
-        device, found = self.pipeline.device, self._found
+        device, class_denoiser = self.pipeline.device, self._class_denoiser
         labels = [item.condition.label for item in items]
         predict = class_predictor(
-            found.model,
-            torch.tensor(labels, device=device) if found.count else None,
+            class_denoiser.model,
+            torch.tensor(labels, device=device) if class_denoiser.count else None,
             self._guidance,
-            variance=keeps_variance(self._scheduler, found.model),
-            condition=found.condition,
+            variance=keeps_variance(self._scheduler, class_denoiser.model),
+            condition=class_denoiser.condition,
         )
         sources = generators([item.seed for item in items])
-        noise = initial_noise(found.shape, sources, device)
-        latents = reverse(predict, noise, self._scheduler, self.settings.steps, sources, trace)
-        return decode(latents, found.vae)
+        noise = initial_noise(class_denoiser.shape, sources, device)
+        latents = reverse_process(
+            predict, noise, self._scheduler, self.settings.steps, sources, trace
+        )
+        return decode(latents, class_denoiser.vae)
 
 
 class TextSampler(Sampler):
-    """Text-to-image pipelines, through their own ``__call__``."""
+    """The sampler of text-to-image pipelines, which runs their own ``__call__``."""
 
-    def __init__(self, pipeline: Any, wish: Wish) -> None:
+    def __init__(self, pipeline: Any, requested: RequestedSettings) -> None:
         self._takes = inspect.signature(type(pipeline).__call__).parameters
         tokenizers = [name for name in ("tokenizer", "tokenizer_2") if hasattr(pipeline, name)]
         if tokenizers and not any(getattr(pipeline, name) for name in tokenizers):
@@ -181,31 +191,36 @@ class TextSampler(Sampler):
                 "folder tokenizer/ (of bert-base-uncased for LDM, of openai/clip-vit-large-patch14 "
                 "for Stable Diffusion 1) beside it"
             )
-        if wish.guidance is not None and "guidance_scale" not in self._takes:
+        if requested.guidance is not None and "guidance_scale" not in self._takes:
             raise SpecError(f"--guidance: {type(pipeline).__name__} has no guidance; leave it out")
-        if wish.guided_channels:
+        if requested.guided_channels:
             raise SpecError("--guided-channels is for class-conditional models; leave it out")
-        if wish.scheduler != "auto":
-            scheduler = make_scheduler(pipeline.scheduler, wish.scheduler, learned_variance=False)
+        if requested.scheduler != "auto":
+            scheduler = make_scheduler(
+                pipeline.scheduler, requested.scheduler, learned_variance=False
+            )
             pipeline.scheduler = scheduler
         settings = Settings(
-            scheduler=name_of(pipeline.scheduler),
-            steps=wish.steps or int(self._default("num_inference_steps", _STEPS)),
+            scheduler=scheduler_name(pipeline.scheduler),
+            steps=requested.steps or int(self._default("num_inference_steps", _STEPS)),
             guidance=float(
-                self._default("guidance_scale", 1.0) if wish.guidance is None else wish.guidance
+                self._default("guidance_scale", 1.0)
+                if requested.guidance is None
+                else requested.guidance
             ),
         )
         super().__init__(pipeline, settings)
 
     def _default(self, name: str, otherwise: float) -> float:
         parameter = self._takes.get(name)
-        known = parameter is not None and isinstance(parameter.default, int | float)
-        return parameter.default if known and parameter is not None else otherwise
+        if parameter is None or not isinstance(parameter.default, int | float):
+            return otherwise
+        return parameter.default
 
     def conditions(
         self, labels: Sequence[str], prompts: Sequence[str], *, few: bool = False
     ) -> tuple[Condition, ...]:
-        """The prompts."""
+        """The prompts to draw."""
         if labels:
             raise SpecError("--label: the model draws prompts, not classes; use --prompt")
         if not prompts:
@@ -213,7 +228,7 @@ class TextSampler(Sampler):
         return tuple(Condition(name=prompt, prompt=prompt) for prompt in prompts)
 
     @torch.no_grad()
-    def draw(self, items: Sequence[Item], trace: Trace = untraced) -> Tensor:
+    def draw(self, items: Sequence[Item], trace: Trace = no_trace) -> Tensor:
         """Uint8 images ``[n, H, W, 3]`` on the CPU."""
         self.pipeline.set_progress_bar_config(disable=True)
         extra: dict[str, Any] = {}
@@ -240,8 +255,8 @@ def _callback(trace: Trace) -> Any:
     return at_step_end
 
 
-def pipeline_around(model: torch.nn.Module) -> Any:
-    """A pipeline for a DiT on grey or coloured pixels, with the noise schedule of the DiT paper.
+def pipeline_of(model: torch.nn.Module) -> Any:
+    """The pipeline of a lone DiT on grey or coloured pixels, with the DiT paper's noise schedule.
 
     Raises:
         SourceError: the model needs other components to draw images.

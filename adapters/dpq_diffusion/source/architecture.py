@@ -59,7 +59,7 @@ _TABLES = ("*class_embedder.embedding_table", "class_embedding", "*token_embeddi
 
 
 def layout_of(name: str, shape: tuple[int, ...]) -> Layout | None:
-    """How a tensor is compressed; None keeps it (norms, biases, tables that are not looked up)."""
+    """The layout of a compressed tensor; None for norms, biases and tables of other uses."""
     if not name.endswith(".weight") or math.prod(shape) < MIN_WEIGHTS or _KEPT.search(name):
         return None
     if len(shape) == 2:
@@ -68,7 +68,7 @@ def layout_of(name: str, shape: tuple[int, ...]) -> Layout | None:
 
 
 def policy(spec: QuantSpec) -> tuple[Override, ...]:
-    """More bits per weight for the layers at either end, and for the looked-up tables.
+    """The overrides with more bits per weight for the first and last layers and for tables.
 
     8 bits for the embedders, or 4 where all others get one bit; at least 4 for the outputs and the
     tables: what came out best at equal bytes (docs/diffusion.md). The patterns match top-level
@@ -102,7 +102,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def hidden_axes(shapes: Shapes) -> Iterator[HiddenAxis]:
-    """The inner units of feed-forward layers, between which only activations and gates lie.
+    """The inner axes of feed-forward layers, across which only activations and gates act.
 
     FLUX's single blocks are left out: their ``proj_out`` also sees what attention has made.
 
@@ -119,7 +119,7 @@ def hidden_axes(shapes: Shapes) -> Iterator[HiddenAxis]:
 
 
 def _axis(consumer: str, layers: tuple[str, ...], shapes: Shapes) -> HiddenAxis:
-    """A gated layer makes all values, then all gates: two blocks of rows."""
+    """The axis of one consumer; a gated producer has two blocks of rows, values and gates."""
     home = re.sub(r"(net\.2|fc2|wo)\.weight$", "", consumer)
     made = [f"{home}{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
     units = max(1, shapes[consumer][1])

@@ -1,4 +1,4 @@
-"""Opens a pipeline for compression: chosen components as tensors, all the rest as files."""
+"""A pipeline opened for compression: chosen components as tensors, all the rest as files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _COPY = re.compile(r"(transformer_blocks\.)(\d+)(\.norm1\.emb)\.(.+)")
 
 @dataclass
 class DiffusionCheckpoint(Checkpoint):
-    """An uncompressed pipeline, or one bare component of it.
+    """An uncompressed pipeline, or a single component on its own.
 
     Attributes:
         folder: where its files are.
@@ -47,7 +47,7 @@ class DiffusionCheckpoint(Checkpoint):
     components: Mapping[str, Component]
 
     def __post_init__(self) -> None:
-        """Read the headers, and find out which modules are copies."""
+        """Read the headers of the weight files, and find the modules that are copies."""
         self._parts = {
             name: SafetensorsCheckpoint(self.source, list(part.files))
             for name, part in self.components.items()
@@ -63,7 +63,7 @@ class DiffusionCheckpoint(Checkpoint):
         for name, part in self._parts.items():
             self._check_complete(name, part)
             digest.update(f"{name} {part.fingerprint}\n".encode())
-            self.shared[name] = copies(part)
+            self.shared[name] = copied_modules(part)
             for local, info in part.tensors.items():
                 if not self._is_derived(name, local):
                     full = f"{name}/{local}" if name else local
@@ -72,7 +72,7 @@ class DiffusionCheckpoint(Checkpoint):
         self.fingerprint = digest.hexdigest()
 
     def _check_complete(self, name: str, part: SafetensorsCheckpoint) -> None:
-        """An index promises tensors; they must be there."""
+        """Refuse a component without tensors, or without those that its index names."""
         missing = set(self.components[name].promised) - set(part.tensors)
         if missing:
             where = self.components[name].folder
@@ -108,7 +108,7 @@ def open_checkpoint(source: str, names: Sequence[str] = ()) -> DiffusionCheckpoi
     """
     folder = locate(source)
     if not is_pipeline(folder):
-        return _open_bare(source, folder, names)
+        return _open_component(source, folder, names)
     present = components_of(folder)
     chosen = tuple(names) or tuple(name for name in DENOISERS if name in present)
     if not chosen:
@@ -127,7 +127,7 @@ def open_checkpoint(source: str, names: Sequence[str] = ()) -> DiffusionCheckpoi
     return DiffusionCheckpoint(source, folder, parts)
 
 
-def _open_bare(source: str, folder: Path, names: Sequence[str]) -> DiffusionCheckpoint:
+def _open_component(source: str, folder: Path, names: Sequence[str]) -> DiffusionCheckpoint:
     if not (folder / CONFIG).is_file():
         raise SourceError(f"{folder}: neither {INDEX} nor {CONFIG}, so not a diffusers folder")
     if names:
@@ -140,17 +140,17 @@ def _open_bare(source: str, folder: Path, names: Sequence[str]) -> DiffusionChec
 
 
 def _refuse_quantized(folder: Path, config: Mapping[str, Any], name: str) -> None:
-    found = config.get("quantization_config")
-    if found is not None:
-        method = found.get("quant_method") if isinstance(found, dict) else None
+    stored = config.get("quantization_config")
+    if stored is not None:
+        method = stored.get("quant_method") if isinstance(stored, dict) else None
         raise SourceError(
             f"{folder / CONFIG}: {name} is already quantized (quant_method {method!r}); "
             "compress the original instead"
         )
 
 
-def copies(part: Checkpoint) -> dict[str, str]:
-    """Copies of block 0's embedding in a DiT: path of the copy -> path of the original.
+def copied_modules(part: Checkpoint) -> dict[str, str]:
+    """The modules of a DiT that are copies of block 0's embedding, as copy path -> original path.
 
     A module counts as a copy when all its tensors are there and equal; they are read two at a time.
     """

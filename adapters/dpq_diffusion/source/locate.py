@@ -17,25 +17,25 @@ def locate(source: str) -> Path:
         SourceError: there is no such folder, file, builtin model or repository.
         ArtifactError: it is an artifact that is only half-written.
     """
-    found = find(source, BUILTIN, INDEX)
-    if found is None:
+    path = find(source, BUILTIN, INDEX)
+    if path is None:
         if Path(source).suffix in ORIGINAL_SUFFIXES or not is_hub_id(source):
             raise SourceError(f"{source}: no such file or folder, and not a hub id (owner/name)")
         return _download(source)
-    if found.is_dir():
-        return found
-    if found.suffix == ".safetensors":
+    if path.is_dir():
+        return path
+    if path.suffix == ".safetensors":
         raise SourceError(
             f"{source}: weights without a config; give their folder with {CONFIG}, or make one of "
             "a single-file checkpoint: PIPELINE.from_single_file(FILE).save_pretrained(FOLDER)"
         )
-    if found.suffix not in ORIGINAL_SUFFIXES:
+    if path.suffix not in ORIGINAL_SUFFIXES:
         raise SourceError(
             f"{source}: a file; give a diffusers folder, a DiT .pt or an LDM .ckpt instead"
         )
     from dpq_diffusion.convert.original import converted
 
-    return converted(found)
+    return converted(path)
 
 
 def _download(source: str) -> Path:

@@ -1,4 +1,4 @@
-"""What samples are scored by: a feature extractor and the images or statistics to compare with."""
+"""The scorer of samples: a feature extractor, and the images or statistics to compare with."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ _BATCH = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judge:
-    """Extractor and reference.
+class Scorer:
+    """A feature extractor and the reference that samples are scored against.
 
     Attributes:
         extractor: turns images into features.
@@ -46,10 +46,10 @@ class Judge:
     knows_classes: bool = False
 
 
-def find_judge(
+def find_scorer(
     origin: str, options: EvaluateOptions, device: torch.device, progress: Progress
-) -> Judge | None:
-    """The judge asked for, or the one that ships with a builtin model; None without either.
+) -> Scorer | None:
+    """The scorer that the user asked for or that ships with a builtin model; None without either.
 
     Args:
         origin: the uncompressed model, as the user named it.
@@ -71,15 +71,15 @@ def find_judge(
     if ships and not options.inception and (stored is None or of_classifier):
         extractor = ClassifierExtractor(load_classifier(folder), device=device)
         reference = reference or read_reference(folder / STATISTICS)
-        return Judge(extractor=extractor, reference=reference, knows_classes=True)
+        return Scorer(extractor=extractor, reference=reference, knows_classes=True)
     if reference is None:
         return None
     inception = load_inception(options.inception, device=device, progress=progress)
-    return Judge(extractor=inception, reference=reference)
+    return Scorer(extractor=inception, reference=reference)
 
 
-def agreement(images: Images, labels: Sequence[int | None], judge: Judge) -> Metric:
-    """Share of images that the extractor's classifier takes for the class asked for.
+def class_agreement(images: Images, labels: Sequence[int | None], scorer: Scorer) -> Metric:
+    """The share of images that the extractor's classifier takes for the class that was drawn.
 
     Raises:
         SpecError: the extractor has no logits.
@@ -87,15 +87,15 @@ def agreement(images: Images, labels: Sequence[int | None], judge: Judge) -> Met
     """
     hits, done = 0, 0
     for batch in images.batches(_BATCH):
-        logits = judge.extractor.features(batch).get("logits")
+        logits = scorer.extractor.features(batch).get("logits")
         if logits is None:
-            raise SpecError(f"extractor {judge.extractor.name} does not classify")
-        wanted = torch.tensor(labels[done : done + len(batch)], device=logits.device)
-        hits += int((logits.argmax(1) == wanted).sum())
+            raise SpecError(f"extractor {scorer.extractor.name} does not classify")
+        classes = torch.tensor(labels[done : done + len(batch)], device=logits.device)
+        hits += int((logits.argmax(1) == classes).sum())
         done += len(batch)
     return Metric(
-        name=f"class agreement ({judge.extractor.name})",
+        name=f"class agreement ({scorer.extractor.name})",
         value=hits / done,
         higher_is_better=True,
-        protocol=f"{done:,} samples, extractor {judge.extractor.name}",
+        protocol=f"{done:,} samples, extractor {scorer.extractor.name}",
     )
