@@ -16,7 +16,7 @@ def pixel_dit(*, classes: tuple[str, ...] = CLASSES, side: int = 8) -> Any:
     """A DiT with learned variance on grey pixels."""
     from diffusers import DDIMScheduler
 
-    from dpq_diffusion.pipelines.class_pipelines import PixelDiTPipeline
+    from dpq_diffusion.class_pipelines import PixelDiTPipeline
 
     names = {str(number): name for number, name in enumerate(classes)}
     model = _narrow_dit(in_channels=1, classes=len(classes), side=side)
@@ -46,7 +46,7 @@ def latent_unet() -> Any:
 
 def class_ldm(*, classes: int = 10) -> Any:
     """``ClassLDMPipeline`` in the structure of cin256-v2; the null class comes last."""
-    from dpq_diffusion.pipelines.class_pipelines import ClassEmbedder, ClassLDMPipeline
+    from dpq_diffusion.class_pipelines import ClassEmbedder, ClassLDMPipeline
 
     model = diffusion_models.unet_condition(in_channels=3, out_channels=3, attention_head_dim=1)
     embedder = diffusion_models._lively(ClassEmbedder(classes + 1, diffusion_models.WIDTH))

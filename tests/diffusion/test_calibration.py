@@ -106,8 +106,8 @@ def test_equal_trajectories_are_drawn_once(make_task, monkeypatch):
 
 def test_long_trajectories_are_thinned_out(make_task, monkeypatch):
     whole = make_task("pixel_dit", denoising_steps=4)
-    monkeypatch.setattr(trajectories, "_MEMORY", 2 * 6 * 64 * 3 * 4)
-    monkeypatch.setattr(trajectories, "_TOGETHER", 3)
+    monkeypatch.setattr(trajectories, "_MAX_BYTES", 2 * 6 * 64 * 3 * 4)
+    monkeypatch.setattr(trajectories, "_DRAWN_AT_ONCE", 3)
     monkeypatch.setattr(build, "_DRAWN", Last())  # the same are drawn again
     thin = make_task("pixel_dit", denoising_steps=4)
     calls = len(thin._samples.train.calls)

@@ -39,7 +39,7 @@ def test_a_valid_batch(tmp_path):
         ({"mu": np.full(9, np.nan)}, "'mu', 'sigma': the mean or covariance of features holds NaN"),
         ({"mu": np.ones(8)}, "have shapes [8] and [9, 9]; expected [D] and [D, D]"),
         ({"mu": np.ones((1, 9))}, "expected [D] and [D, D]"),
-        ({"sigma": None}, "holds 'mu' but not its twin (mu and sigma)"),
+        ({"sigma": None}, "holds 'mu' but not the whole pair (mu and sigma)"),
         ({"sigma": np.triu(np.ones((9, 9)))}, "not a covariance"),
         ({"sigma": -np.eye(9)}, "negative variance"),
         ({"sigma": np.eye(9, dtype=np.int64)}, "'sigma' is int64; expected floating point"),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-_DRAWN_AT_ONCE = 16
+_ENCODED_AT_ONCE = 16
 """Images that the autoencoder encodes at a time."""
 
 
@@ -118,11 +118,11 @@ def read_images(
         grey = model.vae.config.in_channels == 1
     digest = hashlib.sha256(repr([seed, labels]).encode())
     generator, parts = torch.Generator().manual_seed(seed), []
-    for start in range(0, len(paths), _DRAWN_AT_ONCE):
+    for start in range(0, len(paths), _ENCODED_AT_ONCE):
         progress("reading images", start, len(paths))
         some = [
             _read_pixels(path, (factor * width, factor * height), grey=grey)
-            for path in paths[start : start + _DRAWN_AT_ONCE]
+            for path in paths[start : start + _ENCODED_AT_ONCE]
         ]
         pixels = np.stack(some)
         digest.update(pixels.tobytes())

@@ -141,7 +141,7 @@ def _gaussian(
         return None
     if len(present) == 1:
         raise SourceError(
-            f"{path}: holds {present[0]!r} but not the other of the two ({' and '.join(keys)})"
+            f"{path}: holds {present[0]!r} but not the whole pair ({' and '.join(keys)})"
         )
     d = shapes[keys[0]][0] if len(shapes[keys[0]]) == 1 else 0
     if not 0 < d <= MAX_DIMENSIONS or shapes[keys[1]] != (d, d):

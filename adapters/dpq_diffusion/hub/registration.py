@@ -35,6 +35,4 @@ def _with_transformers() -> None:
 
 
 def _with_pipelines() -> None:
-    importlib.import_module(
-        "dpq_diffusion.pipelines.class_pipelines"
-    )  # enter themselves, as in the tables
+    importlib.import_module("dpq_diffusion.class_pipelines")  # enter themselves, as in the tables

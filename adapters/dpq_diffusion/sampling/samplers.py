@@ -266,7 +266,7 @@ def pipeline_of(model: torch.nn.Module) -> Any:
     if kind == "DiTTransformer2DModel" and config.in_channels in _PIXELS:
         from diffusers import DDIMScheduler
 
-        from dpq_diffusion.pipelines.class_pipelines import PixelDiTPipeline
+        from dpq_diffusion.class_pipelines import PixelDiTPipeline
 
         # 1000 steps, betas from 0.0001 to 0.02 on a straight line: also diffusers' defaults.
         return PixelDiTPipeline(model, DDIMScheduler())  # type: ignore[no-untyped-call]
