@@ -10,7 +10,7 @@ from typing import Any
 
 from dpq_core.artifact import MANIFEST_NAME
 from dpq_core.errors import SourceError
-from dpq_core.plugin.sources import read_json, shards
+from dpq_hf.sources import read_json, shards
 
 BUILTIN = Path(__file__).parent / "builtin"
 

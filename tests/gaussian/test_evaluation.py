@@ -16,7 +16,6 @@ from dpq_core.errors import SourceError, SpecError
 from dpq_core.run import Run
 from dpq_gaussian.cameras import read_cameras
 from dpq_gaussian.evaluation.evaluate import evaluate
-from dpq_gaussian.evaluation.metrics import CAP
 from dpq_gaussian.formats import read_scene, write_scene
 from dpq_gaussian.options import EvaluateOptions
 from dpq_gaussian.rendering import RenderOptions, Splats
@@ -75,10 +74,10 @@ def test_photographs_judge_the_scene_itself(folder):
     assert noisy["PSNR to the photographs"].value < psnr - 5
 
 
-def test_identical_pictures_are_capped_and_named(folder):
+def test_the_psnr_of_identical_pictures_is_infinite_and_they_are_counted(folder):
     found, metrics = measured(folder / "scene.ply", **given(folder))
-    assert metrics["PSNR to the original"].value == CAP
-    assert "2 views identical and counted as 100 dB" in metrics["PSNR to the original"].protocol
+    assert metrics["PSNR to the original"].value == math.inf
+    assert "2 of 2 views identical and left out" in metrics["PSNR to the original"].protocol
     assert metrics["SSIM to the original"].value == pytest.approx(1)
     names = ("positions", "scales", "rotations", "opacity", "color", "harmonics")
     assert [metrics[f"error of {name}"].value for name in names] == pytest.approx([0] * 6, abs=1e-5)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from dpq_core.artifact.files import hash_file
 from dpq_core.errors import SourceError
-from dpq_core.plugin.sources import read_json
 from dpq_diffusion.convert import dit as dit_keys
 from dpq_diffusion.convert import ldm
 from dpq_diffusion.convert import ldm_unet as ldm_keys
@@ -22,6 +21,7 @@ from dpq_diffusion.convert.conversion import Conversion, ConvertedComponent, wri
 from dpq_diffusion.convert.ldm_settings import LdmSettings, yaml_beside
 from dpq_diffusion.convert.state_dicts import state_dict
 from dpq_diffusion.folders import CONFIG, SIDE_SUFFIXES
+from dpq_hf.sources import read_json
 
 CONVERSION = 2
 """Raised whenever the conversion changes, so that old results are not found any more."""

@@ -17,6 +17,7 @@ from dpq_core.errors import SourceError
 from dpq_core.run import Run
 from dpq_diffusion.folders import CONFIG, INDEX, is_pipeline
 from dpq_diffusion.source.locate import locate
+from dpq_hf.sources import read_json
 
 
 def load_pipeline(source: str, run: Run) -> Any:

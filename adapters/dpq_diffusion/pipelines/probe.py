@@ -15,6 +15,7 @@ from dpq_core.run import Run
 from dpq_core.runtime.swap import PQModule
 from dpq_diffusion.folders import INDEX, is_pipeline
 from dpq_diffusion.pipelines.loading import is_loadable, load_folder
+from dpq_hf.sources import read_json
 
 TOKENS = 4
 """Length of a made-up prompt."""

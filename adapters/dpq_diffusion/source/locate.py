@@ -6,8 +6,9 @@ from pathlib import Path
 
 from dpq_core.artifact import MANIFEST_NAME
 from dpq_core.errors import SourceError
-from dpq_core.plugin.sources import download, find, is_hub_id
+from dpq_core.plugin.builtin import find_local
 from dpq_diffusion.folders import BUILTIN, CONFIG, INDEX, ORIGINAL_SUFFIXES, STEMS
+from dpq_hf.sources import download, is_hub_id
 
 
 def locate(source: str) -> Path:
@@ -17,7 +18,7 @@ def locate(source: str) -> Path:
         SourceError: there is no such folder, file, builtin model or repository.
         ArtifactError: it is an artifact that is only half-written.
     """
-    path = find(source, BUILTIN, INDEX)
+    path = find_local(source, BUILTIN, INDEX)
     if path is None:
         if Path(source).suffix in ORIGINAL_SUFFIXES or not is_hub_id(source):
             raise SourceError(f"{source}: no such file or folder, and not a hub id (owner/name)")

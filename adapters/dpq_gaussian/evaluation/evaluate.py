@@ -18,6 +18,7 @@ from dpq_core.artifact import ArtifactFile
 from dpq_core.errors import SourceError, SpecError
 from dpq_core.plugin.adapter import Evaluation, Metric
 from dpq_core.plugin.builtin import BUILTIN_SCHEME
+from dpq_core.plugin.image_metrics import mean_psnr
 from dpq_core.run import Run
 from dpq_gaussian.cameras import Camera
 from dpq_gaussian.cameras.photographs import photograph
@@ -25,7 +26,7 @@ from dpq_gaussian.evaluation.attributes import UNITS, attribute_errors
 from dpq_gaussian.evaluation.files import EvaluatedFile, encode_seconds, read_file
 from dpq_gaussian.evaluation.lpips import LPIPS, load_lpips
 from dpq_gaussian.evaluation.matching import overlap
-from dpq_gaussian.evaluation.metrics import CAP, score
+from dpq_gaussian.evaluation.metrics import score
 from dpq_gaussian.evaluation.views import Views, find_views
 from dpq_gaussian.options import NONE, EvaluateOptions, colour
 from dpq_gaussian.rendering import RenderOptions, Splats, drawing_device, render
@@ -221,11 +222,13 @@ def _measure(judge: _Judge, subject: EvaluatedFile) -> Evaluation:
 
 def _picture_metric(judge: _Judge, name: str, values: Sequence[float]) -> Metric:
     kind = name.split()[0]
-    capped = sum(value >= CAP for value in values) if kind == "PSNR" else 0
-    same = f", {capped} views identical and counted as {CAP:.0f} dB" if capped else ""
+    mean, identical = sum(values) / len(values), 0
+    if kind == "PSNR":
+        mean, identical = mean_psnr(torch.tensor(values, dtype=torch.float64))
+    same = f", {identical} of {len(values)} views identical and left out" if identical else ""
     return Metric(
         name=name,
-        value=sum(values) / len(values),
+        value=mean,
         higher_is_better=_HIGHER[kind],
         protocol=f"{_UNITS[kind]}{judge.protocol()}{same}",
     )
