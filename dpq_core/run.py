@@ -5,8 +5,11 @@ Progress is data: the engine calls back and never prints.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+T = TypeVar("T")
 
 Progress = Callable[[str, float, float], None]
 """Called as ``progress(what, done, total)``; ``done`` and ``total`` share one unit of work."""
@@ -14,6 +17,31 @@ Progress = Callable[[str, float, float], None]
 
 def silent(what: str, done: float, total: float) -> None:
     """The progress callback that ignores everything."""
+
+
+class Reuse:
+    """Slow results that later steps of the same job need again, such as text the model writes.
+
+    Planning, compressing and calibrating look at the same data in turn.
+    """
+
+    def __init__(self) -> None:
+        """Begin with no results."""
+        self._results: dict[str, tuple[Hashable, object]] = {}
+
+    def get(self, kind: str, key: Hashable, make: Callable[[], T]) -> T:
+        """The result of ``make()``, from memory where the last call for this kind had an equal key.
+
+        Args:
+            kind: what the result is; one result of each kind is kept.
+            key: everything that the result depends on.
+            make: the slow function; when it raises, nothing is kept.
+        """
+        if kind not in self._results or self._results[kind][0] != key:
+            self._results.pop(kind, None)  # before the next result takes memory
+            self._results[kind] = (key, make())
+        result: T = self._results[kind][1]  # type: ignore[assignment]  # made for the same kind
+        return result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +52,10 @@ class Run:
         device: torch device name, ``auto`` picks CUDA where there is one.
         seed: the only source of randomness.
         progress: called as work goes on.
+        reuse: results that the steps of one job share.
     """
 
     device: str = "auto"
     seed: int = 0
     progress: Progress = silent
+    reuse: Reuse = field(default_factory=Reuse, compare=False, repr=False)

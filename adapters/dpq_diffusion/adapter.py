@@ -45,12 +45,12 @@ class DiffusionAdapter(Adapter):
 
     def open_with(self, source: str, options: Any) -> Checkpoint:
         """Open the components to compress, by default the denoiser."""
-        from dpq_diffusion.hub.text_guard import check_guardable
+        from dpq_diffusion.hub.text_guard import check_markable
         from dpq_diffusion.source.checkpoint import open_checkpoint
 
         chosen = options or CompressOptions()
         checkpoint = open_checkpoint(source, chosen.names)
-        check_guardable(checkpoint.components)
+        check_markable(checkpoint.components)
         return checkpoint
 
     def weights_names(self, checkpoint: Checkpoint) -> Mapping[str, str]:

@@ -1,13 +1,15 @@
-"""The part of a library's ``quantization_config`` that says which weight has which spec.
+"""``quantization_config``: the part of a ``config.json`` that says which weight has which spec.
 
-Libraries load a model by its ``config.json`` alone, without our manifest; so it repeats what a
-loader has to know to build the quantized modules.
+Libraries load a model by its ``config.json`` alone, without the manifest of the artifact; so the
+config repeats what a loader has to know to build the quantized modules.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from dpq_core.errors import ArtifactError, SpecError
 from dpq_core.spec import QuantSpec
@@ -19,53 +21,114 @@ CONFIG_VERSION = 1
 """Version of ``quantization_config``; raised when the meaning of a key changes."""
 
 
-def describe(manifest: Manifest, component: str = "") -> dict[str, Any]:
-    """``version``, ``specs`` (as ``QuantSpec.to_json``) and ``tensors`` (name -> index into them).
+def config_of_manifest(manifest: Manifest, component: str = "") -> dict[str, Any]:
+    """``version``, ``specs`` and ``tensors`` of the config of one component of an artifact.
 
     Args:
         manifest: of the artifact.
         component: whose tensors are meant; their names are given without it.
     """
     prefix = f"{component}/" if component else ""
-    chosen = {
+    spec_of = {
         entry.name.removeprefix(prefix): manifest.specs[entry.spec]
         for entry in manifest.tensors
         if entry.spec is not None and entry.name.startswith(prefix)
     }
-    specs = list(dict.fromkeys(chosen.values()))
+    return {"version": CONFIG_VERSION, **_distinct_specs(spec_of)}
+
+
+def _distinct_specs(spec_of: Mapping[str, QuantSpec]) -> dict[str, Any]:
+    """``specs`` (as ``QuantSpec.to_json`` writes them) and ``tensors`` (name -> index in specs)."""
+    specs = list(dict.fromkeys(spec_of.values()))
     return {
-        "version": CONFIG_VERSION,
         "specs": [spec.to_json() for spec in specs],
-        "tensors": {name: specs.index(spec) for name, spec in chosen.items()},
+        "tensors": {name: specs.index(spec) for name, spec in spec_of.items()},
     }
 
 
-def check_keys(version: object, unknown: Mapping[str, Any]) -> None:
-    """Refuse a config that a newer dpq has written.
+class StoredConfig:
+    """A ``quantization_config``, or the wish to quantize a dense model while it is loaded.
 
-    Raises:
-        ArtifactError: another version, or keys that are not known.
+    A mixin: the config class of the library comes behind it.
+
+    Attributes:
+        version: of the config.
+        specs: the distinct specs, as ``QuantSpec.to_json`` writes them.
+        tensors: name of a quantized weight -> index into ``specs``.
+        bits: nominal bits per weight by which a dense model is to be quantized while it is loaded;
+            None for a model that is quantized already.
     """
-    if version != CONFIG_VERSION:
-        raise ArtifactError(
-            f"quantization_config version {version!r} is not known; this dpq reads "
-            f"{CONFIG_VERSION}: update dpq"
-        )
-    if unknown:
-        raise ArtifactError(f"quantization_config: unknown key {sorted(unknown)[0]!r}")
+
+    def __init__(
+        self,
+        *,
+        bits: int | None = None,
+        specs: list[dict[str, Any]] | None = None,
+        tensors: dict[str, int] | None = None,
+        version: int = CONFIG_VERSION,
+        **unknown: Any,
+    ) -> None:
+        """Take over the values of a ``config.json``, or ``bits`` alone.
+
+        Raises:
+            ArtifactError: the version or a key is not known, or bits and specs are given.
+            SpecError: there is no preset of so many bits.
+        """
+        if version != CONFIG_VERSION:
+            raise ArtifactError(
+                f"quantization_config version {version!r} is not known; this dpq reads "
+                f"{CONFIG_VERSION}: update dpq"
+            )
+        if unknown:
+            raise ArtifactError(f"quantization_config: unknown key {sorted(unknown)[0]!r}")
+        if bits is not None:
+            QuantSpec.preset(bits)
+            if specs or tensors:
+                raise ArtifactError(
+                    "quantization_config: bits are for a dense model, without specs"
+                )
+        self.version = version
+        self.specs = [] if specs is None else specs
+        self.tensors = {} if tensors is None else tensors
+        self.bits = bits
+
+    def spec_of(self) -> dict[str, QuantSpec]:
+        """The spec of every quantized weight, by its name.
+
+        Raises:
+            ArtifactError: a spec or an index is not valid.
+        """
+        try:
+            specs = [QuantSpec.from_json(spec) for spec in self.specs]
+            indices = {name: int(index) for name, index in self.tensors.items()}
+            if not all(0 <= index < len(specs) for index in indices.values()):
+                raise ValueError("a tensor's spec index is out of range")
+        except (AttributeError, TypeError, ValueError, SpecError) as error:
+            raise ArtifactError(f"quantization_config is damaged: {error}") from None
+        return {name: specs[index] for name, index in indices.items()}
+
+    def describe(self, spec_of: Mapping[str, QuantSpec]) -> None:
+        """Make this the config of a model whose weights have been quantized by these specs."""
+        config = _distinct_specs(spec_of)
+        self.specs, self.tensors, self.bits = config["specs"], config["tensors"], None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, for ``config.json``."""
+        values: dict[str, Any] = super().to_dict()  # type: ignore[misc]  # of the library's class
+        return {key: value for key, value in values.items() if (key, value) != ("bits", None)}
 
 
-def spec_of(specs: list[dict[str, Any]], tensors: dict[str, int]) -> dict[str, QuantSpec]:
-    """The spec of every quantized weight.
+class DtypeConfig(StoredConfig):
+    """A config that also holds the dtype of the uncompressed model, under torch's name for it."""
 
-    Raises:
-        ArtifactError: a spec or an index is not valid.
-    """
-    try:
-        parsed = [QuantSpec.from_json(spec) for spec in specs]
-        indices = {name: int(index) for name, index in tensors.items()}
-        if not all(0 <= index < len(parsed) for index in indices.values()):
-            raise ValueError("a tensor's spec index is out of range")
-    except (AttributeError, TypeError, ValueError, SpecError) as error:
-        raise ArtifactError(f"quantization_config is damaged: {error}") from None
-    return {name: parsed[index] for name, index in indices.items()}
+    def __init__(self, *, dtype: str | None = None, **values: Any) -> None:
+        """Take over the values of a ``config.json``, or ``bits`` alone.
+
+        Raises:
+            ArtifactError: a value is not known.
+            SpecError: there is no preset of so many bits.
+        """
+        super().__init__(**values)
+        self.dtype = dtype
+        if self.bits is None and not isinstance(getattr(torch, str(dtype), None), torch.dtype):
+            raise ArtifactError(f"quantization_config: unknown dtype {dtype!r}")

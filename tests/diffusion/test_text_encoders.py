@@ -19,7 +19,7 @@ from dpq_core.run import Run
 from dpq_core.runtime import PQWeight
 from dpq_core.spec import QuantSpec
 from dpq_diffusion.adapter import DiffusionAdapter
-from dpq_diffusion.hub.text_guard import GUARD, guarded
+from dpq_diffusion.hub.text_guard import MARK
 from dpq_diffusion.options import CompressOptions as Own
 
 QUICK = QuantSpec.preset(2, K=16, kmeans={"iterations": 2, "tail": 1})
@@ -144,17 +144,19 @@ def test_t5_keeps_the_activation_that_it_derives(made):
         kind: json.loads((made[kind][0] / "text_encoder" / "config.json").read_text())
         for kind in ("t5", "t5-gated")
     }
-    assert written["t5"]["dense_act_fn"] == GUARD.marked("relu")
-    assert written["t5-gated"]["dense_act_fn"] == GUARD.marked("gelu_new")
-    assert guarded({"feed_forward_proj": "gated-silu"})["dense_act_fn"] == GUARD.marked("silu")
-    assert guarded({"feed_forward_proj": "gated-gelu"})["dense_act_fn"] == GUARD.marked("gelu_new")
+    assert written["t5"]["dense_act_fn"] == MARK.add("relu")
+    assert written["t5-gated"]["dense_act_fn"] == MARK.add("gelu_new")
+    assert MARK.add_to_json({"feed_forward_proj": "gated-silu"})["dense_act_fn"] == MARK.add("silu")
+    assert MARK.add_to_json({"feed_forward_proj": "gated-gelu"})["dense_act_fn"] == MARK.add(
+        "gelu_new"
+    )
 
 
 def test_nested_configs_are_marked_too():
     config = {"text_config": {"hidden_act": "silu"}, "vision_config": {"hidden_act": "gelu"}}
-    assert guarded(config) == {
-        "text_config": {"hidden_act": GUARD.marked("silu")},
-        "vision_config": {"hidden_act": GUARD.marked("gelu")},
+    assert MARK.add_to_json(config) == {
+        "text_config": {"hidden_act": MARK.add("silu")},
+        "vision_config": {"hidden_act": MARK.add("gelu")},
     }
     assert config["text_config"]["hidden_act"] == "silu"
 

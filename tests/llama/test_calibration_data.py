@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from dpq_core.errors import SourceError, SpecError
-from dpq_llama.calibration.own_text import write_windows
-from dpq_llama.calibration.windows import read_windows
+from dpq_llama.calibration.windows import read_windows, write_windows
 from dpq_llama.options import CalibrateOptions
 from dpq_llama.source.texts import read_text
 
@@ -49,7 +48,7 @@ def book(tmp_path):
 def test_windows_are_pieces_of_the_text_and_never_overlap(book):
     found = windows(book)
     assert found.ids.shape == (4 + 6, 8)
-    assert (found.validation, found.train, found.what) == (4, 6, "text files")
+    assert (found.validation, found.train, found.description) == (4, 6, "text files")
     tokens = [i for i in found.ids.flatten().tolist() if i != END]
     assert len(set(tokens)) == len(tokens)
     steps = found.ids.flatten().diff()
@@ -164,7 +163,7 @@ def rows_of(dataset, **changes):
 def test_a_data_set_gives_the_texts_of_a_column(folder):
     found = rows_of(f"{folder}:::words")
     assert set(text_of(found.ids)) == {"w", "$"}
-    assert found.what == f"data set {folder}:::words"
+    assert found.description == f"data set {folder}:::words"
     assert set(text_of(rows_of(f"{folder}::test:title").ids)) == {"T"}
 
 

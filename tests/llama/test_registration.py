@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from dpq_llama.hub.registration import marked, unmarked
+from dpq_llama.hub.registration import MARK
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
@@ -75,9 +75,9 @@ def test_trust_remote_code_needs_no_import(tied):
 
 
 def test_the_mark_keeps_every_activation_apart_and_is_undone():
-    assert marked("silu") != marked("gelu") != "gelu"
-    assert unmarked(marked("silu")) == unmarked("silu") == "silu"
-    assert marked(marked("silu")) == marked("silu")
+    assert MARK.add("silu") != MARK.add("gelu") != "gelu"
+    assert MARK.remove(MARK.add("silu")) == MARK.remove("silu") == "silu"
+    assert MARK.add(MARK.add("silu")) == MARK.add("silu")
 
 
 @pytest.mark.parametrize("activation", ["gelu", "relu", "gelu_pytorch_tanh"])

@@ -21,13 +21,15 @@ from diffusers.quantizers.base import DiffusersQuantizer  # noqa: TID253
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin  # noqa: TID253
 from torch import Tensor, nn
 
-from dpq_core.errors import ArtifactError, SpecError
+from dpq_core.errors import ArtifactError
 from dpq_core.runtime import PQWeight, swap
 from dpq_core.spec import QuantSpec
 from dpq_core.tensor.pq_tensor import PARTS
-from dpq_diffusion.hub.on_the_fly import quantize_model
-from dpq_hf import stored_config as config
-from dpq_hf.pretrained import Loader, StoredConfig
+from dpq_diffusion.adapter import DiffusionAdapter
+from dpq_diffusion.source.checkpoint import copies
+from dpq_hf.loading_hooks import LoadingHooks
+from dpq_hf.quantize_loaded import LoadedModel, quantize_loaded
+from dpq_hf.stored_config import StoredConfig
 
 
 class Method(StrEnum):
@@ -40,41 +42,38 @@ class DPQConfig(StoredConfig, QuantizationConfigMixin):
     """``quantization_config`` of one component of an artifact, or a wish: ``DPQConfig(bits=2)``.
 
     Attributes:
-        bits: nominal width by which a dense model is quantized while it is loaded, else None.
         shared: path of a module that is a copy of another -> path of that other.
     """
 
     def __init__(
         self,
         *,
-        bits: int | None = None,
-        specs: list[dict[str, Any]] | None = None,
-        tensors: dict[str, int] | None = None,
         shared: dict[str, str] | None = None,
-        version: int = config.CONFIG_VERSION,
         quant_method: str = Method.DPQ,
-        **unknown: Any,
+        **values: Any,
     ) -> None:
-        super().__init__(specs or [], {} if tensors is None else tensors, version, unknown)
+        """Take over the values of a ``config.json``, or ``bits`` alone.
+
+        Raises:
+            ArtifactError: a value is not valid.
+            SpecError: there is no preset of so many bits.
+        """
+        super().__init__(**values)
         self.quant_method = Method.DPQ  # type: ignore[assignment]  # their enum is closed
-        self.bits = bits
         self.shared = {} if shared is None else shared
         if not isinstance(self.shared, dict):
             raise ArtifactError("quantization_config: shared is not an object")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, for ``config.json``."""
-        values: dict[str, Any] = super().to_dict()
-        if values["bits"] is None:
-            del values["bits"]
-        return {**values, "quant_method": self.quant_method.value}
+        return {**super().to_dict(), "quant_method": self.quant_method.value}
 
     def to_diff_dict(self) -> dict[str, Any]:
         """What differs from the defaults; the base class calls it but lacks it."""
         return self.to_dict()
 
 
-class DPQQuantizer(Loader, DiffusersQuantizer):
+class DPQQuantizer(LoadingHooks, DiffusersQuantizer):
     """Swaps quantized Linear, Conv2d and Embedding modules in before the weights are read."""
 
     quantization_config: DPQConfig
@@ -88,10 +87,7 @@ class DPQQuantizer(Loader, DiffusersQuantizer):
             ArtifactError: the config does not fit the model.
             SpecError: the model is dense, and the config does not say how to quantize it.
         """
-        if not self.pre_quantized and self.quantization_config.bits is None:
-            raise SpecError(
-                "this model is not quantized: DPQConfig(bits=...) says how it should be"
-            )
+        self.check_wish(pre_quantized=self.pre_quantized)
         for copy, original in self.quantization_config.shared.items():
             try:
                 swap.replace(model, copy, model.get_submodule(original))
@@ -100,7 +96,7 @@ class DPQQuantizer(Loader, DiffusersQuantizer):
                     f"quantization_config: cannot share {original!r} as {copy!r}"
                 ) from None
         for name, spec in self.quantization_config.spec_of().items():
-            self.waiting[name] = swap.swap_in(model, name.removesuffix(".weight"), spec)
+            self.quantized_weights[name] = swap.swap_in(model, name.removesuffix(".weight"), spec)
 
     def update_missing_keys(self, model: Any, missing: list[str], prefix: str) -> list[str]:
         """Copies are not stored; anything else that is missing would stay without a value.
@@ -108,10 +104,11 @@ class DPQQuantizer(Loader, DiffusersQuantizer):
         Raises:
             ArtifactError: a tensor is missing.
         """
-        truly = sorted(name for name in missing if not self._is_copy(name))
-        if truly:
+        missing_names = sorted(name for name in missing if not self._is_copy(name))
+        if missing_names:
             raise ArtifactError(
-                f"{type(model).__name__}: tensor {truly[0]!r} is missing from the weight files"
+                f"{type(model).__name__}: tensor {missing_names[0]!r} is missing from the weight "
+                "files"
             )
         return []
 
@@ -152,10 +149,10 @@ class DPQQuantizer(Loader, DiffusersQuantizer):
         """
         weight, part = _weight_of(model, param_name), param_name.rpartition(".")[2]
         assert weight is not None
-        value, waiting = state_dict[param_name], getattr(weight, part)
-        if value.dtype != waiting.dtype:
+        value, placeholder = state_dict[param_name], getattr(weight, part)
+        if value.dtype != placeholder.dtype:
             raise ArtifactError(
-                f"tensor {param_name!r} is {value.dtype}, the config asks for {waiting.dtype}"
+                f"tensor {param_name!r} is {value.dtype}, the config asks for {placeholder.dtype}"
             )
         value = value.to(target_device)
         trainable = value.is_floating_point()  # else a buffer, as PQWeight has it
@@ -174,13 +171,13 @@ class DPQQuantizer(Loader, DiffusersQuantizer):
 
     def _quantize(self, model: Any) -> None:
         """Quantize a dense model, and make the config that of the result."""
-        wish = self.quantization_config
-        assert wish.bits is not None
-        chosen, wish.shared = quantize_model(model, QuantSpec.preset(wish.bits))
-        specs = list(dict.fromkeys(chosen.values()))
-        wish.specs = [spec.to_json() for spec in specs]
-        wish.tensors = {name: specs.index(spec) for name, spec in chosen.items()}
-        wish.bits = None
+        config = self.quantization_config
+        assert config.bits is not None
+        config.shared = copies(LoadedModel(model))
+        for copy, original in config.shared.items():
+            swap.replace(model, copy, model.get_submodule(original))
+        spec = QuantSpec.preset(config.bits)
+        config.describe(quantize_loaded(model, DiffusionAdapter(), spec))
 
     def get_state_dict_and_metadata(
         self, state_dict: dict[str, Tensor], safe_serialization: bool = False

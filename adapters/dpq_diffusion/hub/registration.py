@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 
-from dpq_hf.import_hook import after_import
+from dpq_hf.import_hook import run_after_import
 
 _DIFFUSERS = "diffusers.quantizers.auto"
 _TRANSFORMERS = "transformers.quantizers.auto"
@@ -21,9 +21,9 @@ _PIPELINES = "diffusers.pipelines.pipeline_utils"
 
 def register() -> None:
     """Register with the loaded libraries, and with the others once they are loaded; idempotent."""
-    after_import(_DIFFUSERS, _with_diffusers)
-    after_import(_TRANSFORMERS, _with_transformers)
-    after_import(_PIPELINES, _with_pipelines)
+    run_after_import(_DIFFUSERS, _with_diffusers)
+    run_after_import(_TRANSFORMERS, _with_transformers)
+    run_after_import(_PIPELINES, _with_pipelines)
 
 
 def _with_diffusers() -> None:

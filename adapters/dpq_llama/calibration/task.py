@@ -20,10 +20,8 @@ from dpq_core.device import resolve
 from dpq_core.errors import AdapterError, SourceError, SpecError
 from dpq_core.run import Run
 from dpq_llama.calibration import losses
-from dpq_llama.calibration.own_text import own_windows
-from dpq_llama.calibration.windows import Windows, read_windows
-from dpq_llama.families.llama import has_head
-from dpq_llama.hub.swap import BASE_PREFIX
+from dpq_llama.calibration.windows import Windows, read_windows, write_windows
+from dpq_llama.families.llama import BASE_PREFIX, has_head
 from dpq_llama.options import CalibrateOptions
 from dpq_llama.source.checkpoint import locate, open_checkpoint, read_config
 from dpq_llama.source.loading import load_folder, load_tokenizer
@@ -78,7 +76,8 @@ class LlamaTask(CalibrationTask):
         self._head: nn.Module | None = None
         context = windows.ids.shape[1]
         self.name = (
-            f"{_NAMES[options.loss]}, {windows.train} windows of {context} tokens of {windows.what}"
+            f"{_NAMES[options.loss]}, {windows.train} windows of {context} tokens of "
+            f"{windows.description}"
         )
         about = f"{windows.fingerprint} {options!r} {seed}"
         self.fingerprint = hashlib.sha256(about.encode()).hexdigest()
@@ -289,8 +288,13 @@ def _windows(
     else:
         validation = options.validation_windows
         count = validation + options.samples
-        ids = own_windows(uncompressed, model, count, options.context, run)
-        windows = Windows(ids=ids, validation=validation, what="the model's own text")
+        key = (model, str(uncompressed.device), count, options.context, run.seed)
+        ids = run.reuse.get(
+            "llama text",
+            key,
+            lambda: write_windows(uncompressed, count, options.context, run.seed, run.progress),
+        )
+        windows = Windows(ids=ids, validation=validation, description="the model's own text")
     ids = windows.ids.to(uncompressed.device)
     Workers().agree([ids])
-    return Windows(ids=ids, validation=windows.validation, what=windows.what)
+    return Windows(ids=ids, validation=windows.validation, description=windows.description)

@@ -1,4 +1,4 @@
-"""Windows of tokens for calibration: from text files, or from a data set of `datasets`."""
+"""Windows of tokens for calibration: from text files, a data set, or the model's own text."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from dpq_core.errors import SourceError, SpecError
+from dpq_core.methods.quantize import tensor_seed
+from dpq_core.run import Progress, silent
 from dpq_llama.options import CalibrateOptions
 from dpq_llama.source.texts import read_text
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _SUFFIXES = (".txt", ".gz")
 """Files that are taken from a folder."""
@@ -29,20 +31,23 @@ _PIECE = 16
 _BUFFER = 1024
 """Rows of a data set among which the next one is drawn."""
 
+_WINDOWS_AT_A_TIME = 32
+"""Windows that the model writes at a time: they share the reading of the weights."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Windows:
-    """What calibration reads.
+    """The tokens that calibration reads, for training and for validation.
 
     Attributes:
         ids: int64 ``[validation + train, context]``, those for validation first.
         validation: how many of them are for validation only.
-        what: where they are from, for people.
+        description: where they are from, for people.
     """
 
     ids: Tensor
     validation: int
-    what: str
+    description: str
 
     @property
     def train(self) -> int:
@@ -62,33 +67,90 @@ def read_windows(
 ) -> Windows:
     """Windows from ``--texts`` or ``--dataset``, drawn by the seed.
 
-    Validation gets the first ones, which are in other documents (or elsewhere in a long one).
+    The first are for validation; they come from other documents than those to train on, or from
+    elsewhere in a long one.
 
     Raises:
         SourceError: a text or the data set cannot be read.
         SpecError: there is too little text.
     """
     if options.texts:
-        pieces, what = _pieces(options.texts, _PIECE * context, seed), "text files"
+        pieces, description = _pieces(options.texts, _PIECE * context, seed), "text files"
     else:
-        pieces, what = _rows(options.dataset, seed), f"data set {options.dataset}"
-    wanted = options.validation_windows + options.samples
+        pieces = _rows(options.dataset, seed)
+        description = f"data set {options.dataset}"
+    most = options.validation_windows + options.samples
     ids: list[int] = []
     for piece in pieces:
         ids += tokenizer(piece, return_attention_mask=False, verbose=False)["input_ids"]
         if tokenizer.eos_token_id is not None:
             ids.append(tokenizer.eos_token_id)
-        if len(ids) >= wanted * context:
+        if len(ids) >= most * context:
             break
-    found = min(wanted, len(ids) // context)
-    if found < options.validation_windows + options.batch:
+    count = min(most, len(ids) // context)
+    if count < options.validation_windows + options.batch:
         raise SpecError(
-            f"{what}: {len(ids):,} tokens fill {found} windows of --context {context}, at least "
-            f"{options.validation_windows} are needed for validation and {options.batch} for a "
-            "batch; give more text or a shorter --context"
+            f"{description}: {len(ids):,} tokens fill {count} windows of --context {context}, at "
+            f"least {options.validation_windows} are needed for validation and {options.batch} for "
+            "a batch; give more text or a shorter --context"
         )
-    windows = torch.tensor(ids[: found * context], dtype=torch.int64).view(found, context)
-    return Windows(ids=windows, validation=options.validation_windows, what=what)
+    windows = torch.tensor(ids[: count * context], dtype=torch.int64).view(count, context)
+    return Windows(ids=windows, validation=options.validation_windows, description=description)
+
+
+@torch.no_grad()
+def write_windows(
+    model: PreTrainedModel, count: int, context: int, seed: int, progress: Progress = silent
+) -> Tensor:
+    """Windows that the model itself writes, sampled at temperature 1 from its whole distribution.
+
+    Each begins as a document does, or with a random token where the model has no such token; and
+    what follows the end of a document is the beginning of another one.
+
+    Args:
+        model: uncompressed, with a head.
+        count: windows.
+        context: tokens of each.
+        seed: of every draw.
+        progress: called with tokens written and tokens to write.
+
+    Returns:
+        int64 ``[count, context]`` on the CPU.
+    """
+    ids = torch.empty(count, context, dtype=torch.int64)
+    for first in range(0, count, _WINDOWS_AT_A_TIME):
+        rows = ids[first : first + _WINDOWS_AT_A_TIME]
+        generator = torch.Generator().manual_seed(tensor_seed(seed, f"window {first}"))
+        begin, ends = _begin_token(model), _end_tokens(model)
+        vocabulary: int = model.config.vocab_size
+        rows[:, 0] = torch.randint(vocabulary, (len(rows),), generator=generator)
+        if begin is not None:
+            rows[:, 0] = begin
+        cache: Any = None
+        for position in range(1, context):
+            progress("writing text", (first * context + position * len(rows)), count * context)
+            last = rows[:, position - 1 : position].to(model.device)
+            output = model(input_ids=last, past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            probabilities = output.logits[:, -1].float().softmax(-1).cpu()
+            rows[:, position] = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+            if begin is not None and begin not in ends:
+                rows[torch.isin(rows[:, position - 1], ends), position] = begin
+    progress("writing text", count * context, count * context)
+    return ids
+
+
+def _begin_token(model: PreTrainedModel) -> int | None:
+    """The token that begins a document."""
+    token = model.config.bos_token_id
+    return token if isinstance(token, int) else None
+
+
+def _end_tokens(model: PreTrainedModel) -> Tensor:
+    """The tokens that end a document, int64 ``[n]``."""
+    tokens = model.config.eos_token_id
+    tokens = [] if tokens is None else [tokens] if isinstance(tokens, int) else list(tokens)
+    return torch.tensor(tokens, dtype=torch.int64)
 
 
 def _pieces(patterns: tuple[str, ...], length: int, seed: int) -> Iterator[str]:
@@ -103,27 +165,27 @@ def _pieces(patterns: tuple[str, ...], length: int, seed: int) -> Iterator[str]:
 
 
 def _files(patterns: tuple[str, ...]) -> list[Path]:
-    """The files that are meant, each once, sorted.
+    """The text files that paths, folders and patterns name: each once, sorted.
 
     Raises:
-        SourceError: nothing is there.
+        SourceError: one of them names no file.
     """
-    found: set[Path] = set()
+    files: set[Path] = set()
     for pattern in patterns:
         path = Path(pattern).expanduser()
         if path.is_dir():
-            files = {p for p in path.rglob("*") if p.suffix in _SUFFIXES and p.is_file()}
+            matches = {p for p in path.rglob("*") if p.suffix in _SUFFIXES and p.is_file()}
             problem = f"no {' or '.join(_SUFFIXES)} file in this folder"
         elif path.is_file():
-            files, problem = {path}, ""
+            matches, problem = {path}, ""
         else:
-            matches = map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207 - absolute too
-            files = {match for match in matches if match.is_file()}
+            paths = map(Path, glob.glob(str(path), recursive=True))  # noqa: PTH207 - absolute too
+            matches = {path for path in paths if path.is_file()}
             problem = "no such file or folder, and no file matches it as a pattern"
-        if not files:
+        if not matches:
             raise SourceError(f"--texts {pattern}: {problem}")
-        found |= files
-    return sorted(found)
+        files |= matches
+    return sorted(files)
 
 
 def _rows(dataset: str, seed: int) -> Iterator[str]:
@@ -152,7 +214,7 @@ def _rows(dataset: str, seed: int) -> Iterator[str]:
 
 
 def _text_column(row: dict[str, Any], dataset: str) -> str:
-    """``text``, or the only column of strings."""
+    """The column that holds the text: ``text``, or the only column of strings."""
     columns = [name for name, value in row.items() if isinstance(value, str)]
     if "text" in columns:
         return "text"

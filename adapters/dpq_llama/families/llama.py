@@ -10,6 +10,9 @@ from dpq_core.spec import Override, QuantSpec
 from dpq_core.tensor.hidden_axes import HiddenAxis, Producer
 from dpq_core.tensor.layout import Layout
 
+BASE_PREFIX = "model."
+"""Prefix of the decoder's tensors in a model with a head; a bare LlamaModel has none."""
+
 _LINEAR = re.compile(
     r"(model\.)?layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)\.weight"
     r"|lm_head\.weight"

@@ -1,4 +1,4 @@
-"""Registers dpq with transformers, without importing transformers before it is needed.
+"""Registration of dpq with transformers, without importing transformers before it is needed.
 
 transformers has no entry points for quantizers, so ``import dpq_llama`` has to register. Importing
 ``transformers.quantizers`` costs two to three seconds, which ``dpq compress`` should not pay; so
@@ -9,33 +9,23 @@ from __future__ import annotations
 
 import importlib
 
-from dpq_hf.guard import Guard
-from dpq_hf.import_hook import after_import
+from dpq_hf.activation_mark import ActivationMark
+from dpq_hf.import_hook import run_after_import
 
-_TARGET = "transformers.quantizers.auto"
+_QUANTIZER_TABLES = "transformers.quantizers.auto"
 """Holds the tables of quantizers; every ``from_pretrained`` imports it."""
 
-GUARD = Guard("dpq_llama")
-"""Marks the activation's name in the config of an artifact.
+MARK = ActivationMark("dpq_llama")
+"""Marks the activation in the config of an artifact.
 
 Without ``import dpq_llama`` transformers only warns about the unknown quantization and returns a
-model with random weights; with a marked activation it refuses (``dpq_hf.guard``).
+model with random weights; with a marked activation it refuses (``dpq_hf.activation_mark``).
 """
 
 
-def marked(activation: str) -> str:
-    """The activation's name as artifacts write it."""
-    return GUARD.marked(activation)
-
-
-def unmarked(activation: str) -> str:
-    """The inverse of ``marked``: the name that transformers knows."""
-    return GUARD.unmarked(activation)
-
-
 def register() -> None:
-    """Register with transformers now if it is loaded, else as soon as it is. Idempotent."""
-    after_import(_TARGET, _register_now)
+    """Register with transformers: now if it is loaded, else as soon as it is. Idempotent."""
+    run_after_import(_QUANTIZER_TABLES, _register_now)
 
 
 def _register_now() -> None:

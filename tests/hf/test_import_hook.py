@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from dpq_hf.import_hook import after_import
+from dpq_hf.import_hook import run_after_import
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def module(tmp_path, monkeypatch):
 
 def test_it_runs_once_the_module_is_executed(module):
     seen = []
-    after_import(module, lambda: seen.append(sys.modules[module].VALUE))
+    run_after_import(module, lambda: seen.append(sys.modules[module].VALUE))
     assert not seen
     loaded = importlib.import_module(module)
     assert seen == [1]
@@ -33,7 +33,7 @@ def test_it_runs_once_the_module_is_executed(module):
 def test_it_runs_at_once_for_what_is_imported(module):
     importlib.import_module(module)
     seen = []
-    after_import(module, lambda: seen.append(1))
+    run_after_import(module, lambda: seen.append(1))
     assert seen == [1]
 
 
@@ -49,7 +49,7 @@ def test_two_callbacks_for_one_module_and_one_twice(module):
 
     before = len(sys.meta_path)
     for callback in (first, second, first):
-        after_import(module, callback)
+        run_after_import(module, callback)
     assert len(sys.meta_path) == before + 2
     importlib.import_module(module)
     assert sorted(seen) == ["first", "second"]

@@ -1,0 +1,84 @@
+"""Marked names of activations, which make a library without dpq refuse an artifact.
+
+transformers skips a quantization method that it does not know: it warns and returns random weights.
+But an activation function that it does not know is an error on every way to a model, and the error
+shows the name, which is free text. So the ``config.json`` of an artifact has its activation written
+with a mark that says what to import, and importing the adapter adds the marked names to the
+library's table of activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any
+
+_MARK_BEGINS = " (dpq artifact: "
+
+ACTIVATION_KEYS = (
+    "hidden_act",  # CLIP, BERT, Qwen, Llama
+    "hidden_activation",  # Gemma
+    "activation_function",
+    "dense_act_fn",  # T5
+)
+"""Keys by which configs of transformers name an activation."""
+
+_T5 = "feed_forward_proj"
+"""T5 derives ``dense_act_fn`` from this key where the config does not give it."""
+
+
+class ActivationMark:
+    """The text that an adapter appends to the names of activations.
+
+    Artifacts carry it, so it must never change.
+    """
+
+    def __init__(self, package: str) -> None:
+        """Make the mark that asks for ``import package``."""
+        self._mark = f"{_MARK_BEGINS}import {package} first)"
+
+    def add(self, activation: str) -> str:
+        """The marked name of an activation, as artifacts write it."""
+        return activation if activation.endswith(self._mark) else activation + self._mark
+
+    def remove(self, activation: str) -> str:
+        """The name of an activation that the library itself knows (the inverse of ``add``)."""
+        return activation.removesuffix(self._mark)
+
+    def add_to_json(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """A copy of a ``config.json`` with marked activations, in nested configs as well."""
+        marked: dict[str, Any] = {
+            key: self.add_to_json(value) if isinstance(value, dict) else value
+            for key, value in config.items()
+        }
+        projection = config.get(_T5)
+        if isinstance(projection, str):
+            gated = projection == "gated-gelu"
+            marked.setdefault(
+                "dense_act_fn", "gelu_new" if gated else projection.rpartition("-")[2]
+            )
+        for key in ACTIVATION_KEYS:
+            if isinstance(name := marked.get(key), str):
+                marked[key] = self.add(name)
+        return marked
+
+    def add_to_config(self, config: Any) -> None:
+        """Mark the activations of a loaded config of transformers, in place."""
+        self._rename(config, self.add)
+
+    def remove_from_config(self, config: Any) -> None:
+        """Take the marks out of a loaded config of transformers, in place."""
+        self._rename(config, self.remove)
+
+    def _rename(self, config: Any, rename: Callable[[str], str]) -> None:
+        for key in ACTIVATION_KEYS:
+            if isinstance(name := getattr(config, key, None), str):
+                setattr(config, key, rename(name))
+        for value in vars(config).values():
+            if hasattr(value, "to_dict") and hasattr(value, "model_type"):
+                self._rename(value, rename)
+
+    def register_in(self, activations: MutableMapping[str, Any]) -> None:
+        """Make every activation of a library's table known by its marked name too."""
+        for name, function in list(activations.items()):
+            if _MARK_BEGINS not in name:
+                activations[self.add(name)] = function

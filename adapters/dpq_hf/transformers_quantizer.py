@@ -1,0 +1,242 @@
+"""The quantizer of transformers 5 that dpq's adapters subclass, from config to loaded model.
+
+The modules are replaced while the model is on the meta device; parameter names then equal the
+stored names, so the loader needs no conversion. It keeps the stored dtypes of codebooks and scales
+because the parameters that wait for them have these dtypes, whatever ``dtype`` is asked for.
+"""
+
+from __future__ import annotations
+
+# Only quantizer modules import this one, when transformers is imported, so it may do so: TID253.
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import ACT2FN  # noqa: TID253
+from transformers.quantizers.auto import (  # noqa: TID253
+    AUTO_QUANTIZATION_CONFIG_MAPPING,
+    AUTO_QUANTIZER_MAPPING,
+)
+from transformers.quantizers.base import HfQuantizer  # noqa: TID253
+from transformers.utils.quantization_config import QuantizationConfigMixin  # noqa: TID253
+
+from dpq_core.errors import ArtifactError, SpecError
+from dpq_core.planning.policy import TensorPolicy
+from dpq_core.runtime import PQEmbedding, PQLinear, PQWeight, swap
+from dpq_core.spec import QuantSpec
+from dpq_hf.activation_mark import ActivationMark
+from dpq_hf.loading_hooks import LoadingHooks
+from dpq_hf.quantize_loaded import quantize_loaded
+from dpq_hf.stored_config import DtypeConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class TransformersConfig(DtypeConfig, QuantizationConfigMixin):
+    """``quantization_config`` of a model of transformers.
+
+    Attributes:
+        method: the ``quant_method`` of the adapter.
+    """
+
+    method: ClassVar[str]
+
+    def __init__(self, *, quant_method: str = "", **values: Any) -> None:
+        """Take over the values of a ``config.json``, or ``bits`` alone."""
+        super().__init__(**values)
+        self.quant_method = quant_method or self.method  # type: ignore[assignment]  # their enum
+
+
+class TransformersQuantizer(LoadingHooks, HfQuantizer):
+    """Replaces Linear and Embedding modules by quantized ones before the weights are read.
+
+    Attributes:
+        mark: of the activations in the adapter's artifacts.
+        policy: which tensors of a dense model are quantized while it is loaded; None where the
+            adapter loads artifacts only.
+    """
+
+    mark: ClassVar[ActivationMark]
+    policy: ClassVar[TensorPolicy | None] = None
+    quantization_config: TransformersConfig
+
+    def validate_environment(self, *arguments: Any, **options: Any) -> None:
+        """Refuse what would fail later, before the model is made.
+
+        Raises:
+            SpecError: weights are to stay on the disk, or a dense model cannot be quantized.
+        """
+        super().validate_environment(*arguments, **options)
+        self.check_wish(pre_quantized=self.pre_quantized)
+        if not self.pre_quantized and self.policy is None:
+            raise SpecError("this model is not quantized: use `dpq compress`")
+
+    def update_attn_implementation(self, config: Any) -> Any:
+        """Give a model without a dtype the stored one; no other hook sees its config earlier.
+
+        The library would take the dtype of the first stored tensor, which is a float16 codebook.
+        """
+        if config.dtype is None and self.quantization_config.dtype is not None:
+            config.dtype = getattr(torch, self.quantization_config.dtype)
+        return config
+
+    def _process_model_before_weight_loading(
+        self, model: PreTrainedModel, *, checkpoint_files: list[str] | None = None, **_: Any
+    ) -> None:
+        """Replace the modules of an artifact's model, which is on the meta device.
+
+        Raises:
+            ArtifactError: something stored is damaged, missing or of another size.
+        """
+        for name, spec in self.quantization_config.spec_of().items():
+            path = module_path(model, name)
+            if path is not None:
+                self.quantized_weights[name] = swap.swap_in(model, path, spec)
+        finish_replacement(model)
+        if self.pre_quantized and checkpoint_files:
+            self.check_stored(model, [Path(file) for file in checkpoint_files])
+
+    def check_stored(self, model: PreTrainedModel, files: list[Path]) -> None:
+        """Compare the headers of the weight files with the model, before anything is read.
+
+        Raises:
+            ArtifactError: a file is unreadable, or a part is missing or of another shape or dtype.
+        """
+        swap.check_files(self.quantized_weights, files)
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
+        """Quantize what is dense, check what is not, and freeze all.
+
+        Raises:
+            ArtifactError: a code is out of range, or a codebook is not finite.
+            SpecError: a dense weight holds NaN.
+        """
+        if not self.pre_quantized:
+            self._quantize(model)
+        super()._process_model_after_weight_loading(model)
+
+    def _quantize(self, model: PreTrainedModel) -> None:
+        """Quantize a dense model, and make its configs those of an artifact."""
+        config = self.quantization_config
+        assert config.bits is not None
+        assert self.policy is not None
+        config.dtype = str(model.dtype).removeprefix("torch.")
+        config.describe(quantize_loaded(model, self.policy, QuantSpec.preset(config.bits)))
+        finish_replacement(model)
+        self.mark.add_to_config(model.config)
+
+    def is_serializable(self) -> bool:
+        """True: ``save_pretrained`` writes the codes and codebooks as they were loaded."""
+        return True
+
+    def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | str | None = None) -> Any:
+        """Make the model dense; the library passes the dtype in its config, maybe by name."""
+        chosen = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        self.make_dense(model, chosen or model.dtype)
+        return model
+
+    def make_dense(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
+        """Replace every quantized module by a dense one, and take the marks out of the config."""
+        swap.swap_out(model, dtype)
+        self.mark.remove_from_config(model.config)
+
+
+def register(config: type[TransformersConfig], quantizer: type[TransformersQuantizer]) -> None:
+    """Enter an adapter's quantizer and its marked activations in the tables of transformers."""
+    AUTO_QUANTIZATION_CONFIG_MAPPING[config.method] = config
+    AUTO_QUANTIZER_MAPPING[config.method] = quantizer
+    quantizer.mark.register_in(ACT2FN)
+
+
+def module_path(model: nn.Module, name: str) -> str | None:
+    """Path of the module that holds the weight ``name``; None for a head that this model lacks.
+
+    The base model alone is loaded from a model with a head and the other way round, and
+    transformers renames prefixes between versions.
+
+    Raises:
+        ArtifactError: the model has no such module.
+    """
+    path = name.removesuffix(".weight")
+    modules = dict(model.named_modules())
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    older = path.removeprefix("text_model.")  # CLIP until transformers 5.0
+    for candidate in (path, path.removeprefix(prefix), prefix + path, older):
+        if candidate in modules and name.endswith(".weight"):
+            return candidate
+    if name == "lm_head.weight":
+        return None
+    raise ArtifactError(f"quantization_config names {name!r}, which the model does not have")
+
+
+class TiedPQLinear(PQLinear):
+    """An output head on the quantized weight of the embedding.
+
+    The weight is no submodule of the head: it stays one module with one name in the state dict, so
+    that loading, moving and saving treat it once.
+    """
+
+    def __init__(self, weight: PQWeight) -> None:
+        """Share ``weight`` ``[vocabulary, hidden]`` with the embedding."""
+        nn.Module.__init__(self)
+        self.__dict__["weight"] = weight
+        self.bias = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Hidden states ``[..., hidden]`` -> logits, computed where the embedding is."""
+        return super().forward(x.to(self.weight.device))
+
+
+def finish_replacement(model: PreTrainedModel) -> None:
+    """Tie the head and keep the model's dtype readable, once modules have been replaced."""
+    _tie_head(model)
+    _dense_parameter_first(model)
+
+
+def _tie_head(model: PreTrainedModel) -> None:
+    """Share the embedding's weight with a tied head, in place of tying by parameter name."""
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    if head is None:
+        return
+    embedding = model.get_input_embeddings()
+    if not (isinstance(embedding, PQEmbedding) or isinstance(head, PQLinear)):
+        return
+    tied = bool(model.config.tie_word_embeddings)
+    if tied and isinstance(embedding, PQEmbedding) and not isinstance(head, PQLinear):
+        head = TiedPQLinear(embedding.weight)
+        model.set_output_embeddings(head)  # type: ignore[no-untyped-call]
+    model._tied_weights_keys = {}
+    model.all_tied_weights_keys = {}
+
+
+def _dense_parameter_first(model: PreTrainedModel) -> None:
+    """Move children so that the first parameter of the model is a dense one.
+
+    transformers reads the dtype of a model from its first parameter, and writes it to the config on
+    saving; that must be the dtype of the activations, not of a codebook.
+    """
+    base = model.base_model
+    quantized = {id(p) for m in base.modules() if isinstance(m, PQWeight) for p in m.parameters()}
+    if not quantized:
+        return
+    paths = [n for n, p in base.named_parameters() if id(p) not in quantized and _movable(base, n)]
+    if not paths:
+        return
+    parent: nn.Module = base
+    for child in min(paths, key=lambda path: path.count(".")).split(".")[:-1]:
+        for name in [name for name in parent._modules if name != child]:
+            parent._modules[name] = parent._modules.pop(name)
+        parent = parent.get_submodule(child)
+
+
+def _movable(base: nn.Module, path: str) -> bool:
+    """Whether a parameter can come first without changing the order of a list of modules."""
+    parent = base
+    for child in path.split(".")[:-1]:
+        ordered = isinstance(parent, nn.ModuleList | nn.Sequential)
+        if ordered and child != next(iter(parent._modules)):
+            return False
+        parent = parent.get_submodule(child)
+    return True
