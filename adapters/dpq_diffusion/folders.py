@@ -10,7 +10,7 @@ from typing import Any
 
 from dpq_core.artifact import MANIFEST_NAME
 from dpq_core.errors import SourceError
-from dpq_hf.sources import read_json, shards
+from dpq_hf.sources import files_of_index, read_json
 
 BUILTIN = Path(__file__).parent / "builtin"
 
@@ -86,7 +86,7 @@ def component(folder: Path) -> Component:
                 )
             for index in (f"{file}.index.json", file.replace(".safetensors", _FP16_INDEX)):
                 if (folder / index).is_file():
-                    files, promised = shards(folder, folder / index)
+                    files, promised = files_of_index(folder, folder / index)
                     return Component(
                         folder=folder,
                         config=config,

@@ -16,19 +16,19 @@ _SHARD = re.compile(r"[\w][\w.-]*\.safetensors")
 
 
 def is_hub_id(source: str) -> bool:
-    """Whether ``source`` has the form ``name``, ``owner/name`` or ``owner/name@revision``."""
+    """Whether ``source`` has the form of a hub id: ``[owner/]name[@revision]``."""
     return bool(_HUB_ID.fullmatch(source))
 
 
 def download(source: str, patterns: Sequence[str]) -> Path:
-    """Download a hub id (or find it in the cache) and return its folder.
+    """The folder of a hub id, downloaded or from the cache.
 
     Args:
         source: as ``is_hub_id`` accepts it.
-        patterns: shell patterns of the files wanted.
+        patterns: shell patterns of the files that are needed.
 
     Raises:
-        SourceError: it does not exist, needs permission, or cannot be reached.
+        SourceError: the repository does not exist, needs permission, or cannot be reached.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -43,9 +43,9 @@ def download(source: str, patterns: Sequence[str]) -> Path:
 
     repo, _, revision = source.partition("@")
     where = f"{source}: no such folder, and as a hub id it"
-    wanted = list(patterns)
+    allowed = list(patterns)
     try:
-        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=wanted))
+        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=allowed))
     except GatedRepoError:
         raise SourceError(f"{where} is gated: accept its terms, then `hf auth login`") from None
     except RepositoryNotFoundError:
@@ -61,10 +61,10 @@ def download(source: str, patterns: Sequence[str]) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """The content of a file that holds one JSON object.
 
     Raises:
-        SourceError: it is missing, too large or not a JSON object.
+        SourceError: the file is missing, too large or not a JSON object.
     """
     try:
         if path.stat().st_size > _MAX_JSON_BYTES:
@@ -78,8 +78,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def shards(folder: Path, index: Path) -> tuple[list[Path], frozenset[str]]:
-    """The weight files of an index, and the tensors that it promises.
+def files_of_index(folder: Path, index: Path) -> tuple[list[Path], frozenset[str]]:
+    """The weight files that a ``*.safetensors.index.json`` names, and the tensors in them.
 
     Raises:
         SourceError: the index is unreadable, points out of the folder, or a file is missing.

@@ -6,8 +6,26 @@
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained("my-artifact")
+
+``DPQConfig(bits=2)`` quantizes an uncompressed model while transformers loads it.
 """
+
+from typing import TYPE_CHECKING
 
 from dpq_llama.hub.registration import register
 
+if TYPE_CHECKING:
+    from dpq_llama.hub.quantizer import DPQConfig
+
+__all__ = ["DPQConfig"]
+
 register()
+
+
+def __getattr__(name: str) -> object:
+    """Import ``DPQConfig``, and transformers with it, when it is first used."""
+    if name == "DPQConfig":
+        from dpq_llama.hub.quantizer import DPQConfig
+
+        return DPQConfig
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -219,8 +219,8 @@ def test_chunks_of_logits_change_neither_losses_nor_gradients(monkeypatch):
     for limit in (1 << 25, 30 * 4, 1):
         monkeypatch.setattr(losses, "LOGITS", limit)
         states = torch.linspace(-1, 1, 88).view(11, 8).requires_grad_()
-        ours = losses.Answers(hidden=states, head=watched)
-        theirs = losses.Answers(hidden=known, head=other)
+        ours = losses.Predictions(hidden=states, head=watched)
+        theirs = losses.Predictions(hidden=known, head=other)
         sizes.clear()
         loss = losses.kl(ours, theirs, 30) + losses.cross_entropy(ours, targets, 30)
         assert max(sizes) == min(11, max(1, limit // 30))

@@ -15,8 +15,8 @@ LOGITS = 1 << 25
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answers:
-    """What a model says at some positions.
+class Predictions:
+    """The predictions of a model at some positions, whose logits are computed in parts.
 
     Attributes:
         hidden: last hidden states ``[positions, hidden]``.
@@ -27,35 +27,35 @@ class Answers:
     head: Callable[[Tensor], Tensor]
 
 
-def answers(head: Callable[[Tensor], Tensor], hidden: Tensor) -> Answers:
-    """At all positions of ``[samples, context, hidden]`` that have a next token."""
-    return Answers(hidden=hidden[:, :-1].flatten(0, 1), head=head)
+def predictions(head: Callable[[Tensor], Tensor], hidden: Tensor) -> Predictions:
+    """The predictions at all positions of ``[samples, context, hidden]`` with a next token."""
+    return Predictions(hidden=hidden[:, :-1].flatten(0, 1), head=head)
 
 
-def cross_entropy(student: Answers, targets: Tensor, vocabulary: int) -> Tensor:
-    """Mean over positions of -log p(target); targets int64 ``[positions]``."""
+def cross_entropy(student: Predictions, targets: Tensor, vocabulary: int) -> Tensor:
+    """Cross-entropy, the mean over positions of -log p(target); targets int64 ``[positions]``."""
 
-    def part(states: Tensor, wanted: Tensor) -> Tensor:
+    def part(states: Tensor, labels: Tensor) -> Tensor:
         logits = student.head(states).float()
-        return functional.cross_entropy(logits, wanted, reduction="sum")
+        return functional.cross_entropy(logits, labels, reduction="sum")
 
     return _mean(part, vocabulary, student.hidden, targets)
 
 
-def kl(student: Answers, teacher: Answers, vocabulary: int) -> Tensor:
-    """Mean over positions of KL(teacher || student)."""
+def kl(student: Predictions, teacher: Predictions, vocabulary: int) -> Tensor:
+    """Kullback-Leibler divergence KL(teacher || student), the mean over positions."""
 
-    def part(states: Tensor, known: Tensor) -> Tensor:
-        ours = student.head(states).float().log_softmax(-1)
+    def part(states: Tensor, teacher_states: Tensor) -> Tensor:
+        student_logs = student.head(states).float().log_softmax(-1)
         with torch.no_grad():
-            theirs = teacher.head(known).float().log_softmax(-1)
-        return functional.kl_div(ours, theirs, reduction="sum", log_target=True)
+            teacher_logs = teacher.head(teacher_states).float().log_softmax(-1)
+        return functional.kl_div(student_logs, teacher_logs, reduction="sum", log_target=True)
 
     return _mean(part, vocabulary, student.hidden, teacher.hidden)
 
 
 def distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared distance of hidden states, over the teacher's power."""
+    """Mean squared distance of hidden states, over the mean square of the teacher's."""
     teacher = teacher.float()
     return functional.mse_loss(student.float(), teacher) / teacher.square().mean().clamp(min=1e-12)
 
@@ -63,11 +63,11 @@ def distance(student: Tensor, teacher: Tensor) -> Tensor:
 def _mean(
     part: Callable[[Tensor, Tensor], Tensor], vocabulary: int, states: Tensor, others: Tensor
 ) -> Tensor:
-    """Mean over positions of a sum over some of them; logits are made again for the gradient."""
+    """Mean over positions of ``part``, a sum over some; the backward pass recomputes logits."""
     step = max(1, LOGITS // vocabulary)
     total = torch.zeros((), device=states.device)
-    again = torch.is_grad_enabled() and step < len(states)
+    remake = torch.is_grad_enabled() and step < len(states)
     for first in range(0, len(states), step):
         chunk = states[first : first + step], others[first : first + step]
-        total = total + (checkpoint(part, *chunk, use_reentrant=False) if again else part(*chunk))
+        total = total + (checkpoint(part, *chunk, use_reentrant=False) if remake else part(*chunk))
     return total / len(states)

@@ -1,4 +1,4 @@
-"""LlamaTask: a language model for the calibration loop."""
+"""The calibration of a language model: student, teacher, windows of text and loss."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _NAMES = {
 
 
 class LlamaTask(CalibrationTask):
-    """A compressed model, the uncompressed one, and windows of text."""
+    """Calibration of a compressed language model against the uncompressed one, on text."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class LlamaTask(CalibrationTask):
         stored: Sequence[str],
         seed: int = 0,
     ) -> None:
-        """Take over the parts.
+        """Make a task of models and windows that are loaded.
 
         Args:
             student: ready to be trained (``prepare_student``), or an uncompressed model.
@@ -71,8 +71,8 @@ class LlamaTask(CalibrationTask):
         self._seed = seed
         self._prefix = BASE_PREFIX if any(n.startswith(BASE_PREFIX) for n in stored) else ""
         self._vocabulary: int = student.config.vocab_size
-        self._known: dict[int, Tensor] = {}
-        self._fixed: list[Batch] = []
+        self._hidden_of_window: dict[int, Tensor] = {}
+        self._untaught_validation: list[Batch] = []
         self._head: nn.Module | None = None
         context = windows.ids.shape[1]
         self.name = (
@@ -83,29 +83,29 @@ class LlamaTask(CalibrationTask):
         self.fingerprint = hashlib.sha256(about.encode()).hexdigest()
 
     def train_batch(self, step: int) -> Batch:
-        """Windows; every epoch has them in another order."""
+        """The windows of a training step; every epoch has them in another order."""
         count, size = self._windows.train, self._options.batch
         places = range(step * size, (step + 1) * size)
         orders = {
             epoch: np.random.default_rng([self._seed, epoch]).permutation(count)
             for epoch in {place // count for place in places}
         }
-        found = [int(orders[place // count][place % count]) for place in places]
-        return self._batch([self._windows.validation + number for number in found])
+        numbers = [int(orders[place // count][place % count]) for place in places]
+        return self._batch([self._windows.validation + number for number in numbers])
 
     def validation(self) -> Sequence[Batch]:
-        """All windows for validation; without a teacher, with the student's own hidden states."""
+        """All windows for validation; without a teacher, with the student's first hidden states."""
         count, size = self._windows.validation, self._options.batch
-        found = [
+        batches = [
             self._batch(range(first, min(first + size, count))) for first in range(0, count, size)
         ]
         if self._teacher is None and self._options.loss != "cross-entropy":
             self._head = self._head or copy.deepcopy(_head(self.student))
-            self._fixed = self._fixed or [
-                {**batch, "hidden": self._read_alone(self.student, batch)} for batch in found
+            self._untaught_validation = self._untaught_validation or [
+                {**batch, "hidden": self._window_hidden(self.student, batch)} for batch in batches
             ]
-            return self._fixed
-        return found
+            return self._untaught_validation
+        return batches
 
     def _batch(self, windows: Sequence[int]) -> Batch:
         """``ids`` int64 ``[samples, context]`` and ``window``, their numbers, ``[samples]``."""
@@ -113,18 +113,18 @@ class LlamaTask(CalibrationTask):
         return {"ids": self._windows.ids[numbers.to(self._windows.ids.device)], "window": numbers}
 
     def loss(self, batch: Batch) -> Tensor:
-        """Of the student."""
+        """The loss of the student on a batch, by the user's choice of ``--loss``."""
         ids, kind = batch["ids"], self._options.loss
         hidden = _hidden(self.student, ids)
         if kind == "hidden":
             return losses.distance(hidden, self._teacher_hidden(batch))
-        answers = losses.answers(_head(self.student), hidden)
+        student = losses.predictions(_head(self.student), hidden)
         total = torch.zeros((), device=hidden.device)
         if kind in ("cross-entropy", "both"):
-            total = total + losses.cross_entropy(answers, ids[:, 1:].flatten(), self._vocabulary)
+            total = total + losses.cross_entropy(student, ids[:, 1:].flatten(), self._vocabulary)
         if kind in ("kl", "both"):
-            known = losses.answers(self._teacher_head(), self._teacher_hidden(batch))
-            total = total + losses.kl(answers, known, self._vocabulary)
+            teacher = losses.predictions(self._teacher_head(), self._teacher_hidden(batch))
+            total = total + losses.kl(student, teacher, self._vocabulary)
         return total
 
     @torch.no_grad()
@@ -132,28 +132,28 @@ class LlamaTask(CalibrationTask):
         """Cross-entropy of the uncompressed model; its distance to itself is 0."""
         if self._options.loss not in ("cross-entropy", "both"):
             return 0.0
-        found = []
+        values = []
         for batch in self.validation():
-            answers = losses.answers(self._teacher_head(), self._teacher_hidden(batch))
+            teacher = losses.predictions(self._teacher_head(), self._teacher_hidden(batch))
             targets = batch["ids"][:, 1:].flatten()
-            found.append(float(losses.cross_entropy(answers, targets, self._vocabulary)))
-        return sum(found) / len(found)
+            values.append(float(losses.cross_entropy(teacher, targets, self._vocabulary)))
+        return sum(values) / len(values)
 
     def teacher(self) -> nn.Module | None:
-        """The uncompressed model."""
+        """The uncompressed model; None where the student is uncompressed."""
         return self._teacher
 
     def blocks(self) -> Sequence[str]:
-        """The decoder layers."""
+        """Paths of the decoder layers, in their order."""
         inside = "" if self.student.base_model is self.student else BASE_PREFIX
         return [f"{inside}layers.{n}" for n in range(self.student.config.num_hidden_layers)]
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
-        """The whole model, its head included."""
+        """The output of the whole model, its head included."""
         return model(input_ids=batch["ids"], use_cache=False)
 
     def tensor_name(self, path: str) -> str:
-        """With and without a head, tensors have or lack a prefix; a tied head is the embedding."""
+        """The stored name of the weight of the module at ``path``; a tied head is the embedding."""
         path = path.removeprefix(BASE_PREFIX)
         if path == "lm_head" and not self.student.config.tie_word_embeddings:
             return "lm_head.weight"
@@ -166,41 +166,41 @@ class LlamaTask(CalibrationTask):
     def _teacher_hidden(self, batch: Batch) -> Tensor:
         """Last hidden states ``[samples, context, hidden]`` of the uncompressed model."""
         if "hidden" in batch:
-            known: Tensor = batch["hidden"]
-            return known
+            hidden: Tensor = batch["hidden"]
+            return hidden
         if self._teacher is None:
             raise AdapterError(
                 "the student is uncompressed and has no teacher; calibrate an artifact"
             )
-        return self._read_alone(self._teacher, batch)
+        return self._window_hidden(self._teacher, batch)
 
-    def _read_alone(self, model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
+    def _window_hidden(self, model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
         """Last hidden states of each window alone, in the model's own precision.
 
-        What it finds must not depend on who asks first, nor on the rest of a batch, which are
-        others after a resume or with more processes.
+        The values must not depend on the rest of a batch, which is another one after a resume or
+        with more processes.
         """
-        found = []
+        rows = []
         for number, ids in zip(batch["window"].tolist(), batch["ids"], strict=True):
-            hidden = self._known.get(number)
+            hidden = self._hidden_of_window.get(number)
             if hidden is None:
                 with torch.no_grad(), torch.autocast(ids.device.type, enabled=False):
                     hidden = _hidden(model, ids[None])[0].cpu()
                 nbytes = hidden.numel() * hidden.element_size()
-                if (len(self._known) + 1) * nbytes <= _MEMORY:
-                    self._known[number] = hidden
-            found.append(hidden)
-        return torch.stack(found).to(batch["ids"].device)
+                if (len(self._hidden_of_window) + 1) * nbytes <= _MEMORY:
+                    self._hidden_of_window[number] = hidden
+            rows.append(hidden)
+        return torch.stack(rows).to(batch["ids"].device)
 
 
 def _hidden(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """Ids ``[samples, context]`` -> last hidden states ``[samples, context, hidden]``."""
-    found: Tensor = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    return found
+    """Ids int64 ``[samples, context]`` -> last hidden states ``[samples, context, hidden]``."""
+    hidden: Tensor = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    return hidden
 
 
 def _head(model: PreTrainedModel) -> nn.Module:
-    """Hidden states -> logits."""
+    """The language-model head, from hidden states to logits."""
     head: nn.Module = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     return head
 
@@ -208,7 +208,7 @@ def _head(model: PreTrainedModel) -> nn.Module:
 def calibration(
     source: str, reference: str, options: CalibrateOptions | None, run: Run
 ) -> LlamaTask:
-    """An artifact, its original and text, ready for the loop.
+    """The task of an artifact, its uncompressed model and text.
 
     An uncompressed source becomes a student without a teacher, for compressing with data.
 
@@ -221,7 +221,7 @@ def calibration(
     folder, original = locate(source), open_checkpoint(reference)
     config = read_config(folder)
     head = has_head(config)
-    options = _fitting(options, config, head=head)
+    options = _fill_in_defaults(options, config, head=head)
     device = resolve(run.device)
     quick = "bfloat16" if device.type == "cuda" else "float32"
     uncompressed = load_folder(original.folder, device, quick, head=head)
@@ -230,7 +230,7 @@ def calibration(
     if Artifact.is_artifact(folder):
         artifact = Artifact.open(folder, adapter="llama")
         student = load_folder(folder, device, "float32", head=head)
-        _check_alike(student, teacher, reference)
+        _check_same_model(student, teacher, reference)
         prepare_student(student)
         stored: Sequence[str] = tuple(artifact.names())
     else:
@@ -246,10 +246,10 @@ def calibration(
     )
 
 
-def _fitting(
+def _fill_in_defaults(
     options: CalibrateOptions, config: Mapping[str, Any], *, head: bool
 ) -> CalibrateOptions:
-    """Options with every default filled in."""
+    """The options with every default of this model filled in, checked against the model."""
     from transformers import LlamaConfig
 
     longest: int = LlamaConfig.from_dict(dict(config)).max_position_embeddings
@@ -269,7 +269,7 @@ def _fitting(
     return dataclasses.replace(options, loss=loss, context=context)
 
 
-def _check_alike(student: PreTrainedModel, teacher: PreTrainedModel, reference: str) -> None:
+def _check_same_model(student: PreTrainedModel, teacher: PreTrainedModel, reference: str) -> None:
     for name in ("vocab_size", "hidden_size", "num_hidden_layers"):
         ours, theirs = getattr(student.config, name), getattr(teacher.config, name)
         if ours != theirs:
@@ -282,7 +282,7 @@ def _check_alike(student: PreTrainedModel, teacher: PreTrainedModel, reference: 
 def _windows(
     options: CalibrateOptions, uncompressed: PreTrainedModel, model: str, source: str, run: Run
 ) -> Windows:
-    """The text; of several processes all read what the first one has."""
+    """The windows of text on the model's device; all processes read those of the first."""
     if options.texts or options.dataset:
         windows = read_windows(options, load_tokenizer(source), options.context, run.seed)
     else:

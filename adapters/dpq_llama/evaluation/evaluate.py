@@ -11,7 +11,7 @@ from dpq_core.run import Run
 from dpq_llama.evaluation import perplexity
 from dpq_llama.options import EvaluateOptions
 from dpq_llama.source.checkpoint import BUILTIN
-from dpq_llama.source.loading import load_model, load_tokenizer, origin
+from dpq_llama.source.loading import builtin_name, load_model, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,13 +26,13 @@ _TRAINED_CONTEXT = {"tiny-llama": 512}
 
 
 def evaluate(source: str, options: EvaluateOptions, run: Run) -> Evaluation:
-    """Measure perplexity, lm-eval tasks, or both.
+    """The perplexity of texts, the results of lm-eval tasks, or both.
 
     Raises:
         SpecError: there is nothing to measure, or an option does not fit the model.
         SourceError: the model, a text or a task's data cannot be read.
     """
-    builtin = origin(source)
+    builtin = builtin_name(source)
     texts = options.text or (("builtin",) if builtin and not options.tasks else ())
     if not texts and not options.tasks:
         raise SpecError("nothing to measure: give --text FILE (a held-out text) or --tasks NAMES")
@@ -49,7 +49,7 @@ def evaluate(source: str, options: EvaluateOptions, run: Run) -> Evaluation:
     if options.tasks:
         from dpq_llama.evaluation.tasks import evaluate_tasks
 
-        found, details["lm_eval"] = evaluate_tasks(
+        task_metrics, details["lm_eval"] = evaluate_tasks(
             model,
             tokenizer,
             options.tasks,
@@ -57,11 +57,12 @@ def evaluate(source: str, options: EvaluateOptions, run: Run) -> Evaluation:
             batch_size=options.batch_size,
             seed=run.seed,
         )
-        metrics += found
+        metrics += task_metrics
     return Evaluation(metrics=tuple(metrics), details=details)
 
 
 def _context(model: PreTrainedModel, asked: int, builtin: str | None) -> int:
+    """Tokens per window; ``asked`` is 0 for the default of the model."""
     longest: int = model.config.max_position_embeddings
     if asked > longest:
         raise SpecError(f"--context {asked} is more than the {longest} positions of the model")

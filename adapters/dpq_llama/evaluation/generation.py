@@ -1,4 +1,4 @@
-"""Text from a model, and the logits by which a loaded artifact is recognised."""
+"""Text that a model generates, and the logits that verify a loaded artifact."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dpq_core.run import Run
 from dpq_llama.families.llama import has_head
 from dpq_llama.options import SampleOptions
 from dpq_llama.source.checkpoint import read_config
-from dpq_llama.source.loading import load_folder, load_model, load_tokenizer, origin
+from dpq_llama.source.loading import builtin_name, load_folder, load_model, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,13 +31,13 @@ _PROBE_LOGITS = 1024
 
 
 def sample(source: str, options: SampleOptions, run: Run, out: Path | None) -> Sampling:
-    """Continue every prompt; the same seed gives the same texts.
+    """The continuation of every prompt; the same seed gives the same texts.
 
     Raises:
         SpecError: a prompt is longer than the model's context.
         SourceError: the model or its tokenizer cannot be read.
     """
-    prompts = options.prompt or (_PROMPTS.get(origin(source) or "", _USUAL_PROMPT),)
+    prompts = options.prompt or (_PROMPTS.get(builtin_name(source) or "", _USUAL_PROMPT),)
     tokenizer = load_tokenizer(source)
     model = load_model(source, run.device, options.dtype)
     texts = []
@@ -47,23 +47,28 @@ def sample(source: str, options: SampleOptions, run: Run, out: Path | None) -> S
         for index, prompt in enumerate(prompts):
             run.progress("sample", index, len(prompts))
             ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(model.device)
-            done = _continue(model, ids, options)
-            texts.append(str(tokenizer.decode(done, skip_special_tokens=True)))
+            continued_ids = _continue(model, ids, options)
+            texts.append(str(tokenizer.decode(continued_ids, skip_special_tokens=True)))
     run.progress("sample", len(prompts), len(prompts))
     return Sampling(texts=tuple(texts), files=_write(texts, out))
 
 
 def _continue(model: PreTrainedModel, ids: Tensor, options: SampleOptions) -> Tensor:
-    """Prompt ids ``[1, n]`` -> ids of prompt and continuation."""
+    """Prompt ids int64 ``[1, n]`` -> ids of prompt and continuation ``[n + new]``."""
     room = model.config.max_position_embeddings - ids.shape[1]
     if room < 1 or ids.shape[1] == 0:
         raise SpecError(
             f"--prompt has {ids.shape[1]} tokens; the model takes 1 to "
             f"{model.config.max_position_embeddings - 1}"
         )
-    choice: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    draws: dict[str, Any] = {
+        "do_sample": False,
+        "temperature": None,
+        "top_p": None,
+        "top_k": None,
+    }
     if options.temperature > 0:
-        choice = {
+        draws = {
             "do_sample": True,
             "temperature": options.temperature,
             "top_p": options.top_p,
@@ -78,7 +83,7 @@ def _continue(model: PreTrainedModel, ids: Tensor, options: SampleOptions) -> Te
         attention_mask=torch.ones_like(ids),
         max_new_tokens=min(options.max_new_tokens, room),
         pad_token_id=padding,
-        **choice,
+        **draws,
     )
     return output[0]
 

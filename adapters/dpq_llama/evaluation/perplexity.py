@@ -29,12 +29,12 @@ _HEAD_TOKENS = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """What was measured.
+    """The likelihood that a model gives to a text.
 
     Attributes:
         nats: summed negative log-likelihood of the scored tokens.
-        tokens: how many were scored.
-        windows: how many windows they come from.
+        tokens: number of scored tokens.
+        windows: number of windows that they come from.
     """
 
     nats: float
@@ -48,7 +48,12 @@ class Score:
         return math.exp(mean) if mean < 700 else math.inf
 
     def bits_per_byte(self, tokens: int, n_bytes: int) -> float:
-        """Mean bits per token times tokens per byte of the whole text: tokenizer-independent."""
+        """Bits per byte of the whole text, which do not depend on the tokenizer.
+
+        Args:
+            tokens: of the whole text, the tail included.
+            n_bytes: of the whole text in UTF-8.
+        """
         return self.nats / self.tokens / math.log(2) * tokens / n_bytes
 
 
@@ -83,7 +88,15 @@ def score(
     limit: int = 0,
     progress: Progress = silent,
 ) -> Score:
-    """Score ids int64 ``[tokens]`` window by window; ``limit`` > 0 stops after so many windows.
+    """The score of a text, window by window.
+
+    Args:
+        model: with a language-model head.
+        ids: of the text, int64 ``[tokens]``.
+        context: tokens per window.
+        batch_size: windows per forward pass.
+        limit: windows to score; 0 for all.
+        progress: called with windows done and windows to do.
 
     Raises:
         SpecError: the text does not fill one window.
@@ -104,7 +117,7 @@ def score(
 
 
 def _nats(model: PreTrainedModel, windows: Tensor) -> float:
-    """Negative log-likelihood of windows ``[batch, context]``, summed in float64."""
+    """Negative log-likelihood of windows int64 ``[batch, context]``, summed in float64."""
     hidden = model.base_model(input_ids=windows, use_cache=False).last_hidden_state[:, :-1]
     states, targets = hidden.flatten(0, 1), windows[:, 1:].flatten()
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]

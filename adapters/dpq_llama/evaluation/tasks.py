@@ -26,7 +26,7 @@ def evaluate_tasks(
     batch_size: int,
     seed: int,
 ) -> tuple[list[Metric], dict[str, Any]]:
-    """Metrics of every task, and the harness's own results for ``--json``.
+    """Metrics of every task, and the results of the harness itself for ``--json``.
 
     Args:
         model: loaded on its device.
@@ -45,11 +45,11 @@ def evaluate_tasks(
     from lm_eval.models.huggingface import HFLM
 
     names = [name for task in tasks for name in task.split(",") if name]
-    manager, wanted = _resolve(names)
+    manager, task_names = _resolve(names)
     try:
         results = lm_eval.simple_evaluate(
             model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
-            tasks=wanted,
+            tasks=task_names,
             task_manager=manager,
             limit=limit or None,
             bootstrap_iters=_BOOTSTRAP,
@@ -64,15 +64,15 @@ def evaluate_tasks(
         raise SourceError(f"tasks {', '.join(names)}: cannot load the data ({reason})") from None
     documents = f", first {limit} documents" if limit else ""
     protocol = f"lm-eval {lm_eval.__version__}{documents}"
-    kept = {key: results[key] for key in ("results", "versions", "n-shot", "n-samples")}
-    return _metrics(results, protocol), kept
+    harness_results = {key: results[key] for key in ("results", "versions", "n-shot", "n-samples")}
+    return _metrics(results, protocol), harness_results
 
 
 def _resolve(names: list[str]) -> tuple[Any, list[str]]:
-    """The harness's task manager, and what to ask it for."""
+    """The task manager of the harness, and the tasks to ask it for."""
     from lm_eval.tasks import TaskManager
 
-    wanted: list[str] = []
+    task_names: list[str] = []
     registered: list[str] = []
     for name in names:
         path = Path(name)
@@ -80,11 +80,11 @@ def _resolve(names: list[str]) -> tuple[Any, list[str]]:
             local = TaskManager(include_path=str(path), include_defaults=False)
             if not local.all_tasks:
                 raise SpecError(f"--tasks {name}: the folder defines no task")
-            wanted += [str(local.task_index[task].yaml_path) for task in local.all_subtasks]
+            task_names += [str(local.task_index[task].yaml_path) for task in local.all_subtasks]
         elif path.suffix in (".yaml", ".yml"):
             if not path.is_file():
                 raise SpecError(f"--tasks {name}: no such file")
-            wanted.append(str(path.resolve()))
+            task_names.append(str(path.resolve()))
         else:
             registered.append(name)
     manager = TaskManager(include_defaults=bool(registered))
@@ -93,8 +93,8 @@ def _resolve(names: list[str]) -> tuple[Any, list[str]]:
             near = difflib.get_close_matches(name, manager.all_tasks, n=3)
             hint = f"did you mean {' or '.join(near)}? " if near else ""
             raise SpecError(f"--tasks {name}: no such task; {hint}see `lm-eval ls tasks`")
-        wanted += manager.match_tasks([name])
-    return manager, wanted
+        task_names += manager.match_tasks([name])
+    return manager, task_names
 
 
 def _metrics(results: dict[str, Any], protocol: str) -> list[Metric]:
@@ -103,14 +103,14 @@ def _metrics(results: dict[str, Any], protocol: str) -> list[Metric]:
         directions = results.get("higher_is_better", {}).get(task, {})
         shots = results.get("n-shot", {}).get(task, 0)
         for key, value in values.items():
-            name, _, chosen = key.partition(",")
-            if not isinstance(value, int | float) or not chosen or name.endswith("_stderr"):
+            name, _, filter_name = key.partition(",")
+            if not isinstance(value, int | float) or not filter_name or name.endswith("_stderr"):
                 continue
-            spread = values.get(f"{name}_stderr,{chosen}")
-            spread = f", standard error {spread:.4f}" if isinstance(spread, float) else ""
+            error = values.get(f"{name}_stderr,{filter_name}")
+            spread = f", standard error {error:.4f}" if isinstance(error, float) else ""
             metrics.append(
                 Metric(
-                    name=f"{task}/{name}" + (f",{chosen}" if chosen != "none" else ""),
+                    name=f"{task}/{name}" + (f",{filter_name}" if filter_name != "none" else ""),
                     value=float(value),
                     higher_is_better=bool(directions.get(name, True)),
                     protocol=f"{protocol}, {shots}-shot{spread}",

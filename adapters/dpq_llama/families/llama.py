@@ -1,4 +1,4 @@
-"""The tensors of a Llama, derived from its config, and how each is compressed."""
+"""The Llama architecture: its tensors, which are compressed and how, and its hidden units."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _EMBEDDING = re.compile(r"(model\.)?embed_tokens\.weight")
 
 
 def layout_of(name: str, shape: tuple[int, ...]) -> Layout | None:
-    """How a tensor is compressed; None keeps it (norms, biases, other heads)."""
+    """The layout by which a tensor is compressed; None keeps it (norms, biases, other heads)."""
     if len(shape) != 2 or 0 in shape:
         return None
     if _LINEAR.fullmatch(name):
@@ -48,7 +48,11 @@ def has_head(config: Mapping[str, Any]) -> bool:
 
 
 def expected_tensors(config: Mapping[str, Any], *, prefix: str) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor that transformers' LlamaForCausalLM reads.
+    """Name -> shape of every tensor that ``LlamaForCausalLM`` of transformers reads.
+
+    Args:
+        config: content of the ``config.json``.
+        prefix: of the decoder's tensors, ``BASE_PREFIX`` or nothing.
 
     Raises:
         ValueError: a size is not a positive integer.
@@ -92,7 +96,7 @@ def _size(config: Mapping[str, Any], name: str, default: int) -> int:
 
 
 def policy(spec: QuantSpec) -> tuple[Override, ...]:
-    """Bits of the embedding and the head: at least 4 per weight, whatever the blocks get.
+    """Rules that give the embedding and the head at least 4 bits per weight.
 
     They are a small part of a large model, and a lookup has no other weights to average out its
     error (measured on builtin:tiny-llama; docs/llama.md).
@@ -104,13 +108,13 @@ def policy(spec: QuantSpec) -> tuple[Override, ...]:
 
 
 def hidden_axes(names: Collection[str]) -> Iterator[HiddenAxis]:
-    """The inner units of each MLP, ``down(silu(gate(x)) * up(x))``.
+    """The inner units of each MLP, ``down(silu(gate(x)) * up(x))``, whose order is free.
 
     The columns of ``o_proj`` are left out: they could only change places within their heads, and a
     permutation over all of them, stored, lowers its error by more.
 
     Args:
-        names: of the checkpoint's tensors.
+        names: names of the checkpoint's tensors.
     """
     for match in map(_DOWN.fullmatch, names):
         if match:

@@ -1,4 +1,4 @@
-"""Where models come from: folders, ``builtin:NAME`` and hub ids; safetensors only."""
+"""Uncompressed Llama checkpoints: folders, ``builtin:NAME`` and hub ids; safetensors only."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 from dpq_core.errors import SourceError
 from dpq_core.plugin.builtin import find_local
 from dpq_core.tensor.checkpoint import SafetensorsCheckpoint
-from dpq_hf.sources import download, is_hub_id, read_json, shards
-from dpq_llama.families.llama import expected_tensors, has_head
+from dpq_hf.sources import download, files_of_index, is_hub_id, read_json
+from dpq_llama.families.llama import BASE_PREFIX, expected_tensors, has_head
 
 BUILTIN = Path(__file__).parent.parent / "builtin"
 """Folder of the models that ship with this adapter."""
@@ -30,7 +30,7 @@ SIDE_FILES = (
     "USE_POLICY*",
     "vocab.json",
 )
-"""Copied into an artifact as they are."""
+"""Files (shell patterns) that are copied into an artifact as they are."""
 
 
 class LlamaCheckpoint(SafetensorsCheckpoint):
@@ -49,19 +49,20 @@ def open_checkpoint(source: str) -> LlamaCheckpoint:
     """Open an uncompressed checkpoint without reading its tensors.
 
     Raises:
-        SourceError: it does not exist, is damaged or incomplete, or is not an uncompressed Llama.
+        SourceError: the checkpoint does not exist, is damaged or incomplete, or is not an
+            uncompressed Llama.
     """
     folder = locate(source)
     config = read_config(folder)
     _check_config(folder, config)
-    files, promised = _weight_files(folder)
+    files, indexed_names = _weight_files(folder)
     checkpoint = LlamaCheckpoint(source, files, _side_files(folder))
     checkpoint.folder, checkpoint.config = folder, config
-    for name in sorted(promised - set(checkpoint.tensors)):
+    for name in sorted(indexed_names - set(checkpoint.tensors)):
         raise SourceError(f"{folder / INDEX}: tensor {name!r} is in none of the shards")
     for name in [n for n in checkpoint.tensors if n.endswith("rotary_emb.inv_freq")]:
         del checkpoint.tensors[name]  # derived from the config; transformers computes it
-    _untangle_head(checkpoint)
+    _drop_tied_head(checkpoint)
     _check_tensors(checkpoint)
     return checkpoint
 
@@ -71,23 +72,23 @@ def locate(source: str) -> Path:
 
     Raises:
         SourceError: there is no such folder, builtin model or repository.
-        ArtifactError: it is an artifact that is only half-written.
+        ArtifactError: the folder is an artifact that is only half-written.
     """
-    found = find_local(source, BUILTIN, CONFIG)
-    if found is None and not is_hub_id(source):
+    folder = find_local(source, BUILTIN, CONFIG)
+    if folder is None and not is_hub_id(source):
         raise SourceError(f"{source}: no such folder, and not a hub id (owner/name)")
-    if found is None:
+    if folder is None:
         return download(source, [CONFIG, "dpq.json", "model*.safetensors", INDEX, *SIDE_FILES])
-    if not found.is_dir():
+    if not folder.is_dir():
         raise SourceError(f"{source}: a file; give the model's folder instead")
-    return found
+    return folder
 
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The content of ``config.json``.
 
     Raises:
-        SourceError: it is missing, too large or not a JSON object.
+        SourceError: the file is missing, too large or not a JSON object.
     """
     if not (folder / CONFIG).is_file():
         hint = "; convert Meta's original format with transformers' convert_llama_weights_to_hf.py"
@@ -99,10 +100,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _check_config(folder: Path, config: dict[str, Any]) -> None:
-    found = config.get("model_type")
-    if found != "llama":
+    model_type = config.get("model_type")
+    if model_type != "llama":
         raise SourceError(
-            f"{folder / CONFIG}: model_type is {found!r}, this adapter reads 'llama' only"
+            f"{folder / CONFIG}: model_type is {model_type!r}, this adapter reads 'llama' only"
         )
     quantization = config.get("quantization_config")
     if quantization is not None:
@@ -113,7 +114,7 @@ def _check_config(folder: Path, config: dict[str, Any]) -> None:
 
 
 def _weight_files(folder: Path) -> tuple[list[Path], frozenset[str]]:
-    """The weight files, and the tensors that the index promises (none without an index)."""
+    """The weight files, and the names of tensors in the index (none without an index)."""
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS], frozenset()
     if not (folder / INDEX).is_file():
@@ -124,7 +125,7 @@ def _weight_files(folder: Path) -> tuple[list[Path], frozenset[str]]:
             if pickles
             else f"{folder}: no {WEIGHTS} and no {INDEX}"
         )
-    return shards(folder, folder / INDEX)
+    return files_of_index(folder, folder / INDEX)
 
 
 def _side_files(folder: Path) -> dict[str, Path]:
@@ -136,8 +137,8 @@ def _side_files(folder: Path) -> dict[str, Path]:
     }
 
 
-def _untangle_head(checkpoint: LlamaCheckpoint) -> None:
-    """Drop a stored copy of a tied head; where it differs, the model is not tied after all.
+def _drop_tied_head(checkpoint: LlamaCheckpoint) -> None:
+    """Drop the stored copy of a tied head; where it differs, note that the model is not tied.
 
     transformers does the same: it ties only weights that are equal.
     """
@@ -153,14 +154,14 @@ def _untangle_head(checkpoint: LlamaCheckpoint) -> None:
 
 
 def _check_tensors(checkpoint: LlamaCheckpoint) -> None:
-    """Everything that the config promises must be there, in its shape."""
+    """Refuse a checkpoint without a tensor of the config, or with one of another shape."""
     where = checkpoint.folder
-    bare = "embed_tokens.weight" in checkpoint.tensors  # a LlamaModel, without a head
+    headless = "embed_tokens.weight" in checkpoint.tensors  # a LlamaModel
     try:
-        expected = expected_tensors(checkpoint.config, prefix="" if bare else "model.")
+        expected = expected_tensors(checkpoint.config, prefix="" if headless else BASE_PREFIX)
     except ValueError as error:
         raise SourceError(f"{where / CONFIG}: not a valid Llama config ({error})") from None
-    if bare or not has_head(checkpoint.config) or checkpoint.config.get("tie_word_embeddings"):
+    if headless or not has_head(checkpoint.config) or checkpoint.config.get("tie_word_embeddings"):
         expected.pop("lm_head.weight", None)
     for name, shape in expected.items():
         info = checkpoint.tensors.get(name)

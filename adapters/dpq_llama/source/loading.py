@@ -1,4 +1,4 @@
-"""From a source, compressed or not, to a runnable model and its tokenizer."""
+"""Models and tokenizers loaded by transformers from any source, compressed or not."""
 
 from __future__ import annotations
 
@@ -20,30 +20,29 @@ if TYPE_CHECKING:
 
 
 def load_model(source: str, device: str, dtype: str = "auto") -> PreTrainedModel:
-    """Load an artifact or an uncompressed checkpoint for inference.
+    """The model of an artifact or of an uncompressed checkpoint, loaded for inference.
 
     Raises:
-        SourceError: there is no such source, or it is not a Llama.
+        SourceError: there is no such source, or the model is not a Llama.
         ArtifactError: the artifact is damaged.
     """
-    where = resolve(device)
     folder = locate(source)
     if Artifact.is_artifact(folder):
         Artifact.open(folder, adapter="llama")
     elif not is_dpq(read_config(folder)):  # a model that transformers saved again has no manifest
         open_checkpoint(source)
-    return load_folder(folder, where, dtype)
+    return load_folder(folder, resolve(device), dtype)
 
 
 def load_folder(
     folder: Path, device: torch.device, dtype: str = "auto", *, head: bool = True
 ) -> PreTrainedModel:
-    """``from_pretrained`` on a folder that has been checked, with or without the head."""
+    """The model in a folder that has been checked, with its language-model head or without."""
     from transformers import LlamaForCausalLM, LlamaModel
 
-    kind = LlamaForCausalLM if head else LlamaModel
-    with _quietly():
-        model: PreTrainedModel = kind.from_pretrained(
+    model_class = LlamaForCausalLM if head else LlamaModel
+    with _no_progress_bar():
+        model: PreTrainedModel = model_class.from_pretrained(
             folder, dtype=dtype, device_map={"": device}, local_files_only=True
         )
     return model
@@ -53,7 +52,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     """The tokenizer that belongs to a source.
 
     Raises:
-        SourceError: the folder has none, or it cannot be read.
+        SourceError: the folder has no tokenizer, or the tokenizer cannot be read.
     """
     from transformers import AutoTokenizer
 
@@ -71,23 +70,23 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
 
 
 def is_dpq(config: dict[str, Any]) -> bool:
-    """Whether a config is that of an artifact (or of one that transformers saved again)."""
+    """Whether a config belongs to an artifact, or to one that transformers saved again."""
     quantization = config.get("quantization_config")
     return isinstance(quantization, dict) and quantization.get("quant_method") == "dpq"
 
 
-def origin(source: str) -> str | None:
-    """NAME when the source is ``builtin:NAME`` or an artifact made from it."""
+def builtin_name(source: str) -> str | None:
+    """NAME where the source is ``builtin:NAME`` or an artifact made of it, else None."""
     folder = None if source.startswith(BUILTIN_SCHEME) else locate(source)
     if folder is not None and Artifact.is_artifact(folder):
         source = Artifact.open(folder, adapter="llama").manifest.source
-    known = source.startswith(BUILTIN_SCHEME)
-    return source.removeprefix(BUILTIN_SCHEME) if known else None
+    is_builtin = source.startswith(BUILTIN_SCHEME)
+    return source.removeprefix(BUILTIN_SCHEME) if is_builtin else None
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Without transformers' own progress bar: dpq reports progress through ``Run``."""
+def _no_progress_bar() -> Iterator[None]:
+    """Hides the progress bar of transformers: dpq reports progress through ``Run``."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""Text from files, packed or not."""
+"""The text of files, gzipped or not."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from dpq_core.errors import SourceError
 
 
 def read_text(path: Path) -> str:
-    """The content of a UTF-8 file; one that ends in ``.gz`` is unpacked.
+    """The content of a UTF-8 file; a file that ends in ``.gz`` is unpacked.
 
     Raises:
-        SourceError: it is missing, damaged or not UTF-8 text.
+        SourceError: the file is missing, damaged or not UTF-8 text.
     """
     try:
         if path.suffix == ".gz":
