@@ -85,12 +85,12 @@ def make_task(pipeline_of, prompts, monkeypatch):
     """The task of an uncompressed pipeline, or of an artifact of it; quick."""
     monkeypatch.setattr("dpq_diffusion.calibration.build._VALIDATION_IMAGES", 2)
 
-    def make(kind, source=None, seed=0, **options):
+    def make(kind, source=None, seed=0, run=None, **options):
         folder = str(pipeline_of(kind))
         takes_text = (pipeline_of(kind) / "tokenizer").is_dir()
         told = {"prompts": prompts} if takes_text else {}
         chosen = CalibrateOptions(**{**CALIBRATION, **told, **options})
-        run = Run(device="cpu", seed=seed)
+        run = run or Run(device="cpu", seed=seed)
         return DiffusionAdapter().calibration(str(source or folder), folder, chosen, run)
 
     return make

@@ -11,7 +11,6 @@ import torch
 
 from dpq_core.artifact import Artifact
 from dpq_core.calibrate.settings import CalibrateSettings
-from dpq_core.data.last import Last
 from dpq_core.errors import DPQError
 from dpq_core.jobs.calibrate import CalibrateOptions as Command
 from dpq_core.jobs.calibrate import calibrate_artifact
@@ -21,7 +20,7 @@ from dpq_core.run import Run
 from dpq_core.runtime.weight import PQWeight
 from dpq_core.spec import QuantSpec
 from dpq_diffusion.adapter import DiffusionAdapter
-from dpq_diffusion.calibration import build, trajectories
+from dpq_diffusion.calibration import trajectories
 from dpq_diffusion.calibration.calls import slot_key
 from dpq_diffusion.options import CalibrateOptions
 from dpq_diffusion.pipelines.conditions import make_items
@@ -95,12 +94,12 @@ def test_null_class_is_drawn_as_often_as_its_errors_count(make_task, guidance, s
     assert set(labels.tolist()) >= {0, 1, 2}
 
 
-def test_equal_trajectories_are_drawn_once(make_task, monkeypatch):
-    monkeypatch.setattr(build, "_DRAWN", Last())
-    first = make_task("pixel_dit", denoising_steps=3)
-    again = make_task("pixel_dit", denoising_steps=3)
+def test_equal_trajectories_are_drawn_once_in_a_job(make_task):
+    run = Run(device="cpu", seed=0)
+    first = make_task("pixel_dit", run=run, denoising_steps=3)
+    again = make_task("pixel_dit", run=run, denoising_steps=3)
     assert again._samples.train.calls is first._samples.train.calls
-    other = make_task("pixel_dit", denoising_steps=4)
+    other = make_task("pixel_dit", run=run, denoising_steps=4)
     assert len(other._samples.train.calls) != len(first._samples.train.calls)
 
 
@@ -108,7 +107,6 @@ def test_long_trajectories_are_thinned_out(make_task, monkeypatch):
     whole = make_task("pixel_dit", denoising_steps=4)
     monkeypatch.setattr(trajectories, "_MAX_BYTES", 2 * 6 * 64 * 3 * 4)
     monkeypatch.setattr(trajectories, "_DRAWN_AT_ONCE", 3)
-    monkeypatch.setattr(build, "_DRAWN", Last())  # the same are drawn again
     thin = make_task("pixel_dit", denoising_steps=4)
     calls = len(thin._samples.train.calls)
     assert (len(whole._samples.train.calls), calls) == (4, 2)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from dpq_core.artifact import Artifact
 from dpq_core.calibrate.layers import prepare_student
-from dpq_core.data.last import Last
 from dpq_core.device import resolve
 from dpq_core.errors import SourceError, SpecError
 from dpq_core.run import Run
@@ -35,9 +34,6 @@ from dpq_diffusion.source.locate import locate
 
 _VALIDATION_IMAGES = 16
 """Trajectories for validation; of images and latents at most a tenth is, and never less than 1."""
-
-_DRAWN: Last[tuple[Trajectories, Trajectories]] = Last()
-"""What the model sees while it draws, to train on and to validate."""
 
 
 def calibration(
@@ -131,7 +127,8 @@ def _samples(
             record(sampler, conditions, _VALIDATION_IMAGES, others, run.progress),
         )
 
-    train, validation = _DRAWN.get((about, run.seed, resolve(run.device)), draw)
+    key = (about, run.seed, resolve(run.device))
+    train, validation = run.reuse.get("diffusion trajectories", key, draw)
     if options.loss == "distill":
         return CalibrationSamples(
             train=train.recorded(), validation=validation.recorded(), what=what, fingerprint=about

@@ -26,7 +26,7 @@ from dpq_core.runtime import PQWeight, swap
 from dpq_core.spec import QuantSpec
 from dpq_core.tensor.pq_tensor import PARTS
 from dpq_diffusion.adapter import DiffusionAdapter
-from dpq_diffusion.source.checkpoint import copies
+from dpq_diffusion.source.checkpoint import copied_modules
 from dpq_hf.loading_hooks import LoadingHooks
 from dpq_hf.quantize_loaded import LoadedModel, quantize_loaded
 from dpq_hf.stored_config import StoredConfig
@@ -173,7 +173,7 @@ class DPQQuantizer(LoadingHooks, DiffusersQuantizer):
         """Quantize a dense model, and make the config that of the result."""
         config = self.quantization_config
         assert config.bits is not None
-        config.shared = copies(LoadedModel(model))
+        config.shared = copied_modules(LoadedModel(model))
         for copy, original in config.shared.items():
             swap.replace(model, copy, model.get_submodule(original))
         spec = QuantSpec.preset(config.bits)
