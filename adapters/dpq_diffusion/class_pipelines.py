@@ -65,7 +65,7 @@ class ClassPipeline(DiffusionPipeline):  # type: ignore[misc]
 
         Args:
             class_labels: class numbers.
-            guidance_scale: of classifier-free guidance; 1 is none.
+            guidance_scale: scale of classifier-free guidance; 1 is none.
             generator: one, or one per image.
             num_inference_steps: denoising steps.
             output_type: ``pil``, ``np`` (float ``[n, H, W, C]``) or ``pt`` (``[n, C, H, W]``),
@@ -102,7 +102,7 @@ class PixelDiTPipeline(ClassPipeline):
 
     Args:
         transformer: a ``DiTTransformer2DModel``.
-        scheduler: of diffusers.
+        scheduler: a scheduler of diffusers.
         id2label: class number (as a string) -> name.
     """
 
@@ -140,9 +140,9 @@ class ClassLDMPipeline(ClassPipeline):
 
     Args:
         vqvae: ``VQModel`` or ``AutoencoderKL``.
-        class_embedder: of as many classes as the model knows.
+        class_embedder: an embedder of the model's classes.
         unet: a ``UNet2DConditionModel``.
-        scheduler: of diffusers.
+        scheduler: a scheduler of diffusers.
         null_class: label that stands for "no class"; None: no guidance.
         id2label: class number (as a string) -> name.
     """

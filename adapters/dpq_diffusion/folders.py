@@ -30,7 +30,7 @@ class Component:
     """A folder with a config and weights.
 
     Attributes:
-        folder: where it is.
+        folder: folder of the component.
         config: the content of its ``config.json``.
         stem: name of its weight files without variant: ``diffusion_pytorch_model`` or ``model``.
         files: its weight files.
@@ -104,7 +104,7 @@ def component(folder: Path) -> Component:
 
 
 _FP16_INDEX = ".safetensors.index.fp16.json"
-"""diffusers puts the variant of an index behind ``index``."""
+"""End of the name of an fp16 index, in which diffusers puts the variant behind ``index``."""
 
 
 def side_files(folder: Path, compressed: Mapping[str, Component]) -> dict[str, Path]:

@@ -14,7 +14,7 @@ from dpq_core.data.sequential.activations import Unstorable, flatten, unflatten
 from dpq_core.errors import SourceError
 
 _SHARED_ARGUMENTS = ("img_ids", "txt_ids")
-"""Arguments of FLUX and its kin whose first axis counts tokens: all samples share them."""
+"""Arguments of FLUX and its kin that all samples share; their first axis counts tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ def split_call(arguments: Mapping[str, Any], sample: str) -> tuple[CallTemplate,
     """Split the arguments of a call into a template and the tensors ``[n, ...]`` of its slots.
 
     Args:
-        arguments: by name, ``timestep`` among them.
+        arguments: the arguments of a call by name, ``timestep`` among them.
         sample: name of the argument with the noisy latents ``[n, ...]``.
 
     Raises:
@@ -120,8 +120,8 @@ class Recorder:
     Attributes:
         model: the denoiser.
         is_kept: (number of the call from 0, bytes of its latents and output) -> whether to keep it.
-        form: of all calls; None before the first one.
-        calls: that were kept.
+        form: template of all calls; None before the first one.
+        calls: the calls that were kept.
     """
 
     model: nn.Module

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _ENCODED_AT_ONCE = 16
-"""Images that the autoencoder encodes at a time."""
+"""Number of images that the autoencoder encodes at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +34,8 @@ class TrainingData:
     Attributes:
         latents: float32 ``[N, C, H, W]``, scaled as the denoiser takes them.
         labels: int64 ``[N]``; None for an unconditional model.
-        what: where they are from, for people.
-        fingerprint: of what was read.
+        what: description of the data for people.
+        fingerprint: hash of the values that were read.
     """
 
     latents: Tensor
@@ -98,10 +98,10 @@ def read_images(
     They are scaled and cut to the size that the model draws.
 
     Args:
-        folder: with a sub-folder per class, where the model draws classes.
+        folder: the images, in a sub-folder per class where the model draws classes.
         pipeline: class-conditional or unconditional.
-        seed: of the draw from an autoencoder's posterior.
-        progress: in images.
+        seed: seed of the draws from an autoencoder's posterior.
+        progress: counts images.
 
     Raises:
         SourceError: there are no images, or one cannot be read.
@@ -202,7 +202,7 @@ def encode(pixels: Tensor, vae: Any, generator: torch.Generator) -> Tensor:
     Args:
         pixels: float32.
         vae: autoencoder of the pipeline; None where the denoiser takes pixels.
-        generator: of the draw from the posterior.
+        generator: source of the draws from the posterior.
     """
     if vae is None:
         return pixels

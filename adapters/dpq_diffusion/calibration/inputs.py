@@ -37,7 +37,7 @@ class NoisedData(BatchSource):
 
     Attributes:
         form: how the denoiser is called.
-        process: that adds noise.
+        process: the noise process.
         data: float32 ``[N, ...]``.
         conditions: slot -> ``[N, ...]``.
         null: slot -> ``[N, ...]`` or ``[1, ...]``, in place of the conditions where they are left
@@ -105,9 +105,9 @@ class RecordedCalls(BatchSource):
     """Recorded calls of the uncompressed denoiser, with its outputs as targets.
 
     Attributes:
-        form: of the calls.
+        form: template of the calls.
         calls: all alike in rows but the last ones.
-        halves: of their rows; None: they are all of one kind.
+        halves: the two halves of each call's rows; None: all rows are of one kind.
     """
 
     form: CallTemplate

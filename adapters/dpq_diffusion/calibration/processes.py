@@ -19,7 +19,7 @@ class NoiseProcess(ABC):
     """A process that adds noise to data, with the training loss of its denoiser.
 
     Attributes:
-        name: of its training loss, as in ``--loss``.
+        name: name of its training loss, as ``--loss`` takes it.
     """
 
     name: str

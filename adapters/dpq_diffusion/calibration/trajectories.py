@@ -24,13 +24,13 @@ from dpq_diffusion.pipelines.conditions import Condition, Item
 from dpq_diffusion.sampling.samplers import ClassSampler, Sampler
 
 FIRST_SEED = 1 << 30
-"""Of the first trajectory: samples and evaluations begin at their own seed, usually 0."""
+"""Seed of the first trajectory, far from those of samples and evaluations, which begin near 0."""
 
 _DRAWN_AT_ONCE = 16
-"""Images that are drawn at a time."""
+"""Number of images that are drawn at a time."""
 
 _MAX_BYTES = 2 << 30
-"""Bytes of latents and outputs that are kept; of longer trajectories not every step is."""
+"""Largest number of bytes of latents and outputs that are kept; beyond it steps are skipped."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +38,13 @@ class Trajectories:
     """Recorded calls of a denoiser, and the latents that it drew.
 
     Attributes:
-        form: of all calls.
-        calls: of the denoiser.
-        first: per group of images drawn together, one of its calls.
-        final: per group, latents float32 ``[n, ...]``; None where the pipeline does not show them.
-        halves: of the rows of a call; None: no guidance by a second half.
-        scale: the denoiser takes the scheduler's timesteps times this.
+        form: template of all calls.
+        calls: the recorded calls of the denoiser.
+        first: one call for each group of images that were drawn together.
+        final: the latents float32 ``[n, ...]`` that each group ended in; None where the pipeline
+            does not show them.
+        halves: the two halves of each call's rows; None: no guidance by a second half.
+        scale: factor from the scheduler's timesteps to those that the denoiser takes.
     """
 
     form: CallTemplate
@@ -100,11 +101,11 @@ def record(
     """Let a pipeline draw images, and record the calls of its denoiser.
 
     Args:
-        sampler: of the uncompressed pipeline.
+        sampler: sampler of the uncompressed pipeline.
         conditions: to draw, all of them in turn, in random order.
         count: images.
-        first_seed: of the first image and of the order; image i has ``first_seed + i``.
-        progress: in images.
+        first_seed: seed of the first image and of the order; image i has ``first_seed + i``.
+        progress: counts images.
 
     Raises:
         SourceError: the calls cannot be kept, or the model gives NaN.

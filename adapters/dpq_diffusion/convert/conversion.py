@@ -25,7 +25,7 @@ class ConvertedComponent:
     Attributes:
         config: content of its config file.
         weights: its tensors; none for a scheduler.
-        library: where its class is, as ``model_index.json`` names it.
+        library: library of its class, as ``model_index.json`` names it.
         kind: name of its class.
     """
 

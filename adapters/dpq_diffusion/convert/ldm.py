@@ -35,8 +35,8 @@ def convert(
     can be compressed, but not sampled.
 
     Args:
-        tensors: of the checkpoint.
-        settings: from the YAML beside it.
+        tensors: the checkpoint's tensors by name.
+        settings: the settings in the YAML beside it.
         tokenizer: files of a tokenizer, which no checkpoint holds.
 
     Raises:

@@ -17,7 +17,7 @@ _CLIP = f"{_TEXT}text_model.embeddings.token_embedding.weight"
 _CLIP_LAYER = f"{_TEXT}text_model.encoder.layers.0."
 
 _HEADS = 8
-"""Of the published LDM text-to-image model: eight heads of 64 whatever the width."""
+"""Number of heads in the published LDM text-to-image model, 64 wide each whatever the width."""
 
 _BERT_ENDS = {
     "token_emb": "model.embed_tokens",

@@ -12,7 +12,7 @@ PREFIX = "first_stage_model."
 
 _CODEBOOK = "quantize.embedding.weight"
 _KEPT = re.compile(r"(encoder|decoder|quant_conv|post_quant_conv)\..+|quantize\.embedding\.weight")
-"""Everything else (discriminator, perceptual loss) is for training."""
+"""Tensors of the autoencoder; all others (discriminator, perceptual loss) are for training."""
 
 _BLOCK = re.compile(r"(encoder|decoder)\.(down|up)\.(\d+)\.(block|attn|downsample|upsample)\.(.+)")
 _MID = re.compile(r"(encoder|decoder)\.mid\.(block|attn)_(\d)\.(.+)")
@@ -29,7 +29,7 @@ def config_of(first: Mapping[str, Tensor], *, latent_size: int, scale: float) ->
     """The config of the diffusers autoencoder, from names and shapes of tensors.
 
     Args:
-        first: what ``tensors_of`` returned.
+        first: the autoencoder's tensors (``tensors_of``).
         latent_size: side of the latents.
         scale: factor from the autoencoder's latents to the denoiser's.
 

@@ -129,7 +129,7 @@ class LdmSettings:
         """The config of a ``DDIMScheduler`` that does what CompVis' DDIM sampler does.
 
         Args:
-            tensors: of the checkpoint; trainers store the schedule in it.
+            tensors: the checkpoint's tensors, in which trainers store the schedule.
             published: first and last beta where nobody says.
 
         Raises:

@@ -23,7 +23,7 @@ CLASS_TABLE = "cond_stage_model.embedding.weight"
 _CONTEXT = "transformer_blocks.0.attn2.to_k.weight"
 _QKV = re.compile(r"(.+\.attentions\.\d+)\.qkv\.(weight|bias)")
 _HEAD_CHANNELS = 32
-"""Of the published unconditional models (CelebA-HQ, FFHQ, LSUN bedrooms)."""
+"""Width of a head in the published unconditional models (CelebA-HQ, FFHQ, LSUN bedrooms)."""
 
 _PARAMS = ("unet_config", "params")
 
@@ -54,10 +54,10 @@ def config_of(
     """The config of the diffusers UNet.
 
     Args:
-        unet: what ``tensors_of`` returned.
-        settings: say the number of heads, which is in no tensor.
+        unet: the UNet's tensors (``tensors_of``).
+        settings: settings with the number of heads, which is in no tensor.
         latent_size: side of the latents.
-        heads: of spatial transformers, where ``settings`` do not say.
+        heads: number of heads in spatial transformers, where ``settings`` do not say.
 
     Raises:
         KeyError: a tensor is missing.

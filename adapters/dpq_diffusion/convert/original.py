@@ -24,7 +24,7 @@ from dpq_diffusion.folders import CONFIG, SIDE_SUFFIXES
 from dpq_hf.sources import read_json
 
 CONVERSION = 2
-"""Raised whenever the conversion changes, so that old results are not found any more."""
+"""Version of the conversion, raised when it changes so that older results in caches are ignored."""
 
 
 def converted(path: Path) -> Path:

@@ -35,9 +35,9 @@ class Block(NamedTuple):
 
     Attributes:
         branches: each a chain of steps; the convolutions of one step run in parallel.
-        pool: what feeds the pooling branch.
+        pool: kind of the pooling branch.
         pool_width: output channels of its 1x1 convolution; 0: pooled input without one.
-        stride: of each chain's last step and of the pool; 2 halves the grid, without padding.
+        stride: stride of each chain's last step and of the pool; 2 halves the grid, unpadded.
     """
 
     branches: tuple[tuple[tuple[Conv, ...], ...], ...]

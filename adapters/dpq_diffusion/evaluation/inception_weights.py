@@ -44,7 +44,7 @@ class InceptionExtractor:
     """An extractor of the ADM evaluator's features, from an Inception network.
 
     Args:
-        network: with its weights loaded.
+        network: the network with its weights loaded.
         name: ``ADM_EXTRACTOR`` for the published weights and nothing else.
         device: where it runs.
     """

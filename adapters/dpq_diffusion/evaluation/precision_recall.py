@@ -35,8 +35,8 @@ class Distances:
     """Blocks of squared distances, and how they are computed.
 
     Attributes:
-        half: in float16, as the reference implementation does on a GPU (with float32 where a
-            block overflows); its numbers then come out to the last digit, coarse as they are.
+        half: whether to compute in float16, as the reference implementation does on a GPU (with
+            float32 where a block overflows), so that its numbers come out to the last digit.
         block: feature vectors per side of a block; bounds the memory, not the result.
         device: where the blocks are computed.
     """

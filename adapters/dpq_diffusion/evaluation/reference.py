@@ -25,7 +25,7 @@ from dpq_diffusion.sampling.images import ARRAY, Images, NpzImages, PngFolder
 from dpq_diffusion.sampling.replacing import replacing
 
 MAX_DIMENSIONS = 8192
-"""Of a covariance that is read: 512 MB in float64."""
+"""Largest number of dimensions of a covariance that is read: 512 MB in float64."""
 
 MAX_FEATURE_BYTES = 1 << 31
 FORMAT = "dpq-reference-1"
@@ -39,7 +39,7 @@ class Statistics:
     """Statistics of the features that one extractor gives for a set of images.
 
     Attributes:
-        extractor: its name; features of another one are not comparable.
+        extractor: name of the extractor; features of another one are not comparable.
         pool: Gaussian of the pooled features.
         spatial: Gaussian of the spatial features, where the extractor has them.
         features: pooled features float32 ``[N, D]`` of some of the images, for precision and

@@ -26,7 +26,7 @@ from dpq_diffusion.sampling.images import Images
 
 CLASSIFIER = "classifier"
 STATISTICS = "reference.safetensors"
-"""In the folder ``classifier`` of a builtin model; written by ``write_statistics``."""
+"""File of statistics in the folder ``classifier`` of a builtin model (``write_statistics``)."""
 
 _BATCH = 256
 
@@ -37,8 +37,8 @@ class Scorer:
 
     Attributes:
         extractor: turns images into features.
-        reference: what the features are compared with.
-        knows_classes: its logits are of the classes that the model draws.
+        reference: images or statistics that the features are compared with.
+        knows_classes: whether its logits are of the classes that the model draws.
     """
 
     extractor: FeatureExtractor
@@ -55,7 +55,7 @@ def find_scorer(
         origin: the uncompressed model, as the user named it.
         options: ``reference`` and ``inception`` count.
         device: where the extractor runs.
-        progress: of a download.
+        progress: counts bytes of a download.
 
     Raises:
         SpecError: Inception without a reference.

@@ -140,9 +140,9 @@ class ClassifierExtractor:
     """An extractor of the activations and logits of a `TinyClassifier`; no spatial features.
 
     Args:
-        model: with its weights loaded.
-        name: what the numbers are called after.
-        device: where it runs.
+        model: the classifier with its weights loaded.
+        name: name of the extractor in reports.
+        device: device that it runs on.
     """
 
     def __init__(

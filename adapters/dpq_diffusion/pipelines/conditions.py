@@ -17,7 +17,7 @@ class Condition:
     """The condition of an image: a class, a prompt, or none.
 
     Attributes:
-        name: as captions show it; empty for an unconditional model.
+        name: name in captions; empty for an unconditional model.
         label: class number.
         prompt: text.
     """
@@ -63,7 +63,7 @@ def class_conditions(
     Args:
         words: class numbers or names.
         classes: number of classes of the model.
-        names: of the classes, where known.
+        names: names of the classes by number; empty where unknown.
         few: without ``words``, spread a few classes over all where there are many.
 
     Raises:

@@ -19,13 +19,13 @@ from dpq_core.errors import SourceError
 from dpq_diffusion.pipelines.schedulers import uses_variance
 
 Trace = Callable[[int, Tensor], None]
-"""Called after every step with its number from 0 and the latents ``[n, C, H, W]``."""
+"""A function called after every step, with its number from 0 and the latents ``[n, C, H, W]``."""
 
 Predict = Callable[[Tensor, Tensor], Tensor]
-"""Model output float32 ``[n, C or 2C, H, W]`` for latents ``[n, C, H, W]`` and a timestep."""
+"""A function from latents ``[n, C, H, W]`` and a timestep to outputs ``[n, C or 2C, H, W]``."""
 
 Conditioning = Callable[[Tensor], Mapping[str, Tensor]]
-"""Arguments of the model that say which classes int64 ``[n]`` it is to draw."""
+"""A function from classes int64 ``[n]`` to the arguments that tell the model of them."""
 
 
 def label_arguments(labels: Tensor) -> Mapping[str, Tensor]:
@@ -55,7 +55,7 @@ class Guidance:
 
     Attributes:
         scale: 1 is none.
-        channels: of the prediction that are guided; 0: all.
+        channels: number of channels of the prediction that are guided; 0: all.
         null: label that stands for "no class".
     """
 
@@ -95,9 +95,9 @@ def class_predictor(
     Args:
         model: called as ``model(latents, timesteps, **condition(labels))``.
         labels: int64 ``[n]`` on the model's device; None: unconditional.
-        guidance: of classes, and of how many channels.
+        guidance: classifier-free guidance and its channels.
         variance: keep the predicted variance behind the noise.
-        condition: how the model is told of classes.
+        condition: makes the model's arguments for classes.
     """
     classes = labels
     if guidance.active and labels is not None:
@@ -145,11 +145,11 @@ def reverse_process(
     """Run the reverse process from noise to latents.
 
     Args:
-        predict: what the model says of latents at a timestep.
+        predict: the model's prediction for latents at a timestep.
         noise: float32 ``[n, C, H, W]``, standard normal.
-        scheduler: of diffusers; starts anew.
+        scheduler: a scheduler of diffusers; its history is cleared.
         steps: denoising steps.
-        sources: where the noise of stochastic samplers comes from, one per image as a rule.
+        sources: generators of the noise of stochastic samplers, one per image as a rule.
         trace: sees the latents of every step.
 
     Returns:

@@ -40,9 +40,9 @@ def load_folder(folder: Path, device: torch.device, dtype: torch.dtype | None = 
     """Load a folder with ``from_pretrained``: a pipeline, or the model of a single component.
 
     Args:
-        folder: of a pipeline or of a component.
+        folder: folder of a pipeline or of a component.
         device: to load it to.
-        dtype: of activations and of what is not quantized; None: float32 on the CPU, and that of
+        dtype: dtype of activations and dense weights; None: float32 on the CPU, and that of
             the stored weights elsewhere.
 
     Raises:

@@ -18,12 +18,12 @@ from dpq_diffusion.pipelines.loading import is_loadable, load_folder
 from dpq_hf.sources import read_json
 
 TOKENS = 4
-"""Length of a made-up prompt."""
+"""Number of tokens in an invented prompt."""
 
 _SAMPLED = 4  # weights that stand for a component
 
 Normal = Callable[..., Tensor]
-"""Standard normal numbers of the given shape, the same in every run."""
+"""A function from a shape to standard normal numbers, the same in every run."""
 
 
 @torch.no_grad()

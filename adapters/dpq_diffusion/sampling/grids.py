@@ -45,7 +45,7 @@ def draw_grid(path: Path, caption: Sequence[str], rows: Sequence[Row]) -> None:
     Args:
         path: PNG to write.
         caption: lines above the grid; the first is the title.
-        rows: from top to bottom; at least one image.
+        rows: rows from top to bottom; at least one image in all.
 
     Raises:
         SourceError: the file cannot be written.

@@ -26,7 +26,7 @@ ARRAY = "arr_0"
 """The name under which ADM batches hold their images."""
 
 MAX_SIDE = 16_384
-"""Pixels; a header that says more is refused before anything is allocated."""
+"""Largest side in pixels; a header that says more is refused before anything is allocated."""
 
 
 class Images(Protocol):

@@ -35,11 +35,11 @@ class Provenance:
     """All that decides what a numbered image shows: model, settings, seed and conditions.
 
     Attributes:
-        source: as the user named the model.
+        source: the model as the user named it.
         model: fingerprint of the weights.
         settings: how images are drawn.
-        seed: of image 0; image i has ``seed + i``.
-        conditions: what the images show, in turn.
+        seed: seed of image 0; image i has ``seed + i``.
+        conditions: conditions of the images, in turn.
     """
 
     source: str

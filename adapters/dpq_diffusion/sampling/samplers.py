@@ -44,7 +44,7 @@ _NEEDS = {
     "UNet2DConditionModel": ("StableDiffusionPipeline", "unet", _TEXT),
     "UNet2DModel": ("LDMPipeline", "unet", "vqvae and scheduler"),
 }
-"""Denoiser -> a pipeline that it works in, its name there, and what else that needs."""
+"""Denoiser class -> a pipeline that it works in, its name there, and the other components."""
 
 _PIXELS = (1, 3)
 

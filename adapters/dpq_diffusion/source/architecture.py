@@ -16,7 +16,7 @@ from dpq_core.tensor.hidden_axes import HiddenAxis, Producer
 from dpq_core.tensor.layout import Layout
 
 MIN_WEIGHTS = 4096
-"""Smaller tensors are kept: a codebook of 256 codewords takes 1-4 KB, half of them or more."""
+"""Least number of weights of a compressed tensor; 256 codewords alone take 1-4 KB."""
 
 _TABLE = re.compile(
     r"(^|[./])(class_embedder\.embedding_table|class_embedding|token_embedding)\.weight$"
@@ -42,7 +42,7 @@ _EMBEDDERS = (
     "adaln_single.emb.*",
     "transformer_blocks.*.norm1.emb.timestep_embedder.linear_?",
 )
-"""Layers at the front: every step and every token passes them, and they are few.
+"""The first layers, which every step and every token passes, and which are few.
 
 The timestep's are the most sensitive of all (benchmarks/suites/diffusion_policy.py).
 """
@@ -53,7 +53,7 @@ _OUTPUTS = (
     "proj_out_?",  # DiT: final modulation and final projection
     "conv_out",
 )
-"""Layers at the end."""
+"""The last layers."""
 
 _TABLES = ("*class_embedder.embedding_table", "class_embedding", "*token_embedding")
 
@@ -107,7 +107,7 @@ def hidden_axes(shapes: Shapes) -> Iterator[HiddenAxis]:
     FLUX's single blocks are left out: their ``proj_out`` also sees what attention has made.
 
     Args:
-        shapes: of the checkpoint's tensors, by name.
+        shapes: shapes of the checkpoint's tensors by name.
     """
     for pattern, layers in _PAIRS:
         consumer = re.compile(rf"(?:.*{pattern})\.weight")

@@ -36,7 +36,7 @@ class DiffusionCheckpoint(Checkpoint):
     """An uncompressed pipeline, or a single component on its own.
 
     Attributes:
-        folder: where its files are.
+        folder: folder of its files.
         components: name -> what is compressed; "" is a component folder opened on its own.
         weights: component -> stem of its weight files in the artifact.
         shared: component -> path of a module that is a copy -> path of the module it copies.
