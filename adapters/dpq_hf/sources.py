@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dpq_core.errors import SourceError
+from dpq_core.plugin.builtin import find_local
 
 _MAX_JSON_BYTES = 64 << 20
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?")
@@ -18,6 +19,27 @@ _SHARD = re.compile(r"[\w][\w.-]*\.safetensors")
 def is_hub_id(source: str) -> bool:
     """Whether ``source`` has the form of a hub id: ``[owner/]name[@revision]``."""
     return bool(_HUB_ID.fullmatch(source))
+
+
+def locate(source: str, *, builtin: Path, marker: str, patterns: Sequence[str]) -> Path:
+    """The local folder or file of a source; a hub id is downloaded (or found in the cache).
+
+    Args:
+        source: a path, ``builtin:NAME`` or a hub id.
+        builtin: folder of the models that ship with an adapter, each in a folder of its own.
+        marker: a file that each of them has.
+        patterns: shell patterns of the files that are needed of a hub id.
+
+    Raises:
+        SourceError: there is no such folder, file, builtin model or repository.
+        ArtifactError: the source is an artifact that is only half-written.
+    """
+    path = find_local(source, builtin, marker)
+    if path is not None:
+        return path
+    if not is_hub_id(source):
+        raise SourceError(f"{source}: no such file or folder, and not a hub id (owner/name)")
+    return download(source, patterns)
 
 
 def download(source: str, patterns: Sequence[str]) -> Path:

@@ -164,7 +164,7 @@ def test_configs_that_do_not_fit(changes, words, folder, edit_config):
 
 
 def test_folders_that_are_no_model(tmp_path, folder):
-    refused(tmp_path / "none", "no such folder")
+    refused(tmp_path / "none", "no such file or folder")
     refused(folder / "config.json", "give the model's folder")
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "no config.json")

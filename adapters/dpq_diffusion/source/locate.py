@@ -6,9 +6,15 @@ from pathlib import Path
 
 from dpq_core.artifact import MANIFEST_NAME
 from dpq_core.errors import SourceError
-from dpq_core.plugin.builtin import find_local
 from dpq_diffusion.folders import BUILTIN, CONFIG, INDEX, ORIGINAL_SUFFIXES, STEMS
-from dpq_hf.sources import download, is_hub_id
+from dpq_hf import sources
+
+_PATTERNS = (
+    *(INDEX, MANIFEST_NAME, CONFIG, "*/*.json", "*/*.txt", "*/*.model", "LICENSE*"),
+    *(f"{folder}{stem}*.safetensors" for stem in STEMS for folder in ("", "*/")),
+)
+"""Files that are downloaded of a hub id: weights of a component lie at the top, those of a pipeline
+in its folders."""
 
 
 def locate(source: str) -> Path:
@@ -18,11 +24,9 @@ def locate(source: str) -> Path:
         SourceError: there is no such folder, file, builtin model or repository.
         ArtifactError: it is an artifact that is only half-written.
     """
-    path = find_local(source, BUILTIN, INDEX)
-    if path is None:
-        if Path(source).suffix in ORIGINAL_SUFFIXES or not is_hub_id(source):
-            raise SourceError(f"{source}: no such file or folder, and not a hub id (owner/name)")
-        return _download(source)
+    if Path(source).suffix in ORIGINAL_SUFFIXES and not Path(source).expanduser().exists():
+        raise SourceError(f"{source}: no such file or folder")  # though it looks like a hub id
+    path = sources.locate(source, builtin=BUILTIN, marker=INDEX, patterns=_PATTERNS)
     if path.is_dir():
         return path
     if path.suffix == ".safetensors":
@@ -37,10 +41,3 @@ def locate(source: str) -> Path:
     from dpq_diffusion.convert.original import converted
 
     return converted(path)
-
-
-def _download(source: str) -> Path:
-    # Weights of single-file releases lie at the top; those of the pipeline in its folders.
-    patterns = [INDEX, MANIFEST_NAME, CONFIG, "*/*.json", "*/*.txt", "*/*.model", "LICENSE*"]
-    patterns += [f"{folder}{stem}*.safetensors" for stem in STEMS for folder in ("", "*/")]
-    return download(source, patterns)

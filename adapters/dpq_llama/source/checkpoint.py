@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dpq_core.artifact import MANIFEST_NAME
 from dpq_core.errors import SourceError
-from dpq_core.plugin.builtin import find_local
 from dpq_core.tensor.checkpoint import SafetensorsCheckpoint
-from dpq_hf.sources import download, files_of_index, is_hub_id, read_json
+from dpq_hf import sources
+from dpq_hf.sources import files_of_index, read_json
 from dpq_llama.families.llama import BASE_PREFIX, expected_tensors, has_head
 
 BUILTIN = Path(__file__).parent.parent / "builtin"
@@ -74,11 +75,8 @@ def locate(source: str) -> Path:
         SourceError: there is no such folder, builtin model or repository.
         ArtifactError: the folder is an artifact that is only half-written.
     """
-    folder = find_local(source, BUILTIN, CONFIG)
-    if folder is None and not is_hub_id(source):
-        raise SourceError(f"{source}: no such folder, and not a hub id (owner/name)")
-    if folder is None:
-        return download(source, [CONFIG, "dpq.json", "model*.safetensors", INDEX, *SIDE_FILES])
+    patterns = [CONFIG, MANIFEST_NAME, "model*.safetensors", INDEX, *SIDE_FILES]
+    folder = sources.locate(source, builtin=BUILTIN, marker=CONFIG, patterns=patterns)
     if not folder.is_dir():
         raise SourceError(f"{source}: a file; give the model's folder instead")
     return folder

@@ -6,7 +6,6 @@ import pytest
 
 from dpq_core.errors import ArtifactError, SourceError
 from dpq_core.plugin.builtin import find_local
-from dpq_hf.sources import is_hub_id
 
 
 @pytest.fixture
@@ -48,17 +47,3 @@ def test_a_half_written_artifact_says_so(builtin, tmp_path):
     (tmp_path / "out.partial").mkdir()
     with pytest.raises(ArtifactError, match="half-written"):
         find_local(str(tmp_path / "out"), builtin, "config.json")
-
-
-@pytest.mark.parametrize(
-    ("source", "is_one"),
-    [
-        ("owner/name", True),
-        ("name", True),
-        ("owner/name@v1", True),
-        ("./a", False),
-        ("a/b/c", False),
-    ],
-)
-def test_hub_ids(source, is_one):
-    assert is_hub_id(source) is is_one
