@@ -1,1 +1,11 @@
-"""What adapters of Hugging Face libraries share: loading hooks, guards, stored configurations."""
+"""What adapters of Hugging Face libraries (transformers, diffusers) share.
+
+``sources``                 model folders, hub ids, downloads
+``import_hook``             registration with a library once it is imported
+``activation_mark``         names that make a library without dpq refuse an artifact
+``stored_config``           ``quantization_config`` of a ``config.json``
+``loading_hooks``           hooks of ``from_pretrained`` that all libraries have
+``transformers_quantizer``  the quantizer of transformers, which adapters subclass
+``quantize_loaded``         quantization of a dense model while it is loaded
+``model_card``              the ``README.md`` of an artifact
+"""

@@ -15,6 +15,13 @@ from dpq_core.spec import QuantSpec
 from dpq_llama import DPQConfig
 from dpq_llama.adapter import LlamaAdapter
 
+TINY = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 1,
+}
+
 
 def load(folder, **options):
     from transformers import AutoModelForCausalLM
@@ -24,7 +31,7 @@ def load(folder, **options):
 
 @pytest.mark.parametrize("shape", ["plain", "gqa-tied"])
 def test_it_equals_quantize_and_is_an_artifact_once_saved(shape, make_folder, ids, tmp_path):
-    source = make_folder(**SHAPES[shape], num_hidden_layers=1)
+    source = make_folder(**SHAPES[shape], **TINY)
     model = load(source, quantization_config=DPQConfig(bits=2))
     assert isinstance(model.get_input_embeddings(), PQEmbedding)
     assert isinstance(model.lm_head, PQLinear)
@@ -51,8 +58,8 @@ def test_it_equals_quantize_and_is_an_artifact_once_saved(shape, make_folder, id
 
 
 def test_the_dtype_asked_for_is_that_of_the_activations(make_folder):
-    config = DPQConfig(bits=3)
-    model = load(make_folder(num_hidden_layers=1), quantization_config=config, dtype=torch.bfloat16)
+    config = DPQConfig(bits=2)
+    model = load(make_folder(**TINY), quantization_config=config, dtype=torch.bfloat16)
     assert model.dtype == torch.bfloat16
     assert model.model.norm.weight.dtype == torch.bfloat16
     dense = model.dequantize()
@@ -64,8 +71,8 @@ def test_a_config_that_says_nothing_or_too_much_is_refused(make_folder):
     with pytest.raises(SpecError, match="bits"):
         DPQConfig(bits=17)
     with pytest.raises(ArtifactError, match="dtype"):
-        load(make_folder(num_hidden_layers=1), quantization_config=DPQConfig())
+        load(make_folder(**TINY), quantization_config=DPQConfig())
     with pytest.raises(SpecError, match="not quantized"):
-        load(make_folder(num_hidden_layers=1), quantization_config=DPQConfig(dtype="float32"))
+        load(make_folder(**TINY), quantization_config=DPQConfig(dtype="float32"))
     with pytest.raises(ArtifactError, match="bits"):
         DPQConfig(bits=2, tensors={"lm_head.weight": 0}, specs=[{}])
