@@ -155,7 +155,7 @@ class Llama(Bench):
         documents = calibration_documents(2 * self.calibration * self.context)
         text.write_text("\n\n".join(text for _, text in documents), encoding="utf-8")
         return CalibrateOptions(
-            texts=(str(text),), context=256, samples=96, batch=4, validation_samples=8
+            texts=(str(text),), context=256, samples=96, batch_size=4, validation_samples=8
         )
 
 
@@ -232,7 +232,10 @@ class DiT(Bench):
         from dpq_diffusion.options import CalibrateOptions
 
         return CalibrateOptions(
-            trajectories=32, denoising_steps=self.calibration_steps, batch=32, validation_samples=64
+            trajectories=32,
+            sampling_steps=self.calibration_steps,
+            batch_size=32,
+            validation_samples=64,
         )
 
 

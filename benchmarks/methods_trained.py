@@ -72,7 +72,7 @@ def calibrated(bench: Bench, plans: Sequence[TensorPlan]) -> tuple[int, float, d
         "loss": report.loss,
         "loss_before": report.before,
         "loss_after": report.after,
-        "loss_uncompressed": report.reference,
+        "loss_uncompressed": report.baseline,
         "settings": SETTINGS.to_json(),
     }
     return sum(plan.nbytes for plan in plans), score, about

@@ -10,7 +10,8 @@ Each peer has a virtual environment of its own, outside the repository, made lik
 
 and for ``quanto`` with ``--no-deps optimum-quanto==0.2.7`` and ninja. A model is written by the
 peer, loaded again by the peer, decoded to dense float32 layers and sampled by the code of ``dpq
-eval``: the numbers are those of ``dpq eval ARTIFACT --steps 25 --samples N --fidelity-samples N``.
+eval``: the numbers are those of ``dpq eval ARTIFACT --sampling-steps 25 --count N --baseline-count
+N``.
 
 diffusers stores a copy of the timestep MLP and class table in every block. Peers quantize and store
 all of them, dpq stores one; ``distinct_bytes`` counts equal tensors of a peer's file once.

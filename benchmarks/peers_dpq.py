@@ -59,8 +59,8 @@ MODELS = {
         "diffusion",
         (1_171_000, 1_996_000, 2_830_000, 3_331_000, 3_650_000, 6_263_000),
         (
-            *("--steps", str(STEPS), "--guidance", str(GUIDANCE)),
-            *("--samples", str(IMAGES), "--fidelity-samples", str(IMAGES)),
+            *("--sampling-steps", str(STEPS), "--guidance", str(GUIDANCE)),
+            *("--count", str(IMAGES), "--baseline-count", str(IMAGES)),
         ),
         ("PSNR", "psnr_dB"),
         {"images": IMAGES, "steps": STEPS, "guidance": GUIDANCE, "batch": IMAGES},

@@ -20,7 +20,7 @@ from dpq_core.runtime.weight import PQWeight
 
 @dataclass(frozen=True)
 class CalibrateOptions:
-    batch: int = field(default=32, metadata={"help": "samples per step"})
+    batch_size: int = field(default=32, metadata={"help": "samples per step"})
 
 
 class Perceptron(nn.Module):
@@ -35,8 +35,8 @@ class Perceptron(nn.Module):
 class Task(CalibrationTask):
     name = "distance"
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, batch: int, seed: int) -> None:
-        self.student, self._teacher, self._batch, self._seed = student, teacher, batch, seed
+    def __init__(self, student: nn.Module, teacher: nn.Module, batch_size: int, seed: int) -> None:
+        self.student, self._teacher, self._batch, self._seed = student, teacher, batch_size, seed
 
     def _draw(self, seed: int) -> Mapping[str, Tensor]:
         generator = torch.Generator().manual_seed(seed)
@@ -47,8 +47,8 @@ class Task(CalibrationTask):
     def train_batch(self, step: int) -> Mapping[str, Tensor]:
         return self._draw(10_000 * (1 + self._seed) + step)
 
-    def loss(self, batch: Mapping[str, Tensor]) -> Tensor:
-        return nn.functional.mse_loss(self.student(batch["x"]), batch["y"])
+    def loss(self, batch_size: Mapping[str, Tensor]) -> Tensor:
+        return nn.functional.mse_loss(self.student(batch_size["x"]), batch_size["y"])
 
     def validation(self) -> Sequence[Mapping[str, Tensor]]:
         return [self._draw(seed) for seed in range(4)]
@@ -80,5 +80,5 @@ class CalibratedMLP(MLPAdapter):
         teacher.first.weight = nn.Parameter(original.read("w1"), False)
         teacher.first.bias = nn.Parameter(original.read("b1"), False)
         teacher.second.weight = nn.Parameter(original.read("w2"), False)
-        batch = (options or CalibrateOptions()).batch
-        return Task(prepare_student(student), teacher.eval(), batch, run.seed)
+        batch_size = (options or CalibrateOptions()).batch_size
+        return Task(prepare_student(student), teacher.eval(), batch_size, run.seed)

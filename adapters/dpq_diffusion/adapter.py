@@ -90,11 +90,11 @@ class DiffusionAdapter(Adapter):
 
         return load_pipeline(source, run)
 
-    def calibration(self, source: str, reference: str, options: Any, run: Run) -> CalibrationTask:
+    def calibration(self, source: str, baseline: str, options: Any, run: Run) -> CalibrationTask:
         """The calibration task of a denoiser: the uncompressed one as teacher, noisy samples."""
         from dpq_diffusion.calibration.build import calibration
 
-        return calibration(source, reference, options, run)
+        return calibration(source, baseline, options, run)
 
     def evaluate(self, source: str, options: Any, run: Run) -> Evaluation:
         """Measure Fréchet distances, precision, recall and fidelity to the uncompressed model."""

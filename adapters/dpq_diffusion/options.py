@@ -11,9 +11,9 @@ from dpq_core.errors import SpecError
 SCHEDULERS = ("auto", "ddpm", "ddim", "dpmsolver++")
 LOSSES = ("distill", "ddpm", "flow")
 NONE = "none"
-"""What ``--fidelity`` takes to be left out."""
+"""What ``--baseline`` takes to be left out."""
 
-_STEPS = "denoising steps; 0: 50, or the default of a text-to-image pipeline"
+_STEPS = "denoising steps of one picture; 0: 50, or the default of a text-to-image pipeline"
 _GUIDANCE = (
     "scale of classifier-free guidance, 1: none; by default 1.5 where the model has a null "
     "class, or the default of a text-to-image pipeline"
@@ -85,8 +85,9 @@ class CalibrateOptions:
             "inputs of its denoiser on the way are what is trained on"
         },
     )
-    denoising_steps: int = field(
-        default=0, metadata={"help": "steps of a trajectory; 0: as many as `dpq sample` takes"}
+    sampling_steps: int = field(
+        default=0,
+        metadata={"help": "denoising steps of a trajectory; 0: as many as `dpq sample` takes"},
     )
     guidance: float | None = field(
         default=None,
@@ -96,7 +97,7 @@ class CalibrateOptions:
         default=0.1,
         metadata={"help": "share of images whose class is left out, where the model has a null"},
     )
-    batch: int = field(default=32, metadata={"help": "noisy images of one step"})
+    batch_size: int = field(default=32, metadata={"help": "noisy images of one step"})
     validation_samples: int = field(
         default=128,
         metadata={"help": "noisy images that training never sees, rounded up to whole batches"},
@@ -110,8 +111,8 @@ class CalibrateOptions:
             raise SpecError("--images, --latents and --prompts exclude each other; choose one")
         for name, least in (
             ("trajectories", 1),
-            ("denoising_steps", 0),
-            ("batch", 1),
+            ("sampling_steps", 0),
+            ("batch_size", 1),
             ("validation_samples", 1),
         ):
             if getattr(self, name) < least:
@@ -125,7 +126,7 @@ class CalibrateOptions:
     @property
     def validation_batches(self) -> int:
         """The number of validation batches, which are all of one size."""
-        return -(-self.validation_samples // self.batch)
+        return -(-self.validation_samples // self.batch_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,19 +135,21 @@ class SampleOptions:
 
     label: tuple[str, ...] = field(default=(), metadata={"help": _LABEL})
     prompt: tuple[str, ...] = field(default=(), metadata={"help": _PROMPT})
-    steps: int = field(default=0, metadata={"help": _STEPS})
+    sampling_steps: int = field(default=0, metadata={"help": _STEPS})
     guidance: float | None = field(default=None, metadata={"help": _GUIDANCE})
     scheduler: str = field(default="auto", metadata={"help": _SCHEDULER})
     guided_channels: int = field(default=0, metadata={"help": _CHANNELS})
     count: int = field(
-        default=0, metadata={"help": "images in all; 0: one row of the grid per class or prompt"}
+        default=0,
+        metadata={"help": "images to draw in all; 0: one row of the grid per class or prompt"},
     )
     columns: int = field(default=8, metadata={"help": "images per row of the grid"})
     batch_size: int = field(default=16, metadata={"help": _BATCH})
     baseline: str = field(
         default="",
         metadata={
-            "help": "model, or folder of samples, to show at the same seeds in a before/after grid"
+            "help": "the uncompressed model, or its folder of samples, to show at the same seeds "
+            "in a before/after grid"
         },
     )
     npz: bool = field(
@@ -155,7 +158,7 @@ class SampleOptions:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        _check_sampler(self.steps, self.guidance, self.scheduler, self.guided_channels)
+        _check_sampler(self.sampling_steps, self.guidance, self.scheduler, self.guided_channels)
         _check_at_least("--count", self.count, 0)
         _check_at_least("--columns", self.columns, 1)
         _check_at_least("--batch-size", self.batch_size, 1)
@@ -165,10 +168,10 @@ class SampleOptions:
 class EvaluateOptions:
     """Options of evaluation: the samples to draw, and what they are compared with."""
 
-    samples: int = field(default=256, metadata={"help": "images to draw"})
+    count: int = field(default=256, metadata={"help": "images to draw in all"})
     label: tuple[str, ...] = field(default=(), metadata={"help": _LABEL})
     prompt: tuple[str, ...] = field(default=(), metadata={"help": _PROMPT})
-    steps: int = field(default=0, metadata={"help": _STEPS})
+    sampling_steps: int = field(default=0, metadata={"help": _STEPS})
     guidance: float | None = field(default=None, metadata={"help": _GUIDANCE})
     scheduler: str = field(default="auto", metadata={"help": _SCHEDULER})
     guided_channels: int = field(default=0, metadata={"help": _CHANNELS})
@@ -177,7 +180,7 @@ class EvaluateOptions:
         default="",
         metadata={"help": "keep the samples here; those of an earlier run are not drawn again"},
     )
-    reference: str = field(
+    reference_stats: str = field(
         default="",
         metadata={
             "help": "what samples are compared with: ADM .npz, .safetensors statistics or a folder "
@@ -187,23 +190,23 @@ class EvaluateOptions:
     inception: str = field(
         default="", metadata={"help": "weights for FID, sFID and IS: a path, or `download`"}
     )
-    fidelity: str = field(
+    baseline: str = field(
         default="",
         metadata={
-            "help": "uncompressed model, or its folder of samples, to compare with at the same "
-            f"seeds; by default the source of the artifact; {NONE}: leave it out"
+            "help": "the uncompressed model, or its folder of samples, to compare with at the same "
+            f"seeds; by default the source of the artifact; {NONE}: no comparison"
         },
     )
-    fidelity_samples: int = field(
-        default=32, metadata={"help": "how many of the images are compared with that model's"}
+    baseline_count: int = field(
+        default=32, metadata={"help": "how many of the images are compared with the baseline's"}
     )
 
     def __post_init__(self) -> None:
         """Check every field."""
-        _check_sampler(self.steps, self.guidance, self.scheduler, self.guided_channels)
-        _check_at_least("--samples", self.samples, 2)
+        _check_sampler(self.sampling_steps, self.guidance, self.scheduler, self.guided_channels)
+        _check_at_least("--count", self.count, 2)
         _check_at_least("--batch-size", self.batch_size, 1)
-        _check_at_least("--fidelity-samples", self.fidelity_samples, 1)
+        _check_at_least("--baseline-count", self.baseline_count, 1)
 
 
 def _check_sampler(steps: int, guidance: float | None, scheduler: str, channels: int) -> None:
@@ -214,7 +217,7 @@ def _check_sampler(steps: int, guidance: float | None, scheduler: str, channels:
             f"option --scheduler: unknown scheduler {scheduler!r}; {hint}"
             f"known: {', '.join(SCHEDULERS)}"
         )
-    _check_at_least("--steps", steps, 0)
+    _check_at_least("--sampling-steps", steps, 0)
     _check_at_least("--guided-channels", channels, 0)
     if guidance is not None and not (math.isfinite(guidance) and guidance >= 0):
         raise SpecError("option --guidance must be a number of 0 or more")

@@ -72,11 +72,11 @@ class GaussianAdapter(Adapter):
 
         return load_scene(source)
 
-    def calibration(self, source: str, reference: str, options: Any, run: Run) -> CalibrationTask:
+    def calibration(self, source: str, baseline: str, options: Any, run: Run) -> CalibrationTask:
         """A file in training, with photographs or pictures of the original as targets."""
         from dpq_gaussian.calibration.task import calibration
 
-        return calibration(source, reference, options, run)
+        return calibration(source, baseline, options, run)
 
     def evaluate(self, source: str, options: Any, run: Run) -> Evaluation:
         """Pictures against photographs or the original's renders, sizes, times, errors."""

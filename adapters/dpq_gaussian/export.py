@@ -28,12 +28,12 @@ def export(source: str, to: str, options: ExportOptions | None, run: Run, out: P
     from dpq_gaussian.scene import check_values, repaired
 
     options = options or ExportOptions()
-    loaded = load(source, axes=options.source_coordinates)
+    loaded = load(source, axes=options.axes)
     scene, notes = loaded.scene, list(loaded.notes)
     if options.repair:
         scene, changes = repaired(scene, source)
         notes += changes
     check_values(scene, source)
-    axes, marked = options.coordinates, loaded.antialiased
+    axes, marked = options.output_axes, loaded.antialiased
     written = write_scene(scene, out, to, axes=axes, antialiased=marked, overwrite=True)
     return Export(files=(written.path,), notes=(*notes, *written.notes))

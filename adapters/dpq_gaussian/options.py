@@ -17,7 +17,7 @@ EXPORTS = ("ply", "splat", "spz")
 BACKGROUNDS = {"black": (0.0, 0.0, 0.0), "white": (1.0, 1.0, 1.0), "grey": (0.5, 0.5, 0.5)}
 
 NONE = "none"
-"""What ``--original`` takes to be left out."""
+"""What ``--baseline`` takes to be left out."""
 
 RIG_VIEWS = 12
 FRAMES = 36
@@ -109,13 +109,13 @@ class CompressOptions:
 class CalibrateOptions:
     """What the scene is compared with while it is trained, and how large it may become."""
 
-    views: str = _option(
+    cameras: str = _option(
         "",
-        "cameras with their photographs (COLMAP folder, cameras.json, "
+        "cameras, with their photographs (COLMAP folder, cameras.json, "
         "transforms.json): train on all but every 8th; without photographs, or without any "
         "cameras (a rig is set up), pictures of the original take their place",
     )
-    photographs: bool = _option(True, "train on the photographs of --views, where there are any")
+    photographs: bool = _option(True, "train on the photographs of --cameras, where there are any")
     distill: float = _option(
         0.75,
         "share of the original's picture in every photograph that is trained on: "
@@ -123,30 +123,33 @@ class CalibrateOptions:
     )
     downscale: float = _option(
         1.0,
-        "divides the sides of the pictures of --views; a scene looks best at the size "
-        "that it was trained at",
+        "divides the sides of the pictures of --cameras; a scene looks best at "
+        "the size that it was trained at",
     )
-    rig_size: int = _option(384, "width and height of the rig's pictures in pixels")
-    batch: int = _option(2, "views of one step")
+    pixels: int = _option(384, "width and height of the rig's pictures in pixels")
+    batch_size: int = _option(2, "views of one step")
     ssim: float = _option(0.2, "share of 1 - SSIM in the loss; the rest is L1")
     finer: float = _option(
         1.5,
         "training starts from the original in steps so many times finer than the "
-        "artifact's (adapted to --size, less in runs under 1000 --steps), and the price of "
-        "bits takes the bytes back; 1, or harmonics by pq: from the artifact's own symbols",
+        "artifact's (adapted to --relative-size, less in runs under 1000 --steps), and the "
+        "price of bits takes the bytes back; 1, or harmonics by pq: from the artifact's own "
+        "symbols",
     )
-    size: float = _option(1.0, "bytes of the result, at most, relative to those of the artifact")
+    relative_size: float = _option(
+        1.0, "bytes of the result, at most, relative to those of the artifact"
+    )
     background: str = _option("black", f"{', '.join(BACKGROUNDS)}, or a colour such as #8090a0")
 
     def __post_init__(self) -> None:
         """Check every field."""
         _check_range("--downscale", self.downscale, 1, 1000)
-        _check_range("--rig-size", self.rig_size, *_SIZES, unit=" pixels")
+        _check_range("--pixels", self.pixels, *_SIZES, unit=" pixels")
         _check_range("--distill", self.distill, 0, 1)
-        _check_range("--batch", self.batch, 1, 1000)
+        _check_range("--batch-size", self.batch_size, 1, 1000)
         _check_range("--ssim", self.ssim, 0, 1)
         _check_range("--finer", self.finer, 1, 4)
-        _check_range("--size", self.size, 0.5, 2)
+        _check_range("--relative-size", self.relative_size, 0.5, 2)
         colour(self.background)
 
 
@@ -154,20 +157,22 @@ class CalibrateOptions:
 class EvaluateOptions:
     """What is compared with what, and from where."""
 
-    original: str = _option(
+    baseline: str = _option(
         "",
-        "uncompressed scene whose pictures are the reference; by default the source of "
-        f"the artifact; {NONE}: leave it out",
+        "the uncompressed scene, whose pictures are compared with; by default the source of "
+        f"the artifact; {NONE}: no comparison",
     )
     cameras: str = _option(
         "",
-        "views, with their photographs if there are any: a COLMAP folder, cameras.json "
+        "cameras, with their photographs if there are any: a COLMAP folder, cameras.json "
         "or transforms.json; by default a rig around the original",
     )
-    all_views: bool = _option(False, "all cameras instead of the held-out ones, every 8th")
-    views: int = _option(0, f"at most so many views; 0: all held-out ones, {RIG_VIEWS} of the rig")
+    all_cameras: bool = _option(False, "all cameras instead of the held-out ones, every 8th")
+    limit: int = _option(
+        0, f"compare at most so many cameras; 0: all held-out ones, {RIG_VIEWS} of the rig"
+    )
     downscale: float = _option(1.0, "divides the sides of given cameras' pictures")
-    size: int = _option(SIZE, "width and height of the rig's pictures in pixels")
+    pixels: int = _option(SIZE, "width and height of the rig's pictures in pixels")
     up: str = _option("-y", "the axis of the scene that points up: rig")
     background: str = _option("black", f"{', '.join(BACKGROUNDS)}, or a colour such as #8090a0")
     antialiased: bool | None = _option(
@@ -184,11 +189,11 @@ class EvaluateOptions:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        _check_range("--views", self.views, 0, _MAX_VIEWS)
+        _check_range("--limit", self.limit, 0, _MAX_VIEWS)
         _check_range("--downscale", self.downscale, 1, 1000)
-        _check_range("--size", self.size, *_SIZES, unit=" pixels")
-        if self.all_views and not self.cameras:
-            raise SpecError("option --all-views needs --cameras; a rig has no held-out views")
+        _check_range("--pixels", self.pixels, *_SIZES, unit=" pixels")
+        if self.all_cameras and not self.cameras:
+            raise SpecError("option --all-cameras needs --cameras; a rig has no held-out views")
         if self.encode:
             _check_choice("--encode", self.encode, PRESETS)
         colour(self.background)
@@ -218,8 +223,8 @@ class SampleOptions:
         None, "Mip-Splatting's filter; by default if the scene says it needs it"
     )
     sh_degree: int = _option(3, "harmonics to use, 0 to 3")
-    source_coordinates: str = _option("", "axes of the scene, such as rdf; by default its format's")
-    baseline: str = _option("", "scene to show beside it at the same cameras: before/after")
+    axes: str = _option("", "axes of the source, such as rdf; by default its format's")
+    baseline: str = _option("", "the uncompressed scene, to show beside it at the same cameras")
     fps: float = _option(12.0, "frames per second of the orbit")
     mp4: bool = _option(False, "also write the orbit as MP4; needs PyAV (pip install 'dpq[video]')")
 
@@ -251,17 +256,17 @@ class SampleOptions:
 class ExportOptions:
     """Options of ``dpq export`` for splat scenes."""
 
-    coordinates: str | None = _option(
+    output_axes: str | None = _option(
         None, "axes of the new file, e.g. rdf or rub; default: rub for spz, else rdf"
     )
-    source_coordinates: str | None = _option(
+    axes: str | None = _option(
         None, "axes of the source, where it is not as its format has it (spz: rub)"
     )
     repair: bool = _option(False, "drop Gaussians with unusable values, bound infinite opacities")
 
     def __post_init__(self) -> None:
         """Check every field."""
-        for axes in (self.coordinates, self.source_coordinates):
+        for axes in (self.output_axes, self.axes):
             if axes is not None:
                 from dpq_gaussian.formats.coordinates import known
 

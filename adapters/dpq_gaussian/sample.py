@@ -98,7 +98,7 @@ def sample(source: str, options: SampleOptions, run: Run, out: Path | None) -> S
 
 def _open(source: str, options: SampleOptions, run: Run) -> _Subject:
     device = drawing_device(run.device)
-    loaded = load(source, axes=options.source_coordinates or None)
+    loaded = load(source, axes=options.axes or None)
     check_values(loaded.scene, source)
     size = locate(source).stat().st_size
     smooth = loaded.antialiased if options.antialiased is None else options.antialiased

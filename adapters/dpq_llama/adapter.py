@@ -76,11 +76,11 @@ class LlamaAdapter(Adapter):
 
         return load_model(source, run.device)
 
-    def calibration(self, source: str, reference: str, options: Any, run: Run) -> CalibrationTask:
+    def calibration(self, source: str, baseline: str, options: Any, run: Run) -> CalibrationTask:
         """The compressed model against the original, on text files, a data set or its own text."""
         from dpq_llama.calibration.task import calibration
 
-        return calibration(source, reference, options, run)
+        return calibration(source, baseline, options, run)
 
     def evaluate(self, source: str, options: Any, run: Run) -> Evaluation:
         """Perplexity of a text, lm-eval tasks, or both."""

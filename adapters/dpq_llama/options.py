@@ -14,7 +14,7 @@ LOSSES = ("auto", "kl", "cross-entropy", "both", "hidden")
 class EvaluateOptions:
     """What is measured: perplexity of a text, or lm-eval tasks, or both."""
 
-    text: tuple[str, ...] = field(
+    texts: tuple[str, ...] = field(
         default=(),
         metadata={"help": "text file to score, or `builtin` for the held-out text that ships"},
     )
@@ -107,7 +107,7 @@ class CalibrateOptions:
     samples: int = field(
         default=128, metadata={"help": "windows to train on, fewer where the text is short"}
     )
-    batch: int = field(default=8, metadata={"help": "windows of one step"})
+    batch_size: int = field(default=8, metadata={"help": "windows of one step"})
     validation_samples: int = field(
         default=16,
         metadata={"help": "windows that training never sees, rounded up to whole batches"},
@@ -121,18 +121,19 @@ class CalibrateOptions:
             raise SpecError("--texts, --dataset and --generate exclude each other; choose one")
         if self.context < 0 or self.context == 1:
             raise SpecError("option --context must be at least 2, or 0 for the default")
-        for name in ("samples", "batch", "validation_samples"):
+        for name in ("samples", "batch_size", "validation_samples"):
             if getattr(self, name) < 1:
                 raise SpecError(f"option --{name.replace('_', '-')} must be 1 or more")
-        if self.samples < self.batch:
+        if self.samples < self.batch_size:
             raise SpecError(
-                f"option --samples ({self.samples}) must be at least --batch ({self.batch})"
+                f"option --samples ({self.samples}) must be at least --batch-size "
+                f"({self.batch_size})"
             )
 
     @property
     def validation_windows(self) -> int:
         """Windows for validation: batches of one size, as the loop wants them."""
-        size = min(self.batch, self.validation_samples)
+        size = min(self.batch_size, self.validation_samples)
         return -(-self.validation_samples // size) * size
 
 

@@ -113,9 +113,9 @@ def rows(source: str, settings: Settings, folder: Path) -> Iterator[dict[str, An
                 settings=CalibrateSettings(steps=settings.steps),
                 overwrite=True,
                 adapter=CalibrateOptions(
-                    views=str(views),
+                    cameras=str(views),
                     photographs=targets == "photographs",
-                    batch=settings.batch,
+                    batch_size=settings.batch,
                     downscale=settings.downscale,
                 ),
             )

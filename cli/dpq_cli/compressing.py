@@ -112,7 +112,7 @@ class Job:
 
         options = CalibrateOptions(
             settings=CalibrateSettings(steps=self.steps, mode=self.mode, seed=run.seed),
-            reference=self.source,
+            baseline=self.source,
             resume=self.resume,
             overwrite=self.overwrite,
             adapter=self.own.get("calibrate"),

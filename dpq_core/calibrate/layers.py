@@ -76,7 +76,7 @@ def targets(checkpoint: Checkpoint) -> Callable[[QuantizedLayer], Tensor]:
     """Reads the original weight of a layer, in float32 where its codes are.
 
     Raises (when called):
-        SourceError: the reference has no such tensor, or of another shape.
+        SourceError: the baseline has no such tensor, or of another shape.
     """
 
     def read(layer: QuantizedLayer) -> Tensor:
@@ -86,7 +86,7 @@ def targets(checkpoint: Checkpoint) -> Callable[[QuantizedLayer], Tensor]:
             raise SourceError(
                 f"{checkpoint.source}: {layer.name!r} of the artifact has shape "
                 f"{list(layer.weight.shape)}, here is {have}; is this the model that was "
-                "compressed? Give it with --reference"
+                "compressed? Give it with --baseline"
             )
         return checkpoint.read(layer.name).float().to(layer.weight.device)
 

@@ -238,7 +238,7 @@ class _Calibration:
             loss=self._task.name,
             before=state.before,
             after=after,
-            reference=state.reference,
+            baseline=state.reference,
             steps=state.done,
             validations=tuple(state.validations),
             esteps=tuple(state.esteps),

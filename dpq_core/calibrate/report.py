@@ -56,7 +56,7 @@ class CalibrateReport:
         loss: what the loss measures.
         before: validation loss before; never below ``after``.
         after: validation loss of what is kept, in the precision in which it is stored.
-        reference: validation loss of the uncompressed model.
+        baseline: validation loss of the uncompressed model.
         steps: M-steps done, over all phases and runs.
         validations: in order.
         esteps: in order.
@@ -66,7 +66,7 @@ class CalibrateReport:
     loss: str
     before: float
     after: float
-    reference: float
+    baseline: float
     steps: int
     validations: tuple[Validated, ...]
     esteps: tuple[Assigned, ...]
@@ -75,7 +75,7 @@ class CalibrateReport:
     @property
     def recovered(self) -> float | None:
         """Share of what compressing lost that came back; None where it had lost nothing."""
-        return recovered(self.before, self.after, self.reference)
+        return recovered(self.before, self.after, self.baseline)
 
     @property
     def changed(self) -> int:
@@ -93,9 +93,9 @@ class CalibrateReport:
         return next((e.dead for e in reversed(self.esteps) if e.total and e.kept), 0.0)
 
 
-def recovered(before: float, now: float, reference: float) -> float | None:
-    """(before - now) / (before - reference), or None where there is nothing to recover."""
-    lost = before - reference
+def recovered(before: float, now: float, baseline: float) -> float | None:
+    """(before - now) / (before - baseline), or None where there is nothing to recover."""
+    lost = before - baseline
     return (before - now) / lost if lost > 0 else None
 
 

@@ -43,14 +43,14 @@ class CalibrateOptions:
 
     Attributes:
         settings: of the loop.
-        reference: the uncompressed source; None is the one that the artifact was made of.
+        baseline: the uncompressed source; None is the one that the artifact was made of.
         resume: continue an interrupted run of the same command.
         overwrite: replace the output, and start over where there is something to resume.
         adapter: an instance of ``Adapter.options["calibrate"]``; None for its defaults.
     """
 
     settings: CalibrateSettings = dataclasses.field(default_factory=CalibrateSettings)
-    reference: str | None = None
+    baseline: str | None = None
     resume: bool = False
     overwrite: bool = False
     adapter: Any = None
@@ -147,7 +147,7 @@ def _saving(
             f"{folder}: an earlier run was not finished; use --resume to continue it or "
             "--overwrite to start over"
         )
-    about = [repr(opened.manifest), options.reference, repr(options.adapter), run.seed]
+    about = [repr(opened.manifest), options.baseline, repr(options.adapter), run.seed]
     identity = hashlib.sha256(json.dumps(about).encode()).hexdigest()
     return Saving(folder=folder, resume=options.resume, identity=identity)
 
@@ -156,16 +156,16 @@ def _open(
     adapter: Adapter, opened: Artifact | ArtifactFile, options: CalibrateOptions, run: Run
 ) -> tuple[CalibrationTask, Checkpoint | None]:
     """The task and, where the student has weights by name, their originals."""
-    reference = options.reference or opened.manifest.source
+    baseline = options.baseline or opened.manifest.source
     try:
-        checkpoint = None if adapter.single_file else adapter.open(reference)
-        task = adapter.calibration(str(opened.path), reference, options.adapter, run)
+        checkpoint = None if adapter.single_file else adapter.open(baseline)
+        task = adapter.calibration(str(opened.path), baseline, options.adapter, run)
     except SourceError as error:
-        if options.reference is not None:
+        if options.baseline is not None:
             raise
         raise SourceError(
-            f"the uncompressed model is needed, and the artifact says that it is {reference}: "
-            f"{error}; if it is elsewhere now, say where with --reference"
+            f"the uncompressed model is needed, and the artifact says that it is {baseline}: "
+            f"{error}; if it is elsewhere now, say where with --baseline"
         ) from None
     return task, checkpoint
 
@@ -209,7 +209,7 @@ def _write(
             f"{type(task).__name__}: {unknown[0]!r} was trained, but the artifact has no such "
             "tensor; see CalibrationTask.tensor_name"
         )
-    rewrite(adapter, opened, out, replaced.get, reference=checkpoint, overwrite=overwrite, run=run)
+    rewrite(adapter, opened, out, replaced.get, baseline=checkpoint, overwrite=overwrite, run=run)
 
 
 def _replaced(task: CalibrationTask) -> dict[str, Replacement]:

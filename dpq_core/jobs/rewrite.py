@@ -55,7 +55,7 @@ def rewrite(
     out: Path,
     replaced: Callable[[str], Replacement | None],
     *,
-    reference: Checkpoint | None = None,
+    baseline: Checkpoint | None = None,
     overwrite: bool = False,
     run: Run | None = None,
 ) -> Artifact:
@@ -69,7 +69,7 @@ def rewrite(
         artifact: the old one.
         out: folder of the new one; may be that of the old one with ``overwrite``.
         replaced: name of a tensor -> its new value, or None to keep the old one.
-        reference: the original weights.
+        baseline: the original weights.
         overwrite: replace an artifact at ``out``.
         run: for the probe.
 
@@ -89,14 +89,14 @@ def rewrite(
         shard_bytes=_shard_bytes(artifact),
         overwrite=overwrite,
     )
-    weights = None if reference is None else aligned(adapter, reference, artifact)
+    weights = None if baseline is None else aligned(adapter, baseline, artifact)
     with writer:
         for entry in manifest.tensors:
             parts, error = _value(artifact, entry, replaced(entry.name), weights)
             writer.write(entry.name, parts, error)
         generated: Mapping[str, bytes] = {}
-        if reference is not None:
-            generated = adapter.generated_files(reference, writer.manifest_draft)
+        if baseline is not None:
+            generated = adapter.generated_files(baseline, writer.manifest_draft)
         for relative in manifest.files:
             own = relative == PROBE_NAME or _is_weights(artifact, relative)
             if not own and relative not in generated:
@@ -109,7 +109,7 @@ def rewrite(
 
 
 def _value(
-    artifact: Artifact, entry: TensorEntry, new: Replacement | None, reference: Checkpoint | None
+    artifact: Artifact, entry: TensorEntry, new: Replacement | None, baseline: Checkpoint | None
 ) -> tuple[dict[str, Tensor], float | None]:
     """The stored tensors of one tensor of the model, and its relative error where it is known."""
     if new is None:
@@ -119,9 +119,9 @@ def _value(
     if isinstance(new, Tensor):
         return {entry.name: new.detach().to("cpu", entry.torch_dtype).contiguous()}, None
     stored = {f"{entry.name}.{part}": value.cpu() for part, value in new.parts().items()}
-    if reference is None or entry.name not in reference.tensors:
+    if baseline is None or entry.name not in baseline.tensors:
         return stored, None
-    weight = reference.read(entry.name).float()
+    weight = baseline.read(entry.name).float()
     difference = (weight - new.decode(weight.dtype).cpu()).double().square().sum()
     power = weight.double().square().sum()
     return stored, float(difference / power) if power else 0.0

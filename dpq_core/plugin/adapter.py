@@ -153,12 +153,12 @@ class Adapter(ABC):
         """A runnable model from an artifact or from an uncompressed source."""
         raise self._lacks("load models")
 
-    def calibration(self, source: str, reference: str, options: Any, run: Run) -> CalibrationTask:
+    def calibration(self, source: str, baseline: str, options: Any, run: Run) -> CalibrationTask:
         """Student, teacher, batches and loss, for ``dpq calibrate``.
 
         Args:
             source: an artifact: the student (see ``dpq_core.calibrate.layers.prepare_student``).
-            reference: the uncompressed model that it was made of: the teacher.
+            baseline: the uncompressed model that it was made of: the teacher.
             options: an instance of ``options["calibrate"]``, or None for its defaults.
             run: device and seed; progress is shown by the loop.
         """

@@ -51,7 +51,7 @@ def test_json(artifact, tmp_path):
     found = dpq("calibrate", artifact, "-o", tmp_path / "out", *FAST, "--json").json
     assert found["loss"] == "distance"
     assert found["after"] < found["before"]
-    expected = (found["before"] - found["after"]) / (found["before"] - found["reference"])
+    expected = (found["before"] - found["after"]) / (found["before"] - found["baseline"])
     assert found["recovered"] == pytest.approx(expected)
     assert found["nbytes"] == Artifact.open(tmp_path / "out").nbytes
     assert found["nbytes_before"] == Artifact.open(artifact).nbytes
@@ -62,7 +62,7 @@ def test_json(artifact, tmp_path):
 
 
 def test_options_reach_loop_and_adapter(artifact, tmp_path):
-    words = ("--estep", "none", "--every", 3, "--lr", "1e-3", "--batch", 8, "--seed", 4)
+    words = ("--estep", "none", "--every", 3, "--lr", "1e-3", "--batch-size", 8, "--seed", 4)
     found = dpq("calibrate", artifact, "-o", tmp_path / "a", *FAST, *words, "--json").json
     assert {e["what"] for e in found["esteps"]} == {"codebooks"}
     again = dpq("calibrate", artifact, "-o", tmp_path / "b", *FAST, *words[:-1], 5, "--json").json
@@ -82,7 +82,7 @@ def test_the_same_command_gives_the_same_bytes(artifact, tmp_path):
         (("--mode", "all"), "mode must be one of auto, block, end, both"),
         (("--mode", "block"), "has no blocks with a teacher"),
         (("--steps", "0"), "steps must be 1 or more"),
-        (("--reference", "nowhere.safetensors"), "nowhere.safetensors: not a .safetensors file"),
+        (("--baseline", "nowhere.safetensors"), "nowhere.safetensors: not a .safetensors file"),
     ],
 )
 def test_mistakes_are_one_line(artifact, tmp_path, words, message):
@@ -96,7 +96,7 @@ def test_mistakes_are_one_line(artifact, tmp_path, words, message):
 def test_an_unknown_option_is_a_usage_error(artifact, tmp_path):
     done = dpq("calibrate", artifact, "-o", tmp_path / "out", "--batches", 3)
     assert done.code == 2
-    assert "did you mean --batch?" in " ".join(done.err.split())
+    assert "did you mean --batch-size?" in " ".join(done.err.split())
 
 
 def test_what_is_no_artifact_cannot_be_calibrated(tmp_path):

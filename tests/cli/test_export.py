@@ -183,12 +183,12 @@ def test_what_is_dropped_is_said(scene, tmp_path):
 
 def test_coordinates(scene, tmp_path):
     raw = tmp_path / "raw.spz"
-    assert dpq("export", "-a", "splats", scene, "-o", raw, "--coordinates", "rdf").code == 0
-    words = ["--source-coordinates", "rdf", "-o", tmp_path / "a.ply"]
+    assert dpq("export", "-a", "splats", scene, "-o", raw, "--output-axes", "rdf").code == 0
+    words = ["--axes", "rdf", "-o", tmp_path / "a.ply"]
     assert dpq("export", "-a", "splats", raw, *words).code == 0
     found = read_scene(tmp_path / "a.ply").scene
     assert np.abs(found.positions - make_scene(100).positions).max() < 1e-3
-    done = dpq("export", "-a", "splats", raw, "-o", tmp_path / "b.ply", "--coordinates", "up")
+    done = dpq("export", "-a", "splats", raw, "-o", tmp_path / "b.ply", "--output-axes", "up")
     assert done.code == 2
     assert "unknown coordinates 'up'" in done.err
 

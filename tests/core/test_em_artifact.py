@@ -127,18 +127,18 @@ def test_an_output_in_the_way_is_refused_before_any_work(artifact, tmp_path):
 
 def test_a_source_that_has_moved_must_be_named(artifact, tmp_path):
     (tmp_path / "mlp.safetensors").rename(tmp_path / "moved.safetensors")
-    with pytest.raises(SourceError, match=r"say where with --reference") as caught:
+    with pytest.raises(SourceError, match=r"say where with --baseline") as caught:
         calibrate_artifact(CalibratedMLP(), artifact, tmp_path / "out", OPTIONS)
     assert "\n" not in str(caught.value)
     moved = str(tmp_path / "moved.safetensors")
-    options = CalibrateOptions(settings=SETTINGS, reference=moved)
+    options = CalibrateOptions(settings=SETTINGS, baseline=moved)
     done = calibrate_artifact(CalibratedMLP(), artifact, tmp_path / "out", options)
     assert done.report.recovered > 0.2
 
 
 def test_another_model_as_reference_is_refused(artifact, tmp_path):
     other = write_mlp(tmp_path / "other.safetensors", hidden=80)
-    options = CalibrateOptions(settings=SETTINGS, reference=str(other))
+    options = CalibrateOptions(settings=SETTINGS, baseline=str(other))
     with pytest.raises(SourceError, match="is this the model that was compressed"):
         calibrate_artifact(CalibratedMLP(), artifact, tmp_path / "out", options)
 

@@ -56,7 +56,7 @@ def make_artifact(tmp_path_factory):
     return make
 
 
-CALIBRATION = {"trajectories": 3, "denoising_steps": 2, "batch": 4, "validation_samples": 6}
+CALIBRATION = {"trajectories": 3, "sampling_steps": 2, "batch_size": 4, "validation_samples": 6}
 """Options of ``dpq calibrate`` that make it quick."""
 
 

@@ -26,7 +26,7 @@ from dpq_diffusion.options import CalibrateOptions
 from dpq_diffusion.pipelines.conditions import make_items
 from dpq_diffusion.sampling.samplers import RequestedSettings, make_sampler
 
-QUICK = {"trajectories": 3, "denoising_steps": 2, "batch": 4, "validation_samples": 6}
+QUICK = {"trajectories": 3, "sampling_steps": 2, "batch_size": 4, "validation_samples": 6}
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"  # diffusers
@@ -87,7 +87,7 @@ def test_validation_trajectories_are_not_trained_on(make_task):
 
 @pytest.mark.parametrize(("guidance", "share"), [(1.5, 0.1), (3.0, 4 / 13), (1.0, 0.0)])
 def test_null_class_is_drawn_as_often_as_its_errors_count(make_task, guidance, share):
-    task = make_task("pixel_dit", guidance=guidance, batch=500)
+    task = make_task("pixel_dit", guidance=guidance, batch_size=500)
     labels = torch.cat([task.train_batch(step)[slot_key(2)] for step in range(4)])
     null = (labels == 3).float().mean()
     assert abs(null - share) <= 3 * math.sqrt(share * (1 - share) / 2000)
@@ -96,18 +96,18 @@ def test_null_class_is_drawn_as_often_as_its_errors_count(make_task, guidance, s
 
 def test_equal_trajectories_are_drawn_once_in_a_job(make_task):
     run = Run(device="cpu", seed=0)
-    first = make_task("pixel_dit", run=run, denoising_steps=3)
-    again = make_task("pixel_dit", run=run, denoising_steps=3)
+    first = make_task("pixel_dit", run=run, sampling_steps=3)
+    again = make_task("pixel_dit", run=run, sampling_steps=3)
     assert again._samples.train.calls is first._samples.train.calls
-    other = make_task("pixel_dit", run=run, denoising_steps=4)
+    other = make_task("pixel_dit", run=run, sampling_steps=4)
     assert len(other._samples.train.calls) != len(first._samples.train.calls)
 
 
 def test_long_trajectories_are_thinned_out(make_task, monkeypatch):
-    whole = make_task("pixel_dit", denoising_steps=4)
+    whole = make_task("pixel_dit", sampling_steps=4)
     monkeypatch.setattr(trajectories, "_MAX_BYTES", 2 * 6 * 64 * 3 * 4)
     monkeypatch.setattr(trajectories, "_DRAWN_AT_ONCE", 3)
-    thin = make_task("pixel_dit", denoising_steps=4)
+    thin = make_task("pixel_dit", sampling_steps=4)
     calls = len(thin._samples.train.calls)
     assert (len(whole._samples.train.calls), calls) == (4, 2)
 
@@ -135,7 +135,7 @@ def test_flux_is_told_sigmas(make_task):
 
 
 def test_ddpm_on_own_images_has_their_classes(make_task):
-    task = make_task("pixel_dit", loss="ddpm", class_dropout=0.0, batch=64)
+    task = make_task("pixel_dit", loss="ddpm", class_dropout=0.0, batch_size=64)
     batch, source = task.train_batch(0), task._samples.train
     pairs = {
         (clean.numpy().tobytes(), int(label))
@@ -271,7 +271,7 @@ def test_calibration_without_data_recovers_most_of_the_builtin(tmp_path):
     command = Command(
         settings=CalibrateSettings(steps=8, mode="end", estep="icm", statistics_batches=2),
         adapter=CalibrateOptions(
-            trajectories=10, denoising_steps=10, batch=16, validation_samples=32
+            trajectories=10, sampling_steps=10, batch_size=16, validation_samples=32
         ),
     )
     done = calibrate_artifact(adapter, tmp_path / "before", tmp_path / "after", command, run)

@@ -35,7 +35,7 @@ def class_images(tmp_path):
 
 
 def test_images_get_their_folders_classes(make_task, class_images):
-    task = make_task("pixel_dit", images=str(class_images), loss="ddpm", batch=64)
+    task = make_task("pixel_dit", images=str(class_images), loss="ddpm", batch_size=64)
     seen = [task.train_batch(0), *task.validation()]
     for batch in seen:
         for clean, label in zip(batch["clean"], batch[slot_key(2)].tolist(), strict=True):
@@ -46,7 +46,7 @@ def test_images_get_their_folders_classes(make_task, class_images):
     assert 0 < (labels == 3).float().mean() < 0.3
     held = {float(x.mean()) for x in seen[1]["clean"]}
     assert not held & {float(x.mean()) for x in seen[0]["clean"]}
-    other = make_task("pixel_dit", images=str(class_images), loss="ddpm", batch=64, seed=1)
+    other = make_task("pixel_dit", images=str(class_images), loss="ddpm", batch_size=64, seed=1)
     assert other.fingerprint != task.fingerprint
 
 
@@ -157,7 +157,7 @@ def test_options_that_do_not_fit_are_refused(make_task, kind, options, words):
     [
         ({"loss": "l1"}, "--loss must be one of distill, ddpm, flow"),
         ({"images": "a", "latents": "b"}, "exclude each other"),
-        ({"batch": 0}, "--batch must be 1 or more"),
+        ({"batch_size": 0}, "--batch-size must be 1 or more"),
         ({"guidance": math.nan}, "--guidance"),
         ({"class_dropout": 1.5}, "--class-dropout"),
     ],

@@ -120,13 +120,15 @@ def test_compress_and_sample_through_the_command(tmp_path):
     done = dpq("compress", source, "--adapter", "diffusion", "--components", components, "-o", out)
     assert done.code == 0, done.err
     for folder in ("one", "two"):
-        words = ["--label", "3", "--label", "7", "--steps", "3", "--columns", "2"]
+        words = ["--label", "3", "--label", "7", "--sampling-steps", "3", "--columns", "2"]
         done = dpq("sample", out, *words, "--baseline", source, "-o", tmp_path / folder)
         assert done.code == 0, done.err
     files = [sorted((tmp_path / folder / "images").iterdir()) for folder in ("one", "two")]
     assert [f.read_bytes() for f in files[0]] == [f.read_bytes() for f in files[1]]
     assert np.asarray(Image.open(files[0][0])).shape == (16, 16, 3)
-    done = dpq("eval", out, "--samples", "4", "--steps", "2", "--fidelity-samples", "4", "--json")
+    done = dpq(
+        "eval", out, "--count", "4", "--sampling-steps", "2", "--baseline-count", "4", "--json"
+    )
     assert done.code == 0, done.err
     assert "latent MSE" in done.out
 

@@ -19,7 +19,7 @@ class TestDiffusion(AdapterContract):
     def _options(self, adapter, verb):
         quick = {
             "compress": CompressOptions(),
-            "evaluate": EvaluateOptions(samples=16, steps=2, fidelity="none"),
-            "sample": SampleOptions(label=("1",), count=2, steps=2),
+            "evaluate": EvaluateOptions(count=16, sampling_steps=2, baseline="none"),
+            "sample": SampleOptions(label=("1",), count=2, sampling_steps=2),
         }
         return quick[verb]

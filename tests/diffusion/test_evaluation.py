@@ -53,7 +53,7 @@ def models(monkeypatch) -> dict:
 
 
 def measure(source: str, **options):
-    return evaluate(source, EvaluateOptions(**{"samples": 6, "steps": 3} | options), RUN)
+    return evaluate(source, EvaluateOptions(**{"count": 6, "sampling_steps": 3} | options), RUN)
 
 
 def values(found) -> dict[str, float]:
@@ -61,7 +61,7 @@ def values(found) -> dict[str, float]:
 
 
 def test_a_model_is_faithful_to_itself(models, capsys):
-    found = measure("plain", fidelity="plain")
+    found = measure("plain", baseline="plain")
     assert list(values(found)) == FIDELITY
     assert values(found)["PSNR"] == math.inf
     assert values(found)["SSIM"] == pytest.approx(1.0)
@@ -73,7 +73,7 @@ def test_a_model_is_faithful_to_itself(models, capsys):
 
 
 def test_a_disturbed_model_is_not(models):
-    found = measure("compressed", fidelity="plain", fidelity_samples=4)
+    found = measure("compressed", baseline="plain", baseline_count=4)
     assert 5 < values(found)["PSNR"] < 60
     assert 0 < values(found)["SSIM"] < 1
     steps = found.details["latent_mse_per_step"]
@@ -92,36 +92,36 @@ def test_a_disturbed_model_is_not(models):
     ],
 )
 def test_protocols_say_what_is_drawn(models, options, drawn):
-    found = measure("plain", fidelity="plain", samples=2, **options)
+    found = measure("plain", baseline="plain", count=2, **options)
     assert all(f", {drawn}" in m.protocol for m in found.metrics)
 
 
 def test_fidelity_does_not_depend_on_the_batch_size(models):
     one, four = (
-        values(measure("compressed", fidelity="plain", batch_size=size)) for size in (1, 4)
+        values(measure("compressed", baseline="plain", batch_size=size)) for size in (1, 4)
     )
     assert one == pytest.approx(four, rel=0.02)
 
 
 def test_fidelity_to_a_folder_of_samples(models, tmp_path):
-    options = SampleOptions(steps=3, count=6)
+    options = SampleOptions(sampling_steps=3, count=6)
     sampling.sample("plain", options, RUN, tmp_path)
-    direct = values(measure("compressed", fidelity="plain", batch_size=16))
-    found = values(measure("compressed", fidelity=str(tmp_path)))
+    direct = values(measure("compressed", baseline="plain", batch_size=16))
+    found = values(measure("compressed", baseline=str(tmp_path)))
     assert found == pytest.approx({k: direct[k] for k in ("PSNR", "SSIM")}, rel=1e-3)
     with pytest.raises(SpecError, match="drawn otherwise"):
-        measure("compressed", fidelity=str(tmp_path), steps=4)
+        measure("compressed", baseline=str(tmp_path), sampling_steps=4)
 
 
 def test_fidelity_to_another_process_is_refused(models):
     models["other"] = diffusion_pipelines.latent_unet()
-    with pytest.raises(SpecError, match=r"--fidelity other: draws by ddim, 3 steps, guidance 1;"):
-        measure("plain", fidelity="other")
+    with pytest.raises(SpecError, match=r"--baseline other: draws by ddim, 3 steps, guidance 1;"):
+        measure("plain", baseline="other")
 
 
 def test_text_to_image_pipelines_show_their_latents(models):
     models["text"] = diffusion_pipelines.text_to_image()
-    found = measure("text", fidelity="text", prompt=("a cat",), samples=2)
+    found = measure("text", baseline="text", prompt=("a cat",), count=2)
     assert list(values(found)) == FIDELITY
     assert found.details["latent_mse_per_step"] == [0, 0, 0]
     assert all(", one prompt, " in m.protocol for m in found.metrics)
@@ -149,7 +149,7 @@ def test_class_agreement_counts_the_classes_asked_for(models, tmp_path):
     from dpq_diffusion.evaluation.tiny_classifier import load_classifier
     from dpq_diffusion.folders import BUILTIN as FOLDER
 
-    found = values(measure(BUILTIN, folder=str(tmp_path), samples=12))
+    found = values(measure(BUILTIN, folder=str(tmp_path), count=12))
     (batch,) = open_images(tmp_path / "images").batches(12)
     pixels = batch[..., 0].unsqueeze(1).float() / 127.5 - 1
     with torch.no_grad():
@@ -163,10 +163,10 @@ def test_an_artifact_is_compared_with_its_source(models, monkeypatch):
     models["artifact"] = diffusion_pipelines.disturbed(
         diffusion_pipelines.pixel_dit(classes=tuple("0123456789"), side=28)
     )
-    found = measure("artifact", fidelity_samples=2)
+    found = measure("artifact", baseline_count=2)
     assert list(values(found)) == [*QUALITY, *FIDELITY]
     assert found.details["fidelity"] == BUILTIN
-    without = measure("artifact", fidelity="none")
+    without = measure("artifact", baseline="none")
     assert list(values(without)) == QUALITY
     assert without.details["fidelity"] == "left out"
 
@@ -175,11 +175,11 @@ def test_a_source_that_is_gone_is_noted(models, monkeypatch, tmp_path):
     gone = str(tmp_path / "gone")
     monkeypatch.setattr(evaluation, "origin_of", lambda source: gone)
     _reference(tmp_path / "ref.safetensors", "adm-inception-v3")
-    with pytest.raises(SpecError, match="nothing to measure: give --reference"):
+    with pytest.raises(SpecError, match="nothing to measure: give --reference-stats"):
         measure("compressed")
     assert evaluation._original("compressed", gone, "") == (
         "",
-        f"left out: {gone} is not on this machine; give --fidelity SOURCE",
+        f"left out: {gone} is not on this machine; give --baseline SOURCE",
     )
 
 
@@ -190,7 +190,7 @@ def test_samples_are_kept_and_used_again(models, tmp_path):
     models[BUILTIN].transformer.forward = None  # cannot draw any more
     assert measure(BUILTIN, folder=str(tmp_path)).metrics == first.metrics
     with pytest.raises(SpecError, match="samples of other settings"):
-        measure(BUILTIN, folder=str(tmp_path), steps=2)
+        measure(BUILTIN, folder=str(tmp_path), sampling_steps=2)
 
 
 def test_a_reference_of_the_same_images(models, tmp_path):
@@ -198,7 +198,7 @@ def test_a_reference_of_the_same_images(models, tmp_path):
     batch = tmp_path / "ref.npz"
     write_npz(batch, open_images(tmp_path / "set" / "images"))
     for reference in (tmp_path / "set" / "images", batch):
-        found = values(measure(BUILTIN, reference=str(reference)))
+        found = values(measure(BUILTIN, reference_stats=str(reference)))
         assert found[DISTANCE] == pytest.approx(0, abs=1e-3)
         assert found[PRECISION] == 1
         assert found[RECALL] == 1
@@ -207,14 +207,14 @@ def test_a_reference_of_the_same_images(models, tmp_path):
 def test_a_reference_of_another_resolution_is_refused(models, tmp_path):
     Image.new("L", (32, 32)).save(tmp_path / "0.png")
     with pytest.raises(SpecError, match="holds 32x32 images but the samples are 28x28"):
-        measure(BUILTIN, reference=str(tmp_path))
+        measure(BUILTIN, reference_stats=str(tmp_path))
 
 
 def test_only_inception_may_use_its_statistics(models, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "hub"))
     reference = _reference(tmp_path / "ref.safetensors", "adm-inception-v3")
     with pytest.raises(SourceError, match="Inception weights"):
-        measure(BUILTIN, reference=str(reference))
+        measure(BUILTIN, reference_stats=str(reference))
 
 
 def _reference(path: Path, extractor: str) -> Path:
@@ -226,9 +226,9 @@ def _reference(path: Path, extractor: str) -> Path:
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        ("plain", {}, "nothing to measure: give --reference with --inception for FID"),
-        ("plain", {"inception": "download"}, "--inception needs --reference"),
-        ("plain", {"fidelity": "plain", "label": ("9",)}, "the model has the classes 0 to 2"),
+        ("plain", {}, "nothing to measure: give --reference-stats with --inception for FID"),
+        ("plain", {"inception": "download"}, "--inception needs --reference-stats"),
+        ("plain", {"baseline": "plain", "label": ("9",)}, "the model has the classes 0 to 2"),
     ],
 )
 def test_mistakes_are_one_line(models, source, options, message):
@@ -241,8 +241,8 @@ def test_mistakes_are_one_line(models, source, options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"samples": 1}, "--samples must be 2 or more"),
-        ({"fidelity_samples": 0}, "--fidelity-samples must be 1 or more"),
+        ({"count": 1}, "--count must be 2 or more"),
+        ({"baseline_count": 0}, "--baseline-count must be 1 or more"),
         ({"scheduler": "euler"}, "unknown scheduler 'euler'; known: auto, ddpm, ddim"),
     ],
 )

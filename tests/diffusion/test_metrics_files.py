@@ -51,16 +51,16 @@ def folders(tmp_path_factory):
         for module in (evaluation, sampling):
             patch.setattr(module, "load_pipeline", lambda source, run: known[source])
         patch.setattr(evaluation, "origin_of", lambda source: BUILTIN)
-        options = SampleOptions(steps=3, count=COUNT, npz=True)
+        options = SampleOptions(sampling_steps=3, count=COUNT, npz=True)
         sampling.sample("compressed", options, RUN, mine)
         sampling.sample(BUILTIN, options, RUN, theirs)
         known["compressed"].transformer.forward = None  # what is scored are the files
         wish = EvaluateOptions(
-            steps=3,
-            samples=COUNT,
+            sampling_steps=3,
+            count=COUNT,
             folder=str(mine),
-            fidelity=str(theirs),
-            fidelity_samples=COUNT,
+            baseline=str(theirs),
+            baseline_count=COUNT,
         )
         found = evaluate("compressed", wish, RUN)
     return mine, theirs, {m.name: m.value for m in found.metrics}

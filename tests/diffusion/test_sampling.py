@@ -40,7 +40,7 @@ def dit(models) -> str:
 
 def draw(source: str, out: Path, run: Run = RUN, **options) -> dict[str, bytes]:
     """Sample in four steps; the PNG files by name."""
-    sample(source, SampleOptions(**{"steps": 4, "columns": 2} | options), run, out)
+    sample(source, SampleOptions(**{"sampling_steps": 4, "columns": 2} | options), run, out)
     return {path.name: path.read_bytes() for path in sorted((out / "images").glob("*.png"))}
 
 
@@ -110,7 +110,7 @@ def _count_draws(pipeline, sizes: list[int]) -> None:
 @pytest.mark.parametrize(
     ("options", "seed", "named"),
     [
-        ({"steps": 5}, 0, "steps: 4, not 5"),
+        ({"sampling_steps": 5}, 0, "steps: 4, not 5"),
         ({"guidance": 2.0}, 0, "guidance: 1.5, not 2.0"),
         ({"scheduler": "ddpm"}, 0, "scheduler: ddim, not ddpm"),
         ({"label": ("1",)}, 0, "conditions: circle, square, cross, plus sign, not square"),
@@ -150,7 +150,7 @@ def test_the_npz_holds_the_images(dit, tmp_path):
 
 
 def test_the_grid_is_a_picture_of_all_rows(dit, tmp_path):
-    made = sample(dit, SampleOptions(steps=2, columns=3), RUN, tmp_path)
+    made = sample(dit, SampleOptions(sampling_steps=2, columns=3), RUN, tmp_path)
     assert made.files == (tmp_path / "grid.png",)
     with Image.open(made.files[0]) as image:
         assert image.mode == "RGB"
@@ -161,7 +161,7 @@ def test_the_grid_is_a_picture_of_all_rows(dit, tmp_path):
 
 def test_before_and_after(dit, models, tmp_path):
     models["compressed"] = diffusion_pipelines.disturbed(diffusion_pipelines.pixel_dit())
-    options = SampleOptions(steps=4, columns=2, baseline=dit)
+    options = SampleOptions(sampling_steps=4, columns=2, baseline=dit)
     made = sample("compressed", options, RUN, tmp_path / "out")
     assert [path.name for path in made.files] == ["before-after.png", "grid.png"]
     plain = draw(dit, tmp_path / "plain")
@@ -169,7 +169,7 @@ def test_before_and_after(dit, models, tmp_path):
     assert {p.name: p.read_bytes() for p in twins.iterdir()} == plain
     with Image.open(made.files[0]) as both, Image.open(made.files[1]) as one:
         assert both.height > 1.5 * one.height
-    again = SampleOptions(steps=4, columns=2, baseline=str(tmp_path / "plain"))
+    again = SampleOptions(sampling_steps=4, columns=2, baseline=str(tmp_path / "plain"))
     del models[dit]  # a folder of samples needs no model
     sample("compressed", again, RUN, tmp_path / "again")
     grids = [(tmp_path / name / "before-after.png").read_bytes() for name in ("out", "again")]
@@ -203,8 +203,8 @@ def test_the_settings_are_stored(dit, tmp_path):
 def test_many_classes_are_thinned_for_a_grid_only(models, tmp_path):
     names = tuple(f"kind {i}" for i in range(40))
     models["many"] = diffusion_pipelines.pixel_dit(classes=names)
-    assert len(draw("many", tmp_path / "grid", steps=1, columns=1)) == 8
-    assert len(draw("many", tmp_path / "all", steps=1, count=41)) == 41
+    assert len(draw("many", tmp_path / "grid", sampling_steps=1, columns=1)) == 8
+    assert len(draw("many", tmp_path / "all", sampling_steps=1, count=41)) == 41
     stored = json.loads((tmp_path / "all" / "settings.json").read_text())
     assert [c["label"] for c in stored["conditions"]] == list(range(40))
 
@@ -237,7 +237,7 @@ def test_samples_need_a_folder(dit):
         ("pixel_dit", {"label": ("-1",)}, "--label -1: the model has the classes 0 to 2"),
         ("pixel_dit", {"label": ("circel",)}, "unknown class; did you mean 'circle'?"),
         ("pixel_dit", {"prompt": ("a cat",)}, "draws classes, not prompts"),
-        ("pixel_dit", {"steps": 1001}, "the model was trained with 1000 steps"),
+        ("pixel_dit", {"sampling_steps": 1001}, "the model was trained with 1000 steps"),
         ("latent_unet", {"guidance": 2.0}, "--guidance 2: the model has no classes to guide by"),
         ("latent_unet", {"label": ("0",)}, "the model is unconditional"),
         ("text_to_image", {}, "give --prompt TEXT"),
@@ -267,7 +267,7 @@ def test_nan_weights_are_one_line(dit, models, tmp_path):
         ({"guidance": -1.0}, "--guidance must be a number of 0 or more"),
         ({"guidance": float("nan")}, "--guidance must be a number of 0 or more"),
         ({"columns": 0}, "--columns must be 1 or more, not 0"),
-        ({"steps": -1}, "--steps must be 0 or more"),
+        ({"sampling_steps": -1}, "--sampling-steps must be 0 or more"),
         ({"batch_size": 0}, "--batch-size must be 1 or more"),
     ],
 )

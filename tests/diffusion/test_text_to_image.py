@@ -37,7 +37,7 @@ def test_compress_load_and_sample_by_prompt(layout, tmp_path):
     options = ["--adapter", "diffusion", "--components", components, "-o", artifact]
     done = dpq("compress", model, *options, "--bits", "4")
     assert done.code == 0, done.err
-    draw = ["--prompt", "a cat", "--steps", "2", "--columns", "1", "--seed", "3"]
+    draw = ["--prompt", "a cat", "--sampling-steps", "2", "--columns", "1", "--seed", "3"]
     for out in ("first", "again"):
         extra = ["--baseline", model] if out == "first" else []
         done = dpq("sample", artifact, *draw, *extra, "-o", tmp_path / out)

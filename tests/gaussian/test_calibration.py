@@ -50,7 +50,7 @@ def compressed(folder: Path, **options: Any) -> Path:
 
 
 def task_of(folder: Path, *, file: str = "raw.dpq", seed: int = 0, **options: Any) -> SceneTask:
-    chosen = CalibrateOptions(views=str(folder), **options)
+    chosen = CalibrateOptions(cameras=str(folder), **options)
     run = Run(device="cpu", seed=seed)
     return calibration(str(folder / file), str(folder / "scene.ply"), chosen, run)
 
@@ -61,7 +61,7 @@ def calibrated(
     """The report, after ``folder/out`` is written."""
     chosen = LoopOptions(
         settings=CalibrateSettings(steps=steps, lr=1e-4),
-        adapter=CalibrateOptions(**{"views": str(folder), **options}),
+        adapter=CalibrateOptions(**{"cameras": str(folder), **options}),
     )
     return calibrate_artifact(GaussianAdapter(), folder / source, folder / out, chosen, RUN)
 
@@ -85,7 +85,7 @@ class TestTask:
         assert orders[0] == orders[1] != orders[2]
 
     def test_an_epoch_shows_every_training_view_once(self, folder: Path) -> None:
-        task = task_of(folder, batch=2)
+        task = task_of(folder, batch_size=2)
         shown = [int(i) for step in range(12) for i in task.train_batch(step)["view"]]
         (validation,) = task.validation()
         assert sorted(shown + validation["view"].tolist()) == list(range(28))  # of 33
@@ -177,7 +177,7 @@ class TestWholeRuns:
 
     @pytest.mark.slow
     def test_a_rig_is_set_up_where_no_cameras_are_given(self, folder: Path) -> None:
-        done = calibrated(folder, steps=30, views="", rig_size=48)
+        done = calibrated(folder, steps=30, cameras="", pixels=48)
         assert done.report.after < done.report.before
         assert done.report.reference == 0
 
@@ -269,9 +269,7 @@ def test_the_builtin_needs_no_photographs(tmp_path: Path) -> None:
     raw, out = tmp_path / "raw.dpq", tmp_path / "better.dpq"
     adapter, source = GaussianAdapter(), "builtin:tiny-scene"
     compress_file(adapter, source, raw, options=CompressOptions(preset="small"), run=RUN)
-    chosen = LoopOptions(
-        settings=CalibrateSettings(steps=12), adapter=CalibrateOptions(rig_size=128)
-    )
+    chosen = LoopOptions(settings=CalibrateSettings(steps=12), adapter=CalibrateOptions(pixels=128))
     done = calibrate_artifact(adapter, raw, out, chosen, RUN)
     assert done.nbytes <= done.nbytes_before
     assert done.report.after <= done.report.before

@@ -497,7 +497,7 @@ class TestMatching:
         ):
             latents.read(file, scene.take(slice(0, 250)), "x")
         moved = changed(scene, positions=scene.positions[:, ::-1].copy())
-        with pytest.raises(SourceError, match="positions differ; say which with --reference"):
+        with pytest.raises(SourceError, match="positions differ; say which with --baseline"):
             latents.read(file, moved, "x")
 
     def test_gaussians_that_are_never_drawn_do_not_count(self, tmp_path: Path) -> None:
@@ -517,7 +517,7 @@ class TestViews:
 
     def test_the_views_that_judge_are_left_out(self, tmp_path: Path) -> None:
         photographed(tmp_path)
-        views = self.of(tmp_path, views=str(tmp_path))
+        views = self.of(tmp_path, cameras=str(tmp_path))
         names = [camera.name for camera in views.cameras]
         assert sorted(names) == [f"v{i}" for i in range(1, 8)]  # of v0 .. v8
         assert [names[i] for i in views.validation] == ["v1"]
@@ -528,9 +528,9 @@ class TestViews:
 
     def test_pictures_of_the_original_take_the_place_of_photographs(self, tmp_path: Path) -> None:
         photographed(tmp_path)
-        views = self.of(tmp_path, views=str(tmp_path), photographs=False)
+        views = self.of(tmp_path, cameras=str(tmp_path), photographs=False)
         assert not views.photographed
-        photo = self.of(tmp_path, views=str(tmp_path)).target(2).photo
+        photo = self.of(tmp_path, cameras=str(tmp_path)).target(2).photo
         assert (views.target(2).photo.clamp(0, 1) - photo).abs().max() < 0.5 / 255 + 1e-6
 
     @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
@@ -540,15 +540,15 @@ class TestViews:
         photographed(tmp_path)
         for path in (tmp_path / "images").iterdir():
             Image.new("RGB", (48, 36), (51, 102, 204)).save(path)
-        drawn = self.of(tmp_path, views=str(tmp_path), photographs=False).target(2).photo
+        drawn = self.of(tmp_path, cameras=str(tmp_path), photographs=False).target(2).photo
         taken = torch.tensor([0.2, 0.4, 0.8])
         assert (drawn - taken).abs().max() > 0.1
-        mixed = self.of(tmp_path, views=str(tmp_path), distill=share).target(2).photo
+        mixed = self.of(tmp_path, cameras=str(tmp_path), distill=share).target(2).photo
         torch.testing.assert_close(mixed, (1 - share) * taken + share * drawn)
 
     def test_without_cameras_a_rig_is_set_up(self, tmp_path: Path) -> None:
         photographed(tmp_path)
-        views = self.of(tmp_path, rig_size=64)
+        views = self.of(tmp_path, pixels=64)
         assert len(views.validation) == 12
         assert len(views.train) == 4 * VIEWS - 12
         assert not set(views.train) & set(views.validation)
@@ -566,24 +566,24 @@ class TestViews:
     def test_errors_say_what_to_do(self, tmp_path: Path) -> None:
         photographed(tmp_path)
         with pytest.raises(SourceError, match="its cameras are all held out"):
-            self.of(tmp_path, views="builtin:tiny-scene")
+            self.of(tmp_path, cameras="builtin:tiny-scene")
         (tmp_path / "images" / "v3.png").unlink()
         with pytest.raises(
             SourceError, match=r"no photograph of view 'v3' and 0 more of 7; use --"
         ):
-            self.of(tmp_path, views=str(tmp_path))
-        self.of(tmp_path, views=str(tmp_path), photographs=False)
+            self.of(tmp_path, cameras=str(tmp_path))
+        self.of(tmp_path, cameras=str(tmp_path), photographs=False)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"downscale": 0.5}, "option --downscale must be 1 to 1000, not 0.5"),
-        ({"rig_size": 8}, "option --rig-size must be 16 to 8192 pixels, not 8"),
+        ({"pixels": 8}, "option --pixels must be 16 to 8192 pixels, not 8"),
         ({"distill": 1.5}, "option --distill must be 0 to 1, not 1.5"),
-        ({"batch": 0}, "option --batch must be 1 to 1000, not 0"),
+        ({"batch_size": 0}, "option --batch-size must be 1 to 1000, not 0"),
         ({"ssim": 1.5}, "option --ssim must be 0 to 1, not 1.5"),
-        ({"size": 3.0}, "option --size must be 0.5 to 2, not 3.0"),
+        ({"relative_size": 3.0}, "option --relative-size must be 0.5 to 2, not 3.0"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

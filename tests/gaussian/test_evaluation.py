@@ -44,7 +44,7 @@ def measured(path, **options):
 
 
 def given(folder, **options):
-    return {"original": str(folder / "scene.ply"), "cameras": str(folder), **options}
+    return {"baseline": str(folder / "scene.ply"), "cameras": str(folder), **options}
 
 
 def test_pictures_of_every_held_out_view_are_compared(folder):
@@ -86,7 +86,7 @@ def test_the_psnr_of_identical_pictures_is_infinite_and_they_are_counted(folder)
 
 
 def test_errors_and_bits_are_those_of_the_file(folder):
-    _, metrics = measured(folder / "noisy.ply", **given(folder, views=1))
+    _, metrics = measured(folder / "noisy.ply", **given(folder, limit=1))
     scene, noisy = (read_scene(folder / name).scene for name in ("scene.ply", "noisy.ply"))
     rms = np.sqrt(np.square(noisy.sh_dc.astype(np.float64) - scene.sh_dc).mean())
     assert metrics["error of color"].value == pytest.approx(rms, rel=1e-6)
@@ -98,26 +98,26 @@ def test_errors_and_bits_are_those_of_the_file(folder):
 
 @pytest.mark.parametrize("name", ["shuffled.spz", "specified.spz"])
 def test_other_orders_and_axes_do_not_matter(folder, name):
-    found, metrics = measured(folder / name, **given(folder, views=1))
+    found, metrics = measured(folder / name, **given(folder, limit=1))
     assert metrics["PSNR to the original"].value > 35
     assert metrics["error of positions"].value < 1e-3
     assert metrics["error of color"].value < 0.02
     turned = any("turned by 180 degrees" in note for note in found.notes)
     assert turned == (name == "shuffled.spz")
-    _, same = measured(folder / name, **given(folder, views=1))
+    _, same = measured(folder / name, **given(folder, limit=1))
     assert same["PSNR to the original"] == metrics["PSNR to the original"]
 
 
 def test_axes_can_be_said(folder):
-    _, metrics = measured(folder / "shuffled.spz", **given(folder, views=1, axes="rdf"))
+    _, metrics = measured(folder / "shuffled.spz", **given(folder, limit=1, axes="rdf"))
     assert metrics["PSNR to the original"].value > 35
 
 
 def test_further_files_are_measured_alike(folder):
     others = tuple(str(folder / name) for name in ("shuffled.spz", "scene.ply"))
-    found, metrics = measured(folder / "noisy.ply", **given(folder, views=1, against=others))
+    found, metrics = measured(folder / "noisy.ply", **given(folder, limit=1, against=others))
     assert tuple(found.others) == others
-    alone, expected = measured(folder / "shuffled.spz", **given(folder, views=1))
+    alone, expected = measured(folder / "shuffled.spz", **given(folder, limit=1))
     other = {metric.name: metric for metric in found.others[others[0]].metrics}
     for name in ("PSNR to the original", "PSNR to the photographs", "bits per Gaussian"):
         assert other[name] == expected[name]
@@ -128,7 +128,7 @@ def test_further_files_are_measured_alike(folder):
 def test_a_pruned_file_is_compared_and_pays_for_the_whole_scene(folder, tmp_path):
     scene = read_scene(folder / "scene.ply").scene
     write_scene(scene.take(slice(0, 290)), tmp_path / "pruned.ply", "ply")
-    _, metrics = measured(tmp_path / "pruned.ply", **given(folder, views=1))
+    _, metrics = measured(tmp_path / "pruned.ply", **given(folder, limit=1))
     assert metrics["error of harmonics"].value == 0
     bits = 8 * (tmp_path / "pruned.ply").stat().st_size / 300
     assert metrics["bits per Gaussian"].value == pytest.approx(bits)
@@ -137,7 +137,7 @@ def test_a_pruned_file_is_compared_and_pays_for_the_whole_scene(folder, tmp_path
 def test_attributes_of_what_was_merged_are_not_compared(folder, tmp_path):
     scene = read_scene(folder / "scene.ply").scene
     write_scene(scene.take(slice(0, 100)), tmp_path / "few.ply", "ply")
-    found, metrics = measured(tmp_path / "few.ply", **given(folder, views=1))
+    found, metrics = measured(tmp_path / "few.ply", **given(folder, limit=1))
     assert "error of color" not in metrics
     (note,) = (note for note in found.notes if "not compared" in note)
     assert note == f"{tmp_path / 'few.ply'}: attributes not compared: 100 Gaussians against 300"
@@ -145,7 +145,7 @@ def test_attributes_of_what_was_merged_are_not_compared(folder, tmp_path):
 
 def test_without_cameras_the_rig_is_used(folder):
     found, metrics = measured(
-        folder / "noisy.ply", original=str(folder / "scene.ply"), views=2, size=32
+        folder / "noisy.ply", baseline=str(folder / "scene.ply"), limit=2, pixels=32
     )
     protocol = metrics["PSNR to the original"].protocol
     assert "2 views of the rig, 32x32" in protocol
@@ -155,10 +155,10 @@ def test_without_cameras_the_rig_is_used(folder):
 
 
 def test_all_views_some_views_smaller_views(folder):
-    found, _ = measured(folder / "noisy.ply", **given(folder, all_views=True))
+    found, _ = measured(folder / "noisy.ply", **given(folder, all_cameras=True))
     assert found.details["views"] == [f"v{at}" for at in range(9)]
     found, metrics = measured(
-        folder / "noisy.ply", **given(folder, all_views=True, views=3, downscale=2.0)
+        folder / "noisy.ply", **given(folder, all_cameras=True, limit=3, downscale=2.0)
     )
     assert found.details["views"] == ["v0", "v3", "v6"]
     protocol = metrics["PSNR to the photographs"].protocol
@@ -167,21 +167,21 @@ def test_all_views_some_views_smaller_views(folder):
 
 
 def test_encode_seconds(folder):
-    found, metrics = measured(folder / "shuffled.spz", **given(folder, views=1, encode="balanced"))
+    found, metrics = measured(folder / "shuffled.spz", **given(folder, limit=1, encode="balanced"))
     assert metrics["encode seconds"].value > 0
     assert "written as spz by dpq" in metrics["encode seconds"].protocol
     assert not any("encode" in note for note in found.notes)
 
 
 def test_the_background_is_drawn(folder):
-    _, black = measured(folder / "scene.ply", cameras=str(folder), views=1)
-    _, white = measured(folder / "scene.ply", cameras=str(folder), views=1, background="white")
+    _, black = measured(folder / "scene.ply", cameras=str(folder), limit=1)
+    _, white = measured(folder / "scene.ply", cameras=str(folder), limit=1, background="white")
     assert white["PSNR to the photographs"].value < black["PSNR to the photographs"].value
     assert "white background" in white["PSNR to the photographs"].protocol
 
 
 def test_nothing_to_compare_with(folder):
-    with pytest.raises(SpecError, match="nothing to compare with: give --original SOURCE"):
+    with pytest.raises(SpecError, match="nothing to compare with: give --baseline SOURCE"):
         measured(folder / "scene.ply")
     poses = write_cameras(folder / "poses")
     with pytest.raises(SpecError, match="or --cameras with photographs"):
@@ -195,10 +195,10 @@ def test_another_scene_is_refused(folder, tmp_path):
     far = changed(scene, positions=scene.positions + np.float32(100))
     write_scene(far, tmp_path / "far.ply", "ply")
     with pytest.raises(SourceError, match=r"far.ply is not a file of .*: only 0% of"):
-        measured(tmp_path / "far.ply", **given(folder, views=1))
+        measured(tmp_path / "far.ply", **given(folder, limit=1))
     with pytest.raises(SourceError, match=r"far.ply is not a file of"):
         measured(
-            folder / "noisy.ply", **given(folder, views=1, against=(str(tmp_path / "far.ply"),))
+            folder / "noisy.ply", **given(folder, limit=1, against=(str(tmp_path / "far.ply"),))
         )
 
 
@@ -222,10 +222,10 @@ def test_a_blind_camera_is_left_out(folder, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"views": -1}, "option --views must be 0 to"),
-        ({"size": 8}, "option --size must be 16 to"),
+        ({"limit": -1}, "option --limit must be 0 to"),
+        ({"pixels": 8}, "option --pixels must be 16 to"),
         ({"downscale": 0.5}, "option --downscale must be 1 to"),
-        ({"all_views": True}, "option --all-views needs --cameras"),
+        ({"all_cameras": True}, "option --all-cameras needs --cameras"),
         ({"encode": "tiny"}, "option --encode must be one of"),
         ({"background": "plaid"}, "is no colour"),
     ],
@@ -300,7 +300,7 @@ def test_numbers_of_the_photographed_scene(tmp_path):
     source = SPLATS / "miku_sh3.ply"
     write_scene(read_scene(source).scene, tmp_path / "scene.spz", "spz", axes="rdf")
     _, metrics = measured(
-        tmp_path / "scene.spz", original=str(source), cameras=str(SPLATS / "miku_scene")
+        tmp_path / "scene.spz", baseline=str(source), cameras=str(SPLATS / "miku_scene")
     )
     assert metrics["PSNR to the original"].value == pytest.approx(37.0, abs=0.15)
     assert metrics["PSNR to the photographs"].value == pytest.approx(29.01, abs=0.15)

@@ -22,7 +22,7 @@ def folder(tmp_path_factory):
 
 
 def test_a_file_knows_its_original(folder):
-    done = dpq("eval", folder / "scene.dpq", "--views", "2", "--size", "48")
+    done = dpq("eval", folder / "scene.dpq", "--limit", "2", "--pixels", "48")
     assert done.code == 0, done.err
     assert "PSNR to the original: dB, mean over 2 views of the rig, 48x48" in done.err
     assert "LPIPS left out" in done.err
@@ -33,7 +33,7 @@ def test_a_file_knows_its_original(folder):
 def test_several_files_in_one_table(folder):
     others = [str(folder / name) for name in ("scene.spz", "scene.ply")]
     words = ["eval", folder / "scene.dpq", "--cameras", folder, "--against", *others]
-    found = dpq(*words, "--views", "1", "--json").json
+    found = dpq(*words, "--limit", "1", "--json").json
     assert list(found["against"]) == others
     for name in others:
         result = found["against"][name]
@@ -54,24 +54,24 @@ def test_what_the_source_was_made_from_is_gone(folder, tmp_path):
     moved.unlink()
     done = dpq("eval", file)
     assert done.code == 1
-    assert "nothing to compare with: give --original SOURCE" in done.err
+    assert "nothing to compare with: give --baseline SOURCE" in done.err
     assert "Traceback" not in done.err
-    done = dpq("eval", file, "--cameras", folder, "--views", "1")
+    done = dpq("eval", file, "--cameras", folder, "--limit", "1")
     assert done.code == 0
-    assert "scene.ply is not on this machine; give --original SOURCE" in done.err
+    assert "scene.ply is not on this machine; give --baseline SOURCE" in done.err
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--cameras", "absent.json"], "absent.json"),
-        (["--original", "absent.ply"], "absent.ply"),
+        (["--baseline", "absent.ply"], "absent.ply"),
         (["--against", "absent.spz"], "absent.spz"),
         (["--lpips", "absent.pth"], "no such file of VGG-16 weights"),
     ],
 )
 def test_what_is_missing_is_one_line(folder, words, message):
-    done = dpq("eval", folder / "scene.dpq", *words, "--views", "1", "--size", "16")
+    done = dpq("eval", folder / "scene.dpq", *words, "--limit", "1", "--pixels", "16")
     assert done.code == 1
     assert message in done.err
     assert "Traceback" not in done.err
@@ -79,7 +79,7 @@ def test_what_is_missing_is_one_line(folder, words, message):
 
 def test_the_scene_that_ships_has_its_photographs():
     found = evaluate(
-        "builtin:tiny-scene", EvaluateOptions(views=2, downscale=2.0), Run(device="cpu")
+        "builtin:tiny-scene", EvaluateOptions(limit=2, downscale=2.0), Run(device="cpu")
     )
     (psnr,) = (m for m in found.metrics if m.name == "PSNR to the photographs")
     assert "2 of the 13 held-out views of builtin:tiny-scene, 198x148" in psnr.protocol

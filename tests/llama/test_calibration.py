@@ -28,7 +28,7 @@ from dpq_llama.calibration.task import calibration, losses
 from dpq_llama.options import CalibrateOptions
 
 CPU = Run(device="cpu")
-SMALL = CalibrateOptions(context=16, samples=8, batch=4, validation_samples=4)
+SMALL = CalibrateOptions(context=16, samples=8, batch_size=4, validation_samples=4)
 QUICK = {"iterations": 2, "tail": 1}
 
 
@@ -270,7 +270,7 @@ def test_the_usual_context_is_512_or_what_the_model_has(make_task):
 
 def test_another_model_as_reference_is_refused(tied, make_folder):
     with pytest.raises(
-        SourceError, match=r"num_hidden_layers is 3, of the artifact 2; .*--reference"
+        SourceError, match=r"num_hidden_layers is 3, of the artifact 2; .*--baseline"
     ):
         calibration(str(tied), str(make_folder(num_hidden_layers=3)), SMALL, CPU)
 
@@ -361,7 +361,7 @@ def test_the_builtin_model_on_its_own_text(tmp_path):
     adapter = LlamaAdapter()
     spec = QuantSpec.preset(2, kmeans=QUICK)
     compress(adapter, "builtin:tiny-llama", tmp_path / "in", spec)
-    own = CalibrateOptions(context=96, samples=16, batch=4, validation_samples=4)
+    own = CalibrateOptions(context=96, samples=16, batch_size=4, validation_samples=4)
     options = engine(own, mode="end", steps=8, lr=3e-4, estep="none")
     done = calibrate_artifact(adapter, tmp_path / "in", tmp_path / "out", options, CPU)
     assert done.report.recovered > 0.2

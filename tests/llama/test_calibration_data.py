@@ -28,7 +28,7 @@ class Characters:
 
 
 def windows(*texts, context=8, seed=0, **changes):
-    sizes = {"samples": 6, "batch": 2, "validation_samples": 3}
+    sizes = {"samples": 6, "batch_size": 2, "validation_samples": 3}
     options = CalibrateOptions(texts=tuple(map(str, texts)), **{**sizes, **changes})
     return read_windows(options, Characters(), context, seed)
 
@@ -154,7 +154,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def rows_of(dataset, **changes):
-    sizes = {"samples": 6, "batch": 2, "validation_samples": 3}
+    sizes = {"samples": 6, "batch_size": 2, "validation_samples": 3}
     options = CalibrateOptions(dataset=dataset, **{**sizes, **changes})
     return read_windows(options, Characters(), 8, 0)
 
@@ -277,9 +277,9 @@ def test_texts_depend_on_the_seed_only_and_progress_is_shown():
         ({"texts": ("a",), "dataset": "b"}, "choose one"),
         ({"context": 1}, "--context must be at least 2"),
         ({"context": -5}, "--context must be at least 2"),
-        ({"batch": 0}, "--batch must be 1 or more"),
+        ({"batch_size": 0}, "--batch-size must be 1 or more"),
         ({"validation_samples": 0}, "--validation-samples must be 1 or more"),
-        ({"samples": 4}, r"--samples \(4\) must be at least --batch \(8\)"),
+        ({"samples": 4}, r"--samples \(4\) must be at least --batch-size \(8\)"),
     ],
     ids=str,
 )
@@ -290,5 +290,5 @@ def test_options_out_of_range(wrong, message):
 
 @pytest.mark.parametrize(("asked", "batch", "windows"), [(16, 8, 16), (17, 8, 24), (3, 8, 3)])
 def test_validation_is_in_whole_batches(asked, batch, windows):
-    found = CalibrateOptions(validation_samples=asked, batch=batch).validation_windows
+    found = CalibrateOptions(validation_samples=asked, batch_size=batch).validation_windows
     assert found == windows

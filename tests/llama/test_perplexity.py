@@ -123,7 +123,7 @@ def test_the_builtin_model_is_scored_on_its_held_out_text(shape):
 
 
 def test_other_models_need_a_text(make_folder):
-    with pytest.raises(SpecError, match="give --text FILE"):
+    with pytest.raises(SpecError, match="give --texts FILE"):
         LlamaAdapter().evaluate(str(make_folder()), EvaluateOptions(), Run(device="cpu"))
 
 

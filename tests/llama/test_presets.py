@@ -8,7 +8,7 @@ from llama_models import SHAPES
 
 from dpq_core.artifact import Artifact
 
-DATA = ("--context", 16, "--samples", 8, "--batch", 4, "--validation-samples", 4)
+DATA = ("--context", 16, "--samples", 8, "--batch-size", 4, "--validation-samples", 4)
 
 
 @pytest.fixture(scope="module")

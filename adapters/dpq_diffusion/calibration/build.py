@@ -37,7 +37,7 @@ _VALIDATION_IMAGES = 16
 
 
 def calibration(
-    source: str, reference: str, options: CalibrateOptions | None, run: Run
+    source: str, baseline: str, options: CalibrateOptions | None, run: Run
 ) -> DenoiserTask:
     """The calibration task of an artifact: student, teacher and the samples that both look at.
 
@@ -49,8 +49,8 @@ def calibration(
         SpecError: an option does not fit the model.
     """
     options = options or CalibrateOptions()
-    folder, original, device = locate(source), open_checkpoint(reference), resolve(run.device)
-    requested = RequestedSettings(steps=options.denoising_steps, guidance=options.guidance)
+    folder, original, device = locate(source), open_checkpoint(baseline), resolve(run.device)
+    requested = RequestedSettings(steps=options.sampling_steps, guidance=options.guidance)
     sampler = make_sampler(load_folder(original.folder, device), requested)
     teacher = _frozen_teacher(sampler.pipeline, original)
     name = _component_name(original.folder, sampler.pipeline, teacher)
@@ -59,7 +59,7 @@ def calibration(
         Artifact.open(folder, adapter="diffusion")
         inside = folder / name if is_pipeline(folder) else folder
         student = load_folder(inside, device, torch.float32)
-        _check_same_architecture(student, teacher, reference)
+        _check_same_architecture(student, teacher, baseline)
         prepare_student(student)
     samples = _samples(sampler, options, original.fingerprint, run)
     return DenoiserTask(
@@ -89,7 +89,7 @@ def _component_name(folder: Path, pipeline: Any, model: nn.Module) -> str:
     return "transformer" if getattr(pipeline, "transformer", None) is model else "unet"
 
 
-def _check_same_architecture(student: Any, teacher: Any, reference: str) -> None:
+def _check_same_architecture(student: Any, teacher: Any, baseline: str) -> None:
     if not any(isinstance(module, PQWeight) for module in student.modules()):
         raise SpecError(f"calibrate: the {type(student).__name__} of the artifact is uncompressed")
     pairs = [("the class", type(student).__name__, type(teacher).__name__)]
@@ -98,8 +98,8 @@ def _check_same_architecture(student: Any, teacher: Any, reference: str) -> None
     for name, artifact_value, model_value in pairs:
         if artifact_value != model_value:
             raise SourceError(
-                f"{reference}: {name} is {model_value}, of the artifact {artifact_value}; is this "
-                "the model that was compressed? Give it with --reference"
+                f"{baseline}: {name} is {model_value}, of the artifact {artifact_value}; is this "
+                "the model that was compressed? Give it with --baseline"
             )
 
 

@@ -127,7 +127,7 @@ class DenoiserTask(CalibrationTask):
         return f"{self._prefix}{path}.weight"
 
     def _draw(self, inputs: BatchSource, step: int) -> dict[str, Tensor]:
-        return inputs.draw(np.random.default_rng([self._seed, step]), self._options.batch)
+        return inputs.draw(np.random.default_rng([self._seed, step]), self._options.batch_size)
 
     def _loss(self, model: nn.Module, batch: Batch) -> Tensor:
         output = self.forward(model, batch).float()

@@ -57,14 +57,14 @@ def evaluate(source: str, options: EvaluateOptions, run: Run) -> Evaluation:
     """
     origin = origin_of(source)
     scorer = find_scorer(origin, options, resolve(run.device), run.progress)
-    baseline, note = _find_baseline(source, origin, options.fidelity)
+    baseline, note = _find_baseline(source, origin, options.baseline)
     if scorer is None and not baseline:
         raise SpecError(
-            "nothing to measure: give --reference with --inception for FID, sFID, IS, precision "
-            "and recall, or --fidelity SOURCE to compare with the uncompressed model"
+            "nothing to measure: give --reference-stats with --inception for FID, sFID, IS, "
+            "precision and recall, or --baseline SOURCE to compare with the uncompressed model"
         )
     requested = RequestedSettings(
-        steps=options.steps,
+        steps=options.sampling_steps,
         guidance=options.guidance,
         scheduler=options.scheduler,
         guided_channels=options.guided_channels,
@@ -86,7 +86,7 @@ def evaluate(source: str, options: EvaluateOptions, run: Run) -> Evaluation:
         )
         if scorer is not None or options.folder:
             draw_missing(
-                subject.folder, sampler, provenance, options.samples, options.batch_size, run
+                subject.folder, sampler, provenance, options.count, options.batch_size, run
             )
         if scorer is not None:
             metrics += _quality(subject, scorer)
@@ -126,7 +126,7 @@ def _find_baseline(source: str, origin: str, requested_baseline: str) -> tuple[s
         return "", "left out: the model is not compressed"
     if origin.startswith(BUILTIN_SCHEME) or Path(origin).exists():
         return origin, ""
-    return "", f"left out: {origin} is not on this machine; give --fidelity SOURCE"
+    return "", f"left out: {origin} is not on this machine; give --baseline SOURCE"
 
 
 @contextmanager
@@ -141,7 +141,7 @@ def _sample_folder(path: str) -> Iterator[Path]:
 
 def _quality(subject: _Subject, scorer: Scorer) -> list[Metric]:
     """Metrics of the samples alone: distances to the reference and class agreement."""
-    images, progress = subject.folder.images(subject.options.samples), subject.run.progress
+    images, progress = subject.folder.images(subject.options.count), subject.run.progress
     metrics = list(evaluate_samples(images, scorer.reference, scorer.extractor, progress=progress))
     items = subject.provenance.items(len(images))
     if scorer.knows_classes and items[0].condition.label is not None:
@@ -157,7 +157,7 @@ def _fidelity(
     if (Path(baseline) / SETTINGS).is_file():
         baseline_folder = SampleFolder(Path(baseline))
         baseline_folder.check_same_settings(subject.provenance)
-        count = min(options.samples, options.fidelity_samples)
+        count = min(options.count, options.baseline_count)
         draw_missing(
             subject.folder, subject.sampler, subject.provenance, count, options.batch_size, run
         )
@@ -166,9 +166,9 @@ def _fidelity(
     baseline_sampler = make_sampler(load_pipeline(baseline, run), requested)
     if baseline_sampler.settings != subject.sampler.settings:
         raise SpecError(
-            f"--fidelity {baseline}: draws by {baseline_sampler.settings}; not the same model"
+            f"--baseline {baseline}: draws by {baseline_sampler.settings}; not the same model"
         )
-    items = subject.provenance.items(min(options.samples, options.fidelity_samples))
+    items = subject.provenance.items(min(options.count, options.baseline_count))
     comparison = compare(subject.sampler, baseline_sampler, items, options.batch_size, run.progress)
     if comparison.latents is not None:
         details["latent_mse_per_step"] = comparison.latents.mean(0).tolist()

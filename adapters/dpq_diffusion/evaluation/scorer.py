@@ -63,9 +63,9 @@ def find_scorer(
     """
     folder = BUILTIN / origin.removeprefix(BUILTIN_SCHEME) / CLASSIFIER
     ships = origin.startswith(BUILTIN_SCHEME) and folder.is_dir()
-    if options.inception and not options.reference:
-        raise SpecError("--inception needs --reference: what the samples are compared with")
-    reference = read_reference(Path(options.reference)) if options.reference else None
+    if options.inception and not options.reference_stats:
+        raise SpecError("--inception needs --reference-stats: what the samples are compared with")
+    reference = read_reference(Path(options.reference_stats)) if options.reference_stats else None
     stored = None if reference is None else reference.statistics
     of_classifier = stored is not None and stored.extractor == TINY_EXTRACTOR
     if ships and not options.inception and (stored is None or of_classifier):

@@ -62,7 +62,7 @@ def _draw(
 ) -> tuple[Provenance, int]:
     """Draw one model's images into a folder; the model is freed afterwards."""
     requested = RequestedSettings(
-        steps=options.steps,
+        steps=options.sampling_steps,
         guidance=options.guidance,
         scheduler=options.scheduler,
         guided_channels=options.guided_channels,

@@ -133,7 +133,7 @@ class ClassSampler(Sampler):
         steps = requested.steps or _STEPS
         if steps > scheduler.config.num_train_timesteps:
             most = scheduler.config.num_train_timesteps
-            raise SpecError(f"--steps {steps}: the model was trained with {most} steps")
+            raise SpecError(f"--sampling-steps {steps}: the model was trained with {most} steps")
         default = 1.0 if class_denoiser.null is None else _GUIDANCE
         settings = Settings(
             scheduler=scheduler_name(scheduler),

@@ -63,20 +63,20 @@ class Stored:
         return self.symbols["class"].astype(np.uint8)
 
 
-def read(file: SceneFile, original: Scene, reference: str) -> Stored:
+def read(file: SceneFile, original: Scene, baseline: str) -> Stored:
     """Everything that a student starts from.
 
     Args:
         file: to calibrate.
         original: the scene that it was made of.
-        reference: what to call that.
+        baseline: what to call that.
 
     Raises:
         SourceError: it was made of another scene.
         ArtifactError: the file is damaged.
     """
     stored = _joined(file)
-    order, grid = _matched(file, stored["decoded"], original, reference)
+    order, grid = _matched(file, stored["decoded"], original, baseline)
     return Stored(**stored, original=original.take(order), order=order, grid=grid)
 
 
@@ -127,16 +127,16 @@ def _joined(coded: CodedScene) -> dict[str, Any]:
 
 
 def _matched(
-    file: SceneFile, decoded: Scene, original: Scene, reference: str
+    file: SceneFile, decoded: Scene, original: Scene, baseline: str
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint32]]:
     """The original's Gaussians in the order of the file, and their cells."""
     kept = visible(original)
     if kept is None:
         kept = np.arange(len(original))
-    other = f"{file.file.path} was made of another scene than {reference}"
+    other = f"{file.file.path} was made of another scene than {baseline}"
     if len(kept) != len(file):
         raise SourceError(
-            f"{other}: {len(file):,} Gaussians, not {len(kept):,}; say which with --reference"
+            f"{other}: {len(file):,} Gaussians, not {len(kept):,}; say which with --baseline"
         )
     corner, side = np.array(file.parameters.cube[:3]), file.parameters.cube[3]
     grid = grid_of(np.ascontiguousarray(original.positions[kept]), corner, side)
@@ -146,7 +146,7 @@ def _matched(
     apart = np.abs(cells.astype(np.int64) - grid).max(axis=1)
     coarsest = 2.0 ** (32 - file.parameters.depth_least)
     if (apart > _MOVED * coarsest).any():
-        raise SourceError(f"{other}: positions differ; say which with --reference")
+        raise SourceError(f"{other}: positions differ; say which with --baseline")
     return order, grid
 
 

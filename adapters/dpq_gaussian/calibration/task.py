@@ -98,7 +98,7 @@ class SceneTask(CalibrationTask):
         rounded = self.student.rounded()
         encoded = self.student.encoded(rounded)
         beside = size_of(self._packed(encoded, LONGEST)) - encoded.nbytes
-        self._allowed = int(self._file.file.nbytes * options.size) - beside
+        self._allowed = int(self._file.file.nbytes * options.relative_size) - beside
         with torch.no_grad():
             bits = float(self.student.bits(rounded))
             loss = float(self._pictures(self.student(rounded), views.validation))
@@ -108,7 +108,7 @@ class SceneTask(CalibrationTask):
 
     def begin(self, steps: int) -> None:
         """Start from steps so fine that there is time to take their bytes back."""
-        finer = self._options.finer * self._options.size**POWER
+        finer = self._options.finer * self._options.relative_size**POWER
         finer = 1 + (finer - 1) * min(1.0, steps / _LONG)
         codes = self._stored.parameters.harmonic_spec is not None  # these have no steps
         if finer > 1 and not codes and latents.as_encoded(self._stored):
@@ -118,7 +118,7 @@ class SceneTask(CalibrationTask):
 
     def train_batch(self, step: int) -> Batch:
         """Indices of views; every epoch has them in another order."""
-        train, size = self._views.train, self._options.batch
+        train, size = self._views.train, self._options.batch_size
         found = []
         for at in range(step * size, (step + 1) * size):
             epoch, place = divmod(at, len(train))
@@ -146,7 +146,7 @@ class SceneTask(CalibrationTask):
     @property
     def _untouched(self) -> bool:
         """Whether all is as it came, and allowed to be."""
-        return int(self.student.price.steps) == 0 and self._options.size >= 1
+        return int(self.student.price.steps) == 0 and self._options.relative_size >= 1
 
     def fitted(self) -> Rounded:
         """The student as it is written: so rounded that it takes no more bytes than allowed.
@@ -257,7 +257,7 @@ class SceneTask(CalibrationTask):
 
 
 def calibration(
-    source: str, reference: str, options: CalibrateOptions | None, run: Run
+    source: str, baseline: str, options: CalibrateOptions | None, run: Run
 ) -> SceneTask:
     """A file, and the scene that it was made of, ready for the loop.
 
@@ -268,9 +268,9 @@ def calibration(
     options = options or CalibrateOptions()
     device = drawing_device(run.device)
     file = SceneFile(source)
-    original = load_scene(reference)
-    check_values(original, reference)
-    stored = latents.read(file, original, reference)
+    original = load_scene(baseline)
+    check_values(original, baseline)
+    stored = latents.read(file, original, baseline)
     mip = file.parameters.antialiased
     views = training_views(options, original, antialiased=mip, device=device)
     return SceneTask(file, stored, original, views, options, run.seed)

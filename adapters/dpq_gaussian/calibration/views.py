@@ -92,14 +92,14 @@ def training_views(
         background=colour(options.background), antialiased=antialiased, weights=False
     )
     original = Splats.of(scene, device)
-    if options.views:
+    if options.cameras:
         given = _given(options)
         parts = held_out(given)
         photographed = given[0].image is not None and options.photographs
         cameras, validation = (*parts[0], *parts[1]), range(len(parts[0]), len(given))
     else:
         given = tuple(surrounding_cameras(scene, ROUNDS))
-        cameras = tuple(camera.scaled(options.rig_size / SIZE) for camera in given)
+        cameras = tuple(camera.scaled(options.pixels / SIZE) for camera in given)
         photographed, validation = False, range(0, len(cameras), HOLD)
         drawing = replace(drawing, near=near_plane(scene))
     return TrainingViews(
@@ -115,7 +115,7 @@ def training_views(
 
 def _given(options: CalibrateOptions) -> tuple[Camera, ...]:
     """The cameras of files that evaluations do not hold out, fitted to their photographs."""
-    source = options.views
+    source = options.cameras
     if source.startswith(BUILTIN_SCHEME):
         raise SourceError(f"{source}: its cameras are all held out, to judge; give others")
     everything = read_cameras(Path(source))

@@ -97,14 +97,14 @@ def evaluate(source: str, options: EvaluateOptions | None, run: Run) -> Evaluati
     device = drawing_device(run.device)
     lpips = load_lpips(options.lpips, device) if options.lpips else None
     origin = origin_of(source)
-    twin, notes = _original(source, origin, options.original)
+    twin, notes = _original(source, origin, options.baseline)
     original = read_file(twin, run.progress) if twin else None
     subject = read_file(source, run.progress, axes=options.axes, like=original)
     reference = original or subject
     views = find_views(twin or origin, options, reference.scene)
     if original is None and not views.photographed:
         raise SpecError(
-            "nothing to compare with: give --original SOURCE (the uncompressed scene), or "
+            "nothing to compare with: give --baseline SOURCE (the uncompressed scene), or "
             "--cameras with photographs"
         )
     judge = _Judge(
@@ -143,10 +143,10 @@ def _original(source: str, origin: str, asked: str) -> tuple[str, list[str]]:
     if asked:
         return ("", ["fidelity to the original: left out"]) if asked == NONE else (asked, [])
     if origin == source:
-        return "", ["fidelity to the original left out: give --original SOURCE"]
+        return "", ["fidelity to the original left out: give --baseline SOURCE"]
     if origin.startswith(BUILTIN_SCHEME) or Path(origin).exists():
         return origin, []
-    return "", [f"fidelity left out: {origin} is not on this machine; give --original SOURCE"]
+    return "", [f"fidelity left out: {origin} is not on this machine; give --baseline SOURCE"]
 
 
 def _drawing(options: EvaluateOptions, reference: EvaluatedFile) -> RenderOptions:

@@ -63,7 +63,7 @@ def find_views(origin: str, options: EvaluateOptions, scene: Scene) -> Views:
         shipped = _shipped(locate(origin).parent)
         if shipped:
             return _fitted_views(shipped, f"held-out views of {origin}", origin, options)
-    cameras = rig(scene, size=options.size, views=options.views or RIG_VIEWS, up=options.up)
+    cameras = rig(scene, size=options.pixels, views=options.limit or RIG_VIEWS, up=options.up)
     return Views(
         cameras=cameras,
         photographed=False,
@@ -83,7 +83,7 @@ def _shipped(folder: Path) -> tuple[Camera, ...]:
 def _given(source: Path, options: EvaluateOptions) -> Views:
     """Cameras of files."""
     everything = read_cameras(source)
-    if options.all_views:
+    if options.all_cameras:
         return _fitted_views(everything, f"views of {source.name}", str(source), options)
     _, chosen = held_out(everything)
     name = f"held-out views (every {HOLD}th of {len(everything)}) of {source.name}"
@@ -96,8 +96,8 @@ def _fitted_views(
     """As many of the cameras as asked for, fitted to their photographs."""
     count = len(chosen)
     name = f"{count} {name}"
-    if 0 < options.views < count:
-        chosen = tuple(chosen[at * count // options.views] for at in range(options.views))
+    if 0 < options.limit < count:
+        chosen = tuple(chosen[at * count // options.limit] for at in range(options.limit))
         name = f"{len(chosen)} of the {name}"
     missing = [camera.name for camera in chosen if camera.image is None]
     photographed = len(missing) < len(chosen)

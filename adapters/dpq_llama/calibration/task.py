@@ -84,7 +84,7 @@ class LlamaTask(CalibrationTask):
 
     def train_batch(self, step: int) -> Batch:
         """The windows of a training step; every epoch has them in another order."""
-        count, size = self._windows.train, self._options.batch
+        count, size = self._windows.train, self._options.batch_size
         places = range(step * size, (step + 1) * size)
         orders = {
             epoch: np.random.default_rng([self._seed, epoch]).permutation(count)
@@ -95,7 +95,7 @@ class LlamaTask(CalibrationTask):
 
     def validation(self) -> Sequence[Batch]:
         """All windows for validation; without a teacher, with the student's first hidden states."""
-        count, size = self._windows.validation, self._options.batch
+        count, size = self._windows.validation, self._options.batch_size
         batches = [
             self._batch(range(first, min(first + size, count))) for first in range(0, count, size)
         ]
@@ -206,7 +206,7 @@ def _head(model: PreTrainedModel) -> nn.Module:
 
 
 def calibration(
-    source: str, reference: str, options: CalibrateOptions | None, run: Run
+    source: str, baseline: str, options: CalibrateOptions | None, run: Run
 ) -> LlamaTask:
     """The task of an artifact, its uncompressed model and text.
 
@@ -218,7 +218,7 @@ def calibration(
         SpecError: there is too little text, or an option does not fit the model.
     """
     options = options or CalibrateOptions()
-    folder, original = locate(source), open_checkpoint(reference)
+    folder, original = locate(source), open_checkpoint(baseline)
     config = read_config(folder)
     head = has_head(config)
     options = _fill_in_defaults(options, config, head=head)
@@ -230,7 +230,7 @@ def calibration(
     if Artifact.is_artifact(folder):
         artifact = Artifact.open(folder, adapter="llama")
         student = load_folder(folder, device, "float32", head=head)
-        _check_same_model(student, teacher, reference)
+        _check_same_model(student, teacher, baseline)
         prepare_student(student)
         stored: Sequence[str] = tuple(artifact.names())
     else:
@@ -269,13 +269,13 @@ def _fill_in_defaults(
     return dataclasses.replace(options, loss=loss, context=context)
 
 
-def _check_same_model(student: PreTrainedModel, teacher: PreTrainedModel, reference: str) -> None:
+def _check_same_model(student: PreTrainedModel, teacher: PreTrainedModel, baseline: str) -> None:
     for name in ("vocab_size", "hidden_size", "num_hidden_layers"):
         ours, theirs = getattr(student.config, name), getattr(teacher.config, name)
         if ours != theirs:
             raise SourceError(
-                f"{reference}: {name} is {theirs}, of the artifact {ours}; is this the model that "
-                "was compressed? Give it with --reference"
+                f"{baseline}: {name} is {theirs}, of the artifact {ours}; is this the model that "
+                "was compressed? Give it with --baseline"
             )
 
 

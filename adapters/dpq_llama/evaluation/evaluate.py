@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _USUAL_CONTEXT = 2048
 
 _HELD_OUT = BUILTIN / "tiny-llama" / "heldout.txt"
-"""What ``--text builtin`` means; tiny-llama has not been trained on it."""
+"""What ``--texts builtin`` means; tiny-llama has not been trained on it."""
 
 _TRAINED_CONTEXT = {"tiny-llama": 512}
 """Builtin models that were trained on shorter windows than their config allows."""
@@ -33,9 +33,9 @@ def evaluate(source: str, options: EvaluateOptions, run: Run) -> Evaluation:
         SourceError: the model, a text or a task's data cannot be read.
     """
     builtin = builtin_name(source)
-    texts = options.text or (("builtin",) if builtin and not options.tasks else ())
+    texts = options.texts or (("builtin",) if builtin and not options.tasks else ())
     if not texts and not options.tasks:
-        raise SpecError("nothing to measure: give --text FILE (a held-out text) or --tasks NAMES")
+        raise SpecError("nothing to measure: give --texts FILE (a held-out text) or --tasks NAMES")
     paths = tuple(_HELD_OUT if text == "builtin" else Path(text) for text in texts)
     text = perplexity.read_texts(paths)
     tokenizer = load_tokenizer(source)

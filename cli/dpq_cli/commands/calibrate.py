@@ -45,10 +45,10 @@ def command(  # one parameter per option is Typer's interface
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The calibrated artifact, a new one.")
     ],
-    reference: Annotated[
+    baseline: Annotated[
         str | None,
         typer.Option(
-            "--reference",
+            "--baseline",
             metavar="SOURCE",
             help="The uncompressed model, the teacher.  \\[default: what ARTIFACT was made of]",
         ),
@@ -124,7 +124,7 @@ def command(  # one parameter per option is Typer's interface
     known: dict[str, Any] = {name: v for name, v in given.items() if v is not None}
     options = CalibrateOptions(
         settings=CalibrateSettings(**known, seed=seed),
-        reference=reference,
+        baseline=baseline,
         resume=resume,
         overwrite=overwrite,
         adapter=own,
@@ -172,7 +172,7 @@ def show(done: Calibrated) -> None:
             ("loss", report.loss),
             ("before", f"{report.before:.5g}"),
             ("after", f"{report.after:.5g}"),
-            ("uncompressed", f"{report.reference:.5g}"),
+            ("uncompressed", f"{report.baseline:.5g}"),
             ("recovered", share),
             ("training steps", f"{report.steps:,}"),
             ("codes changed", f"{report.changed:,} ({kept} of {len(tried)} E-steps kept)"),

@@ -49,7 +49,7 @@ class Demo:
     shown: tuple[str, ...] = ()
 
 
-_DRAW = ("--scheduler", "dpmsolver++", "--steps", "10", "--batch-size", "20")
+_DRAW = ("--scheduler", "dpmsolver++", "--sampling-steps", "10", "--batch-size", "20")
 
 DEMOS = (
     Demo(
@@ -61,15 +61,15 @@ DEMOS = (
     Demo(
         "diffusion",
         "builtin:tiny-dit",
-        evaluate=(*_DRAW, "--samples", "40", "--folder", "{samples}"),
+        evaluate=(*_DRAW, "--count", "40", "--folder", "{samples}"),
         sample=(*_DRAW, "--columns", "4"),
-        evaluate_against=("--fidelity", "{original}", "--fidelity-samples", "40"),
+        evaluate_against=("--baseline", "{original}", "--baseline-count", "40"),
         sample_against=("--baseline", "{original}"),
     ),
     Demo(
         "gaussian",
         "builtin:tiny-scene",
-        evaluate=("--views", "5"),
+        evaluate=("--limit", "5"),
         sample=("--frames", "12", "--width", "256"),
         sample_against=("--baseline", "builtin:tiny-scene"),
         presets=("high", "balanced", "small"),

@@ -25,6 +25,7 @@ from dpq_cli.shared import (
     using,
 )
 from dpq_cli.sizes import format_size
+from dpq_core.errors import SourceError, SpecError
 
 if TYPE_CHECKING:
     from dpq_core.plugin.adapter import Adapter, Evaluation, Metric
@@ -63,7 +64,11 @@ def command(
     source: Source,
     baseline: Annotated[
         str | None,
-        typer.Option("--baseline", metavar="SOURCE", help="Measure this too, and compare."),
+        typer.Option(
+            "--baseline",
+            metavar="SOURCE",
+            help="The uncompressed model: compare with it, and measure it too.",
+        ),
     ] = None,
     adapter: AdapterName = None,
     recipe: Recipe = None,
@@ -72,11 +77,21 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Measure a model on its domain's own task."""
-    sources = [source] if baseline is None else [source, baseline]
-    chosen = adapter_of(adapter, *sources)
+    chosen = adapter_of(adapter, *([source] if baseline is None else [source, baseline]))
     options = adapter_options(chosen, "evaluate", words(ctx, chosen, "evaluate"))
+    compares = hasattr(options or chosen.options.get("evaluate"), "baseline")
     with using(chosen, device=device, seed=seed) as run:
-        results = [measure(chosen, s, options, run) for s in sources]
+        against_it = options
+        if compares and baseline is not None:
+            against_it = dataclasses.replace(options, baseline=baseline)
+        results = [measure(chosen, source, against_it, run)]
+        if baseline not in (None, "none"):
+            try:
+                results.append(measure(chosen, baseline, options, run))
+            except (SpecError, SourceError) as error:
+                if not compares:
+                    raise
+                render.note(f"{baseline} is not measured alone: {error}")
         against = {
             name: Measured(name, size_on_disk(chosen, name), evaluation)
             for name, evaluation in results[0].evaluation.others.items()
