@@ -9,6 +9,10 @@ class SpecError(DPQError):
     """A quantization spec, override or option is invalid or does not fit its tensor."""
 
 
+class UsageError(SpecError):
+    """A call cannot be understood: there is no such option or format, or none is given."""
+
+
 class SourceError(DPQError):
     """A source (folder, hub id, builtin name) is missing, unreadable or unsupported."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dpq_core.errors import AdapterError
-from dpq_core.plugin.adapter import Adapter, Evaluation, Sampling
+from dpq_core.plugin.adapter import Adapter, Demo, Evaluation, Sampling
 from dpq_core.run import Run
 from dpq_diffusion.options import CalibrateOptions, CompressOptions, EvaluateOptions, SampleOptions
 
@@ -26,12 +26,22 @@ if TYPE_CHECKING:
     from dpq_diffusion.source.checkpoint import DiffusionCheckpoint
 
 
+_DRAWN_QUICKLY = {"scheduler": "dpmsolver++", "sampling_steps": 10, "batch_size": 20}
+
+
 class DiffusionAdapter(Adapter):
     """Pipelines of diffusers in safetensors, and original DiT and LDM checkpoints."""
 
     name: ClassVar[str] = "diffusion"
     summary: ClassVar[str] = "diffusion models (diffusers folders, hub ids, DiT .pt, LDM .ckpt)"
     builtins: ClassVar[tuple[str, ...]] = ("tiny-dit",)
+    demo: ClassVar[Demo] = Demo(
+        source="builtin:tiny-dit",
+        evaluate={**_DRAWN_QUICKLY, "count": 40, "folder": Demo.SAMPLES},
+        sample={**_DRAWN_QUICKLY, "columns": 4},
+        evaluate_against={"baseline": Demo.ORIGINAL, "baseline_count": 40},
+        sample_against={"baseline": Demo.ORIGINAL},
+    )
     options: ClassVar[Mapping[str, type]] = {
         "calibrate": CalibrateOptions,
         "compress": CompressOptions,

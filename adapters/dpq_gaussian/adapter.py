@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dpq_core.plugin.adapter import Adapter, Evaluation, Export, Sampling
+from dpq_core.plugin.adapter import Adapter, Demo, Evaluation, Export, Sampling
 from dpq_core.run import Run
 from dpq_gaussian.options import (
     EXPORTS,
@@ -34,6 +34,14 @@ class GaussianAdapter(Adapter):
     name: ClassVar[str] = "gaussian"
     summary: ClassVar[str] = "3D Gaussian splat scenes (.ply, .splat, .spz, .sog) in one .dpq file"
     builtins: ClassVar[tuple[str, ...]] = ("tiny-scene",)
+    demo: ClassVar[Demo] = Demo(
+        source="builtin:tiny-scene",
+        evaluate={"limit": 5},
+        sample={"frames": 12, "width": 256},
+        sample_against={"baseline": "builtin:tiny-scene"},
+        presets=("high", "balanced", "small"),
+        shown=("PSNR to the photographs", "PSNR to the original", "SSIM to the original"),
+    )
     options: ClassVar[Mapping[str, type]] = {
         "compress": CompressOptions,
         "calibrate": CalibrateOptions,

@@ -115,7 +115,7 @@ class CalibrateOptions:
         "transforms.json): train on all but every 8th; without photographs, or without any "
         "cameras (a rig is set up), pictures of the original take their place",
     )
-    photographs: bool = _option(True, "train on the photographs of --cameras, where there are any")
+    photographs: bool = _option(True, "train on the photographs of --cameras, if there are any")
     distill: float = _option(
         0.75,
         "share of the original's picture in every photograph that is trained on: "

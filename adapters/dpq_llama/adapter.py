@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dpq_core.errors import AdapterError
-from dpq_core.plugin.adapter import Adapter, Evaluation, Sampling
+from dpq_core.plugin.adapter import Adapter, Demo, Evaluation, Sampling
 from dpq_core.run import Run
 from dpq_llama.options import CalibrateOptions, EvaluateOptions, SampleOptions
 
@@ -31,6 +31,9 @@ class LlamaAdapter(Adapter):
     name: ClassVar[str] = "llama"
     summary: ClassVar[str] = "LLaMA-style causal language models (Hugging Face folders, hub ids)"
     builtins: ClassVar[tuple[str, ...]] = ("tiny-llama",)
+    demo: ClassVar[Demo] = Demo(
+        source="builtin:tiny-llama", evaluate={"limit": 24}, sample={"max_new_tokens": 48}
+    )
     options: ClassVar[Mapping[str, type]] = {
         "calibrate": CalibrateOptions,
         "evaluate": EvaluateOptions,

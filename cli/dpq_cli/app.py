@@ -21,8 +21,9 @@ from dpq_cli.commands import (
     plan,
     sample,
 )
+from dpq_cli.generate import EXTRA_ARGS
 from dpq_cli.interrupt import interruptible
-from dpq_core.errors import DPQError
+from dpq_core.errors import DPQError, UsageError
 from dpq_core.version import __version__
 
 INTERRUPTED = 130
@@ -37,6 +38,8 @@ class Group(TyperGroup):
         try:
             with interruptible():
                 return super().invoke(ctx)
+        except UsageError as error:
+            raise typer.BadParameter(str(error)) from None
         except DPQError as error:
             self._fail(ctx, str(error))
         except KeyboardInterrupt as stop:
@@ -104,8 +107,6 @@ def main(
 ) -> None:
     """Shrink trained generative models to 1-4 bits per weight by product quantization."""
 
-
-EXTRA_ARGS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 app.command("plan", context_settings=EXTRA_ARGS)(plan.command)
 app.command("compress", context_settings=EXTRA_ARGS)(compress.command)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 
 @contextmanager
-def interruptible(advice: str = "") -> Iterator[None]:
+def interruptible(advice: Callable[[], str] = lambda: "") -> Iterator[None]:
     """Whatever is raised after a Ctrl-C in this block becomes a KeyboardInterrupt.
 
     Native code that is calling Python when the signal arrives may replace the KeyboardInterrupt:
     safetensors, for one, then reports a ValueError about a storage.
 
     Args:
-        advice: what to do now, unless the interrupt says so already.
+        advice: gives what to do now, unless the interrupt says so already.
     """
     seen = False
 
@@ -31,11 +31,11 @@ def interruptible(advice: str = "") -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(*(stop.args or (advice,))) from None
+        raise KeyboardInterrupt(*(stop.args or (advice(),))) from None
     except Exception:
         if not seen:
             raise
-        raise KeyboardInterrupt(advice) from None
+        raise KeyboardInterrupt(advice()) from None
     finally:
         if ours:
             signal.signal(signal.SIGINT, before)

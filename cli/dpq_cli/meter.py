@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from dpq_cli.render import console
-from dpq_cli.sizes import format_seconds
+from dpq_core.sizes import format_seconds
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

@@ -13,7 +13,9 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Table as RichTable
+
+    from dpq_core.jobs.report import Report, Table
 
 LOG_WIDTH = 140
 """Columns when stderr is a file or a pipe: tensor names stay whole."""
@@ -40,7 +42,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
     console().print(view)
 
 
-def facts(title: str, rows: Iterable[tuple[str, object]]) -> None:
+def facts(title: str, rows: Iterable[Sequence[object]]) -> None:
     """Print a table of names and values, without a heading row."""
     view = _new_table(title, show_header=False)
     view.add_column(style="bold")
@@ -53,6 +55,26 @@ def facts(title: str, rows: Iterable[tuple[str, object]]) -> None:
 def note(text: str) -> None:
     """Print one line for people, as it is."""
     console().print(text, markup=False, soft_wrap=True)
+
+
+def report(report: Report, as_json: bool, *, more: Sequence[Table] = ()) -> None:
+    """Show a report: its JSON on stdout, or its tables and remarks for people.
+
+    Args:
+        report: of a job.
+        as_json: whether JSON is wanted.
+        more: further tables for people.
+    """
+    if as_json:
+        emit_json(report.to_json())
+        return
+    for one in (*report.tables(), *more):
+        if one.columns:
+            table(one.title, one.columns, one.rows)
+        else:
+            facts(one.title, one.rows)
+    for line in report.remarks():
+        note(line)
 
 
 def emit_json(data: Any) -> None:
@@ -72,7 +94,7 @@ def _jsonable(value: Any) -> Any:
     return value
 
 
-def _new_table(title: str, **options: Any) -> Table:
+def _new_table(title: str, **options: Any) -> RichTable:
     from rich import box
     from rich.table import Table
 

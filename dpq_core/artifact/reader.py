@@ -23,6 +23,7 @@ from dpq_core.artifact.files import (
 from dpq_core.artifact.header import Slot
 from dpq_core.artifact.manifest import MAX_MANIFEST_BYTES, Manifest
 from dpq_core.artifact.strict_json import one_line, shown
+from dpq_core.artifact.verify import problems
 from dpq_core.errors import ArtifactError
 from dpq_core.run import Progress, silent
 from dpq_core.tensor.checkpoint import TensorInfo
@@ -138,8 +139,6 @@ class Artifact:
 
     def problems(self, progress: Progress = silent) -> list[str]:
         """Read every byte: what is wrong with hashes, values and unlisted files; empty if whole."""
-        from dpq_core.artifact.verify import problems
-
         return problems(self, progress)
 
     def verify(self, progress: Progress = silent) -> None:

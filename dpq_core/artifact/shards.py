@@ -20,6 +20,9 @@ from dpq_core.tensor.plan import Plan, TensorPlan
 
 INDEX_SUFFIX = ".safetensors.index.json"
 
+SHARD_BYTES = 4 * 10**9
+"""Data bytes of one weight file, at most, where nothing else is said: 4 GB."""
+
 
 @dataclass(frozen=True)
 class Shard:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from torch import Tensor
 
 from dpq_core.artifact import files
+from dpq_core.artifact.entries import TensorEntry
+from dpq_core.artifact.manifest import Manifest
 from dpq_core.artifact.strict_json import shown
 from dpq_core.errors import ArtifactError
 from dpq_core.run import Progress
-
-if TYPE_CHECKING:
-    from dpq_core.artifact.reader import Artifact
+from dpq_core.tensor.pq_tensor import PQTensor
 
 LOADED_SUFFIXES = frozenset(
     (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf", ".py", ".json", ".jinja")
@@ -19,7 +21,31 @@ LOADED_SUFFIXES = frozenset(
 """Files that a library may act upon just because they lie there: weights, code, configuration."""
 
 
-def problems(artifact: Artifact, progress: Progress) -> list[str]:
+class Opened(Protocol):
+    """What is read of an opened artifact."""
+
+    @property
+    def path(self) -> Path:
+        """Its folder."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """What it holds."""
+
+    def names(self) -> tuple[str, ...]:
+        """Names of the model's tensors."""
+
+    def entry(self, name: str) -> TensorEntry:
+        """The manifest's entry of one tensor."""
+
+    def read_parts(self, name: str) -> dict[str, Tensor]:
+        """The stored tensors of one tensor of the model."""
+
+    def read_pq(self, name: str) -> PQTensor:
+        """A quantized tensor, its values checked."""
+
+
+def problems(artifact: Opened, progress: Progress) -> list[str]:
     """One line per problem; progress counts bytes, those of weight files twice (hash, values)."""
     listed = artifact.manifest.files
     total = 2 * sum(entry.bytes for entry in listed.values())
@@ -55,7 +81,7 @@ def problems(artifact: Artifact, progress: Progress) -> list[str]:
     return found
 
 
-def _unlisted(artifact: Artifact) -> list[str]:
+def _unlisted(artifact: Opened) -> list[str]:
     """Files that the manifest does not list: documentation and the like may be added freely."""
     known = {*artifact.manifest.files, files.MANIFEST_NAME}
     return [

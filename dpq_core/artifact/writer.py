@@ -54,7 +54,7 @@ class ArtifactWriter:
         source: str,
         fingerprint: str,
         weights: Mapping[str, str] = MappingProxyType({"": "model"}),
-        shard_bytes: int = 4 * 2**30,
+        shard_bytes: int = shards.SHARD_BYTES,
         resume: bool = False,
         overwrite: bool = False,
     ) -> None:

@@ -28,9 +28,11 @@ from dpq_core.data.task import CalibrationTask
 from dpq_core.device import resolve
 from dpq_core.errors import AdapterError, ArtifactError, SourceError
 from dpq_core.jobs.hidden_match import aligned
+from dpq_core.jobs.report import Report, Table, facts
 from dpq_core.jobs.rewrite import Replacement, check_output, rewrite
 from dpq_core.plugin.adapter import Adapter
 from dpq_core.run import Run
+from dpq_core.sizes import format_seconds, format_size
 from dpq_core.tensor.checkpoint import Checkpoint
 
 STATE_SUFFIX = ".calibration"
@@ -57,7 +59,7 @@ class CalibrateOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibrated:
+class Calibrated(Report):
     """A calibrated artifact.
 
     Attributes:
@@ -73,6 +75,48 @@ class Calibrated:
     nbytes_before: int
     nbytes: int
     writer: bool = True
+
+    def to_json(self) -> dict[str, Any]:
+        """The report with what the table shows."""
+        return {
+            "artifact": str(self.artifact),
+            "nbytes_before": self.nbytes_before,
+            "nbytes": self.nbytes,
+            "recovered": self.report.recovered,
+            "codes_changed": self.report.changed,
+            "codewords_revived": self.report.revived,
+            "dead": self.report.dead,
+            **dataclasses.asdict(self.report),
+        }
+
+    def tables(self) -> tuple[Table, ...]:
+        """Losses, steps, codes and sizes."""
+        report = self.report
+        share = "nothing was lost" if report.recovered is None else f"{report.recovered:.1%}"
+        tried = [e for e in report.esteps if e.what == "codes"]
+        kept = sum(e.kept for e in tried)
+        blocks = [e for e in report.esteps if e.what == "candidates"]
+        better = [e for e in blocks if e.kept]
+        by_candidates = (
+            f"{sum(e.changed for e in better):,} codes, {len(better)} of {len(blocks)} blocks kept"
+        )
+        return (
+            facts(
+                str(self.artifact),
+                ("loss", report.loss),
+                ("before", f"{report.before:.5g}"),
+                ("after", f"{report.after:.5g}"),
+                ("uncompressed", f"{report.baseline:.5g}"),
+                ("recovered", share),
+                ("training steps", f"{report.steps:,}"),
+                ("codes changed", f"{report.changed:,} ({kept} of {len(tried)} E-steps kept)"),
+                *([("by candidates", by_candidates)] if blocks else []),
+                ("codewords", f"{report.dead:.2%} unused, {report.revived:,} revived"),
+                ("size before", format_size(self.nbytes_before)),
+                ("size after", f"{format_size(self.nbytes)} on disk, every file counted"),
+                ("time", format_seconds(report.seconds)),
+            ),
+        )
 
 
 def calibrate_artifact(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +11,19 @@ from typing import Any
 from dpq_core.artifact.single_manifest import FileManifest
 from dpq_core.artifact.single_writer import check_output, complete, size_of, write
 from dpq_core.jobs.compress import peak_memory
+from dpq_core.jobs.report import Report, Table, facts
 from dpq_core.kernels.cpu.openmp import short_spins
 from dpq_core.plugin.adapter import Adapter
 from dpq_core.run import Run
+from dpq_core.sizes import format_seconds, format_size
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileReport:
-    """What became of the source.
+class FileReport(Report):
+    """The result of coding a source into one file.
 
     Attributes:
+        output: where the file was asked to be.
         artifact: where it is; None after a dry run.
         manifest: sizes, specs and errors by attribute.
         source_nbytes: bytes of the source's values.
@@ -30,6 +34,7 @@ class FileReport:
         notes: what was done beyond quantizing.
     """
 
+    output: Path
     artifact: Path | None
     manifest: FileManifest
     source_nbytes: int
@@ -38,6 +43,73 @@ class FileReport:
     seconds: float
     peak_memory: int
     notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The report with the ratios that the table shows."""
+        return {
+            "artifact": None if self.artifact is None else str(self.artifact),
+            "items": self.manifest.items,
+            "source_items": self.manifest.source_items,
+            "source_nbytes": self.source_nbytes,
+            "nbytes": self.nbytes,
+            "budget": self.budget,
+            "ratio": self.source_nbytes / self.nbytes,
+            "bits_per_item": 8 * self.nbytes / self.manifest.items,
+            "seconds": self.seconds,
+            "peak_memory": self.peak_memory,
+            "notes": list(self.notes),
+            "attributes": attributes_json(self.manifest),
+        }
+
+    def tables(self) -> tuple[Table, ...]:
+        """The attributes, then the sums."""
+        items = self.manifest.items
+        return (
+            attribute_table(self.manifest, self.nbytes),
+            facts(
+                str(self.artifact or f"{self.output} (dry run: nothing is written)"),
+                ("items", f"{items:,}"),
+                ("values before", format_size(self.source_nbytes)),
+                *([] if self.budget is None else [("budget", format_size(self.budget))]),
+                ("size after", f"{format_size(self.nbytes)} on disk, every byte counted"),
+                ("ratio", f"{self.source_nbytes / self.nbytes:.2f}x smaller"),
+                ("bytes per item", f"{self.nbytes / items:.2f}"),
+                ("time", format_seconds(self.seconds)),
+                ("peak memory", format_size(self.peak_memory)),
+            ),
+        )
+
+    def remarks(self) -> tuple[str, ...]:
+        """What was done beyond quantizing."""
+        return self.notes
+
+
+def attributes_json(manifest: FileManifest) -> list[dict[str, Any]]:
+    """The attributes of a file with their bytes, as plain JSON values."""
+    return [
+        {
+            **dataclasses.asdict(attribute),
+            "nbytes": manifest.attribute_bytes(attribute),
+            "bits_per_item": 8 * manifest.attribute_bytes(attribute) / max(1, manifest.items),
+        }
+        for attribute in manifest.attributes
+    ]
+
+
+def attribute_table(manifest: FileManifest, nbytes: int) -> Table:
+    """The attributes of a file, and the bytes that belong to none of them."""
+    rows: list[tuple[object, ...]] = []
+    left = nbytes
+    for attribute in attributes_json(manifest):
+        left -= attribute["nbytes"]
+        errors = ", ".join(f"{name} {value:.3g}" for name, value in attribute["errors"].items())
+        shape = "x".join(map(str, attribute["shape"])) or "number"
+        bits = f"{attribute['bits_per_item']:.2f}"
+        size = format_size(attribute["nbytes"])
+        rows.append((attribute["name"], shape, bits, size, errors or None))
+    bits = f"{8 * left / max(1, manifest.items):.2f}"
+    rows.append(("(models, index, header)", None, bits, format_size(left), None))
+    return Table("", ("attribute", "shape", ">bits/item", ">size", "error"), tuple(rows))
 
 
 @short_spins()
@@ -83,6 +155,7 @@ def compress_file(
     else:
         nbytes = write(out, manifest, contents, overwrite=overwrite).nbytes
     return FileReport(
+        output=out,
         artifact=None if dry_run else out,
         manifest=manifest,
         source_nbytes=packed.source_nbytes,

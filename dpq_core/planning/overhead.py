@@ -13,9 +13,6 @@ if TYPE_CHECKING:
     from dpq_core.tensor.checkpoint import Checkpoint
     from dpq_core.tensor.plan import Plan
 
-SHARD_BYTES = 4 << 30
-"""As `dpq compress` cuts weight files by default."""
-
 _HASH = "0" * 64
 _ERROR = 1.2345678901234567e-05
 """As long as a relative error is when written, at most."""
@@ -23,13 +20,15 @@ _ERROR = 1.2345678901234567e-05
 _ENTRY = FileEntry(10**9, _HASH)
 
 
-def overhead(checkpoint: Checkpoint, adapter: TensorPolicy, plan: Plan) -> int:
+def overhead(
+    checkpoint: Checkpoint, adapter: TensorPolicy, plan: Plan, shard_bytes: int = shards.SHARD_BYTES
+) -> int:
     """All bytes of the artifact of a plan but its tensors and a probe.
 
     The manifest holds numbers that are not known yet; it comes out a few bytes per tensor shorter.
     """
     weights = adapter.weights_names(checkpoint)
-    found = shards.lay_out(plan, weights, SHARD_BYTES)
+    found = shards.lay_out(plan, weights, shard_bytes)
     manifest = draft(
         plan, adapter=adapter.name, source=checkpoint.source, fingerprint=_HASH, weights=weights
     )

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from dpq_core.artifact.shards import SHARD_BYTES
 from dpq_core.errors import SpecError
 from dpq_core.planning.allocate import Choice, allocate
 from dpq_core.planning.free_axes import free_axes
@@ -99,6 +100,7 @@ def plan_for_budget(
     overrides: Iterable[Override] = (),
     *,
     sensitivity: Mapping[str, float] | None = None,
+    shard_bytes: int = SHARD_BYTES,
     progress: Progress = silent,
 ) -> Planned:
     """Choose a spec for every tensor.
@@ -111,6 +113,7 @@ def plan_for_budget(
         overrides: the user's rules; a rule pins what it names.
         sensitivity: tensor name -> how much a relative error of 1 would cost. A tensor that is not
             named costs as much per weight as the others do on average.
+        shard_bytes: data bytes of one weight file, at most: every further file has a header.
         progress: called tensor by tensor.
 
     Raises:
@@ -127,11 +130,13 @@ def plan_for_budget(
         [Choice(plan.nbytes, error * weigh[plan.name]) for plan, error in option]
         for option in options
     ]
-    room = budget - overhead(checkpoint, adapter, Plan(tuple(o[0][0] for o in options)))
+    room = budget - overhead(
+        checkpoint, adapter, Plan(tuple(o[0][0] for o in options)), shard_bytes
+    )
     while True:
         picked = allocate(items, max(room, 0))
         plan = Plan(tuple(o[i][0] for o, i in zip(options, picked, strict=True)))
-        total = plan.nbytes + overhead(checkpoint, adapter, plan)
+        total = plan.nbytes + overhead(checkpoint, adapter, plan, shard_bytes)
         if total <= budget:
             break
         room -= total - budget  # other specs need a longer manifest

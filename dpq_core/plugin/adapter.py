@@ -77,6 +77,35 @@ class Export:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """What ``dpq demo`` shows of an adapter: a built-in model, and options that keep it short.
+
+    In the values of the options, ``SAMPLES`` stands for the folder of the model's samples, and
+    ``ORIGINAL`` for that of the uncompressed model's.
+
+    Attributes:
+        source: the uncompressed model.
+        evaluate: options for all models.
+        sample: options for all models.
+        evaluate_against: further options for compressed models.
+        sample_against: further options for compressed models.
+        presets: of ``dpq compress``, for adapters that have them instead of bits per weight.
+        shown: metrics of the table; all of them if none is named.
+    """
+
+    SAMPLES: ClassVar[str] = "{samples}"
+    ORIGINAL: ClassVar[str] = "{original}"
+
+    source: str
+    evaluate: Mapping[str, Any] = field(default_factory=dict)
+    sample: Mapping[str, Any] = field(default_factory=dict)
+    evaluate_against: Mapping[str, Any] = field(default_factory=dict)
+    sample_against: Mapping[str, Any] = field(default_factory=dict)
+    presets: tuple[str, ...] = ()
+    shown: tuple[str, ...] = ()
+
+
 class Adapter(ABC):
     """One domain. In-tree adapters have exactly the standing of a third party's.
 
@@ -91,6 +120,7 @@ class Adapter(ABC):
             of the output needs not be named.
         single_file: its artifacts are one ``.dpq`` file, which ``pack`` fills, and not a folder of
             tensors; ``select``, ``overrides`` and ``generated_files`` are then not asked.
+        demo: what ``dpq demo`` shows of it; None leaves it out.
     """
 
     name: ClassVar[str]
@@ -99,6 +129,7 @@ class Adapter(ABC):
     builtins: ClassVar[tuple[str, ...]] = ()
     exports: ClassVar[tuple[str, ...]] = ()
     single_file: ClassVar[bool] = False
+    demo: ClassVar[Demo | None] = None
 
     @abstractmethod
     def open(self, source: str) -> Checkpoint:

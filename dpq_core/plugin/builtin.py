@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
 from dpq_core.artifact import Artifact
 from dpq_core.artifact.files import PARTIAL_SUFFIX
 from dpq_core.errors import SourceError
+from dpq_core.nearest import nearest
 
 BUILTIN_SCHEME = "builtin:"
 """What a source begins with that names a model shipped with an adapter."""
@@ -40,9 +40,8 @@ def find_local(source: str, builtin: Path, marker: str) -> Path | None:
 
 def _unknown_builtin(name: str, names: Sequence[str]) -> SourceError:
     """The error for ``builtin:name``: the nearest of ``names``, then all of them."""
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {BUILTIN_SCHEME}{near[0]}? " if near else ""
+    sources = [f"{BUILTIN_SCHEME}{known}" for known in names]
+    hint = nearest(f"{BUILTIN_SCHEME}{name}", sources, most=1, cutoff=0.8)
     return SourceError(
-        f"no builtin model {name!r}; {hint}available: "
-        + (", ".join(BUILTIN_SCHEME + n for n in names) or "none")
+        f"no builtin model {name!r}; {hint}available: " + (", ".join(sources) or "none")
     )

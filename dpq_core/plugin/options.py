@@ -8,7 +8,6 @@ flag, or is given by repeating it.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 import types
 import typing
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dpq_core.errors import AdapterError, SpecError
+from dpq_core.nearest import nearest
 
 T = TypeVar("T")
 
@@ -35,6 +35,8 @@ class Option:
         repeated: the field is a tuple; the flag can be given many times.
         default: value when the flag is not given.
         help: one line from the field's ``metadata["help"]``.
+        minimum: smallest value, where the field's metadata has one.
+        required: there is no default.
     """
 
     field: str
@@ -42,6 +44,8 @@ class Option:
     repeated: bool
     default: Any
     help: str
+    minimum: float | None = None
+    required: bool = False
 
     @property
     def flag(self) -> str:
@@ -57,8 +61,12 @@ class Option:
         return f"{self.flag} {self.kind.__name__.upper()}{repeat}"
 
 
-def describe(cls: type) -> tuple[Option, ...]:
+def describe(cls: type, *, required: bool = False) -> tuple[Option, ...]:
     """The options of a class, in the order of its fields.
+
+    Args:
+        cls: a frozen dataclass.
+        required: whether fields may lack a default.
 
     Raises:
         AdapterError: the class is not a frozen dataclass, or a field has no default, no help or a
@@ -67,20 +75,29 @@ def describe(cls: type) -> tuple[Option, ...]:
     if not dataclasses.is_dataclass(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         raise AdapterError(f"options class {cls.__name__} must be a frozen dataclass")
     hints = typing.get_type_hints(cls)
-    return tuple(_option(cls, field, hints[field.name]) for field in dataclasses.fields(cls))
+    fields = dataclasses.fields(cls)
+    return tuple(_option(cls, field, hints[field.name], required) for field in fields)
 
 
 def parse(cls: type[T], argv: Sequence[str]) -> T:
     """An instance of ``cls`` from command-line words such as ``--context 512 --no-raw``.
 
     Raises:
-        SpecError: an unknown flag, a missing or malformed value, a flag given twice, or a value
-            that the class itself refuses.
+        SpecError: as ``values``, or a value that the class itself refuses.
+    """
+    return cls(**values(cls, argv))
+
+
+def values(cls: type, argv: Sequence[str]) -> dict[str, Any]:
+    """The fields of ``cls`` that command-line words name, with their values.
+
+    Raises:
+        SpecError: an unknown flag, a missing or malformed value, or a flag given twice.
     """
     options = describe(cls)
     flags = {option.flag: option for option in options}
     negations = {f"--no-{o.flag[2:]}": o for o in options if o.kind is bool}
-    values: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     words = list(argv)
     while words:
         flag, equals, attached = words.pop(0).partition("=")
@@ -99,20 +116,22 @@ def parse(cls: type[T], argv: Sequence[str]) -> T:
             more = list(itertools.takewhile(_is_value, [] if equals else words))
             del words[: len(more)]
             given = (value, *(_convert(option, word) for word in more))
-            values[option.field] = (*values.get(option.field, ()), *given)
-        elif option.field in values:
+            found[option.field] = (*found.get(option.field, ()), *given)
+        elif option.field in found:
             raise SpecError(f"option {flag} is given twice")
         else:
-            values[option.field] = value
-    return cls(**values)
+            found[option.field] = value
+    return found
 
 
-def _option(cls: type, field: dataclasses.Field[Any], hint: Any) -> Option:
+def _option(cls: type, field: dataclasses.Field[Any], hint: Any, required: bool) -> Option:
     where = f"options class {cls.__name__}: field {field.name!r}"
     if field.default_factory is not dataclasses.MISSING:
         default = field.default_factory()
     elif field.default is not dataclasses.MISSING:
         default = field.default
+    elif required:
+        default = None
     else:
         raise AdapterError(f"{where} needs a default")
     if not field.metadata.get("help"):
@@ -129,6 +148,8 @@ def _option(cls: type, field: dataclasses.Field[Any], hint: Any) -> Option:
         repeated=repeated,
         default=default,
         help=field.metadata["help"],
+        minimum=field.metadata.get("minimum"),
+        required=field.default is field.default_factory is dataclasses.MISSING,
     )
 
 
@@ -161,6 +182,4 @@ def _unknown(word: str, flags: Sequence[str]) -> str:
         return f"unexpected argument {word!r}"
     if not flags:
         return f"unknown option {word}; this adapter has no options here"
-    near = difflib.get_close_matches(word, flags, n=2, cutoff=0.6)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return f"unknown option {word}; {hint}the adapter's options: {', '.join(flags)}"
+    return f"unknown option {word}; {nearest(word, flags)}the adapter's options: {', '.join(flags)}"

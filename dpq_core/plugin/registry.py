@@ -6,13 +6,13 @@ adapters do the same. Reading the list imports nothing, so a broken plugin spoil
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 
 from dpq_core.errors import AdapterError, DPQError
+from dpq_core.nearest import nearest
 from dpq_core.plugin.adapter import Adapter
 
 GROUP = "dpq.adapters"
@@ -118,8 +118,7 @@ def _unknown(name: str) -> str:
     names = sorted({entry.name for entry in available()})
     if not names:
         return f"no adapter {name!r}: no adapters are installed; run pip install 'dpq[all]'"
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    hint = nearest(name, names, most=3, cutoff=0.5)
     return f"no adapter {name!r}; {hint}installed: {', '.join(names)}"
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from cli_runs import MAIN, dpq, install_toy, write_mlp
 
-from dpq_cli.spec_options import SpecChoice
 from dpq_core.artifact import Artifact
 from dpq_core.errors import SpecError
+from dpq_core.jobs.arguments import PlanArguments
 from dpq_core.spec import AssignmentSpec, preset
 
 
@@ -142,13 +142,17 @@ def test_usage_errors_exit_2(words):
     assert "Usage: dpq" in done.err
 
 
+def spec_of(**options):
+    return PlanArguments(source="net", **options).spec()
+
+
 def test_the_spec_of_the_options():
-    assert SpecChoice().spec(0) == preset("fast", 2)
-    assert SpecChoice(bits=3).spec(5) == preset("fast", 3).replace(seed=5)
-    assert SpecChoice(d=6, K=64).spec(0) == preset("fast", 2).replace(d=6, K=64)
-    assert SpecChoice(preset="faithful", bits=1).spec(0) == preset("faithful", 1)
+    assert spec_of() == preset("fast", 2)
+    assert spec_of(bits=3, seed=5) == preset("fast", 3).replace(seed=5)
+    assert spec_of(d=6, K=64) == preset("fast", 2).replace(d=6, K=64)
+    assert spec_of(preset="faithful", bits=1) == preset("faithful", 1)
     changes = ["stages=2,transform=rht,permute=false", "assignment=icm,assignment.sweeps=5"]
-    spec = SpecChoice(changes=changes).spec(0)
+    spec = spec_of(set=tuple(changes))
     assert (spec.stages, spec.transform) == (2, "rht")
     assert spec.assignment == AssignmentSpec(method="icm", sweeps=5)
 
@@ -162,14 +166,14 @@ def test_the_spec_of_the_options():
         ({"bits": 1.5, "preset": "faithful"}, "fixed widths"),
         ({"preset": "slow"}, "is not one of fast"),
         ({"bits": 5}, "bits must be 1, 2, 3 or 4"),
-        ({"changes": ["stages"]}, "write KEY=VALUE"),
-        ({"changes": ["stagess=2"]}, "unknown key stagess"),
-        ({"changes": ["pool.sizes=2"]}, "pool: unknown key sizes"),
+        ({"set": ["stages"]}, "write KEY=VALUE"),
+        ({"set": ["stagess=2"]}, "unknown key stagess"),
+        ({"set": ["pool.sizes=2"]}, "pool: unknown key sizes"),
     ],
 )
 def test_options_that_do_not_go_together_are_one_line(options, text):
     with pytest.raises(SpecError, match=text):
-        SpecChoice(**options).spec(0)
+        spec_of(**options)
 
 
 @pytest.mark.slow

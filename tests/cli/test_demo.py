@@ -9,8 +9,10 @@ from cli_runs import dpq, install_toy, write_mlp
 from splat_views import photographed
 from toy_adapter import MLPAdapter
 
-from dpq_cli.commands import demo
-from dpq_core.plugin.adapter import Sampling
+from dpq_core.jobs import demo
+from dpq_core.plugin import registry
+from dpq_core.plugin.adapter import Demo, Sampling
+from dpq_gaussian.adapter import GaussianAdapter
 
 WIDTHS = ["original", "4 bits", "2 bits"]
 
@@ -20,12 +22,20 @@ def net(monkeypatch, tmp_path) -> Path:
     install_toy(monkeypatch, tmp_path / "site")
     monkeypatch.setattr(demo, "WIDTHS", (4, 2))
     path = write_mlp(tmp_path / "net.safetensors")
-    _demo(monkeypatch, path, evaluate_against=("--rows", "8"))
+    _demo(monkeypatch, path, evaluate_against={"rows": 8})
     return path
 
 
-def _demo(monkeypatch, net: Path, **words: tuple[str, ...]) -> None:
-    monkeypatch.setattr(demo, "DEMOS", (demo.Demo("mlp", str(net), **words),))
+def _demo(monkeypatch, net: Path, **options) -> None:
+    monkeypatch.setattr(MLPAdapter, "demo", Demo(source=str(net), **options))
+    _only(monkeypatch, "mlp")
+
+
+def _only(monkeypatch, name: str) -> None:
+    """Of the installed adapters, only one has a demo."""
+    installed = registry.available
+    entries = [entry for entry in installed() if entry.name == name]
+    monkeypatch.setattr(registry, "available", lambda: entries)
 
 
 def test_rows_for_the_original_and_every_width(net, tmp_path):
@@ -42,39 +52,48 @@ def test_rows_for_the_original_and_every_width(net, tmp_path):
 def test_options_name_the_folders_of_samples(net, tmp_path, monkeypatch):
     given = []
 
-    def options(adapter, verb, words):
-        given.append((verb, list(words)))
-        return adapter.options[verb]()
+    def remembering(verb):
+        def make(**values):
+            given.append((verb, values))
+            return MLPAdapter.options[verb]()
 
-    monkeypatch.setattr(demo, "adapter_options", options)
-    _demo(monkeypatch, net, evaluate=("{samples}",), sample_against=("{original}",))
+        return make
+
+    verbs = {verb: remembering(verb) for verb in ("evaluate", "sample")}
+    monkeypatch.setattr(demo, "_options_class", lambda adapter, verb: verbs[verb])
+    _demo(
+        monkeypatch,
+        net,
+        evaluate={"folder": Demo.SAMPLES},
+        sample_against={"baseline": Demo.ORIGINAL},
+    )
     assert dpq("demo", "-o", tmp_path, "--json").code == 0
     original, four, two = (
         str(tmp_path / "samples" / f"mlp-{name}") for name in ("original", "4bit", "2bit")
     )
     assert given == [
-        ("sample", []),
-        ("evaluate", [original]),
-        ("sample", [original]),
-        ("evaluate", [four]),
-        ("sample", [original]),
-        ("evaluate", [two]),
+        ("sample", {}),
+        ("evaluate", {"folder": original}),
+        ("sample", {"baseline": original}),
+        ("evaluate", {"folder": four}),
+        ("sample", {"baseline": original}),
+        ("evaluate", {"folder": two}),
     ]
 
 
 def test_an_adapter_with_presets_gets_files(tmp_path, monkeypatch):
     """Both versions, under their presets' names, with the metrics that the demo names."""
     folder = photographed(tmp_path / "scene")
-    scene = demo.Demo(
-        "gaussian",
-        str(folder / "scene.ply"),
-        evaluate=("--cameras", str(folder)),
-        sample=("--frames", "2", "--width", "32"),
-        sample_against=("--baseline", str(folder / "scene.ply")),
+    scene = Demo(
+        source=str(folder / "scene.ply"),
+        evaluate={"cameras": str(folder)},
+        sample={"frames": 2, "width": 32},
+        sample_against={"baseline": str(folder / "scene.ply")},
         presets=("high", "small"),
         shown=("PSNR to the original",),
     )
-    monkeypatch.setattr(demo, "DEMOS", (scene,))
+    monkeypatch.setattr(GaussianAdapter, "demo", scene)
+    _only(monkeypatch, "gaussian")
     out = tmp_path / "demo"
     rows = dpq("demo", "-o", out, "--json").json["gaussian"]
     assert [row["width"] for row in rows] == ["original", "high", "small"]
@@ -111,5 +130,5 @@ def test_an_adapter_without_its_dependencies_is_left_out(net, tmp_path, monkeypa
     monkeypatch.setattr(MLPAdapter, "sample", sample)
     done = dpq("demo", "-o", tmp_path)
     assert done.code == 1
-    assert f"left out {net}: adapter 'mlp' needs 'absent'" in done.err
+    assert "left out mlp: adapter 'mlp' needs 'absent'" in done.err
     assert "no adapter with a demo is installed" in done.err

@@ -18,17 +18,22 @@ def swallow():
 
 
 def test_an_interrupt_that_a_library_replaced_is_one_again():
-    with pytest.raises(KeyboardInterrupt, match="use --resume"), interruptible("use --resume"):
+    advice = lambda: "use --resume"  # noqa: E731
+    with pytest.raises(KeyboardInterrupt, match="use --resume"), interruptible(advice):
         swallow()
 
 
 def test_the_inner_advice_wins():
-    with pytest.raises(KeyboardInterrupt, match="inner"), interruptible(), interruptible("inner"):
+    with (
+        pytest.raises(KeyboardInterrupt, match="inner"),
+        interruptible(),
+        interruptible(lambda: "inner"),
+    ):
         signal.raise_signal(signal.SIGINT)
 
 
 def test_other_errors_pass_and_the_handler_comes_back():
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(ValueError, match="other"), interruptible("advice"):
+    with pytest.raises(ValueError, match="other"), interruptible(lambda: "advice"):
         raise ValueError("other")
     assert signal.getsignal(signal.SIGINT) is before

@@ -8,10 +8,10 @@ import pytest
 from rich.console import Console
 
 from dpq_cli import meter as meter_module
-from dpq_cli.commands.evaluate import format_value
 from dpq_cli.meter import Meter
-from dpq_cli.sizes import format_seconds, format_size, parse_size
 from dpq_core.errors import SpecError
+from dpq_core.jobs.evaluate import format_value
+from dpq_core.sizes import format_seconds, format_size, parse_size
 
 
 @pytest.mark.parametrize(

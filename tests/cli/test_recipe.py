@@ -109,11 +109,11 @@ def test_a_recipe_gives_the_bytes_of_the_flags(net, recipe, tmp_path):
         ("set: [K=64]", ["--K", "32"], "K", 32),
         ("set: K=64", [], "K", 64),
         ("set: kmeans.iterations=4", ["--iterations", "3"], "iterations", 3),
-        ("set: 'pool.tau=0.1,stages=2'", [], "changes", ["pool.tau=0.1", "stages=2"]),
-        ("set: [stages=2]", ["--set", "stages=3"], "changes", ["stages=2", "stages=3"]),
-        ("spec: {stages: 2}", ["--set", "K=9"], "changes", ["stages=2", "K=9"]),
-        ("spec: {pool: {tau: 0.1}}", [], "changes", ["pool.tau=0.1"]),
-        ("spec: {permute: true, pool: none}", [], "changes", ["permute=true", "pool=none"]),
+        ("set: 'pool.tau=0.1,stages=2'", [], "set", ["pool.tau=0.1", "stages=2"]),
+        ("set: [stages=2]", ["--set", "stages=3"], "set", ["stages=2", "stages=3"]),
+        ("spec: {stages: 2}", ["--set", "K=9"], "set", ["stages=2", "K=9"]),
+        ("spec: {pool: {tau: 0.1}}", [], "set", ["pool.tau=0.1"]),
+        ("spec: {permute: true, pool: none}", [], "set", ["permute=true", "pool=none"]),
         ("override: [a=keep]", ["--override", "b=4"], "override", ["a=keep", "b=4"]),
         ("bits: 2", ["--d", "4"], "bits", None),
         ("d: 4", ["--target-size", "1MB"], "d", None),
@@ -232,9 +232,9 @@ def test_a_hostile_recipe_is_one_line_and_runs_nothing(net, recipe, tmp_path, mo
 
 def test_aliases_and_merges_are_plain_values(recipe):
     text = "spec: &s {stages: 2}\nset: []\n"
-    assert parsed("compress", "net", "-o", "o", "--recipe", recipe(text))["changes"] == ["stages=2"]
+    assert parsed("compress", "net", "-o", "o", "--recipe", recipe(text))["set"] == ["stages=2"]
     merged = "spec:\n  pool: {<<: {tau: 0.1}, refine: 2}\n"
-    found = parsed("compress", "net", "-o", "o", "--recipe", recipe(merged))["changes"]
+    found = parsed("compress", "net", "-o", "o", "--recipe", recipe(merged))["set"]
     assert sorted(found) == ["pool.refine=2", "pool.tau=0.1"]
 
 

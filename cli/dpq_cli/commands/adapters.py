@@ -2,62 +2,46 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dpq_cli import render
-from dpq_cli.shared import Json
-from dpq_core.errors import DPQError
 from dpq_core.plugin import options, registry
-from dpq_core.plugin.adapter import Adapter
+
+if TYPE_CHECKING:
+    from dpq_core.plugin.adapter import Adapter
 
 
 def command(
     name: Annotated[
-        str | None, typer.Argument(help="Show this adapter's options for eval and sample.")
+        str | None, typer.Argument(help="Show this adapter's options for every verb.")
     ] = None,
-    as_json: Json = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Machine output on stdout.")] = False,
 ) -> None:
     """List the installed adapters, or show one."""
+    import dpq
+
     if name is not None:
         _show_one(registry.load(name), as_json)
         return
-    states = [state(entry) for entry in registry.available()]
+    reports = dpq.adapters()
     if as_json:
-        render.emit_json(states)
+        render.emit_json([report.to_json() for report in reports])
         return
-    if not states:
+    if not reports:
         render.note("no adapters are installed: pip install 'dpq[all]'")
         return
     rows = [
         (
-            s["name"],
-            s["distribution"],
-            s["summary"] if s["ok"] else f"BROKEN: {s['error']}",
-            ", ".join(s["capabilities"]) or None,
+            report.name,
+            report.distribution,
+            report.summary if report.ok else f"BROKEN: {report.error}",
+            ", ".join(report.capabilities) or None,
         )
-        for s in states
+        for report in reports
     ]
     render.table("", ("adapter", "distribution", "summary", "beyond compress"), rows)
-
-
-def state(entry: registry.AdapterEntry) -> dict[str, Any]:
-    """One claim as JSON values; ``error`` is the reason why it does not load."""
-    base = {"name": entry.name, "distribution": entry.distribution, "target": entry.target}
-    try:
-        adapter = registry.load(entry.name)
-        for cls in adapter.options.values():
-            options.describe(cls)
-    except DPQError as error:
-        return {**base, "ok": False, "error": str(error), "summary": None, "capabilities": []}
-    return {
-        **base,
-        "ok": True,
-        "error": None,
-        "summary": adapter.summary,
-        "capabilities": list(adapter.capabilities()),
-    }
 
 
 def _show_one(adapter: Adapter, as_json: bool) -> None:

@@ -7,19 +7,20 @@ import shutil
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from dpq_cli import render
-from dpq_cli.commands.adapters import state
-from dpq_cli.shared import Json
-from dpq_cli.sizes import format_size
-from dpq_core.plugin import registry
+from dpq_core.sizes import format_size
 from dpq_core.version import __version__
 
 LIBRARIES = ("torch", "numba", "numpy", "safetensors", "triton", "transformers", "lm_eval")
 
 
-def command(as_json: Json = False) -> None:
+def command(
+    as_json: Annotated[bool, typer.Option("--json", help="Machine output on stdout.")] = False,
+) -> None:
     """Show versions, devices, threads, compiled kernels, free disk and adapters."""
     found = examine()
     if as_json:
@@ -44,6 +45,8 @@ def examine() -> dict[str, Any]:
     import psutil
     import torch
 
+    from dpq_core.jobs.adapters import adapters
+
     return {
         "dpq": __version__,
         "python": platform.python_version(),
@@ -55,7 +58,7 @@ def examine() -> dict[str, Any]:
         "kernels": _compiled_kernels(),
         "memory_free": psutil.virtual_memory().available,
         "disk_free": shutil.disk_usage(Path.cwd()).free,
-        "adapters": [state(entry) for entry in registry.available()],
+        "adapters": [report.to_json() for report in adapters()],
     }
 
 
@@ -86,16 +89,17 @@ def _compiled_kernels() -> dict[str, bool]:
     from dpq_core import kernels
 
     found: dict[str, bool] = {}
-    for module_info in pkgutil.iter_modules(kernels.__path__):
+    for module_info in pkgutil.walk_packages(kernels.__path__, f"{kernels.__name__}."):
         try:
-            module = importlib.import_module(f"{kernels.__name__}.{module_info.name}")
+            module = importlib.import_module(module_info.name)
         except ImportError:
             continue  # Triton is not everywhere
+        short = module_info.name.rpartition(".")[2]
         for name, value in vars(module).items():
             cache = getattr(getattr(value, "stats", None), "cache_path", None)
             if cache is not None:
-                index = f"{module_info.name}.{name}-*.nbi"
-                found[f"{module_info.name}.{name}"] = any(Path(cache).glob(index))
+                index = f"{short}.{name}-*.nbi"
+                found[f"{short}.{name}"] = any(Path(cache).glob(index))
     return dict(sorted(found.items()))
 
 

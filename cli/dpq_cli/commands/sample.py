@@ -2,51 +2,27 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from typing import Any
 
 import typer
 
-from dpq_cli import render
-from dpq_cli.recipe import Recipe, words
-from dpq_cli.shared import (
-    MORE_OPTIONS,
-    AdapterName,
-    Device,
-    Json,
-    Seed,
-    Source,
-    adapter_of,
-    adapter_options,
-    using,
-)
+from dpq_cli import generate, render
+from dpq_core.jobs.arguments import SampleArguments
+
+HELP = f"""Let a model make texts (on stdout) or files (in --output).
+
+{generate.MORE_OPTIONS.format(first="SOURCE")}"""
 
 
-def command(
-    ctx: typer.Context,
-    source: Source,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for files, where there are any.")
-    ] = None,
-    adapter: AdapterName = None,
-    recipe: Recipe = None,
-    device: Device = "auto",
-    seed: Seed = 0,
-    as_json: Json = False,
-) -> None:
-    """Let a model make texts (on stdout) or files (in --output)."""
-    chosen = adapter_of(adapter, source)
-    options = adapter_options(chosen, "sample", words(ctx, chosen, "sample"))
-    if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-    with using(chosen, device=device, seed=seed) as run:
-        made = chosen.sample(source, options, run, output)
-    if as_json:
-        render.emit_json({"texts": list(made.texts), "files": [str(path) for path in made.files]})
-        return
-    typer.echo("\n\n".join(made.texts), nl=bool(made.texts))
-    for path in made.files:
-        render.note(f"wrote {path}")
+def _run(ctx: typer.Context, said: dict[str, Any], as_json: bool) -> None:
+    import dpq
+
+    keywords = generate.keywords_of(ctx, SampleArguments, said)
+    with generate.metered() as meter:
+        report = dpq.sample(**keywords, progress=meter)
+    if not as_json:
+        typer.echo("\n\n".join(report.texts), nl=bool(report.texts))
+    render.report(report, as_json)
 
 
-command.__doc__ = f"{command.__doc__}\n\n{MORE_OPTIONS}"
+command = generate.command(SampleArguments, HELP, _run)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from dpq_core.errors import SpecError
+from dpq_core.nearest import nearest
 
 VERSION = 1
 """Of what the keys of a recipe mean."""
@@ -113,6 +113,5 @@ def scalar(value: Any, where: str) -> Scalar:
 def unknown(where: str, key: str, known: Iterable[str]) -> str:
     """What is said of an unknown key: the nearest ones, or all."""
     names = sorted(known)
-    near = difflib.get_close_matches(key, names, n=2, cutoff=0.6)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}"
+    hint = nearest(key, names).strip() or f"known: {', '.join(names)}"
     return f"{where}: unknown key {key!r}; {hint}"

@@ -1,0 +1,208 @@
+"""What a verb is called with: its arguments, the adapter that they name, and its options.
+
+The keywords of a call are the fields of the verb's arguments class and, beside them, the adapter's
+own options; a recipe holds either kind. Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from dpq_core.errors import AdapterError, UsageError
+from dpq_core.jobs import recipe
+from dpq_core.jobs.arguments import RunArguments, check_required, names_of
+from dpq_core.nearest import nearest
+from dpq_core.plugin import options, registry
+from dpq_core.run import Progress, Run
+
+if TYPE_CHECKING:
+    from dpq_core.artifact import Artifact, ArtifactFile
+    from dpq_core.plugin.adapter import Adapter
+
+A = TypeVar("A", bound=RunArguments)
+
+
+@dataclass(frozen=True)
+class Request(Generic[A]):
+    """One call of a verb.
+
+    Attributes:
+        arguments: of the verb.
+        adapter: of the source's domain.
+        own: the adapter's options by verb, where it has any there.
+    """
+
+    arguments: A
+    adapter: Adapter
+    own: Mapping[str, Any]
+
+    @contextmanager
+    def run(self, progress: Progress) -> Iterator[Run]:
+        """How the job is run; within, a missing dependency becomes its pip command.
+
+        Raises:
+            SpecError: the device is unknown or not there, which is said before any work is done.
+        """
+        from dpq_core import device
+
+        device.resolve(self.arguments.device)
+        with registry.explain_missing(self.adapter.name):
+            yield Run(device=self.arguments.device, seed=self.arguments.seed, progress=progress)
+
+
+def request(cls: type[A], keywords: Mapping[str, Any]) -> Request[A]:
+    """The call that keywords mean: a recipe is read, the adapter is found and its options checked.
+
+    Args:
+        cls: the verb's arguments class.
+        keywords: its fields, ``recipe`` (a path), ``data`` (see ``dpq.data``) and the adapter's
+            options.
+
+    Raises:
+        SpecError: an unknown or missing argument, a value out of range, or a mistake in the recipe.
+        AdapterError: the adapter is unknown, or nothing says which it is.
+    """
+    core, extra, contents = split(cls, keywords)
+    check_required(cls, core)
+    arguments = cls(**core)
+    adapter = adapter_of(
+        arguments.adapter, *(str(s) for n in cls.sources if (s := getattr(arguments, n)))
+    )
+    for verb in option_classes(cls, adapter).values():  # one word, one meaning: of both
+        shared = frozenset(names_of(verb)) & frozenset(names_of(cls))
+        extra |= {n: v for n in shared if (v := getattr(arguments, n)) is not None}
+    if contents is not None:
+        extra = {**recipe.adapter_options(contents, cls, adapter, extra), **extra}
+    return Request(arguments, adapter, own_options(cls, adapter, extra))
+
+
+def split(
+    cls: type[RunArguments], keywords: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any], recipe.Contents | None]:
+    """The verb's own keywords, all others, and the recipe if there is one."""
+    names = names_of(cls)
+    given = {name: value for name, value in keywords.items() if name not in ("recipe", "data")}
+    data = keywords.get("data")
+    if data is not None:
+        given = {**data.options, **given}
+    core = {name: _plain(value) for name, value in given.items() if name in names}
+    extra = {name: value for name, value in given.items() if name not in names}
+    path = keywords.get("recipe")
+    if path is None:
+        return core, extra, None
+    contents = recipe.read(Path(path), cls)
+    return recipe.merged(contents, core), extra, contents
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def own_options(
+    cls: type[RunArguments], adapter: Adapter, extra: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Verb -> an instance of the adapter's options class, defaults where nothing was said.
+
+    Raises:
+        SpecError: no verb of the call has such an option, or its class refuses a value.
+    """
+    classes = option_classes(cls, adapter)
+    shares: dict[str, dict[str, Any]] = {verb: {} for verb in classes}
+    for name, value in extra.items():
+        owners = [verb for verb, own in classes.items() if name in names_of(own)]
+        if not owners:
+            known = [*names_of(cls), *(n for own in classes.values() for n in names_of(own))]
+            raise UsageError(
+                f"unknown option {name!r}; {nearest(name, known)}the options of adapter "
+                f"{adapter.name!r} here: "
+                + (", ".join(n for own in classes.values() for n in names_of(own)) or "none")
+            )
+        shares[owners[0]][name] = _option_value(classes[owners[0]], name, value)
+    return {verb: own(**shares[verb]) for verb, own in classes.items()}
+
+
+def _option_value(own: type, name: str, value: Any) -> Any:
+    """A value as the options class keeps it: one item of a tuple may come alone, paths as such."""
+    (option,) = (o for o in options.describe(own) if o.field == name)
+    if option.repeated:
+        items = value if isinstance(value, list | tuple) else (value,)
+        return tuple(option.kind(item) for item in items)
+    return str(value) if option.kind is str and isinstance(value, Path) else value
+
+
+def option_classes(cls: type[RunArguments], adapter: Adapter) -> dict[str, type]:
+    """Verb -> the adapter's options class, of the verbs whose options a call can give."""
+    return {verb: adapter.options[verb] for verb in cls.verbs if verb in adapter.options}
+
+
+def is_artifact(source: str) -> bool:
+    """Whether the source is something that ``compress`` wrote."""
+    from dpq_core.artifact import Artifact, ArtifactFile
+
+    return Artifact.is_artifact(source) or ArtifactFile.is_artifact_file(source)
+
+
+def open_artifact(source: str) -> Artifact | ArtifactFile:
+    """The artifact of either form, checked but for its contents.
+
+    Raises:
+        ArtifactError: it is missing, half-written, damaged or hostile.
+    """
+    from dpq_core.artifact import Artifact, ArtifactFile
+
+    single = Path(source).is_file() or source.endswith(ArtifactFile.SUFFIX)
+    return ArtifactFile.open(source) if single else Artifact.open(source)
+
+
+def adapter_of(name: str | None, *sources: str) -> Adapter:
+    """The adapter asked for, or that of the first artifact or built-in model among the sources.
+
+    Raises:
+        AdapterError: no source tells and there is no name, or the two disagree.
+    """
+    for source in sources:
+        if not is_artifact(source) and not Path(f"{source}.partial").is_dir():
+            continue
+        made_with = open_artifact(source).manifest.adapter  # half-written: this says so
+        if name not in (None, made_with):
+            raise AdapterError(
+                f"{source} was made with adapter {made_with!r}; drop --adapter {name}"
+            )
+        name = made_with
+    name = name or _owner(sources)
+    if name is None:
+        names = ", ".join(sorted({entry.name for entry in registry.available()})) or "none"
+        raise AdapterError(
+            f"{sources[0]} is not a dpq artifact: say its domain with --adapter "
+            f"(installed: {names})"
+        )
+    return registry.load(name)
+
+
+def _owner(sources: Sequence[str]) -> str | None:
+    """The adapter of the first built-in model among the sources."""
+    from dpq_core.plugin.builtin import BUILTIN_SCHEME
+
+    for source in sources:
+        if source.startswith(BUILTIN_SCHEME):
+            shipped = registry.builtins()
+            if (model := source.removeprefix(BUILTIN_SCHEME)) not in shipped:
+                names = ", ".join(f"{BUILTIN_SCHEME}{n}" for n in sorted(shipped)) or "none"
+                raise AdapterError(f"no adapter ships {source}; there are: {names}")
+            return shipped[model]
+    return None
+
+
+def size_on_disk(adapter: Adapter, source: str) -> int:
+    """Bytes of an artifact or a file, or of the tensors and side files of any other source."""
+    if is_artifact(source):
+        return open_artifact(source).nbytes
+    if Path(source).is_file():
+        return Path(source).stat().st_size
+    checkpoint = adapter.open(source)
+    tensors = sum(info.nbytes for info in checkpoint.tensors.values())
+    return tensors + sum(path.stat().st_size for path in checkpoint.side_files.values())

@@ -1,0 +1,421 @@
+"""Whole jobs as a user asks for them: each function is one verb of ``dpq``, and of the CLI.
+
+Keyword arguments are the fields of the verb's class in ``arguments`` and the adapter's own options.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dpq_core.artifact.files import PARTIAL_SUFFIX
+from dpq_core.calibrate.settings import CalibrateSettings
+from dpq_core.errors import AdapterError, SpecError, UsageError
+from dpq_core.jobs import calibrate as calibrating
+from dpq_core.jobs import compress as compressing
+from dpq_core.jobs import evaluate as evaluating
+from dpq_core.jobs import inspect as inspecting
+from dpq_core.jobs.arguments import (
+    CalibrateArguments,
+    CompressArguments,
+    EvaluateArguments,
+    ExportArguments,
+    PlanArguments,
+    SampleArguments,
+    SpecArguments,
+)
+from dpq_core.jobs.calibrate import Calibrated, calibrate_artifact
+from dpq_core.jobs.compress import CompressReport
+from dpq_core.jobs.compress_file import FileReport, compress_file
+from dpq_core.jobs.evaluate import EvaluationReport
+from dpq_core.jobs.inspect import InspectReport
+from dpq_core.jobs.plan import PlanReport, plan_model
+from dpq_core.jobs.report import Report, Table
+from dpq_core.jobs.request import Request, adapter_of, request
+from dpq_core.jobs.rewrite import check_output
+from dpq_core.nearest import nearest
+from dpq_core.plugin import registry
+from dpq_core.run import Progress, Run, silent
+from dpq_core.sizes import format_size, parse_size
+
+if TYPE_CHECKING:
+    from dpq_core.data.task import CalibrationTask
+
+UNCALIBRATED_SUFFIX = ".uncalibrated"
+"""``<out>.uncalibrated`` is the compressed model until its calibration is done."""
+
+FOR_FILES = ("preset", "target_size")
+"""The arguments about tensors that mean something for a file, too."""
+
+
+def plan(source: str, *, progress: Progress = silent, **arguments: Any) -> PlanReport | FileReport:
+    """Show what ``compress`` would store, tensor by tensor; write nothing.
+
+    With a target size or fractional bits a planner spreads the bytes: each tensor gets the
+    subvector length and codebook size with which the sum of predicted errors is least. With
+    statistics (or the preset best) it first measures how much the loss depends on each tensor.
+
+    Raises:
+        DPQError: an argument, the source or the adapter is wrong.
+    """
+    call = request(PlanArguments, {"source": str(source), **arguments})
+    if call.adapter.single_file:
+        return _code_file(call, Path(source), progress, dry_run=True)
+    task = _task(call) if call.arguments.uses_data else None
+    with call.run(progress) as run:
+        return _plan(call, task, run)
+
+
+def compress(
+    source: str, output: str | Path, *, progress: Progress = silent, **arguments: Any
+) -> CompressReport | FileReport | PlanReport:
+    """Quantize a model to 1-4 bits per weight, tensor by tensor.
+
+    Returns:
+        What was written; with ``dry_run`` the plan.
+
+    Raises:
+        DPQError: an argument, the source, the adapter or the output is wrong.
+        KeyboardInterrupt: after Ctrl-C; ``resume=True`` continues.
+    """
+    given = {"source": str(source), "output": Path(output), **arguments}
+    call = request(CompressArguments, given)
+    said = call.arguments
+    if call.adapter.single_file:
+        return _code_file(
+            call, said.output, progress, dry_run=said.dry_run, overwrite=said.overwrite
+        )
+    task = _task(call) if said.uses_data or said.calibration_steps else None
+    with call.run(progress) as run:
+        planned = _plan(call, task if said.uses_data else None, run)
+        if said.dry_run:
+            return planned
+        report = _compress(call, planned, task if said.uses_data else None, run)
+        if not said.calibration_steps:
+            return report
+        done = _calibrate_compressed(call, run)
+        return dataclasses.replace(report, artifact=said.output, calibration=done)
+
+
+def _task(call: Request[Any]) -> Callable[[Run], CalibrationTask]:
+    """Makes a task of the source itself as student, on the data that the user gave.
+
+    Raises:
+        AdapterError: the adapter cannot calibrate.
+    """
+    adapter, source = call.adapter, call.arguments.source
+    if "calibrate" not in adapter.capabilities():
+        raise AdapterError(
+            f"adapter {adapter.name!r} has no data to look at; leave out --preset best, "
+            "--statistics and --steps"
+        )
+    return lambda run: adapter.calibration(source, source, call.own.get("calibrate"), run)
+
+
+def _bound(
+    task: Callable[[Run], CalibrationTask] | None, run: Run
+) -> Callable[[], CalibrationTask] | None:
+    return None if task is None else lambda: task(run)
+
+
+def _plan(
+    call: Request[Any], task: Callable[[Run], CalibrationTask] | None, run: Run
+) -> PlanReport:
+    own = call.own.get("compress")
+    return plan_model(call.adapter, call.arguments, own, _bound(task, run), run)
+
+
+def _uncalibrated(said: CompressArguments) -> Path:
+    """Where the compressed model goes before it is calibrated, if it will be."""
+    suffix = UNCALIBRATED_SUFFIX if said.calibration_steps else ""
+    return said.output.with_name(said.output.name + suffix)
+
+
+def unfinished(output: Path) -> Path | None:
+    """The half-written folder of an interrupted ``compress``, if there is one."""
+    names = (output.name + suffix + PARTIAL_SUFFIX for suffix in ("", UNCALIBRATED_SUFFIX))
+    return next((path for name in names if (path := output.with_name(name)).is_dir()), None)
+
+
+def _compress(
+    call: Request[CompressArguments],
+    planned: PlanReport,
+    task: Callable[[Run], CalibrationTask] | None,
+    run: Run,
+) -> CompressReport:
+    """Quantize the source by a plan, within a budget if there is one."""
+    said = call.arguments
+    if said.calibration_steps:
+        check_output(said.output, overwrite=said.overwrite, resume=said.resume)
+    options = compressing.CompressOptions(
+        resume=said.resume,
+        overwrite=said.overwrite,
+        shard_bytes=parse_size(said.shard_size),
+        probe=said.probe,
+        budget=planned.budget,
+        adapter=call.own.get("compress"),
+    )
+    return compressing.compress(
+        call.adapter,
+        said.source,
+        _uncalibrated(said),
+        planned.plan,
+        options=options,
+        run=run,
+        task=_bound(task, run),
+    )
+
+
+def _calibrate_compressed(call: Request[CompressArguments], run: Run) -> Calibrated:
+    """Train what ``_compress`` made, and remove it then.
+
+    Codes that were chosen by data leave single blocks little to regain: only the whole is trained.
+    """
+    said = call.arguments
+    options = calibrating.CalibrateOptions(
+        settings=CalibrateSettings(
+            steps=said.calibration_steps, mode="end" if said.uses_data else "auto", seed=run.seed
+        ),
+        baseline=said.source,
+        resume=said.resume,
+        overwrite=said.overwrite,
+        adapter=call.own.get("calibrate"),
+    )
+    made = _uncalibrated(said)
+    done = calibrate_artifact(call.adapter, made, said.output, options, run)
+    shutil.rmtree(made)
+    return done
+
+
+def _code_file(
+    call: Request[Any],
+    output: Path,
+    progress: Progress,
+    *,
+    dry_run: bool,
+    overwrite: bool = False,
+) -> FileReport:
+    """Code a source into one file; there is nothing to resume.
+
+    Raises:
+        SpecError: arguments that say how tensors are cut, and there are none.
+    """
+    said: SpecArguments = call.arguments
+    steps = isinstance(said, CompressArguments) and said.steps
+    if frozenset(said.given) - frozenset(FOR_FILES) or said.statistics or steps:
+        raise SpecError(
+            f"adapter {call.adapter.name!r} has no weights to set --bits and the like for; its own "
+            f"options: `dpq adapters {call.adapter.name}`"
+        )
+    with call.run(progress) as run:
+        return compress_file(
+            call.adapter,
+            said.source,
+            output,
+            overwrite=overwrite,
+            dry_run=dry_run,
+            options=call.own.get("compress"),
+            budget=said.target_bytes,
+            run=run,
+        )
+
+
+def calibrate(
+    artifact: str | Path, output: str | Path, *, progress: Progress = silent, **arguments: Any
+) -> Calibrated:
+    """Train an artifact on data: codebooks by gradient descent, codes by EM.
+
+    Compressing looks at weights only. This looks at what the model does with them: block after
+    block is brought back to the outputs of the uncompressed model, then the whole to its task, and
+    codes are chosen anew every few steps. Sizes do not change. The best state by validation loss
+    is kept, so the result is never worse than the artifact.
+
+    Raises:
+        DPQError: an argument, the artifact, the baseline or the output is wrong.
+        KeyboardInterrupt: after Ctrl-C, once the state is saved; ``resume=True`` continues.
+    """
+    given = {"artifact": str(artifact), "output": Path(output), **arguments}
+    call = request(CalibrateArguments, given)
+    said = call.arguments
+    options = calibrating.CalibrateOptions(
+        settings=CalibrateSettings(**{name: getattr(said, name) for name in said.settings}),
+        baseline=said.baseline,
+        resume=said.resume,
+        overwrite=said.overwrite,
+        adapter=call.own.get("calibrate"),
+    )
+    with call.run(progress) as run:
+        return calibrate_artifact(call.adapter, Path(said.artifact), said.output, options, run)
+
+
+def evaluate(
+    source: str | Path, *, progress: Progress = silent, **arguments: Any
+) -> EvaluationReport:
+    """Measure a model on its domain's own task.
+
+    Raises:
+        DPQError: an argument or a source is wrong, or there is nothing to measure.
+    """
+    call = request(EvaluateArguments, {"source": str(source), **arguments})
+    said = call.arguments
+    with call.run(progress) as run:
+        own = call.own.get("evaluate")
+        return evaluating.evaluate(call.adapter, said.source, said.baseline, own, run)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleReport(Report):
+    """What a model made: texts to read, files to open."""
+
+    texts: tuple[str, ...]
+    files: tuple[Path, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"texts": list(self.texts), "files": [str(path) for path in self.files]}
+
+    def tables(self) -> tuple[Table, ...]:
+        """There are none."""
+        return ()
+
+    def remarks(self) -> tuple[str, ...]:
+        """The files that were written."""
+        return tuple(f"wrote {path}" for path in self.files)
+
+
+def sample(source: str | Path, *, progress: Progress = silent, **arguments: Any) -> SampleReport:
+    """Let a model make texts, or files in ``output``.
+
+    Raises:
+        DPQError: an argument or the source is wrong, or the adapter makes no samples.
+    """
+    call = request(SampleArguments, {"source": str(source), **arguments})
+    out = call.arguments.output
+    if out is not None:
+        out = Path(out)
+        out.mkdir(parents=True, exist_ok=True)
+    with call.run(progress) as run:
+        made = call.adapter.sample(call.arguments.source, call.own.get("sample"), run, out)
+    return SampleReport(texts=made.texts, files=made.files)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportReport(Report):
+    """What was written, and what a person should know about it.
+
+    Attributes:
+        output: file or folder.
+        to: the format.
+        files: everything that was written.
+        nbytes: of the files.
+        notes: losses and conventions.
+    """
+
+    output: Path
+    to: str
+    files: tuple[Path, ...]
+    nbytes: int
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        files = [str(path) for path in self.files]
+        return {"to": self.to, "files": files, "nbytes": self.nbytes, "notes": list(self.notes)}
+
+    def tables(self) -> tuple[Table, ...]:
+        """There are none."""
+        return ()
+
+    def remarks(self) -> tuple[str, ...]:
+        """The notes, and what was written."""
+        notes = (f"note: {note}" for note in self.notes)
+        return (*notes, f"wrote {self.output} ({self.to}, {format_size(self.nbytes)})")
+
+
+def export(
+    source: str | Path, output: str | Path, *, progress: Progress = silent, **arguments: Any
+) -> ExportReport:
+    """Write an artifact, or an uncompressed source, in a format of its ecosystem.
+
+    Raises:
+        DPQError: an argument or the source is wrong, the output is in the way, or the adapter has
+            no such format.
+    """
+    given = {"source": str(source), "output": Path(output), **arguments}
+    call = request(ExportArguments, given)
+    said, adapter = call.arguments, call.adapter
+    if not adapter.exports:
+        raise AdapterError(f"adapter {adapter.name!r} cannot export (see `dpq adapters`)")
+    to = _format(adapter.name, adapter.exports, said.to, said.output)
+    if said.output.exists() and not said.overwrite:
+        raise SpecError(f"{said.output}: exists already; use --overwrite to replace it")
+    with call.run(progress) as run:
+        done = adapter.export(said.source, to, call.own.get("export"), run, said.output)
+    nbytes = sum(path.stat().st_size for path in done.files)
+    return ExportReport(
+        output=said.output, to=to, files=done.files, nbytes=nbytes, notes=done.notes
+    )
+
+
+def _format(name: str, exports: tuple[str, ...], asked: str | None, output: Path) -> str:
+    """The format asked for, else the one that the name of the output ends with.
+
+    Raises:
+        UsageError: the adapter has no such format, or there is none to be seen.
+    """
+    formats = ", ".join(exports)
+    if asked is None:
+        ends = [to for to in exports if output.name.lower().endswith(f".{to}")]
+        if not ends and len(exports) > 1:
+            raise UsageError(f"{output} does not say which format; give --to with one of {formats}")
+        return max(ends, key=len) if ends else exports[0]
+    if asked not in exports:
+        raise UsageError(
+            f"adapter {name!r} does not export to {asked!r}; {nearest(asked, exports)}"
+            f"formats: {formats}"
+        )
+    return asked
+
+
+def inspect(
+    path: str | Path, *, verify: bool = False, device: str = "auto", progress: Progress = silent
+) -> InspectReport:
+    """Show sizes, true bits per weight, specs, errors and versions of an artifact.
+
+    Raises:
+        ArtifactError: it is missing, half-written, damaged or hostile; with ``verify`` also if a
+            hash differs, or if the loaded model does not give the stored outputs.
+    """
+    run = Run(device=device, progress=progress)
+    return inspecting.inspect(Path(path), verify=verify, run=run)
+
+
+def verify(path: str | Path, *, device: str = "auto", progress: Progress = silent) -> InspectReport:
+    """Read every byte of an artifact, check every hash, and run the stored probe again.
+
+    Raises:
+        ArtifactError: it is damaged, or the loaded model does not give the stored outputs.
+    """
+    return inspect(path, verify=True, device=device, progress=progress)
+
+
+def load(
+    source: str | Path,
+    *,
+    adapter: str | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Any:
+    """The model of an artifact or an uncompressed source, as its ecosystem has it, ready to run.
+
+    Raises:
+        DPQError: the source cannot be loaded, or the adapter loads no models.
+    """
+    chosen = adapter_of(adapter, str(source))
+    with registry.explain_missing(chosen.name):
+        return chosen.load(str(source), Run(device=device, seed=seed, progress=progress))
