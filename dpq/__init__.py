@@ -6,6 +6,8 @@ Every verb of the ``dpq`` command is a function here, with the same names, defau
     model = dpq.load("out")
     print(dpq.evaluate("out", baseline="builtin:tiny-llama").table())
 
+A torch module in memory is quantized by ``quantize_``; ``save`` writes it, ``load_into`` reads it.
+
 A verb takes the arguments of its class in ``dpq_core.jobs.arguments`` (``help(dpq.compress)`` lists
 them), the adapter's own options as further keywords (``dpq.adapters()`` and ``dpq adapters NAME``
 list those), ``recipe`` (a YAML file), ``data`` (see ``dpq.data``) and ``progress`` (a callback).
@@ -25,26 +27,26 @@ from dpq_core.version import __version__
 if TYPE_CHECKING:
     from dpq_core.jobs.adapters import AdapterReport, adapters
     from dpq_core.jobs.calibrate import Calibrated
-    from dpq_core.jobs.compress import CompressReport
     from dpq_core.jobs.compress_file import FileReport
+    from dpq_core.jobs.compress_report import CompressReport
     from dpq_core.jobs.demo import DemoReport, demo
     from dpq_core.jobs.evaluate import EvaluationReport
     from dpq_core.jobs.in_memory import quantize_
     from dpq_core.jobs.inspect import InspectReport
+    from dpq_core.jobs.module_file import load_into, save
     from dpq_core.jobs.plan import PlanReport
     from dpq_core.jobs.verbs import (
         ExportReport,
         SampleReport,
         calibrate,
-        compress,
         evaluate,
         export,
         inspect,
         load,
-        plan,
         sample,
         verify,
     )
+    from dpq_core.jobs.whole_model import compress, plan
 
 __all__ = [
     "AdapterError",
@@ -75,9 +77,11 @@ __all__ = [
     "export",
     "inspect",
     "load",
+    "load_into",
     "plan",
     "quantize_",
     "sample",
+    "save",
     "verify",
 ]
 
@@ -86,7 +90,7 @@ _JOBS = "dpq_core.jobs"
 _LAZY = {
     "AdapterReport": f"{_JOBS}.adapters",
     "Calibrated": f"{_JOBS}.calibrate",
-    "CompressReport": f"{_JOBS}.compress",
+    "CompressReport": f"{_JOBS}.compress_report",
     "DemoReport": f"{_JOBS}.demo",
     "EvaluationReport": f"{_JOBS}.evaluate",
     "ExportReport": f"{_JOBS}.verbs",
@@ -96,15 +100,17 @@ _LAZY = {
     "SampleReport": f"{_JOBS}.verbs",
     "adapters": f"{_JOBS}.adapters",
     "calibrate": f"{_JOBS}.verbs",
-    "compress": f"{_JOBS}.verbs",
+    "compress": f"{_JOBS}.whole_model",
     "demo": f"{_JOBS}.demo",
     "evaluate": f"{_JOBS}.verbs",
     "export": f"{_JOBS}.verbs",
     "inspect": f"{_JOBS}.verbs",
     "load": f"{_JOBS}.verbs",
-    "plan": f"{_JOBS}.verbs",
+    "load_into": f"{_JOBS}.module_file",
+    "plan": f"{_JOBS}.whole_model",
     "quantize_": f"{_JOBS}.in_memory",
     "sample": f"{_JOBS}.verbs",
+    "save": f"{_JOBS}.module_file",
     "verify": f"{_JOBS}.verbs",
 }
 """Public name -> the module that defines it; imported on first use, because it needs torch."""

@@ -54,9 +54,7 @@ class CompressOptions:
         "of --harmonics pq: d=15,K=1024; d of the 45 numbers share a code, K codewords "
         "(2..65536), conv_layout=channel (by band) or spatial (by colour channel), scope, seed",
     )
-    position_bits: int = _option(
-        0, "bits per axis, relative to the scene, that positions have at least"
-    )
+    position_bits: int = _option(0, "bits per axis that positions have at least, of the scene")
     cameras: str = _option(
         "",
         "poses from which the scene is seen (COLMAP folder, cameras.json, "
@@ -133,12 +131,9 @@ class CalibrateOptions:
         1.5,
         "training starts from the original in steps so many times finer than the "
         "artifact's (adapted to --relative-size, less in runs under 1000 --steps), and the "
-        "price of bits takes the bytes back; 1, or harmonics by pq: from the artifact's own "
-        "symbols",
+        "price of bits takes them back; 1, or harmonics by pq: from the artifact's own symbols",
     )
-    relative_size: float = _option(
-        1.0, "bytes of the result, at most, relative to those of the artifact"
-    )
+    relative_size: float = _option(1.0, "bytes of the result at most, relative to the artifact's")
     background: str = _option("black", f"{', '.join(BACKGROUNDS)}, or a colour such as #8090a0")
 
     def __post_init__(self) -> None:

@@ -17,7 +17,8 @@ import typer
 
 from dpq_core.errors import SpecError
 from dpq_core.jobs import recipe as recipes
-from dpq_core.jobs.arguments import SIZES, names_of
+from dpq_core.jobs.arguments import names_of
+from dpq_core.jobs.spec_arguments import SIZES
 from dpq_core.plugin import options
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -97,6 +98,32 @@ def writing(path: Path) -> Iterator[None]:
             f"{path}: cannot write ({error.strerror or error}); finished tensors are kept: "
             "mend this and run the same command with --resume"
         ) from None
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a file to write, which becomes ``path`` at the end of the block: whole, or not at all.
+
+    Raises:
+        ArtifactError: the operating system refused.
+    """
+    partial = path.with_name(path.name + PARTIAL_SUFFIX)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+        sync_folder(path.parent)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        if isinstance(error, OSError):
+            reason = error.strerror or error
+            raise ArtifactError(
+                f"{path}: cannot write ({reason}); nothing was left there"
+            ) from None
+        raise
 
 
 @contextmanager

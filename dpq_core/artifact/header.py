@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from dpq_core.artifact import strict_json
+from dpq_core.artifact.files import reading
 from dpq_core.artifact.strict_json import shown
 from dpq_core.errors import ArtifactError
 from dpq_core.tensor.checkpoint import DTYPES
@@ -76,7 +77,21 @@ def encode(slots: Iterable[Slot]) -> bytes:
 
 
 def read(path: Path, file_bytes: int, tensors: int) -> tuple[int, dict[str, Slot]]:
-    """Start of the data section in bytes, and every stored tensor of the file by name.
+    """As ``read_with_metadata``, of a file that has no metadata of its own.
+
+    Raises:
+        ArtifactError: as there, or there is other metadata.
+    """
+    start, slots, metadata = read_with_metadata(path, file_bytes, tensors)
+    if metadata != _METADATA:
+        raise ArtifactError(f"{path}: __metadata__ is not {json.dumps(_METADATA)}")
+    return start, slots
+
+
+def read_with_metadata(
+    path: Path, file_bytes: int, tensors: int
+) -> tuple[int, dict[str, Slot], object]:
+    """Start of the data section in bytes, every stored tensor by name, and the raw metadata.
 
     Args:
         path: a regular file of ``file_bytes`` bytes.
@@ -101,11 +116,35 @@ def read(path: Path, file_bytes: int, tensors: int) -> tuple[int, dict[str, Slot
     if len(body) != length or not body.startswith(b"{"):
         raise ArtifactError(f"{path}: truncated, or no safetensors header")
     entries = strict_json.parse(body, str(path))
-    if entries.pop("__metadata__", None) != _METADATA:
-        raise ArtifactError(f"{path}: __metadata__ is not {json.dumps(_METADATA)}")
+    metadata = entries.pop("__metadata__", None)
     slots = {name: _slot(path, name, entry) for name, entry in entries.items()}
     _check_offsets(path, slots, file_bytes - LENGTH_BYTES - length)
-    return LENGTH_BYTES + length, slots
+    return LENGTH_BYTES + length, slots, metadata
+
+
+def read_tensor(path: Path, start: int, slot: Slot) -> torch.Tensor:
+    """One stored tensor, read into new memory.
+
+    Args:
+        path: the file.
+        start: first byte of its data section.
+        slot: where the tensor is.
+
+    Raises:
+        ArtifactError: the file was cut or changed since its header was read.
+    """
+    data = torch.empty(slot.end - slot.begin, dtype=torch.uint8)
+    with reading(path), path.open("rb", buffering=0) as file:
+        file.seek(start + slot.begin)
+        rest = data.numpy().data
+        while rest:
+            count = file.readinto(rest)
+            if not count:
+                raise ArtifactError(f"{path}: truncated in tensor {shown(slot.name)}")
+            rest = rest[count:]
+    if slot.dtype == torch.bool and bool((data > 1).any()):
+        raise ArtifactError(f"{path}: tensor {shown(slot.name)}: a bool is not 0 or 1")
+    return data.view(slot.dtype).reshape(slot.shape)
 
 
 def _slot(path: Path, name: str, entry: object) -> Slot:

@@ -153,19 +153,7 @@ class Artifact:
             raise ArtifactError(found[0] + more)
 
     def _read(self, home: Home) -> Tensor:
-        slot = home.slot
-        data = torch.empty(slot.end - slot.begin, dtype=torch.uint8)
-        with reading(home.file), home.file.open("rb", buffering=0) as file:
-            file.seek(home.start + slot.begin)
-            rest = data.numpy().data
-            while rest:
-                count = file.readinto(rest)
-                if not count:
-                    raise ArtifactError(f"{home.file}: truncated in tensor {shown(slot.name)}")
-                rest = rest[count:]
-        if slot.dtype == torch.bool and bool((data > 1).any()):
-            raise ArtifactError(f"{home.file}: tensor {shown(slot.name)}: a bool is not 0 or 1")
-        return data.view(slot.dtype).reshape(slot.shape)
+        return header.read_tensor(home.file, home.start, home.slot)
 
 
 def _check_finished(path: Path) -> None:

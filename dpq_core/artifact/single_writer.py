@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
-import os
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dpq_core.artifact.files import PARTIAL_SUFFIX, sync_folder, write_all
+from dpq_core.artifact.files import PARTIAL_SUFFIX, replacing, write_all
 from dpq_core.artifact.single import INDEX, ArtifactFile, encode_header
 from dpq_core.artifact.single_manifest import ITEMS_PER_BYTE, FileManifest, Stream
 from dpq_core.errors import ArtifactError
@@ -103,26 +101,9 @@ def write(
     """
     check_output(out, overwrite=overwrite)
     header = header_of(manifest)
-    partial = out.with_name(out.name + PARTIAL_SUFFIX)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
-        descriptor = os.open(partial, flags, 0o666)
-        try:
-            write_all(descriptor, header)
-            for parts in contents.values():
-                for part in parts:
-                    write_all(descriptor, part)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        partial.replace(out)
-        sync_folder(out.parent)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        if isinstance(error, OSError):
-            reason = error.strerror or error
-            raise ArtifactError(f"{out}: cannot write ({reason}); nothing was left there") from None
-        raise
+    with replacing(out) as partial, partial.open("wb", buffering=0) as file:
+        write_all(file.fileno(), header)
+        for parts in contents.values():
+            for part in parts:
+                write_all(file.fileno(), part)
     return ArtifactFile.open(out)

@@ -13,7 +13,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,18 +23,17 @@ from dpq_core.artifact import ArtifactWriter
 from dpq_core.artifact.manifest import format_version
 from dpq_core.artifact.shards import SHARD_BYTES
 from dpq_core.data.sequential.block_store import BlockStore, discard_blocks
-from dpq_core.data.sequential.loop import SegmentReport, SequentialOptions
+from dpq_core.data.sequential.loop import SequentialOptions
 from dpq_core.data.sequential.quantizer import Learned, learn
 from dpq_core.device import resolve
+from dpq_core.jobs.compress_report import CompressReport, TensorReport
 from dpq_core.jobs.hidden_order import orders_of, stored_parts
 from dpq_core.jobs.probe import store_probe
-from dpq_core.jobs.report import Report, Table, facts
 from dpq_core.kernels.cpu.openmp import short_spins
 from dpq_core.methods.quantize import quantize
 from dpq_core.planning.plan import make_plan
 from dpq_core.plugin.adapter import Adapter
 from dpq_core.run import Run
-from dpq_core.sizes import format_seconds, format_shape, format_size
 from dpq_core.spec import Override, QuantSpec
 from dpq_core.tensor.checkpoint import Checkpoint
 from dpq_core.tensor.finite import check_finite
@@ -43,7 +42,6 @@ from dpq_core.tensor.plan import Plan, TensorPlan
 
 if TYPE_CHECKING:
     from dpq_core.data.task import CalibrationTask
-    from dpq_core.jobs.calibrate import Calibrated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,102 +65,6 @@ class CompressOptions:
     budget: int | None = None
     adapter: Any = None
     sequential: SequentialOptions = field(default_factory=SequentialOptions)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TensorReport:
-    """What became of one tensor; ``relative_error`` is None when it was kept."""
-
-    name: str
-    shape: tuple[int, ...]
-    nbytes: int
-    bits_per_weight: float
-    relative_error: float | None
-    seconds: float
-    resumed: bool
-
-
-ROWS = 40
-"""Tensors in the table of a report; ``to_json`` has them all."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompressReport(Report):
-    """The result of compressing a model.
-
-    Attributes:
-        artifact: where it is.
-        tensors: one report per tensor.
-        weights: number of weights.
-        source_nbytes: bytes of the source's tensors.
-        nbytes: bytes on disk of the artifact, every file counted.
-        seconds: wall time of this run.
-        peak_memory: highest resident memory of this process in bytes.
-        segments: what was quantized with statistics, in the order in which the model runs.
-        data_free: quantized without, although there was a task: no Linear, Conv2d or Embedding
-            that ran in it has them as its weight.
-        calibration: of the result, where there was one; ``artifact`` is then what it wrote.
-    """
-
-    artifact: Path
-    tensors: tuple[TensorReport, ...]
-    weights: int
-    source_nbytes: int
-    nbytes: int
-    seconds: float
-    peak_memory: int
-    segments: tuple[SegmentReport, ...] = ()
-    data_free: tuple[str, ...] = ()
-    calibration: Calibrated | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """The report with the ratios that the table shows."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "calibration"}
-        calibrated = {} if self.calibration is None else self.calibration.to_json()
-        return {
-            **values,
-            "tensors": [asdict(tensor) for tensor in self.tensors],
-            "segments": [asdict(segment) for segment in self.segments],
-            "data_free": list(self.data_free),
-            "artifact": str(self.artifact),
-            "bits_per_weight": 8 * self.nbytes / self.weights,
-            "ratio_16_bit": 2 * self.weights / self.nbytes,
-            "ratio_32_bit": 4 * self.weights / self.nbytes,
-            **({"calibration": calibrated} if calibrated else {}),
-        }
-
-    def tables(self) -> tuple[Table, ...]:
-        """The quantized tensors, worst first, then the sums."""
-        quantized = [t for t in self.tensors if t.relative_error is not None]
-        rows = tuple(
-            (
-                t.name,
-                format_shape(t.shape),
-                f"{t.bits_per_weight:.3f}",
-                f"{t.relative_error:.4f}",
-                format_size(t.nbytes),
-                "resumed" if t.resumed else f"{t.seconds:.2f}",
-            )
-            for t in sorted(quantized, key=lambda t: -(t.relative_error or 0.0))[:ROWS]
-        )
-        columns = ("tensor", "shape", ">bits/weight", ">relative error", ">size", ">seconds")
-        sums = facts(
-            str(self.artifact),
-            ("size before", format_size(self.source_nbytes)),
-            ("size after", f"{format_size(self.nbytes)} on disk, every file counted"),
-            ("against 16 bits", f"{2 * self.weights / self.nbytes:.2f}x smaller"),
-            ("against 32 bits", f"{4 * self.weights / self.nbytes:.2f}x smaller"),
-            ("true bits per weight", f"{8 * self.nbytes / self.weights:.3f}"),
-            ("time", format_seconds(self.seconds)),
-            ("peak memory", format_size(self.peak_memory)),
-        )
-        tables = (Table(f"Quantized tensors, {len(quantized)}, worst first", columns, rows), sums)
-        return tables if self.calibration is None else (*tables, *self.calibration.tables())
-
-    def remarks(self) -> tuple[str, ...]:
-        """How many tensors the table leaves out."""
-        more = sum(t.relative_error is not None for t in self.tensors) - ROWS
-        return (f"{more} more in `dpq inspect --tensors` and in --json",) if more > 0 else ()
 
 
 @short_spins()

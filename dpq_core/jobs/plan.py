@@ -19,7 +19,7 @@ from dpq_core.tensor.plan import Plan
 
 if TYPE_CHECKING:
     from dpq_core.data.task import CalibrationTask
-    from dpq_core.jobs.arguments import SpecArguments
+    from dpq_core.jobs.spec_arguments import SpecArguments
     from dpq_core.plugin.adapter import Adapter
     from dpq_core.tensor.checkpoint import Checkpoint
 

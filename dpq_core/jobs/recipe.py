@@ -8,15 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpq_core.errors import SpecError
-from dpq_core.jobs.arguments import (
-    SIZES,
-    CompressArguments,
-    PlanArguments,
-    RunArguments,
-    names_of,
-)
+from dpq_core.jobs.arguments import CompressArguments, PlanArguments, names_of
 from dpq_core.jobs.recipe_file import Scalar, fields_of, flat, scalar, unknown
 from dpq_core.jobs.recipe_file import read as read_file
+from dpq_core.jobs.spec_arguments import SIZES, RunArguments
 from dpq_core.plugin import options
 from dpq_core.spec import parse_changes
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from dpq_core.errors import AdapterError, UsageError
 from dpq_core.jobs import recipe
-from dpq_core.jobs.arguments import RunArguments, check_required, names_of
+from dpq_core.jobs.arguments import check_required, names_of
+from dpq_core.jobs.spec_arguments import RunArguments
 from dpq_core.nearest import nearest
 from dpq_core.plugin import options, registry
 from dpq_core.run import Progress, Run

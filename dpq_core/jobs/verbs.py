@@ -5,223 +5,33 @@ Keyword arguments are the fields of the verb's class in ``arguments`` and the ad
 
 from __future__ import annotations
 
-import dataclasses
-import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpq_core.artifact.files import PARTIAL_SUFFIX
 from dpq_core.calibrate.settings import CalibrateSettings
 from dpq_core.errors import AdapterError, SpecError, UsageError
 from dpq_core.jobs import calibrate as calibrating
-from dpq_core.jobs import compress as compressing
 from dpq_core.jobs import evaluate as evaluating
 from dpq_core.jobs import inspect as inspecting
 from dpq_core.jobs.arguments import (
     CalibrateArguments,
-    CompressArguments,
     EvaluateArguments,
     ExportArguments,
-    PlanArguments,
     SampleArguments,
-    SpecArguments,
 )
 from dpq_core.jobs.calibrate import Calibrated, calibrate_artifact
-from dpq_core.jobs.compress import CompressReport
-from dpq_core.jobs.compress_file import FileReport, compress_file
 from dpq_core.jobs.evaluate import EvaluationReport
 from dpq_core.jobs.inspect import InspectReport
-from dpq_core.jobs.plan import PlanReport, plan_model
 from dpq_core.jobs.report import Report, Table
-from dpq_core.jobs.request import Request, adapter_of, request
-from dpq_core.jobs.rewrite import check_output
+from dpq_core.jobs.request import adapter_of, request
 from dpq_core.nearest import nearest
 from dpq_core.plugin import registry
 from dpq_core.run import Progress, Run, silent
-from dpq_core.sizes import format_size, parse_size
+from dpq_core.sizes import format_size
 
 if TYPE_CHECKING:
-    from dpq_core.data.task import CalibrationTask
-
-UNCALIBRATED_SUFFIX = ".uncalibrated"
-"""``<out>.uncalibrated`` is the compressed model until its calibration is done."""
-
-FOR_FILES = ("preset", "target_size")
-"""The arguments about tensors that mean something for a file, too."""
-
-
-def plan(source: str, *, progress: Progress = silent, **arguments: Any) -> PlanReport | FileReport:
-    """Show what ``compress`` would store, tensor by tensor; write nothing.
-
-    With a target size or fractional bits a planner spreads the bytes: each tensor gets the
-    subvector length and codebook size with which the sum of predicted errors is least. With
-    statistics (or the preset best) it first measures how much the loss depends on each tensor.
-
-    Raises:
-        DPQError: an argument, the source or the adapter is wrong.
-    """
-    call = request(PlanArguments, {"source": str(source), **arguments})
-    if call.adapter.single_file:
-        return _code_file(call, Path(source), progress, dry_run=True)
-    task = _task(call) if call.arguments.uses_data else None
-    with call.run(progress) as run:
-        return _plan(call, task, run)
-
-
-def compress(
-    source: str, output: str | Path, *, progress: Progress = silent, **arguments: Any
-) -> CompressReport | FileReport | PlanReport:
-    """Quantize a model to 1-4 bits per weight, tensor by tensor.
-
-    Returns:
-        What was written; with ``dry_run`` the plan.
-
-    Raises:
-        DPQError: an argument, the source, the adapter or the output is wrong.
-        KeyboardInterrupt: after Ctrl-C; ``resume=True`` continues.
-    """
-    given = {"source": str(source), "output": Path(output), **arguments}
-    call = request(CompressArguments, given)
-    said = call.arguments
-    if call.adapter.single_file:
-        return _code_file(
-            call, said.output, progress, dry_run=said.dry_run, overwrite=said.overwrite
-        )
-    task = _task(call) if said.uses_data or said.calibration_steps else None
-    with call.run(progress) as run:
-        planned = _plan(call, task if said.uses_data else None, run)
-        if said.dry_run:
-            return planned
-        report = _compress(call, planned, task if said.uses_data else None, run)
-        if not said.calibration_steps:
-            return report
-        done = _calibrate_compressed(call, run)
-        return dataclasses.replace(report, artifact=said.output, calibration=done)
-
-
-def _task(call: Request[Any]) -> Callable[[Run], CalibrationTask]:
-    """Makes a task of the source itself as student, on the data that the user gave.
-
-    Raises:
-        AdapterError: the adapter cannot calibrate.
-    """
-    adapter, source = call.adapter, call.arguments.source
-    if "calibrate" not in adapter.capabilities():
-        raise AdapterError(
-            f"adapter {adapter.name!r} has no data to look at; leave out --preset best, "
-            "--statistics and --steps"
-        )
-    return lambda run: adapter.calibration(source, source, call.own.get("calibrate"), run)
-
-
-def _bound(
-    task: Callable[[Run], CalibrationTask] | None, run: Run
-) -> Callable[[], CalibrationTask] | None:
-    return None if task is None else lambda: task(run)
-
-
-def _plan(
-    call: Request[Any], task: Callable[[Run], CalibrationTask] | None, run: Run
-) -> PlanReport:
-    own = call.own.get("compress")
-    return plan_model(call.adapter, call.arguments, own, _bound(task, run), run)
-
-
-def _uncalibrated(said: CompressArguments) -> Path:
-    """Where the compressed model goes before it is calibrated, if it will be."""
-    suffix = UNCALIBRATED_SUFFIX if said.calibration_steps else ""
-    return said.output.with_name(said.output.name + suffix)
-
-
-def unfinished(output: Path) -> Path | None:
-    """The half-written folder of an interrupted ``compress``, if there is one."""
-    names = (output.name + suffix + PARTIAL_SUFFIX for suffix in ("", UNCALIBRATED_SUFFIX))
-    return next((path for name in names if (path := output.with_name(name)).is_dir()), None)
-
-
-def _compress(
-    call: Request[CompressArguments],
-    planned: PlanReport,
-    task: Callable[[Run], CalibrationTask] | None,
-    run: Run,
-) -> CompressReport:
-    """Quantize the source by a plan, within a budget if there is one."""
-    said = call.arguments
-    if said.calibration_steps:
-        check_output(said.output, overwrite=said.overwrite, resume=said.resume)
-    options = compressing.CompressOptions(
-        resume=said.resume,
-        overwrite=said.overwrite,
-        shard_bytes=parse_size(said.shard_size),
-        probe=said.probe,
-        budget=planned.budget,
-        adapter=call.own.get("compress"),
-    )
-    return compressing.compress(
-        call.adapter,
-        said.source,
-        _uncalibrated(said),
-        planned.plan,
-        options=options,
-        run=run,
-        task=_bound(task, run),
-    )
-
-
-def _calibrate_compressed(call: Request[CompressArguments], run: Run) -> Calibrated:
-    """Train what ``_compress`` made, and remove it then.
-
-    Codes that were chosen by data leave single blocks little to regain: only the whole is trained.
-    """
-    said = call.arguments
-    options = calibrating.CalibrateOptions(
-        settings=CalibrateSettings(
-            steps=said.calibration_steps, mode="end" if said.uses_data else "auto", seed=run.seed
-        ),
-        baseline=said.source,
-        resume=said.resume,
-        overwrite=said.overwrite,
-        adapter=call.own.get("calibrate"),
-    )
-    made = _uncalibrated(said)
-    done = calibrate_artifact(call.adapter, made, said.output, options, run)
-    shutil.rmtree(made)
-    return done
-
-
-def _code_file(
-    call: Request[Any],
-    output: Path,
-    progress: Progress,
-    *,
-    dry_run: bool,
-    overwrite: bool = False,
-) -> FileReport:
-    """Code a source into one file; there is nothing to resume.
-
-    Raises:
-        SpecError: arguments that say how tensors are cut, and there are none.
-    """
-    said: SpecArguments = call.arguments
-    steps = isinstance(said, CompressArguments) and said.steps
-    if frozenset(said.given) - frozenset(FOR_FILES) or said.statistics or steps:
-        raise SpecError(
-            f"adapter {call.adapter.name!r} has no weights to set --bits and the like for; its own "
-            f"options: `dpq adapters {call.adapter.name}`"
-        )
-    with call.run(progress) as run:
-        return compress_file(
-            call.adapter,
-            said.source,
-            output,
-            overwrite=overwrite,
-            dry_run=dry_run,
-            options=call.own.get("compress"),
-            budget=said.target_bytes,
-            run=run,
-        )
+    pass
 
 
 def calibrate(

@@ -27,7 +27,7 @@ def _run(ctx: typer.Context, said: dict[str, Any], as_json: bool) -> None:
 
 def _advice(output: Path) -> str:
     """What to do after Ctrl-C: finished tensors are kept."""
-    from dpq_core.jobs.verbs import unfinished
+    from dpq_core.jobs.whole_model import unfinished
 
     kept = unfinished(output)
     return "" if kept is None else f"continue with --resume ({kept} is kept)"

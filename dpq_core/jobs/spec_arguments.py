@@ -1,0 +1,173 @@
+"""Arguments that say how tensors are quantized, and what a field of an arguments class is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+from dpq_core.errors import SpecError
+from dpq_core.sizes import parse_size
+from dpq_core.spec import INITS, ORIENTATIONS, PRESETS, SCOPES, QuantSpec, parse_changes, preset
+
+SIZES = ("bits", "d", "target_size")
+"""The arguments that each decide how many bytes there are: only one of them can be given."""
+
+SHARD_SIZE = "4GB"
+
+MODEL = "A model folder or file, a hub id, or builtin:NAME."
+
+
+def argument(default: Any, help: str, **more: Any) -> Any:
+    """A field of an arguments class.
+
+    Args:
+        default: its default; None where ``unset`` says what happens.
+        help: one sentence for ``--help`` and the docs.
+        more: ``unset`` (what None means), ``metavar``, ``minimum``, ``short`` (flag of one letter).
+    """
+    return field(default=default, metadata={"help": help, **more})
+
+
+def required(help: str, **more: Any) -> Any:
+    """A field without a default; ``positional=True`` makes it an argument without a flag."""
+    return field(metadata={"help": help, **more})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunArguments:
+    """Arguments of every verb that runs an adapter.
+
+    Attributes:
+        sources: the fields that name a model or an artifact, from which the adapter is known.
+        verbs: the adapter's verbs whose options can be given too.
+    """
+
+    sources: ClassVar[tuple[str, ...]] = ("source",)
+    verbs: ClassVar[tuple[str, ...]] = ()
+
+    adapter: str | None = argument(
+        None, "The domain of the source; see `dpq adapters`.", short="-a", unset="from SOURCE"
+    )
+    device: str = argument("auto", "Torch device; auto takes CUDA where there is one.")
+    seed: int = argument(0, "The only source of randomness.", minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecArguments(RunArguments):
+    """Arguments of ``plan`` and ``compress``: how tensors are quantized."""
+
+    verbs: ClassVar[tuple[str, ...]] = ("compress", "calibrate")
+
+    source: str = required(MODEL, positional=True)
+    preset: str | None = argument(
+        None,
+        f"{', '.join(PRESETS)}: the paper's choices are `faithful`; `best` looks at data.",
+        unset="fast",
+    )
+    bits: float | None = argument(
+        None,
+        "1, 2, 3 or 4: the codes of a preset. Any other number, such as 1.75: all bytes of the "
+        "artifact over its weights; a planner spreads them.",
+        unset="2",
+    )
+    target_size: str | None = argument(
+        None, "Bytes of the whole artifact, such as 120MB, planned.", unset="no limit"
+    )
+    d: int | None = argument(None, "Subvector length; not with --bits.", unset="from --bits")
+    K: int | None = argument(None, "Codewords per codebook.", unset="from --bits")
+    scope: str | None = argument(
+        None, f"Who shares a codebook: {', '.join(SCOPES)}, or a number.", unset="the preset's"
+    )
+    orientation: str | None = argument(
+        None, f"Axis of the subvectors: {', '.join(ORIENTATIONS)}.", unset="the preset's"
+    )
+    iterations: int | None = argument(None, "k-means iterations.", unset="the preset's")
+    init: str | None = argument(None, f"First codewords: {', '.join(INITS)}.", unset="the preset's")
+    row_scale: bool | None = argument(None, "One scale per output row.", unset="the preset's")
+    set: tuple[str, ...] = argument(
+        (),
+        "Any other field of the spec: stages=2, pool=wkmeans, transform=rht, permute=true, "
+        "codebook_dtype=int8, group_scale=true, assignment=ldlq+icm, assignment.sweeps=3. "
+        "Repeatable, or several with commas.",
+        metavar="KEY=VALUE",
+    )
+    override: tuple[str, ...] = argument(
+        (),
+        "Other settings for some tensors: PATTERN=keep, PATTERN=4 (bits) or PATTERN=d=2,K=64. "
+        "Repeatable; later ones win.",
+        metavar="PATTERN=...",
+    )
+    shard_size: str = argument(SHARD_SIZE, "Start a new weight file beyond this size.")
+    statistics: bool | None = argument(
+        None,
+        "Choose codes, and what bytes are spent on, by what the layers make of data.",
+        unset="with --preset best",
+    )
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The names of the arguments about tensors that were given."""
+        names = (f.name for f in fields(SpecArguments) if f.name in _ABOUT_TENSORS)
+        return tuple(name for name in names if getattr(self, name) not in (None, ()))
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether a planner chooses a spec per tensor within a number of bytes."""
+        return self.target_size is not None or (self.bits is not None and self.bits % 1 != 0)
+
+    @property
+    def redistributes(self) -> bool:
+        """Whether the bytes of a nominal width may go where data says that they count."""
+        return self.preset == "best" and not self.has_budget and self.d is None and self.K is None
+
+    @property
+    def target_bytes(self) -> int | None:
+        """The size that was asked for, in bytes."""
+        return None if self.target_size is None else parse_size(str(self.target_size))
+
+    @property
+    def uses_data(self) -> bool:
+        """Whether data is looked at while quantizing: as it was said, or else by the preset."""
+        return self.preset == "best" if self.statistics is None else self.statistics
+
+    def spec(self) -> QuantSpec:
+        """The spec of all tensors; for a planner, what its candidates have in common.
+
+        Raises:
+            SpecError: arguments that exclude each other, or a value out of range.
+        """
+        if sum(getattr(self, name) is not None for name in SIZES) > 1:
+            raise SpecError("give one of --bits, --d and --target-size: each decides d")
+        if self.has_budget and self.K is not None:
+            raise SpecError("--K is for the planner to choose; leave it out, or give --d with it")
+        if self.has_budget and self.preset == "faithful":
+            raise SpecError("preset faithful has fixed widths: give --bits 1, 2, 3 or 4")
+        bits = 2 if self.bits is None or self.has_budget else int(self.bits)
+        spec = preset(self.preset or "fast", bits)
+        values: dict[str, Any] = {
+            "d": self.d,
+            "K": self.K,
+            "scope": _scope(self.scope),
+            "seed": self.seed,
+            "orientation": self.orientation,
+            "row_scale": self.row_scale,
+        }
+        kmeans = {"iterations": self.iterations, "init": self.init}
+        values["kmeans"] = {
+            key: value for key, value in kmeans.items() if value is not None
+        } or None
+        for text in self.set:
+            for key, value in parse_changes(text).items():
+                nested = isinstance(value, dict) and isinstance(values.get(key), dict)
+                values[key] = {**values[key], **value} if nested else value
+        return spec.replace(**{key: value for key, value in values.items() if value is not None})
+
+
+_ABOUT_TENSORS = (
+    *("preset", "bits", "target_size", "d", "K", "scope", "orientation", "iterations", "init"),
+    *("row_scale", "set", "override"),
+)
+
+
+def _scope(text: str | int | None) -> str | int | None:
+    return int(text) if isinstance(text, str) and text.isdigit() else text
