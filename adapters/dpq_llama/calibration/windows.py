@@ -90,9 +90,9 @@ def read_windows(
     count = min(most, len(ids) // context)
     if count < options.validation_windows + options.batch_size:
         raise SpecError(
-            f"{description}: {len(ids):,} tokens fill {count} windows of --context {context}, at least "
-            f"{options.validation_windows} are needed for validation and {options.batch_size} "
-            "for a batch; give more text or a shorter --context"
+            f"{description}: {len(ids):,} tokens fill {count} windows of --context {context}, "
+            f"at least {options.validation_windows} are needed for validation and "
+            f"{options.batch_size} for a batch; give more text or a shorter --context"
         )
     windows = torch.tensor(ids[: count * context], dtype=torch.int64).view(count, context)
     return Windows(ids=windows, validation=options.validation_windows, description=description)
