@@ -1,8 +1,72 @@
 """The exceptions that dpq raises for mistakes a user can mend; each message is one line."""
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+ANY = ...
+"""The value of an option in a hint where the user knows it and dpq does not."""
+
+
+@dataclass(frozen=True)
+class Hint:
+    """What to change in a call that failed, worded for Python or for the command line.
+
+    Attributes:
+        text: a sentence with one ``{}`` for each option.
+        options: names and values of the arguments; ``ANY`` stands for a value of the user's.
+    """
+
+    text: str
+    options: tuple[tuple[str, Any], ...]
+
+    @classmethod
+    def of(cls, text: str, **options: Any) -> Hint:
+        """``Hint.of("use {} to replace it", overwrite=True)``."""
+        return cls(text, tuple(options.items()))
+
+    def in_python(self) -> str:
+        """``use overwrite=True to replace it``."""
+        words = (name if v is ANY else f"{name}={v!r}" for name, v in self.options)
+        return self.text.format(*words)
+
+    def on_the_command_line(self) -> str:
+        """``use --overwrite to replace it``."""
+        return self.text.format(*(_flag(name, value) for name, value in self.options))
+
+
+def _flag(name: str, value: Any) -> str:
+    """``--overwrite``, ``--no-probe``, ``--bits 2`` or, where the value is open, ``--baseline``."""
+    flag = name.replace("_", "-")
+    if value is False:
+        return f"--no-{flag}"
+    return f"--{flag}" if value is True or value is ANY else f"--{flag} {value}"
+
 
 class DPQError(Exception):
-    """Base of all dpq errors: what is wrong, where, and what to do, in one line."""
+    """Base of all dpq errors: what is wrong, where, and what to do, in one line.
+
+    Attributes:
+        message: what is wrong, and where.
+        hint: what to change in the call, where that is known; ``str`` words it as arguments.
+    """
+
+    def __init__(self, message: str, hint: Hint | None = None) -> None:
+        """Keep the message and the hint apart, so that each door can word the hint."""
+        super().__init__(message, hint)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        """The message, and the hint in terms of Python's arguments."""
+        return self.message if self.hint is None else f"{self.message}; {self.hint.in_python()}"
+
+    def on_the_command_line(self) -> str:
+        """The message, and the hint in terms of flags."""
+        if self.hint is None:
+            return self.message
+        return f"{self.message}; {self.hint.on_the_command_line()}"
 
 
 class SpecError(DPQError):
@@ -23,3 +87,16 @@ class ArtifactError(DPQError):
 
 class AdapterError(DPQError):
     """An adapter is unknown, broken, ambiguous, or lacks the asked capability or its extra."""
+
+
+REPLACE = Hint.of("use {} to replace it", overwrite=True)
+"""What to do where an output exists."""
+
+CONTINUE = Hint.of("use {} to continue it or {} to start over", resume=True, overwrite=True)
+"""What to do where an earlier run was not finished."""
+
+START_OVER = Hint.of("leave out {} and use {} for that", resume=True, overwrite=True)
+"""What to do where there is something that cannot be continued."""
+
+GIVE_BASELINE = Hint.of("give it with {}", baseline=ANY)
+"""What to do where the uncompressed model is another than the one that was compressed."""

@@ -211,3 +211,18 @@ def test_no_word_of_users_has_two_meanings():
             assert re.search(MEANINGS[name], help_text), f"{where}: --{name}: {help_text}"
     mixed = {name: found for name, found in kinds.items() if len(found) > 1}
     assert mixed == {}
+
+
+def test_a_hint_is_an_argument_in_python_and_a_flag_on_the_command_line(net, quick, tmp_path):
+    out = tmp_path / "out"
+    dpq.compress(net, out, **quick)
+    with pytest.raises(dpq.ArtifactError) as caught:
+        dpq.compress(net, out, **quick)
+    assert str(caught.value).endswith("exists already; use overwrite=True to replace it")
+    assert caught.value.hint.options == (("overwrite", True),)
+    done = run_cli("compress", net, "-o", out, "-a", "mlp", "--iterations", 1)
+    assert done.err.strip().endswith("exists already; use --overwrite to replace it")
+    with pytest.raises(SpecError, match="give one of bits, d and target_size"):
+        dpq.plan(net, adapter="mlp", bits=2, d=4)
+    done = run_cli("plan", net, "-a", "mlp", "--bits", 2, "--d", 4)
+    assert "give one of --bits, --d and --target-size" in done.err

@@ -39,9 +39,9 @@ class Group(TyperGroup):
             with interruptible():
                 return super().invoke(ctx)
         except UsageError as error:
-            raise typer.BadParameter(str(error)) from None
+            raise typer.BadParameter(error.on_the_command_line()) from None
         except DPQError as error:
-            self._fail(ctx, str(error))
+            self._fail(ctx, error.on_the_command_line())
         except KeyboardInterrupt as stop:
             raise _exit_with(f"interrupted{_advice(stop)}", INTERRUPTED) from None
         except OSError as error:

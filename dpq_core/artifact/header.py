@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,13 +51,17 @@ class Slot:
     end: int
 
 
-def encode(slots: Iterable[Slot]) -> bytes:
+def encode(slots: Iterable[Slot], metadata: Mapping[str, str] | None = None) -> bytes:
     """Length prefix and header of a file that holds ``slots`` in this order.
+
+    Args:
+        slots: the stored tensors.
+        metadata: further entries of the header's metadata.
 
     Raises:
         ArtifactError: a dtype that safetensors lacks, an unusable name, or too many tensors.
     """
-    entries: dict[str, Any] = {"__metadata__": _METADATA}
+    entries: dict[str, Any] = {"__metadata__": {**_METADATA, **(metadata or {})}}
     for slot in slots:
         strict_json.text(slot.name, MAX_NAME_BYTES, "tensor name")
         if slot.name in entries:

@@ -14,7 +14,7 @@ import numpy as np
 from dpq_core.artifact.files import PARTIAL_SUFFIX, replacing, write_all
 from dpq_core.artifact.single import INDEX, ArtifactFile, encode_header
 from dpq_core.artifact.single_manifest import ITEMS_PER_BYTE, FileManifest, Stream
-from dpq_core.errors import ArtifactError
+from dpq_core.errors import REPLACE, ArtifactError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ def check_output(out: Path, *, overwrite: bool) -> None:
     if out.is_symlink() or (out.exists() and not out.is_file()):
         raise ArtifactError(f"{out}: exists and is not a plain file; choose another name")
     if out.exists() and not overwrite:
-        raise ArtifactError(f"{out}: exists already; use --overwrite to replace it")
+        raise ArtifactError(f"{out}: exists already", REPLACE)
     if out.exists() and not ArtifactFile.is_artifact_file(out):
         raise ArtifactError(f"{out}: exists and is not a dpq artifact; choose another name")
 

@@ -13,7 +13,7 @@ from dpq_core.artifact.entries import FileEntry
 from dpq_core.artifact.files import JOURNAL_NAME, MANIFEST_NAME, PARTIAL_SUFFIX
 from dpq_core.artifact.journal import Finished, Journal
 from dpq_core.artifact.shards import Shard
-from dpq_core.errors import ArtifactError
+from dpq_core.errors import CONTINUE, REPLACE, START_OVER, ArtifactError
 
 
 def enter(
@@ -38,13 +38,10 @@ def enter(
     if resume and not journalled and matches(out):
         return out
     if _occupied(out) and not overwrite:
-        raise ArtifactError(f"{out}: exists already; use --overwrite to replace it")
+        raise ArtifactError(f"{out}: exists already", REPLACE)
     if partial.exists() or partial.is_symlink():
         if not resume and not overwrite:
-            raise ArtifactError(
-                f"{partial}: an earlier run was not finished; use --resume to continue it or "
-                "--overwrite to start over"
-            )
+            raise ArtifactError(f"{partial}: an earlier run was not finished", CONTINUE)
         _check_ours(partial)
         if journalled:
             journal = Journal(partial / JOURNAL_NAME, create=False)
@@ -56,7 +53,8 @@ def enter(
             if not matches(partial):
                 raise ArtifactError(
                     f"{partial}: belongs to another source or spec, or is damaged; delete it, or "
-                    "drop --resume and use --overwrite"
+                    "start over",
+                    START_OVER,
                 )
             return partial
         else:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dpq_core.data.task import CalibrationTask
-from dpq_core.errors import SourceError
+from dpq_core.errors import GIVE_BASELINE, SourceError
 from dpq_core.runtime.weight import PQWeight
 from dpq_core.tensor.checkpoint import Checkpoint
 
@@ -86,7 +86,8 @@ def targets(checkpoint: Checkpoint) -> Callable[[QuantizedLayer], Tensor]:
             raise SourceError(
                 f"{checkpoint.source}: {layer.name!r} of the artifact has shape "
                 f"{list(layer.weight.shape)}, here is {have}; is this the model that was "
-                "compressed? Give it with --baseline"
+                "compressed?",
+                GIVE_BASELINE,
             )
         return checkpoint.read(layer.name).float().to(layer.weight.device)
 

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dpq_core.calibrate.report import Assigned, Validated
-from dpq_core.errors import ArtifactError
+from dpq_core.errors import START_OVER, ArtifactError
 
 STATE_NAME = "state.safetensors"
 STATE_VERSION = "1"
@@ -135,9 +135,7 @@ class StateFolder:
                     groups.setdefault(prefix, {})[name] = handle.get_tensor(key).to(device)
             plain: dict[str, Any] = json.loads(metadata["state"])
         except (SafetensorError, OSError, KeyError, ValueError) as error:
-            raise ArtifactError(
-                f"{file}: not a readable state ({error}); drop --resume and use --overwrite"
-            ) from None
+            raise ArtifactError(f"{file}: not a readable state ({error})", START_OVER) from None
         plain["validations"] = [Validated(**item) for item in plain["validations"]]
         plain["esteps"] = [Assigned(**item) for item in plain["esteps"]]
         state = LoopState(**plain, overall=groups.pop("overall"), best=groups.pop("best"))

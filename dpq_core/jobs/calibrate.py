@@ -26,7 +26,7 @@ from dpq_core.calibrate.report import CalibrateReport
 from dpq_core.calibrate.settings import CalibrateSettings
 from dpq_core.data.task import CalibrationTask
 from dpq_core.device import resolve
-from dpq_core.errors import AdapterError, ArtifactError, SourceError
+from dpq_core.errors import ANY, CONTINUE, AdapterError, ArtifactError, Hint, SourceError
 from dpq_core.jobs.hidden_match import aligned
 from dpq_core.jobs.report import Report, Table, facts
 from dpq_core.jobs.rewrite import Replacement, check_output, rewrite
@@ -187,10 +187,7 @@ def _saving(
         check_output(out, overwrite=options.overwrite, resume=options.resume)
     folder = out.with_name(out.name + STATE_SUFFIX)
     if folder.exists() and not overwrite:
-        raise ArtifactError(
-            f"{folder}: an earlier run was not finished; use --resume to continue it or "
-            "--overwrite to start over"
-        )
+        raise ArtifactError(f"{folder}: an earlier run was not finished", CONTINUE)
     about = [repr(opened.manifest), options.baseline, repr(options.adapter), run.seed]
     identity = hashlib.sha256(json.dumps(about).encode()).hexdigest()
     return Saving(folder=folder, resume=options.resume, identity=identity)
@@ -209,7 +206,8 @@ def _open(
             raise
         raise SourceError(
             f"the uncompressed model is needed, and the artifact says that it is {baseline}: "
-            f"{error}; if it is elsewhere now, say where with --baseline"
+            f"{error}",
+            Hint.of("if it is elsewhere now, say where with {}", baseline=ANY),
         ) from None
     return task, checkpoint
 

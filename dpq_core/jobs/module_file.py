@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dpq_core.artifact import header
 from dpq_core.artifact.entries import TensorEntry
-from dpq_core.artifact.files import reading, replacing
+from dpq_core.artifact.files import reading, replacing, write_all
 from dpq_core.artifact.header import Slot
 from dpq_core.artifact.strict_json import one_line, shown
 from dpq_core.errors import ArtifactError, SpecError
@@ -97,13 +95,16 @@ def save(model: nn.Module, path: str | Path) -> Path:
         "weights": weights,
         "shared": shared,
     }
-    metadata = {"format": "pt", KEY: json.dumps(said, ensure_ascii=False, allow_nan=False)}
-    plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    with replacing(path) as partial:
-        try:
-            save_file(plain, partial, metadata)
-        except SafetensorError as error:
-            raise ArtifactError(f"{path}: cannot write ({one_line(error)})") from None
+    metadata = {KEY: json.dumps(said, ensure_ascii=False, allow_nan=False)}
+    slots, end = [], 0
+    for name, value in tensors.items():
+        begin, end = end, end + value.numel() * value.dtype.itemsize
+        slots.append(Slot(name, value.dtype, tuple(value.shape), begin, end))
+    with replacing(path) as partial, partial.open("wb", buffering=0) as file:
+        write_all(file.fileno(), header.encode(slots, metadata))
+        for value in tensors.values():
+            plain = value.detach().cpu().contiguous()
+            write_all(file.fileno(), memoryview(plain.reshape(-1).view(torch.uint8).numpy()))
     return path
 
 

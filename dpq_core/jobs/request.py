@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from dpq_core.errors import AdapterError, UsageError
+from dpq_core.errors import ANY, AdapterError, Hint, UsageError
 from dpq_core.jobs import recipe
 from dpq_core.jobs.arguments import check_required, names_of
 from dpq_core.jobs.spec_arguments import RunArguments
@@ -171,15 +171,15 @@ def adapter_of(name: str | None, *sources: str) -> Adapter:
         made_with = open_artifact(source).manifest.adapter  # half-written: this says so
         if name not in (None, made_with):
             raise AdapterError(
-                f"{source} was made with adapter {made_with!r}; drop --adapter {name}"
+                f"{source} was made with adapter {made_with!r}", Hint.of("drop {}", adapter=name)
             )
         name = made_with
     name = name or _owner(sources)
     if name is None:
         names = ", ".join(sorted({entry.name for entry in registry.available()})) or "none"
         raise AdapterError(
-            f"{sources[0]} is not a dpq artifact: say its domain with --adapter "
-            f"(installed: {names})"
+            f"{sources[0]} is not a dpq artifact",
+            Hint.of("say its domain with {} (installed: " + names + ")", adapter=ANY),
         )
     return registry.load(name)
 

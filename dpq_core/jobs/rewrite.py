@@ -11,7 +11,7 @@ from torch import Tensor
 from dpq_core.artifact import MANIFEST_NAME, Artifact, ArtifactWriter, TensorEntry, shards
 from dpq_core.artifact.files import PARTIAL_SUFFIX
 from dpq_core.artifact.reader import tensor_plan
-from dpq_core.errors import ArtifactError
+from dpq_core.errors import CONTINUE, REPLACE, ArtifactError
 from dpq_core.jobs.hidden_match import aligned
 from dpq_core.jobs.probe import PROBE_NAME, store_probe
 from dpq_core.plugin.adapter import Adapter
@@ -41,12 +41,9 @@ def check_output(out: Path, *, overwrite: bool, resume: bool = False) -> None:
             raise ArtifactError(f"{out}: exists and is not a dpq artifact; choose another name")
         return
     if out.exists() and not overwrite:
-        raise ArtifactError(f"{out}: exists already; use --overwrite to replace it")
+        raise ArtifactError(f"{out}: exists already", REPLACE)
     if partial.exists() and not (overwrite or resume):
-        raise ArtifactError(
-            f"{partial}: an earlier run was not finished; use --resume to continue it or "
-            "--overwrite to start over"
-        )
+        raise ArtifactError(f"{partial}: an earlier run was not finished", CONTINUE)
 
 
 def rewrite(

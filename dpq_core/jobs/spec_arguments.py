@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
-from dpq_core.errors import SpecError
+from dpq_core.errors import ANY, Hint, SpecError
 from dpq_core.sizes import parse_size
 from dpq_core.spec import INITS, ORIENTATIONS, PRESETS, SCOPES, QuantSpec, parse_changes, preset
 
@@ -137,11 +137,18 @@ class SpecArguments(RunArguments):
             SpecError: arguments that exclude each other, or a value out of range.
         """
         if sum(getattr(self, name) is not None for name in SIZES) > 1:
-            raise SpecError("give one of --bits, --d and --target-size: each decides d")
+            raise SpecError(
+                "each decides d",
+                Hint.of("give one of {}, {} and {}", bits=ANY, d=ANY, target_size=ANY),
+            )
         if self.has_budget and self.K is not None:
-            raise SpecError("--K is for the planner to choose; leave it out, or give --d with it")
+            raise SpecError(
+                "K is for the planner to choose", Hint.of("leave it out, or give {} with it", d=ANY)
+            )
         if self.has_budget and self.preset == "faithful":
-            raise SpecError("preset faithful has fixed widths: give --bits 1, 2, 3 or 4")
+            raise SpecError(
+                "preset faithful has fixed widths", Hint.of("give {}: 1, 2, 3 or 4", bits=ANY)
+            )
         bits = 2 if self.bits is None or self.has_budget else int(self.bits)
         spec = preset(self.preset or "fast", bits)
         values: dict[str, Any] = {

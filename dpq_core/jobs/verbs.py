@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpq_core.calibrate.settings import CalibrateSettings
-from dpq_core.errors import AdapterError, SpecError, UsageError
+from dpq_core.errors import ANY, REPLACE, AdapterError, Hint, SpecError, UsageError
 from dpq_core.jobs import calibrate as calibrating
 from dpq_core.jobs import evaluate as evaluating
 from dpq_core.jobs import inspect as inspecting
@@ -162,7 +162,7 @@ def export(
         raise AdapterError(f"adapter {adapter.name!r} cannot export (see `dpq adapters`)")
     to = _format(adapter.name, adapter.exports, said.to, said.output)
     if said.output.exists() and not said.overwrite:
-        raise SpecError(f"{said.output}: exists already; use --overwrite to replace it")
+        raise SpecError(f"{said.output}: exists already", REPLACE)
     with call.run(progress) as run:
         done = adapter.export(said.source, to, call.own.get("export"), run, said.output)
     nbytes = sum(path.stat().st_size for path in done.files)
@@ -181,7 +181,10 @@ def _format(name: str, exports: tuple[str, ...], asked: str | None, output: Path
     if asked is None:
         ends = [to for to in exports if output.name.lower().endswith(f".{to}")]
         if not ends and len(exports) > 1:
-            raise UsageError(f"{output} does not say which format; give --to with one of {formats}")
+            raise UsageError(
+                f"{output} does not say which format",
+                Hint.of("give {} with one of " + formats, to=ANY),
+            )
         return max(ends, key=len) if ends else exports[0]
     if asked not in exports:
         raise UsageError(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpq_core.artifact.files import PARTIAL_SUFFIX
 from dpq_core.calibrate.settings import CalibrateSettings
-from dpq_core.errors import AdapterError, SpecError
+from dpq_core.errors import ANY, AdapterError, Hint, SpecError
 from dpq_core.jobs.arguments import CompressArguments, PlanArguments
 from dpq_core.jobs.calibrate import Calibrated, CalibrateOptions, calibrate_artifact
 from dpq_core.jobs.compress import CompressOptions
@@ -95,8 +95,8 @@ def _task(call: Request[Any]) -> Callable[[Run], CalibrationTask]:
     adapter, source = call.adapter, call.arguments.source
     if "calibrate" not in adapter.capabilities():
         raise AdapterError(
-            f"adapter {adapter.name!r} has no data to look at; leave out --preset best, "
-            "--statistics and --steps"
+            f"adapter {adapter.name!r} has no data to look at",
+            Hint.of("leave out {}, {} and {}", preset="best", statistics=True, steps=ANY),
         )
     return lambda run: adapter.calibration(source, source, call.own.get("calibrate"), run)
 
@@ -193,7 +193,7 @@ def _code_file(
     steps = isinstance(said, CompressArguments) and said.steps
     if frozenset(said.given) - frozenset(FOR_FILES) or said.statistics or steps:
         raise SpecError(
-            f"adapter {call.adapter.name!r} has no weights to set --bits and the like for; its own "
+            f"adapter {call.adapter.name!r} has no weights to set bits and the like for; its own "
             f"options: `dpq adapters {call.adapter.name}`"
         )
     with call.run(progress) as run:

@@ -248,7 +248,7 @@ def test_a_finished_run_can_be_resumed_again(tmp_path: Path, reference) -> None:
     artifact = write_tiny(out, shard_bytes=200, resume=True)
     assert artifact.problems() == []
     assert (out / "dpq.json").stat().st_mtime_ns == before
-    with pytest.raises(ArtifactError, match="exists already; use --overwrite"):
+    with pytest.raises(ArtifactError, match="exists already; use overwrite=True"):
         write_tiny(out, shard_bytes=200, resume=True, source="other")
     damaged = bytearray((out / "config.json").read_bytes())
     damaged[3] ^= 1
@@ -264,7 +264,7 @@ def test_unfinished_work_is_neither_lost_nor_read_by_accident(tmp_path: Path) ->
     out, partial = tmp_path / "out", tmp_path / "out.partial"
     write_some(out, 3)
     before = snapshot(partial)
-    with pytest.raises(ArtifactError, match="--resume to continue it or --overwrite"):
+    with pytest.raises(ArtifactError, match="resume=True to continue it or overwrite=True"):
         make_writer(out)
     assert snapshot(partial) == before
     assert Artifact.is_artifact(partial)

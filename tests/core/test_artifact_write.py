@@ -228,7 +228,7 @@ def test_existing_outputs_are_kept(tmp_path: Path) -> None:
     out = tmp_path / "out"
     write_tiny(out)
     before = snapshot(out)
-    with pytest.raises(ArtifactError, match="exists already; use --overwrite"):
+    with pytest.raises(ArtifactError, match="exists already; use overwrite=True"):
         make_writer(out)
     assert snapshot(out) == before
     mine = tmp_path / "mine"

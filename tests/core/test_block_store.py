@@ -95,7 +95,7 @@ def test_a_store_of_another_run_is_refused(tmp_path):
 
 def test_a_store_is_continued_or_replaced_only_on_request(tmp_path):
     run(tmp_path)
-    with pytest.raises(ArtifactError, match="use --resume to continue it or --overwrite"):
+    with pytest.raises(ArtifactError, match="use resume=True to continue it or overwrite=True"):
         BlockStore(tmp_path / "out", "fingerprint", resume=False, overwrite=False)
     store = BlockStore(tmp_path / "out", "another", resume=False, overwrite=True)
     assert store.errors == {}

@@ -319,5 +319,5 @@ def test_damaged_consumers_are_named(source, tmp_path):
 def test_an_order_that_cannot_be_kept_stops_the_run(source, tmp_path):
     (tmp_path / "out.blocks").mkdir()
     (tmp_path / "out.blocks" / "journal.json").write_text("{}")
-    with pytest.raises(ArtifactError, match="--resume"):
+    with pytest.raises(ArtifactError, match="use resume=True"):
         run(Free(), source, tmp_path / "out")

@@ -237,7 +237,7 @@ def test_unfinished_blocks_are_replaced_on_request(source, tmp_path, kill, monke
     with pytest.raises(KilledError):
         run(source, tmp_path / "out")
     monkeypatch.undo()
-    with pytest.raises(ArtifactError, match="--resume"):
+    with pytest.raises(ArtifactError, match="use resume=True"):
         run(source, tmp_path / "out", data="other")
     run(source, tmp_path / "out", data="other", overwrite=True)
     assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == ["out"]

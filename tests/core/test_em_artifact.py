@@ -100,7 +100,7 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(artifact, tmp_path):
     with pytest.raises(KeyboardInterrupt, match="--resume"):
         calibrate_artifact(Impatient(), artifact, out, OPTIONS)
     assert not out.exists()
-    with pytest.raises(ArtifactError, match="use --resume to continue it or --overwrite"):
+    with pytest.raises(ArtifactError, match="use resume=True to continue it or overwrite=True"):
         calibrate_artifact(CalibratedMLP(), artifact, out, OPTIONS)
     options = CalibrateOptions(settings=SETTINGS, resume=True)
     calibrate_artifact(CalibratedMLP(), artifact, out, options)
@@ -121,13 +121,13 @@ def test_an_output_in_the_way_is_refused_before_any_work(artifact, tmp_path):
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     with pytest.raises(ArtifactError, match="is not a dpq artifact"):
         calibrate_artifact(CalibratedMLP(), artifact, tmp_path / "mine", OPTIONS)
-    with pytest.raises(ArtifactError, match="exists already; use --overwrite"):
+    with pytest.raises(ArtifactError, match="exists already; use overwrite=True"):
         calibrate_artifact(CalibratedMLP(), artifact, artifact, OPTIONS)
 
 
 def test_a_source_that_has_moved_must_be_named(artifact, tmp_path):
     (tmp_path / "mlp.safetensors").rename(tmp_path / "moved.safetensors")
-    with pytest.raises(SourceError, match=r"say where with --baseline") as caught:
+    with pytest.raises(SourceError, match=r"say where with baseline") as caught:
         calibrate_artifact(CalibratedMLP(), artifact, tmp_path / "out", OPTIONS)
     assert "\n" not in str(caught.value)
     moved = str(tmp_path / "moved.safetensors")

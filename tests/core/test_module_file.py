@@ -167,7 +167,7 @@ def test_an_interrupted_save_leaves_the_old_file(saved, tmp_path, monkeypatch):
     def fail(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dpq_core.jobs.module_file.save_file", fail)
+    monkeypatch.setattr("dpq_core.jobs.module_file.write_all", fail)
     with pytest.raises(ArtifactError, match="No space left"):
         dpq.save(saved[0], path)
     assert path.read_bytes() == b"mine"

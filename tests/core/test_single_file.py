@@ -216,7 +216,7 @@ def test_many_items_in_few_bytes_get_a_longer_header(tmp_path: Path) -> None:
 def test_what_is_in_the_way_stays(path: Path, tmp_path: Path) -> None:
     """S9."""
     before = path.read_bytes()
-    with pytest.raises(ArtifactError, match="use --overwrite to replace it"):
+    with pytest.raises(ArtifactError, match="use overwrite=True to replace it"):
         write(path, *complete(tiny_packed()))
     other = tmp_path / "other.txt"
     other.write_text("mine")

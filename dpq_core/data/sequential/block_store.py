@@ -20,7 +20,7 @@ from torch import Tensor
 from dpq_core.artifact import files, strict_json
 from dpq_core.artifact.strict_json import exactly, typed
 from dpq_core.data.sequential.activations import save
-from dpq_core.errors import ArtifactError
+from dpq_core.errors import CONTINUE, START_OVER, ArtifactError
 
 BLOCKS_SUFFIX = ".blocks"
 JOURNAL_NAME = "journal.json"
@@ -61,10 +61,7 @@ class BlockStore:
             self._load(journal)
             return
         if self.folder.exists() and not (resume or overwrite):
-            raise ArtifactError(
-                f"{self.folder}: an earlier run was not finished; use --resume to continue it or "
-                "--overwrite to start over"
-            )
+            raise ArtifactError(f"{self.folder}: an earlier run was not finished", CONTINUE)
         discard_blocks(out)
         with files.writing(self.folder):
             self.folder.mkdir(parents=True)
@@ -157,7 +154,8 @@ class BlockStore:
         if content.get("fingerprint") != self._fingerprint:
             raise ArtifactError(
                 f"{self.folder}: these half-finished blocks belong to another source, spec or "
-                "calibration data; delete it, or drop --resume and use --overwrite"
+                "calibration data; delete it, or start over",
+                START_OVER,
             )
         self.complete = typed(content.get("complete"), bool, where)
         for item in typed(content.get("segments"), list, where):
