@@ -1,4 +1,4 @@
-"""GaussianAdapter: what dpq has to know about trained 3D Gaussian Splatting scenes.
+"""The adapter through which dpq compresses trained 3D Gaussian Splatting scenes.
 
 Everything that needs torch or numba is imported by the method that uses it: `dpq adapters` stays
 quick.
@@ -53,53 +53,53 @@ class GaussianAdapter(Adapter):
     single_file: ClassVar[bool] = True
 
     def open(self, source: str) -> Checkpoint:
-        """The attributes of a scene as named tensors."""
+        """Opens a scene as a checkpoint, whose tensors are the attributes."""
         from dpq_gaussian.loading import SceneCheckpoint
 
         return SceneCheckpoint(source)
 
     def select(self, name: str, shape: tuple[int, ...]) -> Layout | None:
-        """Keep all: the attributes are coded together, by ``pack``."""
+        """Selects no tensor for quantization: ``pack`` codes all attributes together."""
         return None
 
     def pack(self, source: str, options: Any, run: Run) -> Packed:
-        """Order, quantize and code a scene."""
+        """Codes a scene into the streams of one ``.dpq`` file."""
         from dpq_gaussian.compress import pack
 
         return pack(source, options or CompressOptions(), run)
 
     def pack_within(self, source: str, options: Any, budget: int, run: Run) -> Packed:
-        """Code a scene with the steps that suit a number of bytes."""
+        """Codes a scene into at most ``budget`` bytes, with steps chosen for them."""
         from dpq_gaussian.budget import pack_within
 
         return pack_within(source, options or CompressOptions(), budget, run)
 
     def load(self, source: str, run: Run) -> Any:
-        """The ``Scene``, decoded if it is compressed."""
+        """Loads a ``Scene`` from any source, and decodes it where it is compressed."""
         from dpq_gaussian.loading import load_scene
 
         return load_scene(source)
 
     def calibration(self, source: str, baseline: str, options: Any, run: Run) -> CalibrationTask:
-        """A file in training, with photographs or pictures of the original as targets."""
+        """Prepares a compressed scene for training on photographs or the original's pictures."""
         from dpq_gaussian.calibration.task import calibration
 
         return calibration(source, baseline, options, run)
 
     def evaluate(self, source: str, options: Any, run: Run) -> Evaluation:
-        """Pictures against photographs or the original's renders, sizes, times, errors."""
+        """Measures the quality of pictures, the size, the times and the errors of a scene."""
         from dpq_gaussian.evaluation.evaluate import evaluate
 
         return evaluate(source, options, run)
 
     def sample(self, source: str, options: Any, run: Run, out: Path | None) -> Sampling:
-        """Pictures of given cameras and of an orbit."""
+        """Draws pictures from given cameras and along an orbit."""
         from dpq_gaussian.sample import sample
 
         return sample(source, options or SampleOptions(), run, out)
 
     def export(self, source: str, to: str, options: Any, run: Run, out: Path) -> Export:
-        """Write a scene as .ply, .splat or .spz."""
+        """Writes a scene as .ply, .splat or .spz."""
         from dpq_gaussian.export import export
 
         return export(source, to, options, run, out)

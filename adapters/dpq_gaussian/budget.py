@@ -1,4 +1,4 @@
-"""Steps for a number of bytes: which attribute of a scene is worth how many of them.
+"""Compression of a scene into a number of bytes, divided among its attributes by their worth.
 
 A sample of the scene is coded at a few step sizes. That tells the bytes of each attribute, and,
 drawn with this one attribute as coded and all others as they were, what its errors do to the
@@ -23,13 +23,13 @@ from dpq_core.artifact.single_writer import Packed, size_of
 from dpq_core.errors import SpecError
 from dpq_core.planning.allocate import Choice, allocate
 from dpq_core.run import Run
-from dpq_gaussian.cameras import Camera
+from dpq_gaussian.cameras import Camera, sampled
 from dpq_gaussian.cameras.surrounding import near_plane, surrounding_cameras
 from dpq_gaussian.codec import Encoded, encode
 from dpq_gaussian.codec.decoding import UnwrittenScene
 from dpq_gaussian.codec.distortion import LONGEST, measure
-from dpq_gaussian.codec.encoding import cube, grid_of
-from dpq_gaussian.compress import Prepared, coded, packed_of, prepare
+from dpq_gaussian.codec.encoding import bounding_cube, to_grid
+from dpq_gaussian.compress import PreparedScene, encode_prepared, prepare, to_packed
 from dpq_gaussian.options import CompressOptions
 from dpq_gaussian.policy import POWER, Policy
 from dpq_gaussian.rendering import RenderOptions, Splats, render
@@ -77,12 +77,12 @@ and rotations are told in a form that only makes sense for both together."""
 
 @dataclass(frozen=True)
 class Curve:
-    """Bytes and squared error of pictures by the factor, through the points of a sample.
+    """Rate-distortion curve of one part of a scene: bytes and picture error by step factor.
 
     Attributes:
-        factors: ascending.
-        nbytes: of each.
-        costs: of each.
+        factors: step factors, ascending.
+        nbytes: bytes at each factor.
+        costs: mean squared error of the pictures at each factor.
     """
 
     factors: tuple[float, ...]
@@ -90,7 +90,7 @@ class Curve:
     costs: tuple[float, ...]
 
     def at(self, factor: float) -> Choice:
-        """Straight lines over logarithms, the outer ones continued."""
+        """The bytes and the error at one factor, interpolated linearly over logarithms."""
         return Choice(
             math.ceil(_line(self.factors, self.nbytes, factor)),
             _line(self.factors, self.costs, factor),
@@ -107,24 +107,24 @@ def pack_within(source: str, options: CompressOptions, budget: int, run: Run) ->
     prepared = prepare(source, options, run)
     run.progress("plan", 40, 100)
     base = options.policy()
-    found, fixed = curves(prepared, base)
+    curves, fixed = measure_curves(prepared, base)
     trust = 1.0 if prepared.cameras else TRUST
-    factors = {name: factor**trust for name, factor in spread(found, budget - fixed).items()}
-    policy, encoded = _fitted(prepared, (base, factors), budget, run)
+    factors = {name: factor**trust for name, factor in best_factors(curves, budget - fixed).items()}
+    policy, encoded = _scale_to_budget(prepared, (base, factors), budget, run)
     run.progress("measure", 90, 100)
-    packed = packed_of(prepared, policy, encoded, measure(prepared.scene, encoded))
+    packed = to_packed(prepared, policy, encoded, measure(prepared.scene, encoded))
     run.progress("done", 100, 100)
     shares = [f"{name}={_relative(base, policy, name):.4g}" for name in _attributes(factors)]
     note = f"fitted to {budget:,} bytes: as --attribute {' --attribute '.join(shares)}"
     return dataclasses.replace(packed, notes=(*packed.notes, note))
 
 
-def curves(prepared: Prepared, base: Policy) -> tuple[dict[str, Curve], int]:
-    """Bytes of the whole scene and squared error of pictures by part, from a sample.
+def measure_curves(prepared: PreparedScene, base: Policy) -> tuple[dict[str, Curve], int]:
+    """Measures the rate-distortion curve of each part on a sample of the scene.
 
     Also the bytes of all that has no steps: models, classes of importance, codes of harmonics.
     """
-    picked = sample(prepared)
+    picked = sampled_rows(prepared)
     scene = prepared.scene.take(picked)
     seen = prepared.seen[picked]
     parts = {
@@ -136,49 +136,49 @@ def curves(prepared: Prepared, base: Policy) -> tuple[dict[str, Curve], int]:
     camera_options = RenderOptions(antialiased=prepared.antialiased)
     near = 0.2 if prepared.cameras else near_plane(scene)
     how = dataclasses.replace(camera_options, near=near)
-    views = _views(prepared.cameras or surrounding_cameras(scene))
-    wanted = _pictures(scene, views, how)
+    views = sampled(prepared.cameras or surrounding_cameras(scene), VIEWS, SIZE)
+    references = _pictures(scene, views, how)
     fixed = 0.0
     nbytes: dict[str, list[float]] = {name: [] for name in parts}
     costs: dict[str, list[float]] = {name: [] for name in parts}
     for level in LEVELS:
         encoded = encode(scene, seen, _scaled(base, dict.fromkeys(parts, level)))
-        decoded, original = _whole(encoded), scene.take(encoded.order)
+        decoded, original = _decoded(encoded), scene.take(encoded.order)
         sizes = {stream: scale * sum(map(len, b)) for stream, b in encoded.chunked.items()}
         fixed = len(encoded.models) + sum(sizes.values())
         for name, arrays in parts.items():
             nbytes[name].append(max(1.0, sum(sizes[stream] for stream in PARTS[name][1])))
             fixed -= nbytes[name][-1]
-            one = dataclasses.replace(original, **{a: getattr(decoded, a) for a in arrays})
-            costs[name].append(_difference(_pictures(one, views, how), wanted))
-    found = {name: Curve(LEVELS, tuple(nbytes[name]), tuple(costs[name])) for name in parts}
-    return found, math.ceil(fixed)
+            replaced = dataclasses.replace(original, **{a: getattr(decoded, a) for a in arrays})
+            costs[name].append(_difference(_pictures(replaced, views, how), references))
+    curves = {name: Curve(LEVELS, tuple(nbytes[name]), tuple(costs[name])) for name in parts}
+    return curves, math.ceil(fixed)
 
 
-def spread(found: Mapping[str, Curve], budget: int) -> dict[str, float]:
-    """The factor of each part with which pictures suffer least in so many bytes."""
-    items = [[curve.at(factor) for factor in FACTORS] for curve in found.values()]
+def best_factors(curves: Mapping[str, Curve], budget: int) -> dict[str, float]:
+    """Chooses the step factor of each part for the least picture error in ``budget`` bytes."""
+    items = [[curve.at(factor) for factor in FACTORS] for curve in curves.values()]
     least = sum(min(choice.nbytes for choice in choices) for choices in items)
     chosen = allocate(items, max(budget, least))
-    return {name: FACTORS[i] for name, i in zip(found, chosen, strict=True)}
+    return {name: FACTORS[i] for name, i in zip(curves, chosen, strict=True)}
 
 
-def sample(prepared: Prepared) -> npt.NDArray[np.int64]:
-    """Indices of the Gaussians to look at, ascending: runs of neighbours all over the scene."""
+def sampled_rows(prepared: PreparedScene) -> npt.NDArray[np.int64]:
+    """Picks the Gaussians to measure on: ascending indices, in runs of neighbours in space."""
     kept = np.arange(len(prepared.scene)) if prepared.kept is None else prepared.kept
     if len(kept) <= SAMPLE:
         return kept
     positions = np.ascontiguousarray(prepared.scene.positions[kept])
-    order = morton_order(grid_of(positions, *cube(positions)))
+    order = morton_order(to_grid(positions, *bounding_cube(positions)))
     starts = np.linspace(0, len(kept) - RUN, SAMPLE // RUN).astype(np.int64)
     picked = np.unique((starts[:, None] + np.arange(RUN)).reshape(-1))
     return np.sort(kept[order[picked]])
 
 
-def _fitted(
-    prepared: Prepared, start: tuple[Policy, Mapping[str, float]], budget: int, run: Run
+def _scale_to_budget(
+    prepared: PreparedScene, start: tuple[Policy, Mapping[str, float]], budget: int, run: Run
 ) -> tuple[Policy, Encoded]:
-    """All factors scaled together until the file is as large as it may be.
+    """Scales all factors together until the file is just within the budget.
 
     Raises:
         SpecError: with the coarsest steps it is still larger.
@@ -189,17 +189,17 @@ def _fitted(
     common = 1.0
     for count in range(ENCODINGS):
         run.progress("fit", 50 + 40 * count / ENCODINGS, 100)
-        policy = _scaled(base, {k: _limited(f * common) for k, f in factors.items()})
-        encoded = coded(prepared, policy)
-        size = size_of(packed_of(prepared, policy, encoded, LONGEST))
+        policy = _scaled(base, {k: _clamped(f * common) for k, f in factors.items()})
+        encoded = encode_prepared(prepared, policy)
+        size = size_of(to_packed(prepared, policy, encoded, LONGEST))
         tried.append((common, size))
         if size <= budget and (best is None or size > best[0]):
             best = size, policy, encoded
         if CLOSE * budget <= size <= budget:
             break
-        following = _next(tried, AIM * budget)
-        limits = {_limited(f * following) for f in factors.values()}
-        if limits == {_limited(f * common) for f in factors.values()}:
+        following = _next_scale(tried, AIM * budget)
+        limits = {_clamped(f * following) for f in factors.values()}
+        if limits == {_clamped(f * common) for f in factors.values()}:
             break
         common = following
     if best is None:
@@ -211,8 +211,8 @@ def _fitted(
     return best[1], best[2]
 
 
-def _next(tried: Sequence[tuple[float, int]], aim: float) -> float:
-    """The common factor to try: where the line through the nearest two sizes meets the aim."""
+def _next_scale(tried: Sequence[tuple[float, int]], aim: float) -> float:
+    """The next common factor to try, interpolated between the two sizes nearest to the aim."""
     below = max((t for t in tried if t[1] <= aim), key=lambda t: t[1], default=None)
     above = min((t for t in tried if t[1] > aim), key=lambda t: t[1], default=None)
     if below and above:
@@ -228,8 +228,8 @@ def _next(tried: Sequence[tuple[float, int]], aim: float) -> float:
     return common * min(max(math.exp(power * math.log(aim / size)), 1 / 16), 16.0)
 
 
-def _limited(factor: float) -> float:
-    """Within the range of the choices, and as the note for the user can say it."""
+def _clamped(factor: float) -> float:
+    """A factor limited to the range of FACTORS and rounded to the four digits that are shown."""
     return float(f"{min(max(factor, FACTORS[0]), FACTORS[-1]):.4g}")
 
 
@@ -245,16 +245,9 @@ def _relative(base: Policy, policy: Policy, name: str) -> float:
     return float(getattr(base, name).base / getattr(policy, name).base)
 
 
-def _whole(encoded: Encoded) -> Scene:
+def _decoded(encoded: Encoded) -> Scene:
     parts = [chunk.arrays() for chunk in UnwrittenScene(encoded)]
     return Scene(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
-
-
-def _views(cameras: Sequence[Camera]) -> list[Camera]:
-    """A few, evenly spread, in small pictures."""
-    count = min(VIEWS, len(cameras))
-    picked = [cameras[i * len(cameras) // count] for i in range(count)]
-    return [c.scaled(min(1.0, SIZE / max(c.width, c.height))) for c in picked]
 
 
 def _pictures(scene: Scene, views: Sequence[Camera], options: RenderOptions) -> list[Tensor]:
@@ -263,14 +256,14 @@ def _pictures(scene: Scene, views: Sequence[Camera], options: RenderOptions) -> 
         return [render(splats, view, options).colour for view in views]
 
 
-def _difference(pictures: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
-    """Mean squared difference; never 0, whose logarithm would be no number."""
-    squares = [float((a - b).square().mean()) for a, b in zip(pictures, wanted, strict=True)]
+def _difference(pictures: Sequence[Tensor], references: Sequence[Tensor]) -> float:
+    """Mean squared difference of pictures, at least 1e-18 because its logarithm is taken."""
+    squares = [float((a - b).square().mean()) for a, b in zip(pictures, references, strict=True)]
     return max(sum(squares) / len(squares), 1e-18)
 
 
 def _line(at: Sequence[float], values: Sequence[float], x: float) -> float:
-    """The value at x of straight lines through points, both as logarithms."""
+    """Piecewise linear interpolation in the logarithms of both, extrapolated at the ends."""
     place = next((i for i in range(1, len(at) - 1) if x < at[i]), len(at) - 1)
     low, high = math.log(values[place - 1]), math.log(values[place])
     share = math.log(x / at[place - 1]) / math.log(at[place] / at[place - 1])

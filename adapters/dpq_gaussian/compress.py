@@ -1,4 +1,4 @@
-"""A scene from any source, coded for one ``.dpq`` file: importance, codec, errors, manifest."""
+"""Compression of a scene into one ``.dpq`` file: importance, coding, errors, manifest."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from dpq_gaussian.scene import Scene, check_values, visible
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """A scene that is read, checked and looked at: all that coding it needs but the steps.
+class PreparedScene:
+    """A scene that is read, checked and weighted by importance, ready to be coded.
 
     Attributes:
         source: where it is from.
@@ -52,12 +52,12 @@ class Prepared:
 
     @property
     def count(self) -> int:
-        """Gaussians to code."""
+        """Number of Gaussians to code."""
         return len(self.scene) if self.kept is None else len(self.kept)
 
 
 def pack(source: str, options: CompressOptions, run: Run) -> Packed:
-    """Code a scene.
+    """Codes a scene with the steps that the options ask for.
 
     Raises:
         SourceError: it cannot be read, or has values that cannot be coded.
@@ -68,15 +68,15 @@ def pack(source: str, options: CompressOptions, run: Run) -> Packed:
     def tick(what: str, share: float) -> None:
         run.progress(what, 40 + 50 * share, 100)
 
-    encoded = coded(prepared, policy, tick)
+    encoded = encode_prepared(prepared, policy, tick)
     run.progress("measure", 90, 100)
-    packed = packed_of(prepared, policy, encoded, measure(prepared.scene, encoded))
+    packed = to_packed(prepared, policy, encoded, measure(prepared.scene, encoded))
     run.progress("done", 100, 100)
     return packed
 
 
-def prepare(source: str, options: CompressOptions, run: Run) -> Prepared:
-    """Read a scene and look at it.
+def prepare(source: str, options: CompressOptions, run: Run) -> PreparedScene:
+    """Reads and checks a scene, and computes the importance of its Gaussians.
 
     Raises:
         SourceError: it cannot be read, or has values that cannot be coded.
@@ -96,7 +96,7 @@ def prepare(source: str, options: CompressOptions, run: Run) -> Prepared:
     seen = importance(
         scene, cameras, options_of, lambda share: run.progress("look", 5 + 35 * share, 100)
     )
-    return Prepared(
+    return PreparedScene(
         source=source,
         scene=scene,
         kept=kept,
@@ -107,12 +107,12 @@ def prepare(source: str, options: CompressOptions, run: Run) -> Prepared:
     )
 
 
-def coded(
-    prepared: Prepared,
+def encode_prepared(
+    prepared: PreparedScene,
     policy: Policy,
     tick: Callable[[str, float], None] = lambda what, share: None,
 ) -> Encoded:
-    """The scene with the steps of a policy."""
+    """Codes a prepared scene with the steps of a policy."""
     return encode(
         prepared.scene,
         prepared.seen,
@@ -123,10 +123,13 @@ def coded(
     )
 
 
-def packed_of(
-    prepared: Prepared, policy: Policy, encoded: Encoded, errors: Mapping[str, Mapping[str, float]]
+def to_packed(
+    prepared: PreparedScene,
+    policy: Policy,
+    encoded: Encoded,
+    errors: Mapping[str, Mapping[str, float]],
 ) -> Packed:
-    """What is written.
+    """Joins streams and manifest to what the engine writes as one file.
 
     Args:
         prepared: the scene.
@@ -151,7 +154,7 @@ def packed_of(
         manifest=manifest,
         whole={"models": encoded.models},
         chunked=encoded.chunked,
-        source_nbytes=len(scene) * (14 + 3 * scene.sh_rest.shape[1]) * 4,
+        source_nbytes=scene.nbytes,
         notes=prepared.notes,
     )
 
@@ -162,7 +165,7 @@ def _attributes(
     m = encoded.parameters.coefficients
     shapes: dict[str, tuple[int, ...]] = {"positions": (3,), "scales": (3,), "rotations": (4,)}
     shapes |= {"opacity": (), "color": (3,)} | ({"harmonics": (m, 3)} if m else {})
-    found = [Attribute(name="importance", shape=(), streams=("importance",))]
+    attributes = [Attribute(name="importance", shape=(), streams=("importance",))]
     for name, shape in shapes.items():
         streams = ("positions", "paths") if name == "positions" else (name,)
         spec: dict[str, Any] = {
@@ -170,7 +173,7 @@ def _attributes(
         }
         if name == "harmonics" and encoded.parameters.harmonic_spec is not None:
             spec = encoded.parameters.harmonic_spec.to_json()
-        found.append(
+        attributes.append(
             Attribute(
                 name=name,
                 shape=shape,
@@ -179,7 +182,7 @@ def _attributes(
                 errors=errors[name],
             )
         )
-    return tuple(found)
+    return tuple(attributes)
 
 
 def _fingerprint(scene: Scene, policy: Policy) -> str:

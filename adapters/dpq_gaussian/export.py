@@ -10,7 +10,7 @@ from dpq_gaussian.options import ExportOptions
 
 
 def export(source: str, to: str, options: ExportOptions | None, run: Run, out: Path) -> Export:
-    """Write a scene as one file that other programs open; replaces what is there.
+    """Writes a scene as one file that other programs open, replacing an existing one.
 
     Args:
         source: ``builtin:NAME``, a .dpq, or a splat file.

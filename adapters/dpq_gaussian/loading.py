@@ -1,4 +1,4 @@
-"""Where scenes come from: ``builtin:NAME``, ``.dpq`` artifacts and the splat files of others."""
+"""Loading of scenes from ``builtin:NAME``, ``.dpq`` artifacts and other splat files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dpq_gaussian.scene.sources import locate
 
 
 def load_scene(source: str, *, axes: str | None = None) -> Scene:
-    """The Gaussians of any source, in the conventions of ``Scene``.
+    """Loads the Gaussians of any source, in the conventions of ``Scene``.
 
     Args:
         source: ``builtin:NAME``, a .dpq file, or any file that ``read_scene`` knows.
@@ -30,7 +30,7 @@ def load_scene(source: str, *, axes: str | None = None) -> Scene:
 
 
 def load(source: str, *, axes: str | None = None) -> Loaded:
-    """``load_scene``, with what else the file said."""
+    """Loads a scene together with what else its file says."""
     path = locate(source)
     if path.suffix == ArtifactFile.SUFFIX:
         from dpq_gaussian.codec import SceneFile
@@ -43,7 +43,7 @@ def load(source: str, *, axes: str | None = None) -> Loaded:
 
 
 class SceneCheckpoint(Checkpoint):
-    """The attributes of a scene by name; the file stays mapped where its format allows."""
+    """A scene as a checkpoint whose tensors are its attributes, mapped where possible."""
 
     def __init__(self, source: str) -> None:
         """Open the scene.

@@ -37,7 +37,7 @@ def _option(default: Any, help_text: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class CompressOptions:
-    """How small, how fine, and what is known of where the scene is looked at from."""
+    """Options of ``dpq compress``: size, fidelity, and the cameras that look at the scene."""
 
     preset: str = _option("balanced", f"size against fidelity: {', '.join(PRESETS)}")
     quality: float = _option(
@@ -58,8 +58,8 @@ class CompressOptions:
     cameras: str = _option(
         "",
         "poses from which the scene is seen (COLMAP folder, cameras.json, "
-        "transforms.json): bytes go where these look; without it, to what a rig around the "
-        "scene sees",
+        "transforms.json): bytes go where these look; without it, to what cameras set up "
+        "around the scene see",
     )
 
     def __post_init__(self) -> None:
@@ -76,7 +76,7 @@ class CompressOptions:
         self.harmonic_spec()
 
     def harmonic_spec(self) -> QuantSpec | None:
-        """The product quantization of the harmonics, if they are quantized like that."""
+        """The product quantization of the harmonics; None for transform coding."""
         if self.harmonics != "pq":
             return None
         from dpq_core.spec import Override
@@ -84,17 +84,17 @@ class CompressOptions:
 
         if self.harmonics_spec:
             try:
-                found = Override.parse(f"harmonics={self.harmonics_spec}").apply(PQ_SPEC)
-                if found is None:
+                spec = Override.parse(f"harmonics={self.harmonics_spec}").apply(PQ_SPEC)
+                if spec is None:
                     raise SpecError("write fields of a spec, such as d=15,K=1024")
-                codebooks.partition(1, 15, found)
+                codebooks.partition(1, 15, spec)
             except SpecError as error:
                 raise SpecError(f"option --harmonics-spec: {error}") from None
-            return found
+            return spec
         return PQ_SPEC
 
     def policy(self) -> Policy:
-        """The preset with all changes."""
+        """The quantization policy: the preset with the options' factors applied."""
         factors = dict.fromkeys(ATTRIBUTES, self.quality)
         for text in self.attribute:
             name, factor = parse_factor(text)
@@ -105,13 +105,13 @@ class CompressOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrateOptions:
-    """What the scene is compared with while it is trained, and how large it may become."""
+    """Options of ``dpq calibrate``: the training views, the loss and the allowed size."""
 
     cameras: str = _option(
         "",
         "cameras, with their photographs (COLMAP folder, cameras.json, "
         "transforms.json): train on all but every 8th; without photographs, or without any "
-        "cameras (a rig is set up), pictures of the original take their place",
+        "cameras (some are set up around the scene), pictures of the original take their place",
     )
     photographs: bool = _option(True, "train on the photographs of --cameras, if there are any")
     distill: float = _option(
@@ -150,7 +150,7 @@ class CalibrateOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
-    """What is compared with what, and from where."""
+    """Options of ``dpq eval``: the original, the views and the metrics."""
 
     baseline: str = _option(
         "",
@@ -196,7 +196,7 @@ class EvaluateOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SampleOptions:
-    """What is drawn, and from where."""
+    """Options of ``dpq sample``: the cameras, the orbit and the pictures."""
 
     cameras: str = _option(
         "",
@@ -241,7 +241,7 @@ class SampleOptions:
 
     @property
     def orbit_frames(self) -> int:
-        """Pictures of the orbit."""
+        """Number of pictures of the orbit."""
         if self.frames is not None:
             return self.frames
         return 0 if self.cameras else FRAMES
@@ -249,7 +249,7 @@ class SampleOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """Options of ``dpq export`` for splat scenes."""
+    """Options of ``dpq export``: axes, and repair of unusable values."""
 
     output_axes: str | None = _option(
         None, "axes of the new file, e.g. rdf or rub; default: rub for spz, else rdf"
@@ -263,9 +263,9 @@ class ExportOptions:
         """Check every field."""
         for axes in (self.output_axes, self.axes):
             if axes is not None:
-                from dpq_gaussian.formats.coordinates import known
+                from dpq_gaussian.formats.coordinates import parse_axes
 
-                known(axes)
+                parse_axes(axes)
 
 
 def _check_choice(flag: str, value: str, choices: Collection[str]) -> None:
@@ -281,7 +281,7 @@ def _check_range(flag: str, value: float, least: float, largest: float, *, unit:
 
 
 def colour(text: str) -> tuple[float, float, float]:
-    """Red, green and blue in [0, 1] of a name or ``#rrggbb``.
+    """Parses a colour name or ``#rrggbb`` to red, green and blue in [0, 1].
 
     Raises:
         SpecError: it is neither.

@@ -1,4 +1,4 @@
-"""How fine each attribute is stored: presets, and the steps that follow from them.
+"""Quantization policies: the step of each attribute by importance, and the presets.
 
 Rate-distortion optimum: a step is inversely proportional to how much the picture feels an error.
 A Gaussian's *class* says that by octaves of its importance (importance.py); the step of attribute
@@ -39,7 +39,7 @@ PQ_SPEC = QuantSpec(
 
 @dataclass(frozen=True, kw_only=True)
 class Steps:
-    """The rule of one attribute.
+    """The rule for the quantization step of one attribute.
 
     Attributes:
         base: step at an importance of one, in the attribute's own unit.
@@ -59,16 +59,16 @@ class Steps:
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """All that decides how a scene is quantized.
+    """The choices that decide how a scene is quantized.
 
     Attributes:
-        positions: step relative to ``size ** size_power``, where a Gaussian's size is the geometric
-            mean of its two larger standard deviations relative to the scene's.
-        scales: of the logarithms.
-        rotations: of a direction (in units of the octahedron), where the lever is one.
-        opacity: of the logit.
-        color: of the constant coefficient, along its principal axes.
-        harmonics: of the other coefficients, along theirs.
+        positions: steps relative to ``size ** size_power``, where a Gaussian's size is the
+            geometric mean of its two larger standard deviations relative to the scene's.
+        scales: steps of the log scales.
+        rotations: steps of a direction (in units of the octahedron), where the lever is one.
+        opacity: steps of the opacity logit.
+        color: steps of the constant coefficient, along its principal axes.
+        harmonics: steps of the other coefficients, along their principal axes.
         size_power: see positions.
         dead_zone: what is added before rounding down a harmonic's magnitude; 0.5 is plain rounding.
         spin: step of a spin, in radians, relative to that of a direction.
@@ -103,7 +103,7 @@ class Policy:
         return rule.of_classes()
 
     def refined(self, factors: Mapping[str, float], least_depth: int = 0) -> Policy:
-        """With the base of each attribute divided by its factor, and a floor for positions."""
+        """A policy whose base steps are divided by factors, with a least depth for positions."""
         changes: dict[str, Any] = {}
         for name, factor in factors.items():
             rule: Steps = getattr(self, name)
@@ -125,7 +125,7 @@ PRESETS: Mapping[str, Policy] = {
 
 
 def parse_factor(text: str) -> tuple[str, float]:
-    """``positions=2`` as a name and a number."""
+    """Parses ``NAME=FACTOR``, such as ``positions=2``."""
     name, _, value = text.partition("=")
     try:
         number = float(value)

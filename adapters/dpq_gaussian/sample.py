@@ -1,4 +1,4 @@
-"""``dpq sample`` for Gaussian splats: an orbit, and pictures from given cameras."""
+"""Pictures of a splat scene: an orbit around it, and views of given cameras."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _VISIBLE = 1 / 255  # alpha
 
 @dataclass(frozen=True, kw_only=True)
 class _Subject:
-    """A scene that is ready to be drawn."""
+    """A loaded scene with the options to draw it."""
 
     source: str
     megabytes: float
@@ -57,7 +57,7 @@ class _Subject:
 
 
 def sample(source: str, options: SampleOptions, run: Run, out: Path | None) -> Sampling:
-    """Draw pictures of a scene into ``out``; with a baseline both scenes, side by side.
+    """Draws pictures of a scene into ``out``, beside those of a baseline if there is one.
 
     Raises:
         SpecError: an option does not fit, or there is no folder.
@@ -166,7 +166,7 @@ Paint = Callable[[Camera], tuple[Picture, float | None]]
 
 
 def _painter(subject: _Subject, twin: _Subject | None) -> Paint:
-    """Draws one camera's picture, and its mean squared error to the baseline's."""
+    """A function that draws one camera's picture and measures its error to the baseline's."""
 
     def paint(camera: Camera) -> tuple[Picture, float | None]:
         after = subject.draw(camera)
@@ -210,7 +210,7 @@ def _file_names(cameras: Sequence[Camera]) -> list[str]:
 
 
 def _films(frames: list[Path], options: SampleOptions) -> list[Path]:
-    """The orbit as GIF, and as MP4 if wanted."""
+    """Writes the orbit as GIF, and as MP4 if asked for."""
     folder = frames[0].parent
     films = [folder.with_suffix(".gif")]
     write_gif(films[0], frames, options.fps)

@@ -11,7 +11,7 @@ from PIL import Image
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from dpq_gaussian.calibration.loss import Target
+from dpq_gaussian.calibration.loss import TargetPicture
 from dpq_gaussian.cameras import Camera, held_out, read_cameras
 
 C0 = 0.28209479177387814
@@ -20,7 +20,7 @@ C0 = 0.28209479177387814
 @dataclass(frozen=True)
 class View:
     camera: Camera
-    target: Target
+    target: TargetPicture
 
 
 def read_views(folder: Path, factor: float) -> tuple[list[View], list[View]]:
@@ -35,7 +35,7 @@ def view(camera: Camera, factor: float) -> View:
         picture = file.convert("RGB")
         if factor != 1:
             picture = picture.resize((camera.width, camera.height), Image.Resampling.BOX)
-    return View(camera, Target(torch.from_numpy(np.array(picture, np.float32)) / 255))
+    return View(camera, TargetPicture(torch.from_numpy(np.array(picture, np.float32)) / 255))
 
 
 def extent(views: list[View]) -> float:

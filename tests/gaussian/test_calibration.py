@@ -104,7 +104,7 @@ class TestTask:
         batch = task.validation()[0]
         with torch.no_grad():
             before = float(task.loss(batch))
-            task.student.price.steps += 1
+            task.student.rate_control.steps += 1
             task.student.color += 5 * torch.randn(
                 task.student.color.shape, generator=torch.Generator().manual_seed(0)
             )
@@ -119,7 +119,7 @@ class TestTask:
         grads, values = [], []
         for factor in (0.0, 1.0):
             task = task_of(folder)
-            task.student.price.value *= factor
+            task.student.rate_control.value *= factor
             loss = task.loss(task.train_batch(0))
             loss.backward()
             grads.append(task.student.color.grad)
@@ -211,7 +211,7 @@ class TestWholeRuns:
         take_photographs(scene, tmp_path)
         write_scene(scene, tmp_path / "scene.ply", "ply")
         task = task_of(compressed(tmp_path, preset="high", quality=0.5), size=0.98, finer=1.0)
-        task.student.price.steps += 1
+        task.student.rate_control.steps += 1
         fitted = task.fitted()
         sizes = [task.student.encoded(r).nbytes for r in (task.student.rounded(), fitted)]
         assert 0.9 * sizes[0] < sizes[1] <= task._allowed < 0.985 * sizes[0]

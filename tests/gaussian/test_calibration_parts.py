@@ -21,9 +21,9 @@ from dpq_core.run import Run
 from dpq_gaussian.adapter import GaussianAdapter
 from dpq_gaussian.calibration import kernels, latents
 from dpq_gaussian.calibration.harmonics import DEAD_ZONE, AxisHarmonics, CodeHarmonics
-from dpq_gaussian.calibration.loss import Target, ssim_reference
-from dpq_gaussian.calibration.rate_control import Price
-from dpq_gaussian.calibration.straight_through import through, turned
+from dpq_gaussian.calibration.loss import TargetPicture, ssim_reference
+from dpq_gaussian.calibration.rate_control import RateControl
+from dpq_gaussian.calibration.straight_through import rotated_straight_through, straight_through
 from dpq_gaussian.calibration.student import SceneStudent
 from dpq_gaussian.calibration.views import training_views
 from dpq_gaussian.cameras.surrounding import VIEWS, surrounding_cameras
@@ -53,11 +53,11 @@ def compressed(folder: Path, scene: Any, **options: Any) -> Path:
     return out
 
 
-def opened(folder: Path, scene: Any = None, **options: Any) -> latents.Stored:
+def opened(folder: Path, scene: Any = None, **options: Any) -> latents.StoredScene:
     return read(SceneFile(compressed(folder, scene or visible_scene(400, 2), **options)), folder)
 
 
-def read(file: SceneFile, folder: Path) -> latents.Stored:
+def read(file: SceneFile, folder: Path) -> latents.StoredScene:
     return latents.read(file, read_scene(folder / "scene.ply").scene, "scene.ply")
 
 
@@ -69,7 +69,7 @@ class TestLoss:
         picture, photo = pictures()
         fast = picture.clone().requires_grad_()
         slow = picture.double().requires_grad_()
-        ours, oracle = Target(photo).ssim(fast), ssim_reference(slow, photo.double())
+        ours, oracle = TargetPicture(photo).ssim(fast), ssim_reference(slow, photo.double())
         (ours * 3).backward()
         (oracle * 3).backward()
         assert ours.item() == pytest.approx(oracle.item(), abs=1e-5)
@@ -86,11 +86,11 @@ class TestLoss:
             padded = full.clone()
             padded[10:74, 10:74] = image.clamp(0, 1)
             ours.append(padded)
-        assert Target(ours[1]).ssim(ours[0]).item() == pytest.approx(ssim(*ours), abs=2e-3)
+        assert TargetPicture(ours[1]).ssim(ours[0]).item() == pytest.approx(ssim(*ours), abs=2e-3)
 
     def test_it_mixes_l1_and_ssim(self) -> None:
         picture, photo = pictures()
-        target = Target(photo)
+        target = TargetPicture(photo)
         l1, dissimilar = (picture - photo).abs().mean(), 1 - target.ssim(picture)
         assert target.loss(picture, 0.0).item() == pytest.approx(l1.item())
         assert target.loss(picture, 1.0).item() == pytest.approx(dissimilar.item())
@@ -109,7 +109,7 @@ class TestKernels:
             cross[:, i, j], cross[:, j, i] = sign * angles[:, k], -sign * angles[:, k]
         matrices = torch.matrix_exp(torch.from_numpy(cross)).numpy()
         wanted = np.einsum("nij,nkj->nki", matrices, axes)
-        np.testing.assert_allclose(kernels.turned(axes, angles), wanted, atol=1e-9)
+        np.testing.assert_allclose(kernels.rotated_axes(axes, angles), wanted, atol=1e-9)
 
     def test_levels_round_as_the_encoder_does(self) -> None:
         rng = np.random.default_rng(1)
@@ -118,7 +118,7 @@ class TestKernels:
         vectors = (wanted * steps[:, None]).astype(np.float32)
         rounding = DEAD_ZONE, 0.0, 0.2
         oracle = harmonics.quantize(vectors, steps, np.zeros(50), np.eye(9), rounding, 0.0)
-        symbols, counts = kernels.levels(wanted, DEAD_ZONE)
+        symbols, counts = kernels.round_with_dead_zone(wanted, DEAD_ZONE)
         np.testing.assert_array_equal(symbols, oracle[0])
         np.testing.assert_array_equal(counts, oracle[1])
         assert (symbols == 0).any()
@@ -134,7 +134,7 @@ class TestKernels:
             mean = mean + gains[i] * (rows[-1] - mean)
         grads = torch.randn(12, 5, generator=generator, dtype=torch.float64)
         (torch.stack(rows) * grads).sum().backward()
-        found = kernels.adjoint(grads.float().numpy(), gains.float().numpy(), keep)
+        found = kernels.prediction_adjoint(grads.float().numpy(), gains.float().numpy(), keep)
         assert added.grad is not None
         np.testing.assert_allclose(found, added.grad.numpy(), rtol=1e-4, atol=1e-5)
 
@@ -154,7 +154,7 @@ class TestKernels:
     def test_slopes_of_bits_lead_from_a_level_to_the_next(self, boost: float) -> None:
         levels = np.repeat([0, 1, -1, 2], [600, 200, 100, 50])[:, None]
         groups = np.zeros(950, np.uint8)
-        cost, low = kernels.tables(levels, groups)
+        cost, low = kernels.bit_tables(levels, groups)
 
         def bits_of(level: int) -> float:
             return float(cost[0, 0, level - low])
@@ -182,7 +182,7 @@ class TestKernels:
         latents = rng.normal(scale=2, size=(200, 2)).astype(np.float32)
         levels = np.rint(latents).astype(np.int64)
         groups = rng.integers(0, 2, 200).astype(np.uint8)
-        moved = kernels.cheaper(latents, levels, groups, thrift, boost)
+        moved = kernels.moved_to_fewer_bits(latents, levels, groups, thrift, boost)
         size = np.abs(latents)
         inner = np.where(size < 1 + boost, 0, np.floor(size - boost) + boost)
         outer = np.where(size < 1 + boost, 1 + boost, inner + 1)
@@ -203,7 +203,7 @@ class TestKernels:
         base = base[morton_order(base)]
         depth = rng.integers(3, 33, 40)
         wanted = (base.astype(np.int64) + rng.integers(0, 1 << spread, (40, 3))).astype(np.uint32)
-        found = kernels.placed(base, wanted, depth)
+        found = kernels.kept_in_order(base, wanted, depth)
 
         def path(cell: Any, levels: int) -> str:
             bits = [f"{v:032b}" for v in cell]
@@ -234,7 +234,7 @@ class TestStraightThrough:
     def test_values_pass_bit_for_bit_and_gradients_go_to_the_proxy(self) -> None:
         value = torch.tensor([1 / 3, 1e9, -0.0])
         proxy = torch.tensor([5.0, 6.0, 7.0], requires_grad=True)
-        out = through(value, proxy)
+        out = straight_through(value, proxy)
         (out * torch.tensor([1.0, 2.0, 3.0])).sum().backward()
         assert torch.equal(out, value)
         assert proxy.grad is not None
@@ -261,7 +261,7 @@ class TestStraightThrough:
             )
 
         angles = torch.zeros(6, 3, dtype=torch.float64, requires_grad=True)
-        out = turned(quaternions, angles)
+        out = rotated_straight_through(quaternions, angles)
         (out * weights).sum().backward()
         assert torch.equal(out, quaternions)
         for axis in range(3):
@@ -274,7 +274,7 @@ class TestStraightThrough:
 
 class TestPrice:
     def test_it_rises_while_the_file_is_too_large_and_falls_while_it_is_small(self) -> None:
-        price = Price(loss=0.1, bits=1000.0, nbytes=125, allowed=125)
+        price = RateControl(loss=0.1, bits=1000.0, nbytes=125, allowed=125)
         start = float(price.value)
         bits = torch.tensor(2000.0, requires_grad=True)
         cost = price(bits, lambda: 250)
@@ -292,7 +292,7 @@ class TestPrice:
     @pytest.mark.parametrize("excess", [-0.002, 0.0, 0.002])
     def test_while_bytes_differ_a_little_the_price_does_by_far(self, excess: float) -> None:
         """The swing of following the excess alone is damped."""
-        price = Price(loss=0.1, bits=1000.0, nbytes=1_000_000, allowed=1_000_000)
+        price = RateControl(loss=0.1, bits=1000.0, nbytes=1_000_000, allowed=1_000_000)
         start = float(price.value)
         nbytes = round(1_002_000 * (1 + excess))
         cost = price(torch.tensor(1000.0), lambda: nbytes)
@@ -301,13 +301,13 @@ class TestPrice:
 
     @pytest.mark.parametrize(("nbytes", "rises"), [(125_100, False), (125_400, True)])
     def test_it_aims_a_little_above_what_is_allowed(self, nbytes: int, rises: bool) -> None:
-        price = Price(loss=0.1, bits=1000.0, nbytes=125_000, allowed=125_000)
+        price = RateControl(loss=0.1, bits=1000.0, nbytes=125_000, allowed=125_000)
         start = float(price.value)
         price(torch.tensor(1000.0), lambda: nbytes)
         assert (float(price.value) > start) == rises
 
     def test_what_the_bits_really_take_is_measured_now_and_then(self) -> None:
-        price = Price(loss=0.1, bits=1000.0, nbytes=125, allowed=125)
+        price = RateControl(loss=0.1, bits=1000.0, nbytes=125, allowed=125)
         calls = []
 
         def nbytes() -> int:
@@ -323,7 +323,7 @@ class TestPrice:
     @pytest.mark.parametrize(("step", "nbytes"), [(0, 1_252_500), (20, 1_120_270), (70, 1_002_000)])
     def test_bytes_are_shed_at_the_pace_of_the_training(self, step: int, nbytes: int) -> None:
         """A file that begins too large is not too large yet: it loses its bytes by 40 of 100."""
-        price = Price(loss=0.1, bits=1000.0, nbytes=1_252_500, allowed=1_000_000)
+        price = RateControl(loss=0.1, bits=1000.0, nbytes=1_252_500, allowed=1_000_000)
         price.begin(100)
         start = float(price.value)
         price.steps.fill_(step)
@@ -335,7 +335,7 @@ class TestPrice:
         assert float(price.value) > start * 1.01
 
     def test_it_is_saved_with_the_student(self) -> None:
-        price = Price(loss=0.1, bits=10.0, nbytes=10, allowed=10)
+        price = RateControl(loss=0.1, bits=10.0, nbytes=10, allowed=10)
         assert dict(price.named_buffers()).keys() == {"value", "scale", "steps"}
 
 

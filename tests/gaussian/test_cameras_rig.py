@@ -10,7 +10,7 @@ from render_scenes import scene
 
 from dpq_core.errors import SourceError, SpecError
 from dpq_gaussian.rendering import render
-from dpq_gaussian.rendering.viewpoints import UPS, VIEWS, find_stage, orbit, rig
+from dpq_gaussian.rendering.viewpoints import UPS, VIEWS, find_bounds, orbit, rig
 from dpq_gaussian.scene import Scene
 
 
@@ -106,7 +106,7 @@ def test_an_orbit_swings_in_front_of_walls():
 
 @pytest.mark.parametrize("up", UPS)
 def test_any_axis_can_point_up(up):
-    stage = find_stage(ball(), up)
+    stage = find_bounds(ball(), up)
     for elevation in (-40, 10, 80):
         view = stage.camera(azimuth=33, elevation=elevation, distance=1, width=9, height=9)
         raised = float(view.centre @ np.array(UPS[up]))

@@ -25,7 +25,7 @@ from dpq_gaussian.cameras.surrounding import surrounding_cameras
 from dpq_gaussian.codec import SceneFile, decode_scene, encode, iter_chunks, parameters
 from dpq_gaussian.codec.decoding import UnwrittenScene
 from dpq_gaussian.codec.distortion import measure
-from dpq_gaussian.codec.encoding import encode_again, grid_of
+from dpq_gaussian.codec.encoding import encode_again, to_grid
 from dpq_gaussian.codec.parameters import parameters_from_json, parameters_to_json
 from dpq_gaussian.codec.rotations import quaternions, sorted_axes, turns
 from dpq_gaussian.formats import write_scene
@@ -128,7 +128,7 @@ def test_finer_parameters_lower_every_error_and_are_valid(factor: float) -> None
     order, classes = coarse.order, coarse.classes
     corner, side = np.array(finer.cube[:3]), finer.cube[3]
     ordered = scene.take(order)
-    grid = grid_of(np.ascontiguousarray(ordered.positions), corner, side)
+    grid = to_grid(np.ascontiguousarray(ordered.positions), corner, side)
     again = encode_again(ordered, grid, classes, finer, np.zeros((0, 0), np.float32))
     errors = [measure(scene, coarse), measure(ordered, again)]
     if factor == 1.0:

@@ -9,7 +9,7 @@ import pytest
 from splat_files import SPLATS, changed, make_scene
 
 from dpq_core.errors import SourceError, SpecError
-from dpq_gaussian.formats import SYSTEMS, convert, like, read_scene, write_scene
+from dpq_gaussian.formats import SYSTEMS, convert, read_scene, turned_like, write_scene
 
 
 def colours(scene, directions):
@@ -125,14 +125,14 @@ def test_like_finds_the_orientation(seed):
     places = scene.positions * np.float32([1, 1, 0.2]) + np.float32([0, 0.4, 0.1])
     scene = changed(scene, positions=places)
     noisy = changed(scene, positions=places + np.float32(0.01) * make_scene(3000, 0, 9).positions)
-    assert like(noisy, scene) is noisy
+    assert turned_like(noisy, scene) is noisy
     turned = convert(noisy, "rdf", "rub")
-    assert np.allclose(like(turned, scene).positions, noisy.positions)
+    assert np.allclose(turned_like(turned, scene).positions, noisy.positions)
     few = noisy.take(slice(0, None, 7))
-    assert like(few, scene) is few
+    assert turned_like(few, scene) is few
     nowhere = changed(scene, positions=np.full_like(places, math.nan))
     with pytest.raises(SourceError, match="no orientation"):
-        like(nowhere, scene)
+        turned_like(nowhere, scene)
 
 
 @pytest.mark.needs_data("splats/amaebi_78k_sh3.ply", "splats/amaebi.spz")
@@ -148,4 +148,4 @@ def test_an_spz_and_its_ply():
     gaps = np.abs(loaded.scene.opacity_logits - ply.opacity_logits)
     assert gaps[inside].max() < 1e-4
     raw = read_scene(SPLATS / "amaebi.spz", axes="rdf").scene
-    assert np.array_equal(like(raw, ply).sh_rest, ply.sh_rest)
+    assert np.array_equal(turned_like(raw, ply).sh_rest, ply.sh_rest)

@@ -21,7 +21,7 @@ from dpq_gaussian import budget as byte_budget
 from dpq_gaussian.adapter import GaussianAdapter
 from dpq_gaussian.cameras.surrounding import near_plane, surrounding_cameras
 from dpq_gaussian.codec import decode_scene
-from dpq_gaussian.compress import coded, prepare
+from dpq_gaussian.compress import encode_prepared, prepare
 from dpq_gaussian.formats import write_scene
 from dpq_gaussian.loading import load_scene
 from dpq_gaussian.options import CompressOptions
@@ -132,9 +132,9 @@ def test_bytes_go_where_pictures_need_them() -> None:
             byte_budget.LEVELS, sizes, tuple(hurt / f**2 for f in byte_budget.LEVELS)
         )
 
-    found = byte_budget.spread({"color": curve(1.0), "opacity": curve(64.0)}, 20_000)
+    found = byte_budget.best_factors({"color": curve(1.0), "opacity": curve(64.0)}, 20_000)
     assert found["opacity"] > 2 * found["color"]
-    same = byte_budget.spread({"color": curve(1.0), "opacity": curve(1.0)}, 20_000)
+    same = byte_budget.best_factors({"color": curve(1.0), "opacity": curve(1.0)}, 20_000)
     assert 0.8 <= same["opacity"] / same["color"] <= 1.25
 
 
@@ -143,17 +143,17 @@ def test_a_sample_is_runs_of_neighbours_and_tells_the_whole(
 ) -> None:
     prepared = prepare(str(written(tmp_path, make_scene(6000))), CompressOptions(), Run())
     base = CompressOptions().policy()
-    whole = coded(prepared, base)
+    whole = encode_prepared(prepared, base)
     monkeypatch.setattr(byte_budget, "SAMPLE", 2048)
     monkeypatch.setattr(byte_budget, "RUN", 256)
-    picked = byte_budget.sample(prepared)
+    picked = byte_budget.sampled_rows(prepared)
     assert prepared.kept is not None
     assert set(picked) <= set(prepared.kept)
     assert 1500 < len(picked) == len(set(picked)) <= 2048
     assert np.all(np.diff(picked) > 0)
     near = np.isin(whole.order, picked)  # in the order of the file: few borders
     assert int((near[1:] != near[:-1]).sum()) <= 2 * 2048 / 256
-    found, fixed = byte_budget.curves(prepared, base)
+    found, fixed = byte_budget.measure_curves(prepared, base)
     for name, (_, streams, _) in byte_budget.PARTS.items():
         nbytes = sum(len(part) for stream in streams for part in whole.chunked[stream])
         assert found[name].at(1.0).nbytes == pytest.approx(nbytes, rel=0.1)

@@ -1,1 +1,1 @@
-"""Calibration of a compressed scene: its stored numbers are trained so that pictures get better."""
+"""Calibration of a compressed scene: training of the stored numbers on pictures."""

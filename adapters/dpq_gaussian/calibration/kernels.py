@@ -1,4 +1,4 @@
-"""Compiled loops of calibration: turning axes, the running mean of harmonics, and bits."""
+"""Compiled loops of calibration: rotations, order of positions, rounding and bit estimates."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def _turned(axes: Any, angles: Any, out: Any) -> None:
             out[i, k, 2] = d * c + (x * b - y * a) * s + z * along
 
 
-def turned(
+def rotated_axes(
     axes: npt.NDArray[np.float64], angles: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """Unit vectors ``[n, 3, 3]``, the three rows of each turned by a rotation vector ``[n, 3]``."""
+    """Rotates unit vectors (rows of ``[n, 3, 3]``) by rotation vectors ``[n, 3]``."""
     out = np.empty_like(axes)
     _turned(axes, angles, out)
     return out
@@ -50,7 +50,7 @@ def turned(
 
 @_jit
 def _ordered(first: Any, second: Any, depth: Any) -> Any:
-    """Whether a cell of the octree is not before another one at that depth, along the order."""
+    """Whether ``second`` does not precede ``first`` in Morton order, compared to one depth."""
     x, y, z = np.uint64(first[0]), np.uint64(first[1]), np.uint64(first[2])
     a, b, c = np.uint64(second[0]), np.uint64(second[1]), np.uint64(second[2])
     bit = parting_bit(x ^ a, y ^ b, z ^ c)
@@ -60,28 +60,28 @@ def _ordered(first: Any, second: Any, depth: Any) -> Any:
 
 
 @_jit
-def _placed(base: Any, wanted: Any, depth: Any, out: Any) -> None:
+def _placed(base: Any, moved: Any, depth: Any, out: Any) -> None:
     for i in range(len(base)):
-        out[i] = wanted[i]
-        fits = i == 0 or _ordered(out[i - 1], wanted[i], min(depth[i - 1], depth[i]))
+        out[i] = moved[i]
+        fits = i == 0 or _ordered(out[i - 1], moved[i], min(depth[i - 1], depth[i]))
         if fits and i + 1 < len(base):  # the next one can always stay
-            fits = _ordered(wanted[i], base[i + 1], min(depth[i], depth[i + 1]))
+            fits = _ordered(moved[i], base[i + 1], min(depth[i], depth[i + 1]))
         if not fits:
             out[i] = base[i]
 
 
-def placed(
-    base: npt.NDArray[np.uint32], wanted: npt.NDArray[np.uint32], depth: npt.NDArray[np.int64]
+def kept_in_order(
+    base: npt.NDArray[np.uint32], moved: npt.NDArray[np.uint32], depth: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.uint32]:
-    """Where Gaussians may be so that the order of the file stays: as wanted, or else as before.
+    """Moves Gaussians to new positions, unless that would break the Morton order.
 
     Args:
         base: positions on the octree's finest grid ``[n, 3]``, in Morton order.
-        wanted: where they should be.
+        moved: where they should be.
         depth: levels of the octree at which each is stored ``[n]``.
     """
     out = np.empty_like(base)
-    _placed(base, wanted, depth, out)
+    _placed(base, moved, depth, out)
     return out
 
 
@@ -90,17 +90,17 @@ def _levels(latents: Any, dead_zone: Any, symbols: Any, counts: Any) -> None:
     for i in range(latents.shape[0]):
         counts[i] = 0
         for j in range(latents.shape[1]):
-            wanted = min(max(latents[i, j], np.float32(-32766)), np.float32(32766))
-            level = np.floor(abs(wanted) + dead_zone)
-            symbols[i, j] = -level if wanted < 0 else level
+            value = min(max(latents[i, j], np.float32(-32766)), np.float32(32766))
+            level = np.floor(abs(value) + dead_zone)
+            symbols[i, j] = -level if value < 0 else level
             if level != 0:
                 counts[i] = j + 1
 
 
-def levels(
+def round_with_dead_zone(
     latents: FloatArray, dead_zone: float
 ) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int32]]:
-    """Symbols int16 ``[n, R]`` of harmonics in steps ``[n, R]``, and how many are stored ``[n]``.
+    """Rounds harmonics ``[n, R]`` with a dead zone; also counts the stored symbols ``[n]``.
 
     Args:
         latents: in steps.
@@ -123,8 +123,8 @@ def _adjoint(grads: Any, gains: Any, keep: Any, out: Any) -> None:
             later[k] = (1 - gains[i]) * later[k] + keep * total
 
 
-def adjoint(grads: FloatArray, gains: FloatArray, keep: float) -> FloatArray:
-    """Gradients by what is added to the prediction of harmonics, of one chunk (FORMAT.md, G9).
+def prediction_adjoint(grads: FloatArray, gains: FloatArray, keep: float) -> FloatArray:
+    """Back-propagates through the running-mean prediction of one chunk (FORMAT.md, G9).
 
     Args:
         grads: by the harmonics that are restored ``[n, m]``.
@@ -138,7 +138,7 @@ def adjoint(grads: FloatArray, gains: FloatArray, keep: float) -> FloatArray:
 
 @_jit
 def _segment(value: Any, tables: Any, group: Any, column: Any, low: Any, boost: Any) -> Any:
-    """The nodes that a latent lies between, nearer to zero first, and the slope of bits there.
+    """The two levels around a latent, the smaller first, and the slope of the bits between.
 
     Nodes are what levels are restored as: 0, 1 + boost, 2 + boost ... and their negatives.
     """
@@ -190,14 +190,14 @@ def _total(levels: Any, groups: Any, tables: Any, low: Any) -> Any:
     return total
 
 
-def tables(levels: npt.NDArray[Any], groups: npt.NDArray[np.uint8]) -> tuple[FloatArray, int]:
-    """Bits of each level by how often it occurs ``[groups, k, levels]``, and the lowest level.
+def bit_tables(levels: npt.NDArray[Any], groups: npt.NDArray[np.uint8]) -> tuple[FloatArray, int]:
+    """Bits of each level by its frequency ``[groups, k, levels]``, and the lowest level.
 
     A column of a group has a table of its own; levels beside those that occur have a place too.
 
     Args:
         levels: integers ``[n, k]``.
-        groups: of each row ``[n]``.
+        groups: group of each row ``[n]``.
     """
     low, high = int(levels.min(initial=0)) - 1, int(levels.max(initial=0)) + 1
     counts = np.full((int(groups.max()) + 1, levels.shape[1], high - low + 1), _UNSEEN)
@@ -205,23 +205,23 @@ def tables(levels: npt.NDArray[Any], groups: npt.NDArray[np.uint8]) -> tuple[Flo
     return -np.log2(counts / counts.sum(axis=-1, keepdims=True)).astype(np.float32), low
 
 
-def cheaper(
+def moved_to_fewer_bits(
     latents: FloatArray,
     levels: npt.NDArray[Any],
     groups: npt.NDArray[np.uint8],
     thrift: float,
     boost: float = 0.0,
 ) -> FloatArray:
-    """Latents ``[n, k]`` moved down the slope of their bits, at most to the next level.
+    """Moves latents ``[n, k]`` towards cheaper symbols, at most to the next level.
 
     Args:
         latents: as of ``bits``, like the other arguments.
         levels: rounded latents.
-        groups: of each row.
+        groups: group of each row.
         thrift: steps per bit.
-        boost: of the magnitudes.
+        boost: addition to the magnitudes, in steps.
     """
-    cost, low = tables(levels, groups)
+    cost, low = bit_tables(levels, groups)
     out = np.empty_like(latents)
     _cheaper(latents, groups, cost, low, np.float32(boost), np.float32(thrift), out)
     return out
@@ -231,7 +231,7 @@ class _Bits(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, latents: Tensor, levels: Any, groups: Any, boost: float) -> Tensor:
         values = np.ascontiguousarray(latents.detach().cpu().numpy())
-        cost, low = tables(levels, groups)
+        cost, low = bit_tables(levels, groups)
         slopes = np.empty(values.shape, np.float32)
         _slopes(values, groups, cost, low, np.float32(boost), slopes)
         ctx.save_for_backward(torch.from_numpy(slopes).to(latents.device))
@@ -246,14 +246,14 @@ class _Bits(torch.autograd.Function):
 def bits(
     latents: Tensor, levels: npt.NDArray[Any], groups: npt.NDArray[np.uint8], boost: float = 0.0
 ) -> Tensor:
-    """Bits of rounded latents ``[n, k]``, which cost by how often they occur; differentiable.
+    """Estimates the bits of rounded latents ``[n, k]`` from frequencies, differentiably.
 
     The derivative is that of the linear interpolation between levels, frequencies taken as given.
 
     Args:
         latents: in steps.
         levels: the same, rounded.
-        groups: of each row ``[n]``; every column of a group has frequencies of its own.
+        groups: group of each row ``[n]``; every column of a group has frequencies of its own.
         boost: in steps, added to every magnitude when it is restored.
     """
     return cast(Tensor, _Bits.apply(latents, levels, groups, boost))  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Where calibration starts: symbols of a coded scene, and the original within their bins."""
+"""The latents that calibration begins with: the original's values, limited to stored bins."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from dpq_core.errors import SourceError
 from dpq_gaussian.codec.decoding import CodedScene, SceneFile, UnwrittenScene
-from dpq_gaussian.codec.encoding import encode_again, grid_of
-from dpq_gaussian.codec.grids import SPINS, UNIT, Ints, depths, spacing
+from dpq_gaussian.codec.encoding import encode_again, to_grid
+from dpq_gaussian.codec.grids import SPINS, UNIT, Ints, depths, grid_spacing
 from dpq_gaussian.codec.layout import rotation_grids
 from dpq_gaussian.codec.parameters import Parameters
 from dpq_gaussian.codec.rotations import sorted_axes, turns
@@ -34,14 +34,14 @@ _MOVED = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stored:
-    """What a coded scene holds, all chunks together, and the scene that it was made of.
+class StoredScene:
+    """The content of a coded scene, chunks joined, beside the scene it was made from.
 
     Attributes:
-        parameters: of the codec.
-        table: of the harmonics: principal axes ``[R, 3 M]``, or codebooks ``[C, K, d]``.
+        parameters: numbers of the codec.
+        table: table of the harmonics: principal axes ``[R, 3 M]``, or codebooks ``[C, K, d]``.
         decoded: the scene that is read from it.
-        symbols: of every sequence but those of harmonics that are coded by axes.
+        symbols: symbols of every sequence except those of harmonics that are coded by axes.
         harmonics: symbols along the axes ``[n, R]``, or codes ``[n, G]``.
         original: the uncompressed scene in the order of the file.
         order: the Gaussians of the file in the uncompressed scene ``[n]``.
@@ -59,12 +59,12 @@ class Stored:
 
     @property
     def classes(self) -> npt.NDArray[np.uint8]:
-        """Of importance ``[n]``."""
+        """Classes of importance ``[n]``."""
         return self.symbols["class"].astype(np.uint8)
 
 
-def read(file: SceneFile, original: Scene, baseline: str) -> Stored:
-    """Everything that a student starts from.
+def read(file: SceneFile, original: Scene, baseline: str) -> StoredScene:
+    """Reads a coded scene and finds its Gaussians in the original.
 
     Args:
         file: to calibrate.
@@ -77,20 +77,20 @@ def read(file: SceneFile, original: Scene, baseline: str) -> Stored:
     """
     stored = _joined(file)
     order, grid = _matched(file, stored["decoded"], original, baseline)
-    return Stored(**stored, original=original.take(order), order=order, grid=grid)
+    return StoredScene(**stored, original=original.take(order), order=order, grid=grid)
 
 
-def refined(stored: Stored, factor: float) -> Stored:
-    """The original coded anew, with steps divided by a factor; classes and order stay."""
+def encoded_finer(stored: StoredScene, factor: float) -> StoredScene:
+    """Codes the original again with steps divided by ``factor``, in the same order and classes."""
     p = stored.parameters.refined(factor)
     encoded = encode_again(stored.original, stored.grid, stored.classes, p, stored.table)
-    found = _joined(UnwrittenScene(encoded))
-    return Stored(**found, original=stored.original, order=stored.order, grid=stored.grid)
+    fields = _joined(UnwrittenScene(encoded))
+    return StoredScene(**fields, original=stored.original, order=stored.order, grid=stored.grid)
 
 
-def as_encoded(stored: Stored) -> bool:
-    """Whether the symbols are those that the encoder chooses; calibration chooses others."""
-    fresh = refined(stored, 1.0)
+def has_encoder_symbols(stored: StoredScene) -> bool:
+    """Whether the stored symbols are the encoder's own, and not those of a calibration."""
+    fresh = encoded_finer(stored, 1.0)
     pairs = [(fresh.symbols[name], values) for name, values in stored.symbols.items()]
     pairs.append((fresh.harmonics, stored.harmonics))
     if any(one.shape != other.shape for one, other in pairs):
@@ -100,12 +100,12 @@ def as_encoded(stored: Stored) -> bool:
 
 
 def _joined(coded: CodedScene) -> dict[str, Any]:
-    """Of ``Stored``, what is read from a coded scene."""
+    """The fields of ``StoredScene`` that come from the coded scene, by name."""
     chunks = [coded.chunk_and_symbols(index) for index in range(coded.chunks)]
     scenes = [scene.arrays() for scene, _ in chunks]
     decoded = Scene(**{name: np.concatenate([s[name] for s in scenes]) for name in scenes[0]})
     symbols = {
-        name: np.concatenate([found.sequences[name][0] for _, found in chunks])
+        name: np.concatenate([chunk_symbols.sequences[name][0] for _, chunk_symbols in chunks])
         for name in chunks[0][1].sequences
     }
     codes = [symbols[name] for name in symbols if name.startswith("code")]
@@ -129,7 +129,7 @@ def _joined(coded: CodedScene) -> dict[str, Any]:
 def _matched(
     file: SceneFile, decoded: Scene, original: Scene, baseline: str
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint32]]:
-    """The original's Gaussians in the order of the file, and their cells."""
+    """Indices of the original's Gaussians in the file's order, and their grid coordinates."""
     kept = visible(original)
     if kept is None:
         kept = np.arange(len(original))
@@ -139,10 +139,10 @@ def _matched(
             f"{other}: {len(file):,} Gaussians, not {len(kept):,}; say which with --baseline"
         )
     corner, side = np.array(file.parameters.cube[:3]), file.parameters.cube[3]
-    grid = grid_of(np.ascontiguousarray(original.positions[kept]), corner, side)
+    grid = to_grid(np.ascontiguousarray(original.positions[kept]), corner, side)
     along = morton_order(grid)
     order, grid = kept[along], grid[along]
-    cells = grid_of(decoded.positions, corner, side)
+    cells = to_grid(decoded.positions, corner, side)
     apart = np.abs(cells.astype(np.int64) - grid).max(axis=1)
     coarsest = 2.0 ** (32 - file.parameters.depth_least)
     if (apart > _MOVED * coarsest).any():
@@ -150,13 +150,13 @@ def _matched(
     return order, grid
 
 
-def within(values: npt.NDArray[np.float64], symbols: npt.NDArray[np.int32]) -> FloatArray:
-    """Values in steps, moved into the bins of the symbols: they round to these."""
+def clipped_to_bins(values: npt.NDArray[np.float64], symbols: npt.NDArray[np.int32]) -> FloatArray:
+    """Limits values, in steps, to the bins of their symbols, so that they round to them."""
     return np.clip(values, symbols - _INSIDE, symbols + _INSIDE).astype(np.float32)
 
 
-def sizes(levels: npt.NDArray[np.integer[Any]], step: Ints) -> tuple[Ints, Ints, Ints]:
-    """Logs of the standard deviations in units, longest first, of symbols ``[n, 3]``."""
+def log_sizes(levels: npt.NDArray[np.integer[Any]], step: Ints) -> tuple[Ints, Ints, Ints]:
+    """Log standard deviations in fixed-point units, longest first, from symbols ``[n, 3]``."""
     large = levels[:, 0] * step
     middle = large - levels[:, 1] * step
     return large, middle, middle - levels[:, 2] * step
@@ -165,14 +165,14 @@ def sizes(levels: npt.NDArray[np.integer[Any]], step: Ints) -> tuple[Ints, Ints,
 def depths_of(
     levels: npt.NDArray[np.integer[Any]], classes: npt.NDArray[np.uint8], p: Parameters
 ) -> Ints:
-    """Octree levels at which positions are stored ``[n]``, by the symbols of scales ``[n, 3]``."""
-    large, middle, _ = sizes(levels, np.array(p.scale_units, np.int64)[classes])
+    """Octree depths of positions ``[n]``, from the symbols of the scales ``[n, 3]``."""
+    large, middle, _ = log_sizes(levels, np.array(p.scale_units, np.int64)[classes])
     offsets = np.array(p.depth_offsets)
     return depths(large, middle, classes, offsets, p.depth_power, p.depth_least)
 
 
-def places_of(stored: Stored) -> tuple[FloatArray, npt.NDArray[np.float64]]:
-    """Positions relative to the original's, in cells ``[n, 3]``, and cells on the grid ``[n]``.
+def places_of(stored: StoredScene) -> tuple[FloatArray, npt.NDArray[np.float64]]:
+    """Offsets of positions in cells ``[n, 3]``, and the size of a cell in grid units ``[n]``.
 
     They are 0 but for Gaussians that an earlier calibration has moved to another cell.
     """
@@ -180,7 +180,7 @@ def places_of(stored: Stored) -> tuple[FloatArray, npt.NDArray[np.float64]]:
     symbols = np.stack([stored.symbols[k] for k in ("large", "middle", "small")], axis=1)
     depth = depths_of(symbols, stored.classes, p)
     cells = np.exp2(32.0 - depth)
-    now = grid_of(stored.decoded.positions, np.array(p.cube[:3]), p.cube[3])
+    now = to_grid(stored.decoded.positions, np.array(p.cube[:3]), p.cube[3])
     drop = (32 - depth).astype(np.uint64)[:, None]
     moved = (now.astype(np.uint64) >> drop) != (stored.grid.astype(np.uint64) >> drop)
     apart = (now.astype(np.float64) - stored.grid) / cells[:, None]
@@ -188,14 +188,14 @@ def places_of(stored: Stored) -> tuple[FloatArray, npt.NDArray[np.float64]]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shape:
-    """Where scales and rotations start.
+class InitialShape:
+    """Initial values of the scales and rotations.
 
     Attributes:
         levels: scales in steps ``[n, 3]``: large, middle, small.
         axes: unit vectors by falling length, rows ``[n, 3, 3]``.
         levers: the same rows as rotation vectors: by one grid step about each axis.
-        steps: of the scales, in nats ``[n]``.
+        steps: steps of the scales, in nats ``[n]``.
     """
 
     levels: FloatArray
@@ -204,17 +204,17 @@ class Shape:
     steps: FloatArray
 
 
-def shape_of(stored: Stored) -> Shape:
-    """Scales and rotations of the original, where they round to what is stored."""
+def shape_of(stored: StoredScene) -> InitialShape:
+    """Initial scales and rotations: the original's, where they round to the stored symbols."""
     p, classes = stored.parameters, stored.classes
     symbols = np.stack([stored.symbols[k] for k in ("large", "middle", "small")], axis=1)
     step = np.array(p.scale_units, np.int64)[classes]
-    large, middle, small = sizes(symbols, step)
+    large, middle, small = log_sizes(symbols, step)
     logs, axes = sorted_axes(stored.original.log_scales, stored.original.rotations)
     logs *= UNIT
-    wanted = np.stack([logs[:, 0], large - logs[:, 1], middle - logs[:, 2]], axis=1)
+    values = np.stack([logs[:, 0], large - logs[:, 1], middle - logs[:, 2]], axis=1)
     disc, direction, spin = rotation_grids(large, middle, small, classes, p)
-    grid, spins = spacing(direction), SPINS[spin]
+    grid, spins = grid_spacing(direction), SPINS[spin]
     _, restored = sorted_axes(stored.decoded.log_scales, stored.decoded.rotations)
     # On the rim of the hemisphere of directions, float32 may have ended on the wrong side.
     restored[np.abs(restored) < _RIM] = 0.0
@@ -224,33 +224,33 @@ def shape_of(stored: Stored) -> Shape:
     angles = np.repeat(1 / grid[:, None], 3, axis=1)
     # A turn about the axis that the direction tells is a spin.
     angles[np.arange(len(disc)), np.where(disc, 2, 0)] = np.pi / spins
-    return Shape(
-        levels=within(wanted / step[:, None], symbols),
+    return InitialShape(
+        levels=clipped_to_bins(values / step[:, None], symbols),
         axes=axes,
         levers=(axes * angles[:, :, None]).astype(np.float32),
         steps=(step / UNIT).astype(np.float32),
     )
 
 
-def opacity_of(stored: Stored) -> tuple[FloatArray, FloatArray]:
-    """Logits in steps ``[n]``, and the steps ``[n]``."""
+def opacity_of(stored: StoredScene) -> tuple[FloatArray, FloatArray]:
+    """Initial opacity logits in steps ``[n]``, and the steps ``[n]``."""
     steps = np.array(stored.parameters.opacity_units)[stored.classes] / UNIT
-    wanted = stored.original.opacity_logits / steps
-    return within(wanted, stored.symbols["logit"]), steps.astype(np.float32)
+    values = stored.original.opacity_logits / steps
+    return clipped_to_bins(values, stored.symbols["logit"]), steps.astype(np.float32)
 
 
-def color_of(stored: Stored) -> tuple[FloatArray, FloatArray]:
-    """Constant coefficients along their axes, in steps ``[n, 3]``, and the steps ``[n]``."""
+def color_of(stored: StoredScene) -> tuple[FloatArray, FloatArray]:
+    """Initial colours along their axes, in steps ``[n, 3]``, and the steps ``[n]``."""
     p = stored.parameters
     basis, mean = np.reshape(p.color_basis[:9], (3, 3)), np.array(p.color_basis[9:])
     steps = np.array(p.color_units)[stored.classes] / UNIT
-    wanted = (stored.original.sh_dc - mean) @ basis.T / steps[:, None]
+    values = (stored.original.sh_dc - mean) @ basis.T / steps[:, None]
     symbols = np.stack([stored.symbols[k] for k in ("first", "second", "third")], axis=1)
-    return within(wanted, symbols), steps.astype(np.float32)
+    return clipped_to_bins(values, symbols), steps.astype(np.float32)
 
 
-def harmonics_of(stored: Stored, dead_zone: float) -> tuple[FloatArray, FloatArray]:
-    """Harmonics along the axes, in steps ``[n, R]``, and the steps ``[n]``.
+def harmonics_of(stored: StoredScene, dead_zone: float) -> tuple[FloatArray, FloatArray]:
+    """Initial harmonics along the axes, in steps ``[n, R]``, and the steps ``[n]``.
 
     Args:
         stored: whose harmonics are coded along axes.
@@ -261,10 +261,10 @@ def harmonics_of(stored: Stored, dead_zone: float) -> tuple[FloatArray, FloatArr
     missing = (stored.original.sh_rest - stored.decoded.sh_rest).reshape(len(symbols), -1)
     size = np.abs(symbols)
     kept = np.sign(symbols) * (size + p.harmonic_boost)
-    wanted = kept + missing.astype(np.float64) @ stored.table.T / steps[:, None]
+    values = kept + missing.astype(np.float64) @ stored.table.T / steps[:, None]
     margin = 0.5 - _INSIDE
     most = size + 1 - dead_zone - margin
     least = np.where(symbols == 0, -most, size - dead_zone + margin)
-    wanted = np.where(symbols < 0, -1, 1) * wanted
-    wanted = np.where(symbols < 0, -1, 1) * np.clip(wanted, least, most)
-    return wanted.astype(np.float32), steps.astype(np.float32)
+    values = np.where(symbols < 0, -1, 1) * values
+    values = np.where(symbols < 0, -1, 1) * np.clip(values, least, most)
+    return values.astype(np.float32), steps.astype(np.float32)

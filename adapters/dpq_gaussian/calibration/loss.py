@@ -102,8 +102,8 @@ def _blurred(planes: FloatArray) -> FloatArray:
     return out
 
 
-class Target:
-    """What a picture should be, and the moments of its windows.
+class TargetPicture:
+    """The picture that a view should become, with its precomputed SSIM moments.
 
     Attributes:
         photo: float32 ``[H, W, 3]`` in [0, 1].
@@ -119,7 +119,7 @@ class Target:
 
     @property
     def nbytes(self) -> int:
-        """Memory that it takes."""
+        """Memory of the picture and its moments, in bytes."""
         return 16 * self.photo.numel()
 
     def ssim(self, picture: Tensor) -> Tensor:
@@ -134,13 +134,13 @@ class Target:
         return (1 - share) * difference + share * (1 - self.ssim(picture))
 
     def psnr(self, picture: Tensor) -> float:
-        """Decibels, of the picture as it would be shown: clamped to [0, 1]."""
+        """PSNR in dB of a picture ``[H, W, 3]``, clamped to [0, 1], against the target."""
         error = (picture.clamp(0, 1) - self.photo).square().mean()
         return float(-10 * torch.log10(error))
 
 
 def ssim_reference(picture: Tensor, photo: Tensor) -> Tensor:
-    """``Target.ssim`` by torch operations: the oracle, and the path of a GPU."""
+    """``TargetPicture.ssim`` by torch operations: the oracle, and the path of a GPU."""
     weights = torch.from_numpy(_WEIGHTS).to(picture)
     kernel = torch.outer(weights, weights).expand(3, 1, -1, -1)
 
@@ -160,7 +160,7 @@ class _SSIM(torch.autograd.Function):
     """The mean of the SSIM of a picture with a target; its gradient is made on the way."""
 
     @staticmethod
-    def forward(ctx: Any, picture: Tensor, target: Target) -> Tensor:
+    def forward(ctx: Any, picture: Tensor, target: TargetPicture) -> Tensor:
         x = picture.detach().permute(2, 0, 1).contiguous().numpy()
         planes = np.empty((9, *x.shape[1:]), np.float32)
         _products(x, target.planes, planes)

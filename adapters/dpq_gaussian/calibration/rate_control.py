@@ -1,4 +1,4 @@
-"""The price of a bit: it rises and falls so that the file gets as large as it may be."""
+"""Rate control: the price of a bit in the loss, adapted until the file has its allowed size."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ _EVERY = 20
 """Steps between two codings, which tell how many bytes the estimated bits really take."""
 
 
-class Price(nn.Module):
-    """What a bit costs.
+class RateControl(nn.Module):
+    """The price of a bit, which follows the excess of the file over its allowed bytes.
 
     Attributes:
-        value: in units of the loss, a scalar.
+        value: price of a bit in units of the loss, a scalar.
         scale: bytes of the file per estimated bit, a scalar.
-        steps: taken, a scalar.
+        steps: training steps taken, a scalar.
     """
 
     value: Tensor
@@ -48,12 +48,12 @@ class Price(nn.Module):
     steps: Tensor
 
     def __init__(self, *, loss: float, bits: float, nbytes: int, allowed: int) -> None:
-        """Begin with the price that the file was probably made at.
+        """Begin with the price at which the file was probably coded.
 
         Args:
-            loss: of the student as it came.
-            bits: estimated, of it.
-            nbytes: that it takes.
+            loss: loss of the student as it came.
+            bits: its estimated bits.
+            nbytes: bytes that it takes.
             allowed: bytes that the file may take in the end.
         """
         super().__init__()
@@ -63,7 +63,7 @@ class Price(nn.Module):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def forward(self, bits: Tensor, nbytes: Callable[[], int]) -> Tensor:
-        """Cost of the bits in this step; afterwards the price follows the excess of bytes.
+        """The cost of the bits in this step, after which the price follows the excess of bytes.
 
         Args:
             bits: estimated; the cost is differentiable by them.
@@ -78,11 +78,11 @@ class Price(nn.Module):
         return bits * (float(self.value) * math.exp(_limited(_DAMPING * excess, _LARGEST_DAMPING)))
 
     def begin(self, steps: int) -> None:
-        """Training has so many steps: what is too much is shed in a part of them."""
+        """Plan the decrease to the allowed bytes over a share of the training steps."""
         self._shed = _SHED * steps
 
     def _aim(self) -> float:
-        """Bytes that the file should take by now."""
+        """Bytes that the file should have at this step of the training."""
         share = 1 - int(self.steps) / self._shed if self._shed else 0.0
         excess: float = max(1.0, self._first / self._last) ** max(0.0, share)
         return excess * self._last

@@ -1,4 +1,4 @@
-"""Straight-through gradients: values as the file will restore them, gradients as if unrounded."""
+"""Straight-through estimators (Bengio et al. 2013): exact values whose gradient skips rounding."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class _Through(torch.autograd.Function):
         return None, grads[0]
 
 
-def through(value: Tensor, proxy: Tensor) -> Tensor:
-    """``value``, bit for bit, whose gradient goes to ``proxy``, of the same shape."""
+def straight_through(value: Tensor, proxy: Tensor) -> Tensor:
+    """Returns ``value`` bit for bit, and passes its gradient to ``proxy`` of the same shape."""
     return cast(Tensor, _Through.apply(value, proxy))  # type: ignore[no-untyped-call]
 
 
-def turned(quaternions: Tensor, angles: Tensor) -> Tensor:
-    """Quaternions ``[n, 4]`` as they are; gradients go to rotation vectors ``[n, 3]`` of the world.
+def rotated_straight_through(quaternions: Tensor, angles: Tensor) -> Tensor:
+    """Returns quaternions ``[n, 4]`` and passes gradients to rotation vectors ``[n, 3]``.
 
     Turning by a vector works alike on all quaternions that stand for the same Gaussian: which of
     them the file holds may change from one step to the next.
@@ -33,4 +33,4 @@ def turned(quaternions: Tensor, angles: Tensor) -> Tensor:
     a, b, c, d = quaternions.unbind(-1)
     change = [-x * b - y * c - z * d, x * a + y * d - z * c, y * a + z * b - x * d]
     change.append(z * a + x * c - y * b)
-    return through(quaternions, torch.stack(change, dim=-1))
+    return straight_through(quaternions, torch.stack(change, dim=-1))

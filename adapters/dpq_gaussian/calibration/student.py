@@ -1,4 +1,4 @@
-"""SceneStudent: what a scene file holds, as real numbers that are rounded whenever it is drawn.
+"""The trainable scene: the symbols of a file as real numbers, rounded whenever it is drawn.
 
 A *latent* is a symbol of the file (codec/FORMAT.md) before it is rounded, in steps; steps, classes
 and bases are those of the file. The student rounds its latents, restores the scene by the decoder
@@ -19,18 +19,18 @@ from torch import Tensor, nn
 from dpq_gaussian.calibration import kernels
 from dpq_gaussian.calibration.harmonics import AxisHarmonics, array, harmonics
 from dpq_gaussian.calibration.latents import (
-    Stored,
+    StoredScene,
     color_of,
     depths_of,
     opacity_of,
     places_of,
     shape_of,
 )
-from dpq_gaussian.calibration.rate_control import Price
-from dpq_gaussian.calibration.straight_through import through, turned
+from dpq_gaussian.calibration.rate_control import RateControl
+from dpq_gaussian.calibration.straight_through import rotated_straight_through, straight_through
 from dpq_gaussian.codec import models
-from dpq_gaussian.codec.dequantize import restore
-from dpq_gaussian.codec.encoding import Encoded, code
+from dpq_gaussian.codec.dequantize import dequantize
+from dpq_gaussian.codec.encoding import Encoded, encode_symbols
 from dpq_gaussian.codec.layout import CHUNK
 from dpq_gaussian.codec.quantize import Symbols, geometry
 from dpq_gaussian.rendering import Splats
@@ -38,8 +38,8 @@ from dpq_gaussian.scene import Scene
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rounded:
-    """The student as a file would hold it.
+class RoundedState:
+    """The symbols of the trainable scene as a file would store them.
 
     Attributes:
         levels: attribute -> rounded latents ``[n, k]``; of harmonics what ``levels()`` gave.
@@ -51,7 +51,7 @@ class Rounded:
 
 
 class SceneStudent(nn.Module):
-    """The Gaussians of one file in training.
+    """The Gaussians of one file as trainable latents.
 
     Attributes:
         positions: in cells ``[n, 3]``, relative to the original's.
@@ -60,17 +60,17 @@ class SceneStudent(nn.Module):
         opacity: latents ``[n, 1]``.
         color: latents ``[n, 3]``.
         harmonics: those beyond the constant ones, if there are any.
-        price: of a bit; set by whoever trains.
+        rate_control: the price of a bit; set by the task that trains.
     """
 
-    price: Price
+    rate_control: RateControl
 
-    def __init__(self, stored: Stored, device: torch.device | str = "cpu") -> None:
-        """Start from the symbols of a file.
+    def __init__(self, stored: StoredScene, device: torch.device | str = "cpu") -> None:
+        """Begin with the symbols of a file.
 
         Args:
             stored: the file and its original.
-            device: of latents and pictures.
+            device: device of latents and pictures.
         """
         super().__init__()
         self._stored, self._file = stored, stored.parameters
@@ -93,7 +93,7 @@ class SceneStudent(nn.Module):
         self._basis = torch.tensor(self._file.color_basis[:9], device=device).reshape(3, 3)
         self.to(device)
 
-    def rounded(self, thrift: float = 0.0) -> Rounded:
+    def rounded(self, thrift: float = 0.0) -> RoundedState:
         """All latents rounded, as symbols.
 
         Args:
@@ -105,25 +105,25 @@ class SceneStudent(nn.Module):
         if self.harmonics is not None:
             levels["harmonics"] = self.harmonics.levels(thrift)
         angles = np.einsum("nk,nkj->nj", array(self.turns), self._levers).astype(np.float64)
-        axes = kernels.turned(self._axes, angles)
+        axes = kernels.rotated_axes(self._axes, angles)
         shape = axes, self._grid(scales)
         starts = range(0, len(scales), CHUNK)
         chunks = [self._chunk(levels, shape, slice(at, at + CHUNK)) for at in starts]
-        return Rounded(levels=levels, chunks=chunks)
+        return RoundedState(levels=levels, chunks=chunks)
 
     def _grid(self, scales: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
-        """Positions on the octree's finest grid, in order."""
+        """Positions on the octree's finest grid ``[n, 3]``, kept in Morton order."""
         base = self._stored.grid
         moved = base + array(self.positions) * self._cells[:, None]
-        wanted = np.clip(moved, 0, 2.0**32 - 1).astype(np.uint32)
-        return kernels.placed(base, wanted, depths_of(scales, self._classes, self._file))
+        cells = np.clip(moved, 0, 2.0**32 - 1).astype(np.uint32)
+        return kernels.kept_in_order(base, cells, depths_of(scales, self._classes, self._file))
 
     def _rounded(self, name: str, thrift: float) -> Any:
         latents = array(getattr(self, name))
         levels = _levels(name, latents)
         if not thrift or name == "scales":
             return levels
-        return _levels(name, kernels.cheaper(latents, levels, self._classes, thrift))
+        return _levels(name, kernels.moved_to_fewer_bits(latents, levels, self._classes, thrift))
 
     def _chunk(
         self, levels: dict[str, Any], shape: tuple[npt.NDArray[Any], npt.NDArray[Any]], rows: slice
@@ -131,30 +131,32 @@ class SceneStudent(nn.Module):
         classes, scales = self._classes[rows], levels["scales"][rows]
         sizes = scales[:, 0], scales[:, 1], scales[:, 2]
         axes, grid = (part[rows] for part in shape)
-        found, bits = geometry(sizes, axes, grid, classes, self._file)
-        found["logit"] = levels["opacity"][rows, 0].astype(np.int32), classes
+        sequences, bits = geometry(sizes, axes, grid, classes, self._file)
+        sequences["logit"] = levels["opacity"][rows, 0].astype(np.int32), classes
         for axis, name in enumerate(("first", "second", "third")):
-            found[name] = levels["color"][rows, axis].astype(np.int32), classes
+            sequences[name] = levels["color"][rows, axis].astype(np.int32), classes
         if self.harmonics is not None:
-            found |= self.harmonics.sequences(levels["harmonics"], rows)
-        return Symbols(count=len(classes), sequences=found, bits=bits)
+            sequences |= self.harmonics.sequences(levels["harmonics"], rows)
+        return Symbols(count=len(classes), sequences=sequences, bits=bits)
 
-    def scene(self, rounded: Rounded) -> Scene:
-        """The Gaussians as a reader of the file will have them."""
+    def scene(self, rounded: RoundedState) -> Scene:
+        """Decodes the rounded latents to the Gaussians that a reader of the file would get."""
         table = np.zeros((0, 0), np.float32) if self.harmonics is None else self.harmonics.table()
         parts = []
         for symbols in rounded.chunks:
 
-            def following(name: str, _: Any, symbols: Symbols = symbols) -> npt.NDArray[np.int32]:
+            def next_symbols(
+                name: str, _: Any, symbols: Symbols = symbols
+            ) -> npt.NDArray[np.int32]:
                 return np.asarray(symbols.sequences[name][0], np.int32)
 
             size, bits = symbols.count, symbols.bits
-            part = restore(size, following, bits, self._file, table, "calibration")
+            part = dequantize(size, next_symbols, bits, self._file, table, "calibration")
             parts.append(part.arrays())
         return Scene(**{name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
 
-    def forward(self, rounded: Rounded | None = None) -> Splats:
-        """The Gaussians as they will be read, differentiable by the latents."""
+    def forward(self, rounded: RoundedState | None = None) -> Splats:
+        """The decoded Gaussians, differentiable with respect to the latents."""
         values = Splats.of(self.scene(rounded or self.rounded()), self.scales.device)
         size = self.scales * self._steps["scales"]
         middle = size[:, 0] - size[:, 1]
@@ -164,24 +166,24 @@ class SceneStudent(nn.Module):
         colors = (self.color * self._steps["color"]) @ self._basis
         rest = values.sh_rest
         return Splats(
-            positions=through(values.positions, self.positions * self._cell),
-            log_scales=through(values.log_scales, logs),
-            rotations=turned(values.rotations, angles),
-            opacity_logits=through(values.opacity_logits, logits[:, 0]),
-            sh_dc=through(values.sh_dc, colors),
+            positions=straight_through(values.positions, self.positions * self._cell),
+            log_scales=straight_through(values.log_scales, logs),
+            rotations=rotated_straight_through(values.rotations, angles),
+            opacity_logits=straight_through(values.opacity_logits, logits[:, 0]),
+            sh_dc=straight_through(values.sh_dc, colors),
             sh_rest=rest if self.harmonics is None else self.harmonics(rest),
         )
 
-    def encoded(self, rounded: Rounded) -> Encoded:
-        """Coded as the encoder codes."""
+    def encoded(self, rounded: RoundedState) -> Encoded:
+        """Codes the rounded latents into the streams of a file."""
         table = models.axes_to_bytes(np.zeros((0, 0), np.int8))
         if self.harmonics is not None:
             table = self.harmonics.stored_table(rounded.levels["harmonics"])
         items = self._order, self._classes
-        return code(items, self._file, table, rounded.chunks)
+        return encode_symbols(items, self._file, table, rounded.chunks)
 
-    def bits(self, rounded: Rounded) -> Tensor:
-        """About as many bits as the streams take that follow from latents; differentiable.
+    def bits(self, rounded: RoundedState) -> Tensor:
+        """Estimates the bits of the streams, differentiably with respect to the latents.
 
         Levels count by how often they occur in their class, interpolated between levels; the bits
         of positions and rotations, which follow from the scales, count without a gradient.
@@ -198,7 +200,7 @@ class SceneStudent(nn.Module):
 
 
 def _levels(name: str, latents: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
-    """Rounded; middle and small scales, differences, are not below 0."""
+    """Rounds latents; the middle and small scales are differences and stay at least 0."""
     levels = np.rint(latents).astype(np.int64)
     if name == "scales":
         levels[:, 1:] = np.maximum(0, levels[:, 1:])
@@ -206,7 +208,7 @@ def _levels(name: str, latents: npt.NDArray[np.float32]) -> npt.NDArray[np.int64
 
 
 def _fixed_bits(symbols: Symbols) -> float:
-    """Of paths, and of rotations that are spread evenly over grids of the exponents (G7)."""
+    """Bits of paths, and of rotations as if spread evenly over their grids (FORMAT.md, G7)."""
     directions, spins = symbols.sequences["u"][1], symbols.sequences["spin"][1]
     turns = directions.sum(dtype=np.int64) + spins.sum(dtype=np.int64) / 2
     return 8 * len(symbols.bits) + float(turns)

@@ -1,4 +1,4 @@
-"""SceneTask: a splat scene for the calibration loop."""
+"""Calibration of one splat scene: the task that the engine's loop trains."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from dpq_core.data.task import Batch, CalibrationTask, EStep
 from dpq_core.run import Run
 from dpq_gaussian.calibration import latents
 from dpq_gaussian.calibration.harmonics import CodeHarmonics
-from dpq_gaussian.calibration.rate_control import Price
-from dpq_gaussian.calibration.student import Rounded, SceneStudent
+from dpq_gaussian.calibration.rate_control import RateControl
+from dpq_gaussian.calibration.student import RoundedState, SceneStudent
 from dpq_gaussian.calibration.views import TrainingViews, training_views
 from dpq_gaussian.codec import SceneFile
 from dpq_gaussian.codec.distortion import LONGEST, measure
@@ -60,39 +60,39 @@ first are tiny, because latents gather where they are about to round to the next
 
 
 class SceneTask(CalibrationTask):
-    """One file, its original, and views."""
+    """A compressed scene, its original and the views to train on."""
 
     def __init__(
         self,
         file: SceneFile,
-        stored: latents.Stored,
+        stored: latents.StoredScene,
         original: Scene,
         views: TrainingViews,
         options: CalibrateOptions,
         seed: int = 0,
     ) -> None:
-        """Build the student.
+        """Create the trainable scene.
 
         Args:
             file: that is calibrated.
             stored: what is in it.
             original: the uncompressed scene, as it came.
             views: that it is trained and validated with.
-            options: of the user.
-            seed: of the order of views.
+            options: the user's options.
+            seed: seed of the order of views.
         """
         self._file, self._stored, self._original, self._views = file, stored, original, views
         self._options, self._seed = options, seed
         self._given = Splats.of(stored.decoded, views.original.positions.device)
         kind = "photographs" if views.photographed else "pictures of the original"
         self.name = f"L1 and D-SSIM, {kind}"
-        self._coded: deque[tuple[Rounded, int]] = deque(maxlen=2)
-        self._fitted: tuple[Rounded, Rounded] | None = None
+        self._coded: deque[tuple[RoundedState, int]] = deque(maxlen=2)
+        self._fitted: tuple[RoundedState, RoundedState] | None = None
         self._finer = 1.0
         self._start(stored)
 
-    def _start(self, stored: latents.Stored) -> None:
-        """The student, and the price of its bits."""
+    def _start(self, stored: latents.StoredScene) -> None:
+        """Create the trainable scene and its rate control from a coded scene."""
         options, views = self._options, self._views
         self.student: SceneStudent = SceneStudent(stored, views.original.positions.device)
         rounded = self.student.rounded()
@@ -102,32 +102,32 @@ class SceneTask(CalibrationTask):
         with torch.no_grad():
             bits = float(self.student.bits(rounded))
             loss = float(self._pictures(self.student(rounded), views.validation))
-        self.student.price = Price(
+        self.student.rate_control = RateControl(
             loss=loss, bits=bits, nbytes=encoded.nbytes, allowed=self._allowed
         )
 
     def begin(self, steps: int) -> None:
-        """Start from steps so fine that there is time to take their bytes back."""
+        """Begin with finer steps where training is long enough to win their bytes back."""
         finer = self._options.finer * self._options.relative_size**POWER
         finer = 1 + (finer - 1) * min(1.0, steps / _LONG)
         codes = self._stored.parameters.harmonic_spec is not None  # these have no steps
-        if finer > 1 and not codes and latents.as_encoded(self._stored):
+        if finer > 1 and not codes and latents.has_encoder_symbols(self._stored):
             self._finer = finer
-            self._start(latents.refined(self._stored, finer))
-        self.student.price.begin(steps)
+            self._start(latents.encoded_finer(self._stored, finer))
+        self.student.rate_control.begin(steps)
 
     def train_batch(self, step: int) -> Batch:
-        """Indices of views; every epoch has them in another order."""
+        """The indices of the views of one step, shuffled anew in every epoch."""
         train, size = self._views.train, self._options.batch_size
-        found = []
+        indices = []
         for at in range(step * size, (step + 1) * size):
             epoch, place = divmod(at, len(train))
             order = np.random.default_rng([self._seed, epoch]).permutation(len(train))
-            found.append(train[order[place]])
-        return {"view": torch.tensor(found)}
+            indices.append(train[order[place]])
+        return {"view": torch.tensor(indices)}
 
     def loss(self, batch: Batch) -> Tensor:
-        """Mean over views; in training with the gradient of what the bytes cost.
+        """The mean loss over views, in training with the gradient of the cost of the bytes.
 
         Beyond training, of the file as it will be written: before the first step, of the file as it
         came. Should it still be too large, its loss is so much higher that it is not kept.
@@ -138,18 +138,18 @@ class SceneTask(CalibrationTask):
         loss = self._pictures(self.student(rounded), batch["view"].tolist())
         if self.student.training:
             bits = self.student.bits(rounded)
-            cost: Tensor = self.student.price(bits, lambda: self._nbytes(rounded))
+            cost: Tensor = self.student.rate_control(bits, lambda: self._nbytes(rounded))
             return loss + (cost - cost.detach())
         over = self._nbytes(rounded) / self._allowed - 1
         return loss + _OVER * max(0.0, over)
 
     @property
     def _untouched(self) -> bool:
-        """Whether all is as it came, and allowed to be."""
-        return int(self.student.price.steps) == 0 and self._options.relative_size >= 1
+        """Whether no step was taken and the file already has an allowed size."""
+        return int(self.student.rate_control.steps) == 0 and self._options.relative_size >= 1
 
-    def fitted(self) -> Rounded:
-        """The student as it is written: so rounded that it takes no more bytes than allowed.
+    def fitted(self) -> RoundedState:
+        """The rounded state to write, with cheaper symbols where the file would be too large.
 
         Where that cannot be reached, it is rounded to what is nearest.
         """
@@ -158,18 +158,18 @@ class SceneTask(CalibrationTask):
             self._fitted = plain, self._small(plain)
         return self._fitted[1]
 
-    def _small(self, plain: Rounded) -> Rounded:
+    def _small(self, plain: RoundedState) -> RoundedState:
         if self._nbytes(plain) <= self._allowed:
             return plain
 
         def fits(thrift: float) -> bool:
             return self._nbytes(self.student.rounded(thrift)) <= self._allowed
 
-        found = bisect_left(_THRIFT, True, key=fits)  # more thrift, fewer bytes
-        return plain if found == len(_THRIFT) else self.student.rounded(_THRIFT[found])
+        place = bisect_left(_THRIFT, True, key=fits)  # more thrift, fewer bytes
+        return plain if place == len(_THRIFT) else self.student.rounded(_THRIFT[place])
 
     def _pictures(self, splats: Splats, views: Sequence[int]) -> Tensor:
-        """Mean loss of pictures."""
+        """The mean loss of the pictures of the given views."""
         total = torch.zeros((), device=splats.positions.device)
         for index in views:
             picture = render(splats, self._views.cameras[index], self._views.drawing).colour
@@ -177,38 +177,38 @@ class SceneTask(CalibrationTask):
         return total / len(views)
 
     def validation(self) -> Sequence[Batch]:
-        """All views that validate, in one batch: the file is restored once for them."""
+        """All validation views in one batch, for which the file is decoded once."""
         return ({"view": torch.tensor(self._views.validation)},)
 
     def reference_loss(self) -> float:
-        """Of the original; 0 where its own pictures are the targets."""
+        """The loss of the original; 0 where its own pictures are the targets."""
         if not self._views.photographed:
             return 0.0
         with torch.no_grad():
             return float(self._pictures(self._views.original, self._views.validation))
 
     def groups(self) -> list[dict[str, Any]]:
-        """All latents move alike: they count in steps."""
+        """One parameter group: all latents are in steps and share a learning rate."""
         latents = list(self.student.parameters())
         rate = CODES_RATE if self.esteps() else RATE
         return [{"params": latents, "lr_scale": rate, "betas": BETAS, "eps": EPS}]
 
     def esteps(self) -> Sequence[EStep]:
-        """Codes of harmonics."""
+        """The E-step of the harmonics, where they are codes."""
         harmonics = self.student.harmonics
         return (harmonics,) if isinstance(harmonics, CodeHarmonics) else ()
 
-    def _nbytes(self, rounded: Rounded) -> int:
-        """Bytes of all streams; those of the last states are remembered."""
-        for known, nbytes in self._coded:
-            if _same(known, rounded):
+    def _nbytes(self, rounded: RoundedState) -> int:
+        """Bytes of all streams of a rounded state; the last two results are cached."""
+        for state, nbytes in self._coded:
+            if _same(state, rounded):
                 return nbytes
         nbytes = self.student.encoded(rounded).nbytes
         self._coded.append((rounded, nbytes))
         return nbytes
 
     def packed(self) -> Packed:
-        """The student as a file; its manifest names the source and measures errors anew.
+        """The trained scene as a file whose manifest has newly measured errors.
 
         The file as it came, where training has not begun or was of no use.
         """
@@ -239,7 +239,7 @@ class SceneTask(CalibrationTask):
         return self._whole(manifest, encoded.models, encoded.chunked)
 
     def _spec(self, spec: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What the manifest says of an attribute's steps."""
+        """The manifest entry of an attribute with its steps divided by the finer factor."""
         if "steps" not in spec:
             return spec
         return {**spec, "steps": [float(f"{step / self._finer:.4g}") for step in spec["steps"]]}
@@ -247,19 +247,18 @@ class SceneTask(CalibrationTask):
     def _whole(
         self, manifest: FileManifest, models: bytes, chunked: Mapping[str, Sequence[bytes]]
     ) -> Packed:
-        numbers = 14 + 3 * self._original.sh_rest.shape[1]
         return Packed(
             manifest=manifest,
             whole={"models": models},
             chunked=chunked,
-            source_nbytes=len(self._original) * numbers * 4,
+            source_nbytes=self._original.nbytes,
         )
 
 
 def calibration(
     source: str, baseline: str, options: CalibrateOptions | None, run: Run
 ) -> SceneTask:
-    """A file, and the scene that it was made of, ready for the loop.
+    """Prepares the calibration of a file beside the scene it was made from.
 
     Raises:
         ArtifactError: the file is damaged.
@@ -276,8 +275,8 @@ def calibration(
     return SceneTask(file, stored, original, views, options, run.seed)
 
 
-def _same(one: Rounded, other: Rounded) -> bool:
-    """Whether two states are stored alike."""
+def _same(one: RoundedState, other: RoundedState) -> bool:
+    """Whether two rounded states have the same symbols and bits."""
     return all(
         a.bits == b.bits
         and all(np.array_equal(a.sequences[k][0], b.sequences[k][0]) for k in a.sequences)
@@ -286,7 +285,7 @@ def _same(one: Rounded, other: Rounded) -> bool:
 
 
 def _fingerprint(before: str, encoded: Encoded) -> str:
-    """Hash of the file that was calibrated, and of what became of it."""
+    """Hash of the file before calibration and of its streams afterwards."""
     digest = hashlib.sha256(before.encode() + encoded.models)
     for parts in encoded.chunked.values():
         for part in parts:

@@ -1,4 +1,4 @@
-"""What a scene in training is compared with: photographs, or pictures of the original."""
+"""The views of a calibration and their targets: photographs or pictures of the original."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 
 from dpq_core.errors import SourceError
 from dpq_core.plugin.builtin import BUILTIN_SCHEME
-from dpq_gaussian.calibration.loss import Target
+from dpq_gaussian.calibration.loss import TargetPicture
 from dpq_gaussian.cameras import Camera, held_out, read_cameras
-from dpq_gaussian.cameras.photographs import fitted, photograph
+from dpq_gaussian.cameras.photographs import photograph, sized_like_photograph
 from dpq_gaussian.cameras.reading import HOLD
 from dpq_gaussian.cameras.surrounding import SIZE, near_plane, surrounding_cameras
 from dpq_gaussian.options import CalibrateOptions, colour
@@ -27,7 +27,7 @@ _CACHE_BYTES = 1 << 30
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingViews:
-    """Views to train on and to validate with; none of them judges the result in ``dpq eval``.
+    """Views to train on and to validate with, none of which ``dpq eval`` measures.
 
     Attributes:
         cameras: all of them.
@@ -46,23 +46,23 @@ class TrainingViews:
     distill: float
     drawing: RenderOptions
     original: Splats
-    _targets: dict[int, Target] = field(default_factory=dict, repr=False)
+    _targets: dict[int, TargetPicture] = field(default_factory=dict, repr=False)
 
-    def target(self, index: int) -> Target:
-        """What view ``index`` should look like.
+    def target(self, index: int) -> TargetPicture:
+        """The target picture of view ``index``.
 
         Raises:
             SourceError: its photograph cannot be read.
         """
         if index in self._targets:
             return self._targets[index]
-        target = Target(self._picture(self.cameras[index]))
+        target = TargetPicture(self._picture(self.cameras[index]))
         if sum(t.nbytes for t in self._targets.values()) + target.nbytes <= _CACHE_BYTES:
             self._targets[index] = target
         return target
 
     def _picture(self, camera: Camera) -> torch.Tensor:
-        """The photograph and the original's picture, mixed."""
+        """The photograph mixed with the original's picture by the share ``distill``."""
         share = self.distill if self.photographed else 1.0
         parts = []
         if share < 1:
@@ -77,10 +77,10 @@ class TrainingViews:
 def training_views(
     options: CalibrateOptions, scene: Scene, *, antialiased: bool, device: torch.device
 ) -> TrainingViews:
-    """The views that the user gave, but for the held-out ones, or cameras set up around the scene.
+    """Chooses the views: the user's except the held-out ones, or cameras set up around the scene.
 
     Args:
-        options: of the user.
+        options: the user's options.
         scene: the original.
         antialiased: it was trained for anti-aliased rendering.
         device: that draws.
@@ -114,7 +114,7 @@ def training_views(
 
 
 def _given(options: CalibrateOptions) -> tuple[Camera, ...]:
-    """The cameras of files that evaluations do not hold out, fitted to their photographs."""
+    """The user's cameras without the held-out ones, sized like their photographs."""
     source = options.cameras
     if source.startswith(BUILTIN_SCHEME):
         raise SourceError(f"{source}: its cameras are all held out, to judge; give others")
@@ -131,4 +131,4 @@ def _given(options: CalibrateOptions) -> tuple[Camera, ...]:
             f"{source}: no photograph of view {missing[0]!r} and {len(missing) - 1} more of "
             f"{len(chosen)}; use --no-photographs to train on pictures of the original"
         )
-    return tuple(fitted(camera, options.downscale) for camera in chosen)
+    return tuple(sized_like_photograph(camera, options.downscale) for camera in chosen)

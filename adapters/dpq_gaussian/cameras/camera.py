@@ -1,4 +1,4 @@
-"""Camera: a pinhole with its pose."""
+"""The pinhole camera with its pose."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class Camera:
     ``fx x / z + cx, fy y / z + cy`` with ``(x, y, z) = rotation X + translation``.
 
     Attributes:
-        width: of the picture, in pixels.
-        height: of the picture, in pixels.
+        width: width of the picture, in pixels.
+        height: height of the picture, in pixels.
         fx: focal length in pixels, horizontally.
         fy: focal length in pixels, vertically.
         cx: principal point in pixels.
         cy: principal point in pixels.
         rotation: float64 ``[3, 3]``, world to camera.
         translation: float64 ``[3]``, world to camera.
-        name: of the view.
+        name: name of the view.
         image: its photograph, if there is one.
     """
 

@@ -150,9 +150,9 @@ class _Reader:
 
     def name(self) -> str:
         end = self.data.index(b"\0", self.at)
-        found = self.data[self.at : end].decode("utf-8")
+        text = self.data[self.at : end].decode("utf-8")
         self.at = end + 1
-        return found
+        return text
 
 
 def _binary_lenses(data: bytes) -> Iterator[tuple[int, _Lens]]:

@@ -1,4 +1,4 @@
-"""``cameras.json``: that of Kerbl et al.'s code, and a flat one with world-to-camera matrices."""
+"""Readers of ``cameras.json``: the list of Kerbl et al.'s code, and one of w2c matrices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dpq_gaussian.cameras.json_files import array, find_image, mapping, number, 
 
 
 def read_list(content: Any, path: Path) -> list[Camera]:
-    """What training writes: a list with ``img_name``, ``position``, ``rotation``, ``fx``, ``fy``.
+    """Reads a list of ``img_name``, ``position``, ``rotation``, ``fx``, ``fy`` (3DGS training).
 
     ``rotation`` is camera to world by rows and ``position`` the camera's centre; the principal
     point is the middle of the picture.
@@ -46,7 +46,7 @@ def read_list(content: Any, path: Path) -> list[Camera]:
 
 
 def read_frames(content: Mapping[str, Any], path: Path) -> list[Camera]:
-    """One lens for all: ``width, height, fx, fy, cx, cy`` and ``frames`` of ``name`` and ``w2c``.
+    """Reads one lens ``width, height, fx, fy, cx, cy`` and ``frames`` of ``name`` and ``w2c``.
 
     ``w2c`` is 3x4 or 4x4, OpenCV's axes.
 

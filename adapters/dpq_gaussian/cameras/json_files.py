@@ -1,4 +1,4 @@
-"""Numbers out of JSON files that somebody else wrote, with one clear line where they are not."""
+"""Checked values from the JSON files of other programs, with one clear error line each."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def sequence(value: Any, where: str) -> Sequence[Any]:
 
 
 def number(entry: Mapping[str, Any], key: str, where: str, default: float | None = None) -> float:
-    """A finite number of an object.
+    """Reads a finite number from a JSON object.
 
     Raises:
         SourceError: it is missing, or something else.
@@ -91,13 +91,13 @@ def array(
         SourceError: it is missing, or something else.
     """
     try:
-        found: Vectors = np.array(entry.get(key), dtype=np.float64)
+        numbers: Vectors = np.array(entry.get(key), dtype=np.float64)
     except (TypeError, ValueError):
-        found = np.empty(0)
-    if found.shape not in shapes or not np.isfinite(found).all():
-        wanted = " or ".join("x".join(str(n) for n in shape) for shape in shapes)
-        raise SourceError(f"{where}: {key!r} must be {wanted} finite numbers")
-    return found
+        numbers = np.empty(0)
+    if numbers.shape not in shapes or not np.isfinite(numbers).all():
+        expected = " or ".join("x".join(str(n) for n in shape) for shape in shapes)
+        raise SourceError(f"{where}: {key!r} must be {expected} finite numbers")
+    return numbers
 
 
 def find_image(folder: Path, name: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""The photographs of cameras: their pixels, and cameras of the size of their photographs."""
+"""Photographs of cameras, and cameras resized to match their photographs."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def photograph(camera: Camera, background: Sequence[float]) -> Tensor:
     return colour * alpha + torch.tensor(tuple(background)) * (1 - alpha)
 
 
-def fitted(camera: Camera, downscale: float) -> Camera:
-    """The camera with the size of its photograph, if it has one, made smaller as asked.
+def sized_like_photograph(camera: Camera, downscale: float) -> Camera:
+    """Resizes a camera to its photograph, if it has one, divided by ``downscale``.
 
     Raises:
         SourceError: the photograph cannot be read, or has other proportions.

@@ -1,4 +1,4 @@
-"""`read_cameras`: whatever holds poses, told apart by what it looks like."""
+"""Reading of cameras from any known file or folder, and selection among them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HOLD = 8
 
 
 def read_cameras(source: str | Path) -> tuple[Camera, ...]:
-    """Cameras of a file or folder: COLMAP, ``cameras.json``, ``transforms.json``.
+    """Reads the cameras of a file or folder: COLMAP, ``cameras.json``, ``transforms.json``.
 
     ``builtin:NAME`` stands for the folder of a scene that ships.
 
@@ -76,26 +76,33 @@ def _file(path: Path) -> list[Camera]:
 
 
 def select(cameras: Sequence[Camera], names: Sequence[str]) -> tuple[Camera, ...]:
-    """The cameras with the given names, in that order; all of them without names.
+    """Selects the cameras with the given names, in that order; all where there are no names.
 
     Raises:
         SourceError: a name is unknown.
     """
     if not names:
         return tuple(cameras)
-    known = {camera.name: camera for camera in cameras}
+    cameras_by_name = {camera.name: camera for camera in cameras}
     for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.3)
+        if name not in cameras_by_name:
+            near = difflib.get_close_matches(name, cameras_by_name, n=1, cutoff=0.3)
             hint = f"did you mean {near[0]}? " if near else ""
-            raise SourceError(f"no camera {name!r}; {hint}there are {len(known)}")
-    return tuple(known[name] for name in names)
+            raise SourceError(f"no camera {name!r}; {hint}there are {len(cameras_by_name)}")
+    return tuple(cameras_by_name[name] for name in names)
+
+
+def sampled(cameras: Sequence[Camera], most: int, side: int) -> list[Camera]:
+    """Picks at most ``most`` cameras, evenly spread, in pictures of at most ``side`` pixels."""
+    count = min(most, len(cameras))
+    picked = [cameras[i * len(cameras) // count] for i in range(count)]
+    return [c.scaled(min(1.0, side / max(c.width, c.height))) for c in picked]
 
 
 def held_out(
     cameras: Sequence[Camera], hold: int = HOLD
 ) -> tuple[tuple[Camera, ...], tuple[Camera, ...]]:
-    """Training and held-out views: every 8th by name, from the first, as Mip-NeRF 360 does."""
+    """Splits cameras into training and held-out views: every 8th by name, as Mip-NeRF 360."""
     ordered = sorted(cameras, key=lambda camera: camera.name)
     train = tuple(camera for at, camera in enumerate(ordered) if at % hold)
     return train, tuple(ordered[::hold])

@@ -10,7 +10,7 @@ from dpq_gaussian.scene import Scene
 
 VIEWS = 24
 SIZE = 256
-"""Width and height of the rig's pictures, and of others at most, in pixels."""
+"""Width and height of these cameras' pictures, and of others at most, in pixels."""
 
 _SEED = 20_260
 _SAMPLE = 1 << 18
@@ -21,12 +21,12 @@ they look at spread: 0.3 of the radius, or (1) over the whole scene."""
 
 
 def near_plane(scene: Scene) -> float:
-    """Nothing that is nearer is drawn for the cameras of ``rig``."""
+    """Near plane for the cameras of ``surrounding_cameras``, in the scene's unit."""
     return _NEAR * _extent(scene)[1]
 
 
 def surrounding_cameras(scene: Scene, rounds: int = 1) -> list[Camera]:
-    """Cameras around and within a scene; the same for equal scenes.
+    """Sets up cameras around and within a scene, the same for equal scenes.
 
     Args:
         scene: any scene.
@@ -50,7 +50,7 @@ def surrounding_cameras(scene: Scene, rounds: int = 1) -> list[Camera]:
 def _extent(
     scene: Scene,
 ) -> tuple[npt.NDArray[np.float64], float, npt.NDArray[np.float32]]:
-    """Middle and radius of what is opaque, and positions drawn by opacity."""
+    """Median and radius of the positions weighted by opacity, and 4096 weighted samples."""
     step = -(-len(scene) // _SAMPLE)
     positions = np.array(scene.positions[::step], np.float64)
     with np.errstate(over="ignore"):

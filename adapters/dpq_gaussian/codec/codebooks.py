@@ -1,4 +1,4 @@
-"""Spherical harmonics by the engine's product quantization, instead of transform coding.
+"""Product quantization of spherical harmonics, the alternative to transform coding.
 
 All harmonics are one tensor ``[N, 3, M]`` (channels, coefficients) that ``Partition`` cuts as it
 cuts a convolution: with ``conv_layout=channel`` the 3 M numbers of a Gaussian are ordered by
@@ -56,7 +56,7 @@ def partition(points: int, coefficients: int, spec: QuantSpec) -> Partition:
 def learn(
     scene: Scene, order: npt.NDArray[np.int64], importance: FloatArray, spec: QuantSpec
 ) -> tuple[QuantSpec, FloatArray]:
-    """The spec with d and K as they are for this scene, and codebooks ``[C, K, d]``.
+    """Learns codebooks ``[C, K, d]``; also returns the spec with d and K fitted to the scene.
 
     An error counts by the square of the amplitude with which it is seen. Codewords are rounded to
     float16, and ordered along their principal axis: near codes are alike, and the coder's running
@@ -65,7 +65,7 @@ def learn(
     Args:
         scene: with harmonics.
         order: indices of the Gaussians to code ``[n]``.
-        importance: of each of them ``[n]``.
+        importance: amplitude with which each of them is seen ``[n]``.
         spec: as the user gave it.
 
     Raises:
@@ -77,7 +77,7 @@ def learn(
     rows, weights = _sampled(importance)
     cut = partition(len(rows), m, spec)
     points = _subvectors(scene.sh_rest[order[rows]], cut)
-    found = kmeans(
+    result = kmeans(
         points,
         K=cut.K,
         tie=cut.tie,
@@ -87,21 +87,21 @@ def learn(
         weights=torch.from_numpy(weights).expand(cut.groups, -1),
     )
     books = []
-    for book in found.codebooks.numpy().astype(np.float64):
+    for book in result.codebooks.numpy().astype(np.float64):
         axis = principal_axes(book - book.mean(axis=0), np.ones(len(book)))[0]
         books.append(book[np.argsort(book @ axis, kind="stable")])
     return spec.replace(K=cut.K), np.stack(books).astype(np.float16).astype(np.float32)
 
 
 def _sampled(importance: FloatArray) -> tuple[npt.NDArray[np.int64], FloatArray]:
-    """Rows to learn from, and their weights: all, or as many draws by weight, evenly spaced."""
+    """Rows to learn from and their weights: all, or _SAMPLE systematic draws by weight."""
     weights = np.maximum(np.square(importance.astype(np.float64)), _LEAST)
     if len(weights) <= _SAMPLE:
         return np.arange(len(weights)), weights.astype(np.float32)
     share = np.cumsum(weights)
     draws = (np.arange(_SAMPLE) + 0.5) * (share[-1] / _SAMPLE)
-    found = np.minimum(np.searchsorted(share, draws), len(weights) - 1)
-    rows, counts = np.unique(found, return_counts=True)
+    picked = np.minimum(np.searchsorted(share, draws), len(weights) - 1)
+    rows, counts = np.unique(picked, return_counts=True)
     return rows, counts.astype(np.float32)
 
 
@@ -116,7 +116,7 @@ def assign(sh_rest: FloatArray, books: FloatArray, spec: QuantSpec) -> npt.NDArr
     """The nearest codewords ``[G, n]`` of harmonics ``[n, M, 3]``.
 
     Args:
-        sh_rest: of one chunk.
+        sh_rest: harmonics of one chunk.
         books: ``[C, K, d]``.
         spec: as ``learn`` returned it.
     """
@@ -135,7 +135,7 @@ def restore(
         codes: ``[G, n]``, below K.
         books: ``[C, K, d]``.
         coefficients: M.
-        spec: of the file.
+        spec: product quantization of the file.
     """
     n = codes.shape[1]
     cut = partition(n, coefficients, spec)
@@ -149,7 +149,7 @@ def restore(
 
 
 def shape(coefficients: int, spec: QuantSpec) -> tuple[int, int, int]:
-    """C, K, d of the codebooks of a file.
+    """The shape ``(C, K, d)`` of the codebooks of a file.
 
     Raises:
         SpecError: the spec does not suit harmonics.

@@ -1,4 +1,4 @@
-"""Reading a scene file: any chunk on its own, all of them in turn, or the whole scene."""
+"""The decoder of scene files: single chunks, all in turn, or the whole scene."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dpq_core.artifact.entropy.coding import Decoder
 from dpq_core.artifact.single import ArtifactFile
 from dpq_core.errors import ArtifactError
 from dpq_gaussian.codec import models
-from dpq_gaussian.codec.dequantize import restore
+from dpq_gaussian.codec.dequantize import dequantize
 from dpq_gaussian.codec.encoding import Encoded
 from dpq_gaussian.codec.layout import CHUNK, Ints, streams_of
 from dpq_gaussian.codec.parameters import Parameters, parameters_from_json
@@ -26,10 +26,10 @@ from dpq_gaussian.scene import Scene
 
 
 class ChunkDecoder:
-    """Decodes chunks of one file, from wherever their bytes are.
+    """Decoder of the chunks of one file, whose bytes may be on disk or in memory.
 
     Attributes:
-        table: of the harmonics: principal axes ``[R, 3 M]``, or codebooks ``[C, K, d]``.
+        table: table of the harmonics: principal axes ``[R, 3 M]``, or codebooks ``[C, K, d]``.
     """
 
     def __init__(self, parameters: Parameters, data: bytes | memoryview, where: str) -> None:
@@ -39,15 +39,15 @@ class ChunkDecoder:
             ArtifactError: they are damaged.
         """
         self._parameters = parameters
-        found, self.table = models.unpack(data, parameters, f"{where}: models")
+        context_models, self.table = models.unpack(data, parameters, f"{where}: models")
         streams = streams_of(parameters).items()
         self._stream_of = {name: stream for stream, names in streams for name in names}
-        self._decoders = {name: Decoder(model) for name, model in found.items()}
+        self._decoders = {name: Decoder(model) for name, model in context_models.items()}
 
     def decode(
         self, count: int, part: Callable[[str], bytes | memoryview], where: str
     ) -> tuple[Scene, Symbols]:
-        """One chunk of ``count`` Gaussians, and the symbols that it was restored from.
+        """Decodes one chunk of ``count`` Gaussians, and returns its symbols too.
 
         Args:
             count: n.
@@ -60,7 +60,7 @@ class ChunkDecoder:
         sequences: dict[str, tuple[Ints, Ints]] = {}
         parts: dict[str, varint.Reader] = {}
 
-        def following(name: str, groups: Ints) -> npt.NDArray[np.int32]:
+        def next_symbols(name: str, groups: Ints) -> npt.NDArray[np.int32]:
             stream = self._stream_of[name]
             if stream not in parts:
                 parts[stream] = varint.Reader(part(stream), f"{where}: {stream}")
@@ -70,17 +70,17 @@ class ChunkDecoder:
             return symbols
 
         bits = part("paths")
-        scene = restore(count, following, bits, self._parameters, self.table, where)
+        scene = dequantize(count, next_symbols, bits, self._parameters, self.table, where)
         for reader in parts.values():
             reader.finish()
         return scene, Symbols(count=count, sequences=sequences, bits=bytes(bits))
 
 
 class CodedScene(ABC):
-    """A coded scene, wherever its bytes are.
+    """A coded scene whose bytes may be on disk or in memory.
 
     Attributes:
-        parameters: of its codec.
+        parameters: numbers of its codec.
         chunks: number of chunks.
     """
 
@@ -102,7 +102,7 @@ class CodedScene(ABC):
 
     @property
     def table(self) -> npt.NDArray[np.float32]:
-        """Of the harmonics: principal axes ``[R, 3 M]``, or codebooks ``[C, K, d]``."""
+        """Table of the harmonics: principal axes ``[R, 3 M]``, or codebooks ``[C, K, d]``."""
         return self._decoder.table
 
     def chunk(self, index: int) -> Scene:
@@ -115,7 +115,7 @@ class CodedScene(ABC):
 
 
 class UnwrittenScene(CodedScene):
-    """A scene that is coded, but not written yet."""
+    """A coded scene in memory that is not written yet."""
 
     def __init__(self, encoded: Encoded) -> None:
         """Prepare to decode it."""
@@ -155,8 +155,8 @@ class SceneFile(CodedScene):
         manifest = self.file.manifest
         where = str(self.file.path)
         self.parameters = parameters_from_json(dict(manifest.parameters), where)
-        wanted = [*streams_of(self.parameters), "paths"]
-        if manifest.chunk_items > CHUNK or sorted(manifest.chunked) != sorted(wanted):
+        stream_names = [*streams_of(self.parameters), "paths"]
+        if manifest.chunk_items > CHUNK or sorted(manifest.chunked) != sorted(stream_names):
             raise ArtifactError(f"{where}: its chunks or streams are not those of a splat scene")
         self._decoder = ChunkDecoder(self.parameters, self.file.stream("models"), where)
         self.chunks = manifest.chunks

@@ -1,4 +1,4 @@
-"""From symbols back to attributes: one chunk of Gaussians."""
+"""Dequantization of one chunk: from symbols back to the attributes of Gaussians."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ import numpy as np
 import numpy.typing as npt
 
 from dpq_gaussian.codec import codebooks, harmonics, positions
-from dpq_gaussian.codec.grids import SPINS, UNIT, depths, spacing
+from dpq_gaussian.codec.grids import SPINS, UNIT, depths, grid_spacing
 from dpq_gaussian.codec.layout import Ints, rotation_grids, streams_of, value_groups
 from dpq_gaussian.codec.parameters import Parameters
 from dpq_gaussian.codec.rotations import quaternions
 from dpq_gaussian.scene import Scene
 
-Next = Callable[[str, Ints], npt.NDArray[np.int32]]
+SymbolSource = Callable[[str, Ints], npt.NDArray[np.int32]]
 """Name of a sequence and the groups of its symbols -> the symbols."""
 
 
-def restore(
+def dequantize(
     count: int,
-    following: Next,
+    next_symbols: SymbolSource,
     bits: bytes | memoryview,
     parameters: Parameters,
     table: npt.NDArray[np.float32],
     where: str,
 ) -> Scene:
-    """Rebuild one chunk.
+    """Restores the Gaussians of one chunk from its symbols.
 
     Args:
         count: n.
-        following: decodes the sequences, in the order in which they are asked for.
+        next_symbols: decodes the sequences, in the order in which they are asked for.
         bits: plain bits of the positions.
-        parameters: of the file.
-        table: of the harmonics: the principal axes that are used, or codebooks.
+        parameters: numbers of the file.
+        table: table of the harmonics: the principal axes that are used, or codebooks.
         where: begins an error message.
 
     Raises:
@@ -41,23 +41,27 @@ def restore(
     """
     p = parameters
     nothing = np.zeros(count, np.uint8)
-    classes = following("class", nothing).astype(np.uint8)
+    classes = next_symbols("class", nothing).astype(np.uint8)
     step = np.array(p.scale_units, np.int64)[classes]
-    large = following("large", classes) * step
-    middle = large - following("middle", classes) * step
-    small = middle - following("small", classes) * step
+    large = next_symbols("large", classes) * step
+    middle = large - next_symbols("middle", classes) * step
+    small = middle - next_symbols("small", classes) * step
     disc, direction, spin = rotation_grids(large, middle, small, classes, p)
-    turned = [following("u", direction), following("v", direction), following("spin", spin)]
-    logits = following("logit", classes) * (np.array(p.opacity_units)[classes] / UNIT)
+    turned = [
+        next_symbols("u", direction),
+        next_symbols("v", direction),
+        next_symbols("spin", spin),
+    ]
+    logits = next_symbols("logit", classes) * (np.array(p.opacity_units)[classes] / UNIT)
     depth = depths(large, middle, classes, np.array(p.depth_offsets), p.depth_power, p.depth_least)
     cube = np.array(p.cube[:3]), p.cube[3]
-    places = positions.decode(depth, following("parting", nothing), bits, cube, where)
-    colors = _colors(following, classes, p)
-    rest = _harmonics(following, classes, p, table)
+    places = positions.decode(depth, next_symbols("parting", nothing), bits, cube, where)
+    colors = _colors(next_symbols, classes, p)
+    rest = _harmonics(next_symbols, classes, p, table)
     return Scene(
         positions=places,
         log_scales=(np.stack([large, middle, small], axis=1) / UNIT).astype(np.float32),
-        rotations=quaternions(np.stack(turned, axis=1), disc, spacing(direction), SPINS[spin]),
+        rotations=quaternions(np.stack(turned, axis=1), disc, grid_spacing(direction), SPINS[spin]),
         opacity_logits=logits.astype(np.float32),
         sh_dc=colors,
         sh_rest=rest.reshape(count, p.coefficients, 3),
@@ -65,9 +69,9 @@ def restore(
 
 
 def _colors(
-    following: Next, classes: npt.NDArray[np.uint8], p: Parameters
+    next_symbols: SymbolSource, classes: npt.NDArray[np.uint8], p: Parameters
 ) -> npt.NDArray[np.float32]:
-    symbols = np.stack([following(k, classes) for k in ("first", "second", "third")], axis=1)
+    symbols = np.stack([next_symbols(k, classes) for k in ("first", "second", "third")], axis=1)
     basis, mean = np.reshape(p.color_basis[:9], (3, 3)), np.array(p.color_basis[9:])
     steps = np.array(p.color_units)[classes] / UNIT
     colors: npt.NDArray[np.float32] = (symbols * steps[:, None]) @ basis + mean
@@ -75,7 +79,7 @@ def _colors(
 
 
 def _harmonics(
-    following: Next,
+    next_symbols: SymbolSource,
     classes: npt.NDArray[np.uint8],
     p: Parameters,
     table: npt.NDArray[np.float32],
@@ -83,9 +87,9 @@ def _harmonics(
     if not p.coefficients:
         return np.zeros((len(classes), 0), np.float32)
     if p.harmonic_spec is not None:
-        codes = np.stack([following(name, classes) for name in streams_of(p)["harmonics"]])
+        codes = np.stack([next_symbols(name, classes) for name in streams_of(p)["harmonics"]])
         return codebooks.restore(codes, table, p.coefficients, p.harmonic_spec)
-    counts = following("count", classes)
-    values = following("value", value_groups(classes, counts))
+    counts = next_symbols("count", classes)
+    values = next_symbols("value", value_groups(classes, counts))
     steps, gains = np.array(p.harmonic_units)[classes] / UNIT, np.array(p.harmonic_gains)[classes]
     return harmonics.restore(counts, values, steps, gains, table, p.harmonic_boost, p.harmonic_keep)

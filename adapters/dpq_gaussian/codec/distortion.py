@@ -1,4 +1,4 @@
-"""How far a coded scene is from its source, attribute by attribute."""
+"""Errors of a coded scene against its source, by attribute."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LONGEST: Mapping[str, Mapping[str, float]] = {
 
 
 def measure(scene: Scene, encoded: Encoded) -> dict[str, dict[str, float]]:
-    """Attribute -> measure -> error of what the file will give back.
+    """Measures the errors of the decoded scene, by attribute and measure.
 
     ``rms`` is the root mean square difference per number: of positions (and their largest, ``max``)
     in the scene's unit, of log scales by length, opacities, and coefficients of colour. A Gaussian
@@ -44,7 +44,7 @@ def measure(scene: Scene, encoded: Encoded) -> dict[str, dict[str, float]]:
         opacity = [
             1 / (1 + np.exp(-s.opacity_logits.astype(np.float64))) for s in (source, decoded)
         ]
-        found = {
+        differences = {
             "positions": moved,
             "scales": restored - logs,
             "rotations": turned,
@@ -53,7 +53,7 @@ def measure(scene: Scene, encoded: Encoded) -> dict[str, dict[str, float]]:
             "harmonics": decoded.sh_rest.astype(np.float64) - source.sh_rest,
         }
         for name in squares:
-            squares[name] += float(np.square(found[name]).mean()) * len(decoded)
+            squares[name] += float(np.square(differences[name]).mean()) * len(decoded)
     result = {name: {"rms": _short(math.sqrt(v / first))} for name, v in squares.items()}
     result["positions"]["max"] = _short(largest)
     return result

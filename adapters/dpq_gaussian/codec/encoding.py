@@ -1,4 +1,4 @@
-"""Writing a scene file: order, quantize chunk by chunk, learn the context models, code."""
+"""The encoder of scene files: Morton order, quantization, context models, entropy coding."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dpq_core.artifact.entropy import fit as entropy_fit
 from dpq_core.artifact.entropy import varint
 from dpq_core.artifact.entropy.coding import Model
 from dpq_gaussian.codec import codebooks, harmonics, models
-from dpq_gaussian.codec.grids import UNIT, units
+from dpq_gaussian.codec.grids import UNIT, to_units
 from dpq_gaussian.codec.harmonics import BASIS_SCALE
 from dpq_gaussian.codec.layout import CHUNK, bins_of, group_count, scale_of, streams_of
 from dpq_gaussian.codec.parameters import Parameters
@@ -32,11 +32,11 @@ _SAMPLE = 1 << 17
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """A coded scene before it is written.
+    """A coded scene in memory: order, parameters and streams.
 
     Attributes:
         order: indices of the source's Gaussians in the order of the file ``[n]``.
-        classes: of importance, in the order of the file ``[n]``.
+        classes: classes of importance, in the order of the file ``[n]``.
         parameters: numbers for the manifest.
         models: the stream of that name.
         chunked: stream -> the bytes of each chunk.
@@ -63,7 +63,7 @@ def encode(
     antialiased: bool = False,
     tick: Callable[[str, float], None] = lambda what, share: None,
 ) -> Encoded:
-    """Code a scene that has passed ``check_values``.
+    """Codes a scene that has passed ``check_values``.
 
     Args:
         scene: may consist of views into a mapped file; it is read in pieces.
@@ -75,22 +75,24 @@ def encode(
     """
     tick("order", 0.0)
     positions = np.ascontiguousarray(scene.positions if kept is None else scene.positions[kept])
-    corner, side = cube(positions)
-    grid = grid_of(positions, corner, side)
+    corner, side = bounding_cube(positions)
+    grid = to_grid(positions, corner, side)
     order = morton_order(grid)
     grid = grid[order]
     order = order if kept is None else kept[order]
     with np.errstate(divide="ignore"):
         octave = np.floor(np.log2(importance[order].astype(np.float64)) + CENTRE)
     classes = np.clip(octave, 0, CLASSES - 1).astype(np.uint8)
-    found = _parameters(scene, order, classes, policy, (corner, side))
-    parameters = dataclasses.replace(found[0], antialiased=antialiased)
-    table: npt.NDArray[np.floating[Any]] = found[1]
+    table: npt.NDArray[np.floating[Any]]
+    parameters, table = _parameters(scene, order, classes, policy, (corner, side))
+    parameters = dataclasses.replace(parameters, antialiased=antialiased)
     if parameters.coefficients and policy.harmonic_spec is not None:
         spec, table = codebooks.learn(scene, order, importance[order], policy.harmonic_spec)
         parameters = dataclasses.replace(parameters, harmonic_spec=spec)
     coded = _quantize(scene, order, grid, classes, (parameters, table), policy, tick)
-    return code((order, classes), parameters, _stored(table, parameters, coded), coded, tick)
+    return encode_symbols(
+        (order, classes), parameters, _stored(table, parameters, coded), coded, tick
+    )
 
 
 def encode_again(
@@ -100,35 +102,35 @@ def encode_again(
     parameters: Parameters,
     codewords: npt.NDArray[np.float32],
 ) -> Encoded:
-    """Code a scene that is in the order of its file, with the classes and the basis of that file.
+    """Codes a scene that is already in a file's order, with the classes of that file.
 
     Args:
         scene: the original's Gaussians ``[n]``.
         grid: their positions on the octree's finest grid ``[n, 3]``.
-        classes: of importance ``[n]``.
+        classes: classes of importance ``[n]``.
         parameters: steps.
-        codewords: of the harmonics, where they are codes; axes are found anew.
+        codewords: codebooks of the harmonics, where they are codes; axes are found anew.
     """
     p, table = parameters, codewords.astype(np.float64)
     order = np.arange(len(scene))
     if p.harmonic_spec is None:
         table = _harmonic_axes(*_sampled(scene, order, classes))
     coded = _quantize(scene, order, grid, classes, (p, table), Policy())
-    return code((order, classes), p, _stored(table, p, coded), coded)
+    return encode_symbols((order, classes), p, _stored(table, p, coded), coded)
 
 
-def code(
+def encode_symbols(
     items: tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]],
     parameters: Parameters,
     table: bytes,
     coded: list[Symbols],
     tick: Callable[[str, float], None] = lambda what, share: None,
 ) -> Encoded:
-    """Learn the models of quantized chunks and code them.
+    """Learns the context models of quantized chunks and codes their symbols.
 
     Args:
         items: order and classes of the Gaussians, each ``[n]`` (see ``Encoded``).
-        parameters: of the file.
+        parameters: numbers of the file.
         table: axes or codebooks of the harmonics as the file holds them.
         coded: all chunks.
         tick: told what is done, and how much of it.
@@ -147,7 +149,7 @@ def code(
 def _stored(
     table: npt.NDArray[np.floating[Any]], parameters: Parameters, coded: list[Symbols]
 ) -> bytes:
-    """Codebooks, or the principal axes that are used."""
+    """Codebooks or the used principal axes of the harmonics, as the file stores them."""
     if parameters.harmonic_spec is not None:
         return codebooks.to_bytes(table.astype(np.float32))
     rank = 0
@@ -165,7 +167,7 @@ def _quantize(
     policy: Policy,
     tick: Callable[[str, float], None] = lambda what, share: None,
 ) -> list[Symbols]:
-    """All chunks, by several threads; grid and classes are in the order of the file."""
+    """Quantizes all chunks on several threads; grid and classes are in the file's order."""
     chunks = range(-(-len(order) // CHUNK))
 
     def one(index: int) -> Symbols:
@@ -204,26 +206,26 @@ def _code(symbols: Symbols, names: tuple[str, ...], learned: Mapping[str, Model]
     return b"".join(coded)
 
 
-def _fit(found: list[Symbols], name: str, parameters: Parameters) -> Model:
+def _fit(chunks: list[Symbols], name: str, parameters: Parameters) -> Model:
     return entropy_fit.fit(
-        [symbols.sequences[name] for symbols in found],
+        [symbols.sequences[name] for symbols in chunks],
         groups=group_count(name),
         bins=bins_of(parameters, name),
         scale=scale_of(parameters, name),
     )
 
 
-def cube(positions: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float64], float]:
-    """Lower corner and side of the smallest cube around all positions; its side is not 0."""
+def bounding_cube(positions: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float64], float]:
+    """Lower corner and side, above 0, of the smallest cube around all positions."""
     corner = positions.min(axis=0).astype(np.float64)
     side = float((positions.max(axis=0) - corner).max())
     return corner, max(side, float(np.abs(corner).max()) * 2.0**-23, 1e-30)
 
 
-def grid_of(
+def to_grid(
     positions: npt.NDArray[np.float32], corner: npt.NDArray[np.float64], side: float
 ) -> npt.NDArray[np.uint32]:
-    """Coordinates uint32 ``[N, 3]`` on the octree's finest grid."""
+    """Converts positions to coordinates uint32 ``[N, 3]`` on the octree's finest grid."""
     grid = np.empty(positions.shape, np.uint32)
     for first in range(0, len(grid), CHUNK):
         part = positions[first : first + CHUNK].astype(np.float64)
@@ -245,7 +247,7 @@ def _parameters(
     size = np.sort(sample.log_scales.astype(np.float64), axis=1)[:, 1:].mean()
     mean = sample.sh_dc.mean(axis=0, dtype=np.float64)
     basis = harmonics.principal_axes(sample.sh_dc - mean, weights)
-    harmonic_units = tuple(units(s) for s in policy.steps("harmonics"))
+    harmonic_units = tuple(to_units(s) for s in policy.steps("harmonics"))
     # A position's step is base * size^power, with sizes relative to the scene's mean one.
     levels = [
         math.log2(side) - size / math.log(2) - math.log2(s) for s in policy.steps("positions")
@@ -256,13 +258,13 @@ def _parameters(
         depth_offsets=tuple(round(v * UNIT) for v in levels),
         depth_power=round(policy.size_power * UNIT / math.log(2)),
         depth_least=policy.least_depth,
-        scale_units=tuple(units(s) for s in policy.steps("scales")),
+        scale_units=tuple(to_units(s) for s in policy.steps("scales")),
         rotation_offsets=tuple(round(-2 * math.log2(s)) for s in policy.steps("rotations")),
         spin_offsets=tuple(
             round(-2 * math.log2(s * policy.spin)) for s in policy.steps("rotations")
         ),
-        opacity_units=tuple(units(s) for s in policy.steps("opacity")),
-        color_units=tuple(units(s) for s in policy.steps("color")),
+        opacity_units=tuple(to_units(s) for s in policy.steps("opacity")),
+        color_units=tuple(to_units(s) for s in policy.steps("color")),
         color_basis=(*map(float, basis.reshape(-1)), *map(float, mean)),
         harmonic_units=harmonic_units,
         coefficients=sample.sh_rest.shape[1],
@@ -276,13 +278,13 @@ def _parameters(
 def _sampled(
     scene: Scene, order: npt.NDArray[np.int64], classes: npt.NDArray[np.uint8]
 ) -> tuple[Scene, npt.NDArray[np.float64]]:
-    """Gaussians from which bases are learned, and how much each counts."""
+    """The Gaussians from which principal axes are learned, and their weights."""
     picked = slice(None, None, -(-len(order) // _SAMPLE))
     return scene.take(order[picked]), np.exp2(2.0 * classes[picked])
 
 
 def _harmonic_axes(sample: Scene, weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Principal axes ``[3 M, 3 M]``."""
+    """Principal axes ``[3 M, 3 M]`` of the harmonics."""
     if not sample.sh_rest.shape[1]:
         return np.zeros((0, 0))
     vectors = sample.sh_rest.reshape(len(sample), -1).astype(np.float64)

@@ -1,4 +1,4 @@
-"""Integers that stand for attributes: fixed-point steps, octree depths and rotation grids.
+"""Integer arithmetic of the quantization grids: fixed-point steps, octree depths, rotations.
 
 Whatever decides how the following symbols are read is computed in integers, so that a decoder on
 any machine comes to the same decision.
@@ -26,27 +26,27 @@ Ints = npt.NDArray[np.int64]
 Small = npt.NDArray[np.integer[Any]]
 
 
-def units(step: float) -> int:
-    """A step in fixed-point units, at least one."""
+def to_units(step: float) -> int:
+    """Converts a step to fixed-point units, at least one."""
     return max(1, round(step * UNIT))
 
 
 def depths(
     large: Ints, middle: Ints, classes: Small, offsets: Ints, power: int, least: int
 ) -> Ints:
-    """Octree levels of positions.
+    """Octree depths of positions ``[n]``, from their scales and classes.
 
     Args:
         large: log of the largest standard deviation ``[n]``, in units.
-        middle: of the second.
+        middle: log of the second standard deviation ``[n]``, in units.
         classes: ``[n]``.
         offsets: levels in units, by class.
         power: units of depth lost per nat of ``(large + middle) / 2``.
         least: fewest levels.
     """
     size = (large + middle) // 2
-    found = (offsets[classes] - (size * power >> 12) + UNIT // 2) >> 12
-    levels: Ints = np.clip(found, least, DEEPEST)
+    depth = (offsets[classes] - (size * power >> 12) + UNIT // 2) >> 12
+    levels: Ints = np.clip(depth, least, DEEPEST)
     return levels
 
 
@@ -73,11 +73,11 @@ def exponents(ratio: Ints, classes: Small, offsets: Ints) -> Ints:
         offsets: exponents by class.
     """
     gain = GAINS[np.clip(ratio >> 9, 0, _RATIO_BINS - 1)]
-    found: Ints = np.clip(offsets[classes] + gain, 0, FINEST)
-    return found
+    exponent: Ints = np.clip(offsets[classes] + gain, 0, FINEST)
+    return exponent
 
 
-def spacing(exponent: Small) -> npt.NDArray[np.float64]:
+def grid_spacing(exponent: Small) -> npt.NDArray[np.float64]:
     """Grid points per unit of a direction's coordinates, at least one."""
     grid: npt.NDArray[np.float64] = np.exp2(exponent / 2)
     return grid

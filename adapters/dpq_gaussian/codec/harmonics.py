@@ -1,4 +1,4 @@
-"""Spherical harmonics by transform coding: principal axes, dead zone, and how many are not zero.
+"""Transform coding of spherical harmonics: principal axes, dead zone and symbol counts.
 
 The 3 x M coefficients of a Gaussian are one vector. Along the principal axes of all such vectors,
 weighted by what is seen, the energy gathers in the first few; most of the others round to zero,
@@ -50,7 +50,7 @@ def _quantize(
 
     Args:
         vectors: what to code.
-        steps: of each.
+        steps: quantization step of each vector ``[n]``.
         gains: share of each in the prediction of those after it.
         axes: float64 [m, m].
         rounding: offset, share of an error that is handed on, and boost.
@@ -70,12 +70,12 @@ def _quantize(
             total = 0.0
             for k in range(m):
                 total += axes[j, k] * (vectors[i, k] - predicted[k])
-            wanted = min(max(total / steps[i] + owed[j], -32766.0), 32766.0)
-            level = np.floor(abs(wanted) + offset)
-            if wanted < 0:
+            scaled = min(max(total / steps[i] + owed[j], -32766.0), 32766.0)
+            level = np.floor(abs(scaled) + offset)
+            if scaled < 0:
                 level = -level
             symbols[i, j] = level
-            owed[j] = handed * min(max(wanted - level, -1.0), 1.0)
+            owed[j] = handed * min(max(scaled - level, -1.0), 1.0)
             if level != 0:
                 counts[i] = j + 1
                 amount = (level + (boost if level > 0 else -boost)) * steps[i]
@@ -133,7 +133,7 @@ def quantize(
 
     Args:
         vectors: ``[n, m]``.
-        steps: of each ``[n]``.
+        steps: quantization step of each vector ``[n]``.
         gains: share of each in the running mean ``[n]``.
         axes: orthonormal rows ``[m, m]``.
         rounding: what is added before a magnitude is rounded down; share of the error, in steps,
@@ -167,7 +167,7 @@ def restore(
     Args:
         counts: ``[n]``, at most R.
         values: ``[counts.sum()]``.
-        steps: of each Gaussian ``[n]``.
+        steps: quantization step of each Gaussian ``[n]``.
         gains: share of each in the running mean ``[n]``.
         axes: ``[R, m]``.
         boost: in steps, added to every magnitude.

@@ -1,4 +1,4 @@
-"""What is in a scene file: its numbers (``Parameters``) and its streams, with the coding of each.
+"""The streams of a scene file: their sequences of symbols and how each is entropy coded.
 
 Both the encoder and the decoder follow this module; FORMAT.md describes it.
 """
@@ -70,14 +70,14 @@ def streams_of(parameters: Parameters) -> dict[str, tuple[str, ...]]:
 
 
 def bins_of(parameters: Parameters, name: str) -> int:
-    """Bins of the running mean of a sequence."""
+    """Number of bins of the running mean of a sequence, a context of its coder."""
     if name.startswith("code") and parameters.harmonic_spec is not None:
         return 8 if parameters.harmonic_spec.K <= FOLLOWED_K else 1
     return BINS[name]
 
 
 def scale_of(parameters: Parameters, name: str) -> npt.NDArray[np.int64] | None:
-    """What a symbol of a sequence is worth in its running mean, by group; None for one."""
+    """Weight of a symbol in the running mean of a sequence, by group; None for 1."""
     if name in ("large", "middle", "small"):
         return np.array(parameters.scale_units, np.int64)
     if name == "logit":

@@ -1,4 +1,4 @@
-"""The numbers of a scene file as the manifest holds them, and back with every check."""
+"""The numbers of a scene file, and their form in the manifest with every check."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _NUMBERS: Mapping[str, tuple[int, float]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Parameters:
-    """The numbers of one file, in the units of ``quantities``; steps and offsets are by class.
+    """The numbers of one file, in the units of ``grids``; steps and offsets are by class.
 
     Attributes:
         cube: lower corner (3) and side of the cube that the octree divides.
@@ -54,17 +54,17 @@ class Parameters:
         depth_least: fewest levels.
         scale_units: steps of log scales.
         rotation_offsets: exponents of the grids of directions.
-        spin_offsets: of spins.
+        spin_offsets: exponents of the grids of spins.
         opacity_units: steps of logits.
         color_units: steps of the constant coefficient.
         color_basis: its principal axes, row-major 3 x 3, then its mean: 12 numbers.
         harmonic_units: steps of the other coefficients.
-        coefficients: of the harmonics beyond the constant one, per channel: 0, 3, 8 or 15.
+        coefficients: number of harmonics beyond the constant one, per channel: 0, 3, 8 or 15.
         antialiased: the scene was trained for anti-aliased rendering (Mip-Splatting).
         harmonic_boost: in steps, added to the magnitude of every harmonic that is not zero.
         harmonic_keep: share of the running mean that predicts the next Gaussian's harmonics.
         harmonic_gains: share of a Gaussian in that running mean.
-        harmonic_spec: of product quantization, which then takes the place of all that is said of
+        harmonic_spec: spec of product quantization, which then replaces what is said of
             harmonics above.
     """
 
@@ -87,7 +87,7 @@ class Parameters:
     harmonic_spec: QuantSpec | None = None
 
     def refined(self, factor: float) -> Parameters:
-        """With all steps divided by a factor; those of rotations by a near power of sqrt(2)."""
+        """Parameters with steps divided by a factor; for rotations by a near power of sqrt(2)."""
 
         def finer(steps: tuple[int, ...]) -> tuple[int, ...]:
             return tuple(max(1, round(step / factor)) for step in steps)
@@ -109,7 +109,7 @@ class Parameters:
 
 
 def parameters_to_json(parameters: Parameters) -> dict[str, Any]:
-    """As the manifest holds them."""
+    """Converts the parameters to their form in the manifest."""
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(parameters).items()}
     del values["harmonic_spec"]
     if parameters.harmonic_spec is not None:
@@ -118,15 +118,17 @@ def parameters_to_json(parameters: Parameters) -> dict[str, Any]:
 
 
 def parameters_from_json(data: Mapping[str, Any], where: str) -> Parameters:
-    """The inverse of ``parameters_to_json``, with every check.
+    """Reads and checks the parameters of a manifest.
 
     Raises:
         ArtifactError: unknown version or key, or a number out of range.
     """
     where = f"{where}: parameters"
     if data.get("codec") != CODEC_VERSION:
-        found = strict_json.shown(data.get("codec"))
-        raise ArtifactError(f"{where}: codec {found} is not known; this dpq reads {CODEC_VERSION}")
+        version = strict_json.shown(data.get("codec"))
+        raise ArtifactError(
+            f"{where}: codec {version} is not known; this dpq reads {CODEC_VERSION}"
+        )
     optional = {"harmonic_spec"} - set(data)
     names = {"codec", *Parameters.__dataclass_fields__} - optional
     values = dict(strict_json.exactly(dict(data), names, where))

@@ -1,4 +1,4 @@
-"""Positions as paths in an octree: where a path leaves the one before it, and how it goes on.
+"""Coding of positions as octree paths, each relative to the path before it.
 
 A cell at depth d is a path of 3 d bits (x, y, z of the first level, then of the second, ...), and
 the Morton order sorts these paths. So a path is told by the bit at which it parts from the path

@@ -1,4 +1,4 @@
-"""From attributes to symbols: one chunk of Gaussians, already in order."""
+"""Quantization of one chunk: from attributes of Gaussians in file order to symbols."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dpq_gaussian.codec import codebooks, harmonics, positions
-from dpq_gaussian.codec.grids import SPINS, UNIT, depths, spacing
+from dpq_gaussian.codec.grids import SPINS, UNIT, depths, grid_spacing
 from dpq_gaussian.codec.layout import Ints, rotation_grids, value_groups
 from dpq_gaussian.codec.parameters import Parameters
 from dpq_gaussian.codec.rotations import sorted_axes, turns
@@ -24,7 +24,7 @@ LARGEST_COLOR = 1000.0
 
 @dataclass(frozen=True, kw_only=True)
 class Symbols:
-    """One chunk as sequences of symbols with their groups, and the plain bits of positions."""
+    """The symbols of one chunk by sequence, with their groups, and the plain position bits."""
 
     count: int
     sequences: dict[str, tuple[Ints, Ints]]
@@ -39,33 +39,33 @@ def quantize(
     table: npt.NDArray[np.floating[Any]],
     policy: Policy,
 ) -> Symbols:
-    """Quantize one chunk.
+    """Quantizes the attributes of one chunk to symbols.
 
     Args:
         scene: n Gaussians in order.
         grid: their positions on the octree's finest grid ``[n, 3]``.
-        classes: of importance ``[n]``.
+        classes: classes of importance ``[n]``.
         parameters: steps and bases.
-        table: of the harmonics: principal axes, orthonormal rows, or codebooks ``[C, K, d]``.
+        table: table of the harmonics: principal axes, orthonormal rows, or codebooks ``[C, K, d]``.
         policy: how harmonics are rounded.
     """
     p = parameters
     logs, axes_of = sorted_axes(scene.log_scales, scene.rotations)
     step = np.array(p.scale_units, np.int64)[classes]
-    wanted = np.clip(logs, -LARGEST_LOG, LARGEST_LOG) * UNIT
-    first = np.rint(wanted[:, 0] / step).astype(np.int64)
+    log_units = np.clip(logs, -LARGEST_LOG, LARGEST_LOG) * UNIT
+    first = np.rint(log_units[:, 0] / step).astype(np.int64)
     large = first * step
-    second = np.rint(np.maximum(0, large - wanted[:, 1]) / step).astype(np.int64)
+    second = np.rint(np.maximum(0, large - log_units[:, 1]) / step).astype(np.int64)
     middle = large - second * step
-    third = np.rint(np.maximum(0, middle - wanted[:, 2]) / step).astype(np.int64)
-    found, bits = geometry((first, second, third), axes_of, grid, classes, p)
+    third = np.rint(np.maximum(0, middle - log_units[:, 2]) / step).astype(np.int64)
+    sequences, bits = geometry((first, second, third), axes_of, grid, classes, p)
     width = np.array(p.opacity_units)[classes] / UNIT
     logits = np.clip(scene.opacity_logits, -LARGEST_LOGIT, LARGEST_LOGIT)
-    found["logit"] = (np.rint(logits / width).astype(np.int32), classes)
-    found |= _colors(scene, classes, p)
+    sequences["logit"] = (np.rint(logits / width).astype(np.int32), classes)
+    sequences |= _colors(scene, classes, p)
     if p.coefficients:
-        found |= _harmonics(scene, classes, p, table, policy)
-    return Symbols(count=len(scene), sequences=found, bits=bits)
+        sequences |= _harmonics(scene, classes, p, table, policy)
+    return Symbols(count=len(scene), sequences=sequences, bits=bits)
 
 
 def geometry(
@@ -75,45 +75,45 @@ def geometry(
     classes: npt.NDArray[np.uint8],
     parameters: Parameters,
 ) -> tuple[dict[str, tuple[Ints, Ints]], bytes]:
-    """Sequences of classes, scales, positions and rotations, and the plain bits of positions.
+    """Quantizes classes, scales, positions and rotations; also gives the plain position bits.
 
     Args:
         levels: symbols of the scales, each ``[n]``: large, middle and small.
         axes: unit vectors by falling length, rows ``[n, 3, 3]``.
         grid: positions on the octree's finest grid ``[n, 3]``.
-        classes: of importance ``[n]``.
+        classes: classes of importance ``[n]``.
         parameters: steps.
     """
     p = parameters
     none = np.zeros(len(classes), np.uint8)
-    found: dict[str, tuple[Ints, Ints]] = {"class": (classes.astype(np.int32), none)}
+    sequences: dict[str, tuple[Ints, Ints]] = {"class": (classes.astype(np.int32), none)}
     for name, values in zip(("large", "middle", "small"), levels, strict=True):
-        found[name] = (values.astype(np.int32), classes)
+        sequences[name] = (values.astype(np.int32), classes)
     step = np.array(p.scale_units, np.int64)[classes]
     large = levels[0] * step
     middle = large - levels[1] * step
     small = middle - levels[2] * step
     depth = depths(large, middle, classes, np.array(p.depth_offsets), p.depth_power, p.depth_least)
     parting, bits = positions.encode(grid, depth)
-    found["parting"] = (parting, none)
+    sequences["parting"] = (parting, none)
     disc, direction, spin = rotation_grids(large, middle, small, classes, p)
-    turned = turns(axes, disc, spacing(direction), SPINS[spin])
+    turned = turns(axes, disc, grid_spacing(direction), SPINS[spin])
     for axis, (name, groups) in enumerate((("u", direction), ("v", direction), ("spin", spin))):
-        found[name] = (np.ascontiguousarray(turned[:, axis]), groups)
-    return found, bits
+        sequences[name] = (np.ascontiguousarray(turned[:, axis]), groups)
+    return sequences, bits
 
 
 def _colors(
     scene: Scene, classes: npt.NDArray[np.uint8], p: Parameters
 ) -> dict[str, tuple[Ints, Ints]]:
-    found: dict[str, tuple[Ints, Ints]] = {}
+    sequences: dict[str, tuple[Ints, Ints]] = {}
     width = np.array(p.color_units)[classes] / UNIT
     basis, mean = np.reshape(p.color_basis[:9], (3, 3)), np.array(p.color_basis[9:])
     centred = np.clip(scene.sh_dc, -LARGEST_COLOR, LARGEST_COLOR) - mean
     colors = np.rint(centred @ basis.T / width[:, None]).astype(np.int32)
     for axis, name in enumerate(("first", "second", "third")):
-        found[name] = (np.ascontiguousarray(colors[:, axis]), classes)
-    return found
+        sequences[name] = (np.ascontiguousarray(colors[:, axis]), classes)
+    return sequences
 
 
 def _harmonics(
@@ -128,12 +128,12 @@ def _harmonics(
         codes = codebooks.assign(scene.sh_rest, books, p.harmonic_spec)
         return {f"code{group}": (code, classes) for group, code in enumerate(codes)}
     axes = table.astype(np.float64, copy=False)
-    found: dict[str, tuple[Ints, Ints]] = {}
+    sequences: dict[str, tuple[Ints, Ints]] = {}
     width = np.array(p.harmonic_units)[classes] / UNIT
     vectors = scene.sh_rest.reshape(len(scene), -1)
     gains = np.array(p.harmonic_gains)[classes]
     rounding = policy.dead_zone, policy.handed_on, policy.boost
     symbols, counts = harmonics.quantize(vectors, width, gains, axes, rounding, p.harmonic_keep)
-    found["count"] = (counts, classes)
-    found["value"] = (harmonics.gather(symbols, counts), value_groups(classes, counts))
-    return found
+    sequences["count"] = (counts, classes)
+    sequences["value"] = (harmonics.gather(symbols, counts), value_groups(classes, counts))
+    return sequences

@@ -1,4 +1,4 @@
-"""One of the many ways to write the same Gaussian: axes by length, a direction and a spin.
+"""The canonical form of a Gaussian's rotation: axes by length, a direction and a spin.
 
 A Gaussian does not change when its axes are renamed or turned by 180 degrees. Naming them by
 length makes scales cheaper to code. The rotation is told by the direction of the axis that differs

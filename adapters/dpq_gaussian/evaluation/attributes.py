@@ -1,4 +1,4 @@
-"""How far the attributes of a file's Gaussians are from the original's."""
+"""Errors of the attributes of a file's Gaussians against the original's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ UNITS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Errors:
-    """Result of `attribute_errors`.
+    """The errors of attributes, or why they cannot be measured.
 
     Attributes:
         rms: attribute -> root mean square error; empty where the scenes cannot be compared.
@@ -38,11 +38,11 @@ class Errors:
 
 
 def attribute_errors(scene: Scene, original: Scene) -> Errors:
-    """Compare matched Gaussians; each counts alike, seen or not."""
-    found = match(scene, original)
-    if found.problem:
-        return Errors(rms={}, pairs="", problem=found.problem)
-    file, source = scene.take(found.rows), original.take(found.originals)
+    """Compares the attributes of matched Gaussians; each counts alike, visible or not."""
+    pairing = match(scene, original)
+    if pairing.problem:
+        return Errors(rms={}, pairs="", problem=pairing.problem)
+    file, source = scene.take(pairing.rows), original.take(pairing.originals)
     pairs = f"at most {SAMPLE:,} of its Gaussians, each with the one that it was made from"
     differences = {
         "positions": file.positions.astype(np.float64) - source.positions,
@@ -83,7 +83,7 @@ def _opacity(scene: Scene) -> npt.NDArray[np.float64]:
 
 
 def _harmonics(scene: Scene, like: Scene) -> npt.NDArray[np.float64]:
-    """The harmonics of a scene with as many coefficients as the other has."""
+    """The harmonics of a scene, cut or zero-padded to the degree of another scene."""
     m = min(scene.sh_rest.shape[1], like.sh_rest.shape[1])
     padded = np.zeros(like.sh_rest.shape)
     padded[:, :m] = scene.sh_rest[:, :m]

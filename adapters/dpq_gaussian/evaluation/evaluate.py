@@ -1,4 +1,4 @@
-"""``dpq eval`` for Gaussian splats: pictures against photographs and against the original's.
+"""Evaluation of splat scenes: their pictures against photographs and the original's.
 
 Both are needed: fidelity says what compression changed, photographs say whether it matters.
 """
@@ -42,12 +42,12 @@ _LEAST_OVERLAP = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Judge:
-    """Everything that files are measured with.
+class _Setup:
+    """The views, references and options with which all files are measured.
 
     Attributes:
-        options: of the user.
-        run: of the user.
+        options: the user's options.
+        run: progress, seed and device of the run.
         device: that draws.
         original: the uncompressed scene, if there is one.
         views: that are drawn.
@@ -67,7 +67,7 @@ class _Judge:
     references: dict[str, list[Tensor]] = field(default_factory=dict)
 
     def draw(self, scene: Scene, what: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """Colour ``[H, W, 3]`` and alpha ``[H, W]`` of every view, on the CPU."""
+        """Draws every view: colour ``[H, W, 3]`` and alpha ``[H, W]``, on the CPU."""
         splats = Splats.of(scene, self.device)
         for done, camera in enumerate(self.views.cameras):
             self.run.progress(f"drawing {what}", done, len(self.views.cameras))
@@ -77,7 +77,7 @@ class _Judge:
         self.run.progress(f"drawing {what}", len(self.views.cameras), len(self.views.cameras))
 
     def protocol(self) -> str:
-        """What all metrics of pictures have in common."""
+        """The conditions that all metrics of pictures share, as text."""
         name = self.options.background
         smooth = ", anti-aliased" if self.drawing.antialiased else ""
         return (
@@ -87,7 +87,7 @@ class _Judge:
 
 
 def evaluate(source: str, options: EvaluateOptions | None, run: Run) -> Evaluation:
-    """Draw a scene, and further files of it, and compare pictures and attributes.
+    """Measures a scene, and further files of it: pictures, attributes, bytes and seconds.
 
     Raises:
         SpecError: there is nothing to measure, or an option does not fit the scene.
@@ -107,7 +107,7 @@ def evaluate(source: str, options: EvaluateOptions | None, run: Run) -> Evaluati
             "nothing to compare with: give --baseline SOURCE (the uncompressed scene), or "
             "--cameras with photographs"
         )
-    judge = _Judge(
+    setup = _Setup(
         options=options,
         run=run,
         device=device,
@@ -116,17 +116,17 @@ def evaluate(source: str, options: EvaluateOptions | None, run: Run) -> Evaluati
         drawing=_drawing(options, reference),
         lpips=lpips,
     )
-    judge, blind = _with_references(judge, reference)
+    setup, blind = _with_references(setup, reference)
     notes += _left_out(options)
     others = {
-        name: _measure(judge, read_file(name, run.progress, like=reference))
+        name: _measure(setup, read_file(name, run.progress, like=reference))
         for name in options.against
     }
-    found = _measure(judge, subject)
+    evaluation = _measure(setup, subject)
     return Evaluation(
-        metrics=found.metrics,
-        details=found.details,
-        notes=(*notes, *views.notes, *blind, *found.notes),
+        metrics=evaluation.metrics,
+        details=evaluation.details,
+        notes=(*notes, *views.notes, *blind, *evaluation.notes),
         others=others,
     )
 
@@ -139,7 +139,7 @@ def origin_of(source: str) -> str:
 
 
 def _original(source: str, origin: str, asked: str) -> tuple[str, list[str]]:
-    """The scene to compare with, and why there is none."""
+    """The original to compare with, and a note where there is none."""
     if asked:
         return ("", ["fidelity to the original: left out"]) if asked == NONE else (asked, [])
     if origin == source:
@@ -161,66 +161,66 @@ def _left_out(options: EvaluateOptions) -> Iterator[str]:
         yield "encode seconds left out: give --encode with a preset"
 
 
-def _with_references(judge: _Judge, reference: EvaluatedFile) -> tuple[_Judge, list[str]]:
-    """The judge with the pictures to compare with, and without views in which nothing is seen."""
+def _with_references(setup: _Setup, reference: EvaluatedFile) -> tuple[_Setup, list[str]]:
+    """Adds the reference pictures to a setup, and leaves out views in which nothing is seen."""
     cameras: list[Camera] = []
     drawn: list[Tensor] = []
     for camera, (picture, alpha) in zip(
-        judge.views.cameras, judge.draw(reference.scene, reference.source), strict=True
+        setup.views.cameras, setup.draw(reference.scene, reference.source), strict=True
     ):
         if (alpha > _VISIBLE).any():
             cameras.append(camera)
             drawn.append(picture)
-    count, blind = len(judge.views.cameras), len(judge.views.cameras) - len(cameras)
+    count, blind = len(setup.views.cameras), len(setup.views.cameras) - len(cameras)
     if not cameras:
         raise SourceError(
             f"none of the {count} cameras sees anything of {reference.source}; do they belong to "
             "it, and in the same coordinates?"
         )
     references: dict[str, list[Tensor]] = {}
-    if judge.views.photographed:
-        sky = judge.drawing.background
+    if setup.views.photographed:
+        sky = setup.drawing.background
         references[TO_PHOTOGRAPHS] = [photograph(camera, sky) for camera in cameras]
-    if judge.original is not None:
+    if setup.original is not None:
         references[TO_ORIGINAL] = drawn
     notes = [f"{blind} of {count} cameras see nothing; left out"] if blind else []
-    name = f"{judge.views.name}, {blind} of them blind and left out" if blind else judge.views.name
-    views = Views(cameras=tuple(cameras), photographed=judge.views.photographed, name=name)
-    return replace(judge, views=views, references=references), notes
+    name = f"{setup.views.name}, {blind} of them blind and left out" if blind else setup.views.name
+    views = Views(cameras=tuple(cameras), photographed=setup.views.photographed, name=name)
+    return replace(setup, views=views, references=references), notes
 
 
-def _measure(judge: _Judge, subject: EvaluatedFile) -> Evaluation:
-    """All metrics of one file."""
+def _measure(setup: _Setup, subject: EvaluatedFile) -> Evaluation:
+    """Measures all metrics of one file."""
     notes = list(subject.notes)
-    if judge.original is not None:
-        common = overlap(subject.scene, judge.original.scene)
+    if setup.original is not None:
+        common = overlap(subject.scene, setup.original.scene)
         if common < _LEAST_OVERLAP:
             raise SourceError(
-                f"{subject.source} is not a file of {judge.original.source}: only {common:.0%} of "
+                f"{subject.source} is not a file of {setup.original.source}: only {common:.0%} of "
                 "its Gaussians lie where that scene has any"
             )
     per_view: dict[str, list[float]] = {}
-    for at, (picture, _) in enumerate(judge.draw(subject.scene, subject.source)):
-        for what, references in judge.references.items():
-            for name, value in score(picture, references[at], judge.lpips).items():
+    for at, (picture, _) in enumerate(setup.draw(subject.scene, subject.source)):
+        for what, references in setup.references.items():
+            for name, value in score(picture, references[at], setup.lpips).items():
                 per_view.setdefault(f"{name} {what}", []).append(value)
-    metrics = [_picture_metric(judge, name, values) for name, values in per_view.items()]
-    if judge.original is not None:
-        found, problem = _errors(subject, judge.original)
-        metrics += found
+    metrics = [_picture_metric(setup, name, values) for name, values in per_view.items()]
+    if setup.original is not None:
+        errors, problem = _errors(subject, setup.original)
+        metrics += errors
         notes += [f"{subject.source}: attributes not compared: {problem}"] if problem else []
-    metrics += _costs(judge, subject)
+    metrics += _costs(setup, subject)
     details: dict[str, Any] = {
         "bytes": subject.nbytes,
         "gaussians": len(subject.scene),
         "sh_degree": subject.scene.sh_degree,
-        "views": [camera.name for camera in judge.views.cameras],
+        "views": [camera.name for camera in setup.views.cameras],
         "per_view": per_view,
     }
     return Evaluation(metrics=tuple(metrics), details=details, notes=tuple(notes))
 
 
-def _picture_metric(judge: _Judge, name: str, values: Sequence[float]) -> Metric:
+def _picture_metric(setup: _Setup, name: str, values: Sequence[float]) -> Metric:
     kind = name.split()[0]
     mean, identical = sum(values) / len(values), 0
     if kind == "PSNR":
@@ -230,29 +230,29 @@ def _picture_metric(judge: _Judge, name: str, values: Sequence[float]) -> Metric
         name=name,
         value=mean,
         higher_is_better=_HIGHER[kind],
-        protocol=f"{_UNITS[kind]}{judge.protocol()}{same}",
+        protocol=f"{_UNITS[kind]}{setup.protocol()}{same}",
     )
 
 
 def _errors(subject: EvaluatedFile, original: EvaluatedFile) -> tuple[list[Metric], str]:
-    """Errors of attributes, or why they cannot be told."""
-    found = attribute_errors(subject.scene, original.scene)
+    """Errors of attributes as metrics, or why they cannot be measured."""
+    errors = attribute_errors(subject.scene, original.scene)
     metrics = [
         Metric(
             name=f"error of {attribute}",
             value=value,
             higher_is_better=False,
-            protocol=f"root mean square {UNITS[attribute]}, over {found.pairs}",
+            protocol=f"root mean square {UNITS[attribute]}, over {errors.pairs}",
         )
-        for attribute, value in found.rms.items()
+        for attribute, value in errors.rms.items()
     ]
-    return metrics, found.problem
+    return metrics, errors.problem
 
 
-def _costs(judge: _Judge, subject: EvaluatedFile) -> Iterator[Metric]:
-    """Bits and seconds."""
-    whole = judge.original or subject
-    of = "the original" if judge.original else "the file"
+def _costs(setup: _Setup, subject: EvaluatedFile) -> Iterator[Metric]:
+    """Bits per Gaussian, and decoding and encoding seconds, as metrics."""
+    whole = setup.original or subject
+    of = "the original" if setup.original else "the file"
 
     def cost(name: str, value: float, protocol: str) -> Metric:
         return Metric(name=name, value=value, higher_is_better=False, protocol=protocol)
@@ -268,8 +268,8 @@ def _costs(judge: _Judge, subject: EvaluatedFile) -> Iterator[Metric]:
         subject.seconds,
         f"{how}, from the file to float32 arrays, best of 2",
     )
-    if judge.options.encode:
-        encoded = encode_seconds(subject, whole, judge.options.encode, judge.run)
+    if setup.options.encode:
+        encoded = encode_seconds(subject, whole, setup.options.encode, setup.run)
         if encoded is not None:
             yield cost("encode seconds", encoded.seconds, f"{how}, {encoded.protocol}")
 

@@ -1,4 +1,4 @@
-"""One file of an evaluation: its Gaussians, bytes and seconds."""
+"""The files of an evaluation: their Gaussians, bytes and seconds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from dpq_core.run import Progress, Run, silent
 from dpq_gaussian.formats import WRITABLE, Loaded, write_scene
-from dpq_gaussian.formats.coordinates import like as turned_like
+from dpq_gaussian.formats.coordinates import turned_like
 from dpq_gaussian.loading import load
 from dpq_gaussian.scene import Scene, check_values
 from dpq_gaussian.scene.sources import locate
@@ -21,7 +21,7 @@ _REPEAT_BELOW = 20.0  # seconds: the first reading may have compiled kernels
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluatedFile:
-    """A scene as a file has it.
+    """A scene read from a file, with its size and reading time.
 
     Attributes:
         source: as the user named it.
@@ -44,7 +44,7 @@ class EvaluatedFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """How long coding takes, and what was timed."""
+    """The seconds of one encoding, and what was timed."""
 
     seconds: float
     protocol: str
@@ -57,12 +57,12 @@ def read_file(
     axes: str = "",
     like: EvaluatedFile | None = None,
 ) -> EvaluatedFile:
-    """Read and time one file.
+    """Reads one file and times the reading.
 
     Args:
         source: ``builtin:NAME``, a .dpq or a splat file.
         progress: told what is read.
-        axes: of the file; empty: its format's, or turned to lie like ``like``.
+        axes: axes of the file; empty: its format's, or turned to lie like ``like``.
         like: the original.
 
     Raises:
@@ -95,7 +95,7 @@ def read_file(
 def encode_seconds(
     subject: EvaluatedFile, original: EvaluatedFile, preset: str, run: Run
 ) -> Encoding | None:
-    """Write the original once more in the format of a file; None where dpq only reads that."""
+    """Times the encoding of the original in a file's format; None where dpq only reads it."""
     started = time.perf_counter()
     if subject.format == "dpq":
         from dpq_gaussian.compress import pack
@@ -113,7 +113,7 @@ def encode_seconds(
 
 
 def _timed(source: str, axes: str) -> tuple[Loaded, float]:
-    """Read a file, into memory where it would be mapped."""
+    """Reads a file into memory, also where it would be mapped, and times that."""
     started = time.perf_counter()
     loaded = load(source, axes=axes or None)
     arrays = {name: np.ascontiguousarray(a) for name, a in loaded.scene.arrays().items()}

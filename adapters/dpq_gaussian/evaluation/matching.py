@@ -1,4 +1,4 @@
-"""Which Gaussian of a file is which of the original: files come in other orders, some pruned."""
+"""Matching of a file's Gaussians to the original's, across reordering and pruning."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dpq_gaussian.scene import Scene
 SAMPLE = 1 << 15
 """Gaussians that are matched, evenly spread over the file."""
 
-CANDIDATES = 8
+NEIGHBOURS = 8
 """Nearest Gaussians of the original by position, among which the other attributes decide."""
 
 LEAST_KEPT = 0.5
@@ -33,11 +33,11 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class Match:
-    """Pairs of Gaussians.
+    """Pairs of matching Gaussians in a file and in its original.
 
     Attributes:
         rows: indices in the file ``[s]``.
-        originals: of each, the index in the original ``[s]``.
+        originals: index of each in the original ``[s]``.
         problem: why the two cannot be compared one by one; empty if they can.
     """
 
@@ -47,7 +47,7 @@ class Match:
 
 
 def match(scene: Scene, original: Scene) -> Match:
-    """Find for a sample of a scene's Gaussians those of the original that they were made from."""
+    """Matches a sample of a scene's Gaussians to those of the original."""
     count, before = len(scene), len(original)
     nothing = np.zeros(0, np.int64)
     if not LEAST_KEPT * before <= count <= before:
@@ -57,7 +57,9 @@ def match(scene: Scene, original: Scene) -> Match:
     rows = np.linspace(0, count - 1, min(count, SAMPLE)).astype(np.int64)
     part = scene.take(rows)
     near, squares = _nearest(part.positions, original.positions)
-    best = _likeliest(squares, np.square(_features(part)[:, None] - _features(original)[near]))
+    best = _likeliest_neighbour(
+        squares, np.square(_features(part)[:, None] - _features(original)[near])
+    )
     each = np.arange(len(rows))
     originals, distance = near[each, best], np.sqrt(squares[each, best])
     reach = _FAR * np.exp(original.log_scales[originals].max(axis=1).astype(np.float64))
@@ -87,15 +89,15 @@ def _radius(scene: Scene) -> float:
 
 
 def _features(scene: Scene) -> npt.NDArray[np.float32]:
-    """What tells Gaussians at one place apart, each number about as telling: float32 ``[N, 7]``."""
+    """Opacity, sizes and colour, which tell Gaussians at one place apart: float32 ``[N, 7]``."""
     logits = np.clip(scene.opacity_logits, -30, 30)
     opacity = (1 / (1 + np.exp(-logits)))[:, None]
     sizes = np.sort(scene.log_scales, axis=1)
     return np.concatenate([opacity, sizes, scene.sh_dc], axis=1).astype(np.float32)
 
 
-def _likeliest(squares: npt.NDArray[np.float64], others: npt.NDArray[np.float32]) -> Rows:
-    """Which candidate of each Gaussian it is ``[s]``.
+def _likeliest_neighbour(squares: npt.NDArray[np.float64], others: npt.NDArray[np.float32]) -> Rows:
+    """Index of the best matching neighbour of each Gaussian ``[s]``.
 
     Args:
         squares: squared distances ``[s, k]``.
@@ -123,20 +125,20 @@ def _nearest(
     ordered = np.ascontiguousarray(np.roll(places[order], -axis, axis=1), dtype=np.float64)
     asked = np.ascontiguousarray(np.roll(queries, -axis, axis=1), dtype=np.float64)
     starts = np.searchsorted(ordered[:, 0], asked[:, 0])
-    width = min(CANDIDATES, len(places))
-    found = np.zeros((len(queries), width), np.int64)
+    width = min(NEIGHBOURS, len(places))
+    neighbours = np.zeros((len(queries), width), np.int64)
     squares = np.full((len(queries), width), np.inf)
-    _search(ordered, asked, starts, found, squares)
-    return order[found], squares
+    _search(ordered, asked, starts, neighbours, squares)
+    return order[neighbours], squares
 
 
 @numba.njit(cache=True, nogil=True)
-def _search(places: Any, queries: Any, starts: Any, found: Any, squares: Any) -> None:
+def _search(places: Any, queries: Any, starts: Any, neighbours: Any, squares: Any) -> None:
     """Walk away from each query along the sorted axis until nothing nearer can come.
 
-    Places [N, 3] ascend in their first column; found and squares are [s, k], nearest first.
+    Places [N, 3] ascend in their first column; neighbours and squares are [s, k], nearest first.
     """
-    count, width = len(places), found.shape[1]
+    count, width = len(places), neighbours.shape[1]
     for i in range(len(queries)):
         x, y, z = queries[i, 0], queries[i, 1], queries[i, 2]
         left, right = starts[i] - 1, starts[i]
@@ -158,7 +160,7 @@ def _search(places: Any, queries: Any, starts: Any, found: Any, squares: Any) ->
                 slot -= 1
             for k in range(width - 1, slot, -1):
                 squares[i, k] = squares[i, k - 1]
-                found[i, k] = found[i, k - 1]
+                neighbours[i, k] = neighbours[i, k - 1]
             if slot < width:
                 squares[i, slot] = square
-                found[i, slot] = at
+                neighbours[i, slot] = at

@@ -1,4 +1,4 @@
-"""Where a scene is looked at for an evaluation, and what there is to see: photographs."""
+"""The views of an evaluation: given, shipped with a builtin scene, or the rig."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dpq_core.errors import SourceError
 from dpq_core.plugin.builtin import BUILTIN_SCHEME
 from dpq_gaussian.cameras import Camera, held_out, read_cameras
 from dpq_gaussian.cameras.json_files import find_image
-from dpq_gaussian.cameras.photographs import fitted
+from dpq_gaussian.cameras.photographs import sized_like_photograph
 from dpq_gaussian.cameras.reading import HOLD
 from dpq_gaussian.options import RIG_VIEWS, EvaluateOptions
 from dpq_gaussian.rendering.viewpoints import rig
@@ -23,7 +23,7 @@ _SHIPPED = "views"
 
 @dataclass(frozen=True, kw_only=True)
 class Views:
-    """The views of an evaluation.
+    """The cameras of an evaluation, and whether they have photographs.
 
     Attributes:
         cameras: with the size of the pictures to draw.
@@ -39,7 +39,7 @@ class Views:
 
     @property
     def sizes(self) -> str:
-        """``395x296``, or the range of widths and heights where they differ."""
+        """The size of the pictures as text, such as ``395x296``, or its range."""
         sizes = [(c.width, c.height) for c in self.cameras]
         low, high = min(sizes), max(sizes)
         shown = f"{low[0]}x{low[1]}"
@@ -47,7 +47,7 @@ class Views:
 
 
 def find_views(origin: str, options: EvaluateOptions, scene: Scene) -> Views:
-    """The cameras that the user gave, those of a builtin scene, or the rig.
+    """Chooses the views: the user's cameras, those of a builtin scene, or the rig.
 
     Args:
         origin: the uncompressed scene as the user named it; a builtin one has cameras of its own.
@@ -81,7 +81,7 @@ def _shipped(folder: Path) -> tuple[Camera, ...]:
 
 
 def _given(source: Path, options: EvaluateOptions) -> Views:
-    """Cameras of files."""
+    """The views of the user's camera files, held out ones unless all are asked for."""
     everything = read_cameras(source)
     if options.all_cameras:
         return _fitted_views(everything, f"views of {source.name}", str(source), options)
@@ -93,7 +93,7 @@ def _given(source: Path, options: EvaluateOptions) -> Views:
 def _fitted_views(
     chosen: tuple[Camera, ...], name: str, source: str, options: EvaluateOptions
 ) -> Views:
-    """As many of the cameras as asked for, fitted to their photographs."""
+    """As many of the cameras as asked for, resized like their photographs."""
     count = len(chosen)
     name = f"{count} {name}"
     if 0 < options.limit < count:
@@ -111,5 +111,5 @@ def _fitted_views(
         notes.append(
             f"no photographs beside {source}: only fidelity to the original can be measured"
         )
-    cameras = tuple(fitted(camera, options.downscale) for camera in chosen)
+    cameras = tuple(sized_like_photograph(camera, options.downscale) for camera in chosen)
     return Views(cameras=cameras, photographed=photographed, name=name, notes=tuple(notes))

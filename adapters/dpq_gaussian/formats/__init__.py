@@ -1,8 +1,8 @@
-"""Splat files of others: Inria .ply, .splat, .spz, and reading of compressed.ply and .sog."""
+"""Readers and writers of splat file formats: .ply, .splat, .spz, compressed.ply and .sog."""
 
 from __future__ import annotations
 
-from dpq_gaussian.formats.coordinates import NATIVE, SYSTEMS, convert, like
+from dpq_gaussian.formats.coordinates import NATIVE, SYSTEMS, convert, turned_like
 from dpq_gaussian.formats.loaded import Loaded
 from dpq_gaussian.formats.reading import READABLE, read_scene
 from dpq_gaussian.formats.stream import SceneStream
@@ -19,7 +19,7 @@ __all__ = [
     "Written",
     "check_values",
     "convert",
-    "like",
     "read_scene",
+    "turned_like",
     "write_scene",
 ]

@@ -36,7 +36,7 @@ def is_compressed(header: Header) -> bool:
 
 
 def read(path: Path, header: Header) -> Loaded:
-    """Decode a scene.
+    """Decodes a compressed.ply to a scene.
 
     Raises:
         SourceError: chunks or harmonics do not belong to the Gaussians, or it is truncated.
@@ -73,14 +73,14 @@ def read(path: Path, header: Header) -> Loaded:
 
 
 def _check(path: Path, header: Header) -> tuple[int, int]:
-    """Number of Gaussians and of harmonics beyond colour."""
+    """Checks the layout; returns the number of Gaussians and of harmonics beyond colour."""
     vertex, chunk, sh = (header.element(name) for name in ("vertex", "chunk", "sh"))
     assert vertex is not None  # is_compressed
     check_claim(path, vertex.count, 0, 0)
     needed = -(-vertex.count // CHUNK)
     if chunk is None or chunk.count != needed:
-        found = chunk.count if chunk else 0
-        raise SourceError(f"{path}: {found} chunks for {vertex.count} Gaussians, not {needed}")
+        present = chunk.count if chunk else 0
+        raise SourceError(f"{path}: {present} chunks for {vertex.count} Gaussians, not {needed}")
     fits = [vertex.properties[name] in ("uint", "uint32") for name in PACKED]
     bounds = (*BOUNDS, *COLOURS) if set(COLOURS) & set(chunk.properties) else BOUNDS
     fits += [chunk.properties.get(name) in ("float", "float32") for name in bounds]

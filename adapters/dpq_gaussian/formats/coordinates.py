@@ -1,4 +1,4 @@
-"""Axis conventions: which way x, y and z point in a file, and the turn into those of ``Scene``."""
+"""Axis conventions of splat files, and conversion to those of ``Scene``."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ SYSTEMS = tuple(x + y + z for z in "bf" for y in "du" for x in "lr")
 """x left|right, y down|up, z back|forward; in the order in which SPZ's extension counts them."""
 
 GRID = 24
-"""Cells per axis of the occupancy grid of ``like``."""
+"""Cells per axis of the occupancy grid of ``turned_like``."""
 
 
-def known(coordinates: str) -> str:
-    """The name in lower case.
+def parse_axes(coordinates: str) -> str:
+    """Checks a name of axes, such as ``rdf``, and returns it in lower case.
 
     Raises:
         SpecError: there is no such system.
@@ -35,7 +35,7 @@ def known(coordinates: str) -> str:
 
 
 def convert(scene: Scene, source: str, target: str, *, in_place: bool = False) -> Scene:
-    """The same scene with its axes named otherwise: a flip of some axes, which is exact.
+    """Converts a scene to other axes by flipping some of them, which is exact.
 
     A basis function of the spherical harmonics is a polynomial in x, y, z whose terms all have the
     same parity per axis, so that a flip only changes signs (``_sh_signs``). A flip of y and z turns
@@ -50,7 +50,9 @@ def convert(scene: Scene, source: str, target: str, *, in_place: bool = False) -
     Returns:
         ``scene`` itself where the systems agree.
     """
-    signs = [1.0 if a == b else -1.0 for a, b in zip(known(source), known(target), strict=True)]
+    signs = [
+        1.0 if a == b else -1.0 for a, b in zip(parse_axes(source), parse_axes(target), strict=True)
+    ]
     if min(signs) > 0:
         return scene
     x, y, z = signs
@@ -75,8 +77,8 @@ def _sh_signs(x: float, y: float, z: float) -> list[float]:
     return [*first, *second, *third]
 
 
-def like(scene: Scene, reference: Scene) -> Scene:
-    """``scene``, or its half turn about x, whichever lies where ``reference`` lies.
+def turned_like(scene: Scene, reference: Scene) -> Scene:
+    """Turns a scene by 180 degrees about x if it then overlaps ``reference`` better.
 
     Files of one scene can differ by that turn: SPZ is RUB by its specification, but common
     converters store the axes of the ``.ply`` as they are, and nothing in the file tells.
@@ -100,7 +102,7 @@ def _places(scene: Scene) -> np.ndarray[Any, np.dtype[np.float64]]:
 
 
 def _occupancy(places: Any, low: Any, high: Any) -> Any:
-    """Share of the points in each cell ``[GRID ** 3]`` of the box; the rest is left out."""
+    """Share of the points in each cell ``[GRID ** 3]`` of a box, without those outside."""
     cells = np.floor((places - low) / np.maximum(high - low, 1e-12) * GRID)
     cells = cells[((cells >= 0) & (cells < GRID)).all(axis=1)].astype(np.int64)
     index = (cells[:, 0] * GRID + cells[:, 1]) * GRID + cells[:, 2]

@@ -1,4 +1,4 @@
-"""8-bit levels <-> values: what .splat, .spz, .sog and compressed.ply have in common."""
+"""Conversions between 8-bit levels and values that several splat formats share."""
 
 from __future__ import annotations
 

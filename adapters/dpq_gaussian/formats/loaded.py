@@ -1,4 +1,4 @@
-"""Loaded: a scene with what its file said beyond it, and the errors that readers share."""
+"""The result of reading a scene file, and the error handling that readers share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dpq_gaussian.scene import Scene
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """What a scene file holds.
+    """The scene of a file, with its format, axes and notes.
 
     Attributes:
         scene: the Gaussians, in the axes of ``Scene`` (right, down, forward).

@@ -88,7 +88,7 @@ def write(file: BinaryIO, stream: SceneStream, antialiased: bool) -> None:
 
 
 def _vertex(path: Path, header: Header) -> Element:
-    """The vertex element, once it is known to hold splats."""
+    """Checks that the vertex element holds splats, and returns it."""
     faces = header.element("face")
     if faces is not None and faces.count:
         raise SourceError(f"{path}: a mesh ({faces.count:,} faces), not a splat scene")
@@ -98,15 +98,15 @@ def _vertex(path: Path, header: Header) -> Element:
     lists = [e.name for e in header.elements if e.has_list and (e.count or e is vertex)]
     if lists:
         raise SourceError(f"{path}: list properties in {', '.join(lists)}: not a splat scene")
-    wanted = [name for names in FIELDS.values() for name in names]
-    missing = [name for name in wanted if name not in vertex.properties]
+    required = [name for names in FIELDS.values() for name in names]
+    missing = [name for name in required if name not in vertex.properties]
     if missing:
         raise SourceError(
             f"{path}: not a splat scene: lacks the properties {', '.join(missing)} "
             f"(it has {', '.join(list(vertex.properties)[:12]) or 'none'})"
         )
     check_claim(path, vertex.count, 0, 0)
-    numbers = {n: kind for n, kind in vertex.properties.items() if _is_splat(n, wanted)}
+    numbers = {n: kind for n, kind in vertex.properties.items() if _is_splat(n, required)}
     wrong = [f"{kind} {name}" for name, kind in numbers.items() if kind not in FLOATS]
     if wrong:
         more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
@@ -116,8 +116,8 @@ def _vertex(path: Path, header: Header) -> Element:
     return vertex
 
 
-def _is_splat(name: str, wanted: list[str]) -> bool:
-    return name in wanted or re.fullmatch(r"f_rest_\d+", name) is not None
+def _is_splat(name: str, required: list[str]) -> bool:
+    return name in required or re.fullmatch(r"f_rest_\d+", name) is not None
 
 
 def _rest(path: Path, vertex: Element) -> list[str]:
@@ -171,5 +171,5 @@ def _antialiased(comments: tuple[str, ...]) -> bool:
     """The last of ``SplatRenderMode: mip|default`` (Brush) or ``antialiased 1|0`` (Postshot)."""
     marks = {MIP.lower(): True, "antialiased 1": True, "antialiased 0": False}
     marks |= {"splatrendermode: default": False, "splatrendermode: 2dgs": False}
-    found = [marks[c.lower()] for c in comments if c.lower() in marks]
-    return bool(found) and found[-1]
+    marked = [marks[c.lower()] for c in comments if c.lower() in marks]
+    return bool(marked) and marked[-1]

@@ -47,7 +47,7 @@ class Element:
 
 @dataclass(frozen=True)
 class Header:
-    """What stands before the body.
+    """The parsed header of a .ply file.
 
     Attributes:
         encoding: one of ``ENCODINGS``.

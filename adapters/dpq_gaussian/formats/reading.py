@@ -1,4 +1,4 @@
-"""read_scene: which format a file has, from its content where it says, else from its name."""
+"""Reading of any splat file, whose format is detected from its content or its name."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def read_scene(path: str | Path, *, axes: str | None = None) -> Loaded:
         SpecError: there are no such axes.
     """
     path = Path(path)
-    axes = None if axes is None else coordinates.known(axes)
+    axes = None if axes is None else coordinates.parse_axes(axes)
     try:
         loaded = _read(path, axes)
     except OSError as error:

@@ -77,14 +77,14 @@ class Archive:
 
     def numbers(self, *keys: str, least: int) -> npt.NDArray[np.float64]:
         """At least so many finite numbers of meta.json."""
-        found = self.entry(*keys)
-        found = found if isinstance(found, list) else [found]
-        sound = [type(v) in (int, float) and abs(v) < 1e30 for v in found]  # NaN is not
-        if len(found) < least or not all(sound):
+        values = self.entry(*keys)
+        values = values if isinstance(values, list) else [values]
+        sound = [type(v) in (int, float) and abs(v) < 1e30 for v in values]  # NaN is not
+        if len(values) < least or not all(sound):
             raise SourceError(
                 f"{self.path}: {'.'.join(keys)} in meta.json is not a list of {least} numbers"
             )
-        return np.array(found, dtype=np.float64)
+        return np.array(values, dtype=np.float64)
 
     def plane(self, part: str, index: int, pixels: int) -> Bytes:
         """uint8 ``[pixels, 4]``: the first pixels of an image of at least so many."""
@@ -120,20 +120,24 @@ class Archive:
 
 
 def read(path: Path) -> Loaded:
-    """Decode a scene.
+    """Decodes a .sog to a scene.
 
     Raises:
         SourceError: a part is missing, of a wrong size, damaged, or of an unknown version.
     """
     with parsing(path, ".sog"), zipfile.ZipFile(path) as archive:
-        found = Archive.open(path, archive)
-        version = found.meta.get("version", 1)  # version 1 did not say
+        scene_archive = Archive.open(path, archive)
+        version = scene_archive.meta.get("version", 1)  # version 1 did not say
         if version not in (1, 2):
             raise SourceError(f"{path}: .sog version {version!r}; 1 and 2 are known")
-        count = found.count("count") if version == 2 else found.count("means", "shape")
+        count = (
+            scene_archive.count("count") if version == 2 else scene_archive.count("means", "shape")
+        )
         check_claim(path, count, count, RATIO * path.stat().st_size)
-        scene = _scene(found, count, version == 1)
-        antialiased = found.meta.get("model") == "antialiased" or bool(found.meta.get("antialias"))
+        scene = _scene(scene_archive, count, version == 1)
+        antialiased = scene_archive.meta.get("model") == "antialiased" or bool(
+            scene_archive.meta.get("antialias")
+        )
     return Loaded(scene=scene, format="sog", antialiased=antialiased)
 
 
@@ -166,32 +170,32 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     raise ValueError(f"a WebP image that begins with {kind!r}")
 
 
-def _scene(found: Archive, n: int, first: bool) -> Scene:
+def _scene(archive: Archive, n: int, first: bool) -> Scene:
     """Version 1 (``first``) lies between minima and maxima where version 2 has codebooks."""
-    low, high = found.plane("means", 0, n), found.plane("means", 1, n)
+    low, high = archive.plane("means", 0, n), archive.plane("means", 1, n)
     words = (low[:, :3] | high[:, :3].astype(np.uint16) << 8).astype(np.uint16)
-    colours = found.plane("sh0", 0, n)
+    colours = archive.plane("sh0", 0, n)
     if first:
-        scales = _between(found, "scales", found.plane("scales", 0, n)[:, :3])
-        dc = _between(found, "sh0", colours)
+        scales = _between(archive, "scales", archive.plane("scales", 0, n)[:, :3])
+        dc = _between(archive, "sh0", colours)
         logits = np.ascontiguousarray(dc[:, 3])
     else:
-        scales = _book(found, "scales")[found.plane("scales", 0, n)[:, :3]]
-        dc = _book(found, "sh0")[colours[:, :3]]
+        scales = _book(archive, "scales")[archive.plane("scales", 0, n)[:, :3]]
+        dc = _book(archive, "sh0")[colours[:, :3]]
         logits = LOGIT_OF_LEVEL[colours[:, 3]]
     return Scene(
-        positions=_positions(found, words),
+        positions=_positions(archive, words),
         log_scales=scales,
-        rotations=_rotations(found.path, found.plane("quats", 0, n)),
+        rotations=_rotations(archive.path, archive.plane("quats", 0, n)),
         opacity_logits=logits,
         sh_dc=np.ascontiguousarray(dc[:, :3]),
-        sh_rest=_harmonics(found, n, first),
+        sh_rest=_harmonics(archive, n, first),
     )
 
 
-def _positions(found: Archive, words: npt.NDArray[np.uint16]) -> FloatArray:
+def _positions(archive: Archive, words: npt.NDArray[np.uint16]) -> FloatArray:
     """Inverse of sign(x) log(1 + abs(x)), which lies between minima and maxima."""
-    low, high = (found.numbers("means", end, least=3)[:3] for end in ("mins", "maxs"))
+    low, high = (archive.numbers("means", end, least=3)[:3] for end in ("mins", "maxs"))
     positions = np.empty(words.shape, dtype=np.float32)
     span = np.where(high == low, 1.0, high - low)
     with np.errstate(over="ignore"):  # bounds too far apart give infinity: see check_values
@@ -214,35 +218,35 @@ def _rotations(path: Path, levels: Bytes) -> FloatArray:
     return fill_largest(rotations, largest)
 
 
-def _harmonics(found: Archive, n: int, first: bool) -> FloatArray:
+def _harmonics(archive: Archive, n: int, first: bool) -> FloatArray:
     """float32 ``[N, M, 3]``: a palette entry for each Gaussian, 64 entries in a row of pixels."""
-    if found.meta.get("shN") is None:
+    if archive.meta.get("shN") is None:
         return np.zeros((n, 0, 3), dtype=np.float32)
-    levels = found.image("shN", 0, MAX_PALETTE * SH_REST[3])[..., :3]
+    levels = archive.image("shN", 0, MAX_PALETTE * SH_REST[3])[..., :3]
     m, excess = divmod(levels.shape[1], PER_ROW)
     bands = {SH_REST[degree]: degree for degree in (1, 2, 3)}.get(m)
-    if excess or bands is None or (not first and bands != found.count("shN", "bands")):
-        raise SourceError(f"{found.path}: a palette of harmonics {levels.shape[1]} pixels wide")
+    if excess or bands is None or (not first and bands != archive.count("shN", "bands")):
+        raise SourceError(f"{archive.path}: a palette of harmonics {levels.shape[1]} pixels wide")
     if first:
-        low, high = (found.numbers("shN", end, least=1)[0] for end in ("mins", "maxs"))
+        low, high = (archive.numbers("shN", end, least=1)[0] for end in ("mins", "maxs"))
         book = (low + (high - low) * np.arange(256) / 255.0).astype(np.float32)
     else:
-        book = _book(found, "shN")
-    labels = found.plane("shN", 1, n)
+        book = _book(archive, "shN")
+    labels = archive.plane("shN", 1, n)
     label = labels[:, 0] | labels[:, 1].astype(np.uint16) << 8
     palette = book[levels].reshape(-1, m, 3)
     if int(label.max()) >= len(palette):
-        raise SourceError(f"{found.path}: a label beyond the palette of harmonics")
+        raise SourceError(f"{archive.path}: a label beyond the palette of harmonics")
     harmonics: FloatArray = palette[label]
     return harmonics
 
 
-def _between(found: Archive, part: str, levels: Bytes) -> FloatArray:
+def _between(archive: Archive, part: str, levels: Bytes) -> FloatArray:
     width = levels.shape[1]
-    low, high = (found.numbers(part, end, least=width)[:width] for end in ("mins", "maxs"))
+    low, high = (archive.numbers(part, end, least=width)[:width] for end in ("mins", "maxs"))
     return (low + (high - low) * (levels / 255.0)).astype(np.float32)
 
 
-def _book(found: Archive, part: str) -> FloatArray:
+def _book(archive: Archive, part: str) -> FloatArray:
     """float32 ``[256]``: the value of each level."""
-    return found.numbers(part, "codebook", least=256)[:256].astype(np.float32)
+    return archive.numbers(part, "codebook", least=256)[:256].astype(np.float32)

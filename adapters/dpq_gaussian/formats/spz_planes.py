@@ -36,12 +36,12 @@ SH_OF_LEVEL = ((_LEVELS - 128) / 128.0).astype(np.float32)
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What a header says.
+    """The header fields of an .spz file that decide the layout of its planes.
 
     Attributes:
         version: 2 to 4.
         count: N.
-        degree: of the harmonics, 0 to 3.
+        degree: degree of the harmonics, 0 to 3.
         fraction: bits after the point of a position.
     """
 
@@ -58,7 +58,7 @@ class Layout:
 
 
 def decode(planes: Sequence[bytes], layout: Layout) -> Scene:
-    """The scene in the file's axes; its arrays are new and writable."""
+    """Decodes planes to a scene in the file's axes, with new and writable arrays."""
     n, m = layout.count, SH_REST[layout.degree]
     levels = [np.frombuffer(plane, dtype=np.uint8) for plane in planes]
     fixed = np.zeros((n, 3), dtype=np.int32)
@@ -76,7 +76,7 @@ def decode(planes: Sequence[bytes], layout: Layout) -> Scene:
 
 
 def encode(stream: SceneStream) -> tuple[list[Bytes], Layout]:
-    """The planes of version 3.
+    """Encodes Gaussians to the planes of version 3.
 
     Raises:
         SourceError: a position does not fit in 24 bits with any number of fractional bits.
@@ -100,7 +100,7 @@ def encode(stream: SceneStream) -> tuple[list[Bytes], Layout]:
 
 
 def _fraction(places: FloatArray) -> int:
-    """12, or as many bits as leave room for the farthest position."""
+    """Fractional bits of positions: 12, or fewer where the farthest one needs the room."""
     farthest = float(np.abs(places).max())
     for bits in range(FRACTION, -1, -1):
         if round(farthest * 2**bits) < 1 << 23:

@@ -1,4 +1,4 @@
-"""SceneStream: a scene in pieces, so that a large one is written without being held whole."""
+"""A scene as a stream of chunks, for writing it without holding it whole."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dpq_gaussian.scene import ROWS, Scene, check_values
 
 @dataclass(frozen=True, kw_only=True)
 class SceneStream:
-    """Gaussians to write, in order.
+    """A sequence of chunks of Gaussians to write.
 
     Attributes:
         count: N, over all chunks.
@@ -25,7 +25,7 @@ class SceneStream:
 
     @classmethod
     def of(cls, scene: Scene) -> SceneStream:
-        """The scene in slices."""
+        """A stream of slices of a scene in memory."""
         slices = (scene.take(slice(i, i + ROWS)) for i in range(0, len(scene), ROWS))
         return cls(count=len(scene), sh_degree=scene.sh_degree, chunks=slices)
 

@@ -1,4 +1,4 @@
-"""write_scene: a file appears whole under its name, or not at all."""
+"""Writing of splat files, which appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from dpq_core.errors import SourceError, SpecError
 from dpq_gaussian.formats import ply, splat, spz
-from dpq_gaussian.formats.coordinates import NATIVE, convert, known
+from dpq_gaussian.formats.coordinates import NATIVE, convert, parse_axes
 from dpq_gaussian.formats.spz_planes import FRACTION
 from dpq_gaussian.formats.stream import SceneStream
 from dpq_gaussian.scene import Scene, check_values
@@ -26,7 +26,7 @@ AXES = {"ply": NATIVE, "splat": NATIVE, "spz": spz.COORDINATES}
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """A finished file.
+    """A written file, with its size and notes.
 
     Attributes:
         path: where it is.
@@ -48,7 +48,7 @@ def write_scene(
     antialiased: bool = False,
     overwrite: bool = False,
 ) -> Written:
-    """Write a scene; memory beyond it: little for ply and splat, 76 bytes per Gaussian for spz.
+    """Writes a scene; .spz takes 76 bytes of memory per Gaussian beyond it, others little.
 
     Args:
         scene: whole, or a stream of chunks (then its values are checked as they pass).
@@ -69,7 +69,7 @@ def write_scene(
         near = difflib.get_close_matches(to, WRITABLE, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise SpecError(f"cannot write {to!r}; {hint}formats: {', '.join(WRITABLE)}")
-    target = AXES[to] if axes is None else known(axes)
+    target = AXES[to] if axes is None else parse_axes(axes)
     if isinstance(scene, Scene):
         check_values(scene, str(path))
         stream = SceneStream.of(scene)

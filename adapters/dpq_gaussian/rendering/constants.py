@@ -1,4 +1,4 @@
-"""Numbers that the stages of the rasteriser share.
+"""Constants of the rasteriser, compiled into several of its kernels.
 
 They are compiled into the kernels, whose disk cache does not notice changes here: delete the
 ``__pycache__`` of this package after one.

@@ -44,7 +44,7 @@ _ROWS = TILE * 8  # inner steps that a pair of splat and tile is worth
 
 @dataclass(frozen=True, kw_only=True)
 class _Frame:
-    """A blended picture, and what its gradient needs."""
+    """A blended picture with the intermediate results that its gradient needs."""
 
     visible: npt.NDArray[np.int64]  # [V] Gaussian of each splat, ascending
     splats: FloatArray  # [V, FIELDS]
@@ -57,10 +57,10 @@ class _Frame:
 
 
 def render_cpu(splats: Splats, camera: Camera, options: RenderOptions) -> Rendered:
-    """See dpq_gaussian.rendering.render."""
+    """Draws splats on the CPU (see ``rendering.render``)."""
     tensors = [tensor.float().contiguous() for tensor in splats.tensors()]
-    wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    means2d = torch.zeros((len(splats), 2), requires_grad=True) if wanted else None
+    needs_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    means2d = torch.zeros((len(splats), 2), requires_grad=True) if needs_gradient else None
     image, weights, radii = cast(
         "tuple[Tensor, Tensor, Tensor]",
         _Render.apply(camera, options, means2d, *tensors),  # type: ignore[no-untyped-call]
@@ -209,7 +209,7 @@ def _pose(camera: Camera, options: RenderOptions) -> tuple[Any, Any]:
 
 
 def _shading(arrays: list[FloatArray], options: RenderOptions) -> tuple[Any, int]:
-    """What colours are made of, and the degree of harmonics to use."""
+    """The colour coefficients of the splats, and the degree of harmonics to use."""
     available = {terms: degree for degree, terms in SH_REST.items()}[arrays[5].shape[1]]
     return (arrays[0], arrays[4], arrays[5]), min(available, options.sh_degree)
 

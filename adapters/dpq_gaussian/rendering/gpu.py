@@ -20,7 +20,7 @@ def available() -> bool:
 
 
 def render_gpu(splats: Splats, camera: Camera, options: RenderOptions) -> Rendered:
-    """See dpq_gaussian.rendering.render.
+    """Draws splats on a GPU with gsplat (see ``rendering.render``).
 
     Raises:
         AdapterError: gsplat is not installed.
@@ -95,7 +95,7 @@ def _tap(means: Tensor) -> Tensor | None:
 
 
 def _weights(splats: Splats, camera: Camera, options: RenderOptions) -> Tensor:
-    """The weight of a Gaussian is the derivative of the picture's sum by its colour."""
+    """Blending weights of Gaussians: derivatives of the picture's sum by their colours."""
     with torch.enable_grad():
         frozen = Splats(*(tensor.detach() for tensor in splats.tensors()))
         colours = torch.ones((len(splats), 1), device=splats.positions.device, requires_grad=True)

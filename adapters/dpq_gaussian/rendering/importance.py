@@ -1,4 +1,4 @@
-"""How much of each Gaussian is seen: blending weights from a rig of cameras around the scene.
+"""Importance of Gaussians: their blending weights seen from cameras around the scene.
 
 An error in a Gaussian's colour shows in proportion to the weight with which it is blended, summed
 over pixels. No photographs and no poses are needed: cameras are set up from the scene alone, half
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dpq_gaussian.cameras import Camera
+from dpq_gaussian.cameras import Camera, sampled
 from dpq_gaussian.cameras.surrounding import SIZE, near_plane, surrounding_cameras
 from dpq_gaussian.rendering import RenderOptions, Splats, render
 from dpq_gaussian.scene import Scene
@@ -30,18 +30,18 @@ def importance(
     options: RenderOptions | None = None,
     tick: Callable[[float], None] = lambda share: None,
 ) -> npt.NDArray[np.float32]:
-    """Amplitude with which each Gaussian is seen, float32 ``[N]``.
+    """Computes the amplitude with which each Gaussian is seen, float32 ``[N]``.
 
     Its square is one on average (zero where the cameras see nothing at all).
 
     Args:
         scene: that has passed ``check_values``.
-        cameras: real ones; without any, a rig is set up from the scene.
+        cameras: real ones; without any, cameras are set up around the scene.
         options: how the scene is drawn.
         tick: told what share of the views is done.
     """
     near = 0.2 if cameras else near_plane(scene)
-    views = _some(cameras) if cameras else surrounding_cameras(scene)
+    views = sampled(cameras, MOST_CAMERAS, SIZE) if cameras else surrounding_cameras(scene)
     splats = Splats(
         positions=torch.from_numpy(np.array(scene.positions)),
         log_scales=torch.from_numpy(np.array(scene.log_scales)),
@@ -59,10 +59,3 @@ def importance(
         total += weights / (camera.width * camera.height)
     # Relative to all that is seen, so that it matters not how much of the pictures is empty.
     return np.sqrt(total * (len(scene) / max(float(total.sum()), 1e-300))).astype(np.float32)
-
-
-def _some(cameras: Sequence[Camera]) -> list[Camera]:
-    """At most MOST_CAMERAS of the cameras, evenly spread, in small pictures."""
-    count = min(MOST_CAMERAS, len(cameras))
-    picked = [cameras[i * len(cameras) // count] for i in range(count)]
-    return [c.scaled(min(1.0, SIZE / max(c.width, c.height))) for c in picked]

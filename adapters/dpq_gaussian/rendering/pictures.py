@@ -1,4 +1,4 @@
-"""Rendered pictures as bytes on disk: PNG, GIF, MP4."""
+"""Writing of rendered pictures as PNG, GIF and MP4."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TEXT = 14
 
 
 def to_bytes(colour: Tensor) -> Picture:
-    """uint8 ``[H, W, 3]`` of a rendered colour."""
+    """Converts a rendered colour to uint8 ``[H, W, 3]``."""
     levels = (colour.detach().clamp(0, 1) * 255).round().to(torch.uint8)
     return levels.cpu().numpy()
 

@@ -20,7 +20,7 @@ from dpq_gaussian.rendering.types import Rendered, RenderOptions, Splats
 def render_reference(
     splats: Splats, camera: Camera, options: RenderOptions | None = None
 ) -> Rendered:
-    """See dpq_gaussian.rendering.render; everything has the dtype of ``splats``.
+    """Draws splats in plain torch, in the dtype of ``splats`` (see ``rendering.render``).
 
     ``means2d`` is the projected centres ``[N, 2]``: ask for their gradient with ``retain_grad``.
     """

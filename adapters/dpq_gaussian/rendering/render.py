@@ -1,4 +1,4 @@
-"""`render`: one picture of one scene."""
+"""The renderer: one picture of a scene, on the CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dpq_gaussian.scene import Scene
 
 
 def render(scene: Scene | Splats, camera: Camera, options: RenderOptions | None = None) -> Rendered:
-    """Draw a scene as a camera sees it, by the tile-based EWA splatting of Kerbl et al. 2023.
+    """Draws a scene as a camera sees it, by the tile-based splatting of Kerbl et al. 2023.
 
     On the CPU by kernels of our own, with any number of threads and the same result; where the
     tensors are on a GPU, by gsplat. Differentiable with respect to the tensors of ``Splats``.
@@ -39,7 +39,7 @@ def render(scene: Scene | Splats, camera: Camera, options: RenderOptions | None 
 
 
 def drawing_device(name: str) -> torch.device:
-    """The device to draw on: as ``resolve``, but ``auto`` is the CPU where gsplat is missing.
+    """Resolves the device to draw on; ``auto`` is the CPU where gsplat is missing.
 
     Raises:
         SpecError: the name is unknown, this machine has no such device, or it cannot draw.

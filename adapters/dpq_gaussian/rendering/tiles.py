@@ -1,4 +1,4 @@
-"""Which splats touch which tiles, in order of depth (numba).
+"""Assignment of splats to the tiles that they touch, in order of depth (numba).
 
 Splats are sorted by depth once; then a counting sort over tiles keeps that order. All of it is in
 one file because numba's disk cache notices changes of the jitted function's file only.
@@ -35,8 +35,8 @@ def depth_order(depths: FloatArray) -> npt.NDArray[np.int64]:
     bits = depths.view(np.uint32)
     order = np.argsort(bits.astype(np.uint16), kind="stable")
     high = (bits >> 16).astype(np.uint16)
-    found: npt.NDArray[np.int64] = order[np.argsort(high[order], kind="stable")]
-    return found
+    by_depth: npt.NDArray[np.int64] = order[np.argsort(high[order], kind="stable")]
+    return by_depth
 
 
 def tile_lists(

@@ -1,4 +1,4 @@
-"""What is rendered, how, and what comes out."""
+"""Inputs, options and results of the renderer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dpq_gaussian.scene import Scene
 
 @dataclass(frozen=True, kw_only=True)
 class RenderOptions:
-    """How Gaussians become a picture.
+    """Options of drawing: background, filter, near plane and harmonics.
 
     Attributes:
         background: red, green and blue in [0, 1] behind the scene.
@@ -64,7 +64,7 @@ class Splats:
 
     @classmethod
     def of(cls, scene: Scene, device: torch.device | str = "cpu") -> Splats:
-        """A copy of a scene."""
+        """Copies a scene to tensors on a device."""
         return cls(**{name: torch.tensor(a, device=device) for name, a in scene.arrays().items()})
 
     def tensors(self) -> tuple[Tensor, ...]:
@@ -83,7 +83,7 @@ class Splats:
 
 @dataclass(frozen=True, kw_only=True)
 class Rendered:
-    """A picture and what the Gaussians had to do with it.
+    """A rendered picture with depth, alpha and the contributions of the Gaussians.
 
     Attributes:
         colour: float32 ``[H, W, 3]``, linear in the weights, not clamped to 1.

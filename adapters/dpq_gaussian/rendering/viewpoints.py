@@ -1,4 +1,4 @@
-"""The rig: cameras for scenes without photographs, the same for everyone who has the scene.
+"""Viewpoints of scenes without photographs: the rig to measure from, and the orbit to show.
 
 A scene looks good only from where it was photographed; from behind its walls it is a blur. So
 viewpoints are tried, and those are kept that show many different Gaussians: from behind a wall a
@@ -23,7 +23,7 @@ VIEWS = 12
 SIZE = 512  # pixels
 ELEVATIONS = (10.0, 30.0, 50.0)  # degrees
 AZIMUTHS = tuple(30.0 * step for step in range(12))
-DISTANCES = (1.0, 1.2, 1.4)  # see Stage.camera
+DISTANCES = (1.0, 1.2, 1.4)  # see SceneBounds.camera
 CLEAR = 0.7  # of the best score: less is an obstructed view
 OPEN = 0.35  # of the best score: an orbit of which all is better needs no detour
 
@@ -51,8 +51,8 @@ UPS = {
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Stage:
-    """Where a scene is.
+class SceneBounds:
+    """Centre, radius and upward direction of a scene.
 
     Attributes:
         centre: float64 ``[3]``, median of the positions per axis, weighted by opacity.
@@ -81,9 +81,9 @@ class Stage:
             elevation: degrees above the horizon.
             distance: from the centre, in units of the one at which a ball of ``radius`` just fits
                 the tangents of the field of view.
-            width: of the picture, in pixels.
-            height: of the picture, in pixels.
-            name: of the view.
+            width: width of the picture, in pixels.
+            height: height of the picture, in pixels.
+            name: name of the view.
         """
         if not abs(elevation) <= _STEEPEST:
             raise SpecError(f"an elevation of {elevation} degrees; -{_STEEPEST} to {_STEEPEST}")
@@ -116,8 +116,8 @@ def thinned(scene: Scene) -> Scene:
     return scene.take(slice(None, None, step))
 
 
-def find_stage(scene: Scene, up: str = "-y") -> Stage:
-    """Look where the opacity of a scene is.
+def find_bounds(scene: Scene, up: str = "-y") -> SceneBounds:
+    """Finds the centre and the radius of the opacity of a scene.
 
     Raises:
         SpecError: ``up`` is not one of UPS.
@@ -131,11 +131,11 @@ def find_stage(scene: Scene, up: str = "-y") -> Stage:
     spread = _quantile(np.linalg.norm(positions - centre, axis=1), weights, CORE)
     widest = np.exp(scene.log_scales.max(1).astype(np.float64).clip(-30, 30))
     radius = max(spread, _quantile(widest, weights, 0.5))  # a single Gaussian has no spread
-    return Stage(centre=centre, radius=radius, up=np.array(UPS[up]))
+    return SceneBounds(centre=centre, radius=radius, up=np.array(UPS[up]))
 
 
 def _horizon(up: Vectors) -> tuple[Vectors, Vectors]:
-    """Ahead and to the right for somebody upright; z and x where y is the vertical axis."""
+    """Two horizontal unit vectors, ahead and to the right; z and x where y is vertical."""
     ahead = np.array([0.0, 0.0, 1.0]) if abs(up[2]) < 0.5 else np.array([0.0, 1.0, 0.0])
     aside: Vectors = np.cross(ahead, up)
     return ahead, aside
@@ -153,25 +153,25 @@ def _quantile(
 
 @dataclass(frozen=True, kw_only=True)
 class _Trials:
-    """A scene and its stage, ready to be looked at."""
+    """A scene and its bounds, on which viewpoints are tried."""
 
-    stage: Stage
+    bounds: SceneBounds
     splats: Splats
 
     @classmethod
     def of(cls, scene: Scene, up: str) -> _Trials:
-        return cls(stage=find_stage(scene, up), splats=Splats.of(thinned(scene)))
+        return cls(bounds=find_bounds(scene, up), splats=Splats.of(thinned(scene)))
 
     def shown(self, azimuth: float, elevation: float, distance: float) -> Shown:
-        """Per Gaussian, how well it is seen: 0 to 1."""
-        camera = self.stage.camera(
+        """How well each Gaussian is seen from a viewpoint, 0 to 1, float32 ``[n]``."""
+        camera = self.bounds.camera(
             azimuth=azimuth, elevation=elevation, distance=distance, width=_TRIAL, height=_TRIAL
         )
         weights = render(self.splats, camera, _OPTIONS).weights.numpy()
         return np.minimum(weights / _SEEN, 1)
 
     def distance(self) -> float:
-        """The distance that shows most; the nearest of equals."""
+        """The distance from which most Gaussians are seen; the nearest of equals."""
         directions = [(a, e) for e in ELEVATIONS[1:2] for a in AZIMUTHS]
         scores = [
             sum(
@@ -191,13 +191,13 @@ class _Trials:
 def rig(
     scene: Scene, *, size: int = SIZE, views: int = VIEWS, up: str = "-y"
 ) -> tuple[Camera, ...]:
-    """Cameras around a scene, from which it is measured where there are no photographs.
+    """Chooses cameras around a scene that show many different Gaussians, to measure it from.
 
     Args:
         scene: the original; its compressed copies are measured with the same cameras.
         size: width and height of the pictures in pixels.
         views: at most as many cameras.
-        up: see stage.UPS.
+        up: see bounds.UPS.
 
     Returns:
         At least one camera, in the order in which they add to what is seen.
@@ -211,16 +211,16 @@ def rig(
     shown = [trials.shown(azimuth, elevation, distance) for azimuth, elevation in directions]
     scores = np.array([float(view.sum()) for view in shown])
     clear = [at for at in range(len(shown)) if scores[at] >= CLEAR * scores.max()]
-    known = np.zeros_like(shown[0])
+    covered = np.zeros_like(shown[0])
     chosen: list[int] = []
     for _ in range(min(views, len(clear))):
         gains = {
-            at: float(np.maximum(shown[at] - known, 0).sum()) for at in clear if at not in chosen
+            at: float(np.maximum(shown[at] - covered, 0).sum()) for at in clear if at not in chosen
         }
         chosen.append(max(gains, key=lambda at: (gains[at], -at)))
-        known = np.maximum(known, shown[chosen[-1]])
+        covered = np.maximum(covered, shown[chosen[-1]])
     return tuple(
-        trials.stage.camera(
+        trials.bounds.camera(
             azimuth=directions[at][0],
             elevation=directions[at][1],
             distance=distance,
@@ -241,17 +241,17 @@ def orbit(
     elevation: float | None = None,
     up: str = "-y",
 ) -> tuple[Camera, ...]:
-    """Cameras on a circle around a scene, to be shown one after the other without end.
+    """Places cameras on a circle around a scene, for an endless film.
 
     Where walls stand in the way, they swing to and fro in front of them instead.
 
     Args:
         scene: what to look at.
         frames: number of cameras.
-        width: of the pictures, in pixels.
-        height: of the pictures, in pixels.
+        width: width of the pictures, in pixels.
+        height: height of the pictures, in pixels.
         elevation: degrees above the horizon; None: that of ELEVATIONS with the best view.
-        up: see stage.UPS.
+        up: see bounds.UPS.
 
     Raises:
         SourceError: nothing of the scene can be seen.
@@ -265,7 +265,7 @@ def orbit(
     row = int(table.sum(1).argmax())
     path = _path(table[row])
     return tuple(
-        trials.stage.camera(
+        trials.bounds.camera(
             azimuth=path(frame / frames),
             elevation=heights[row],
             distance=distance,

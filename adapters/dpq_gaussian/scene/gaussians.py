@@ -1,4 +1,4 @@
-"""Scene: the attributes of a trained 3D Gaussian Splatting scene, as its training stored them."""
+"""The attributes of a trained 3D Gaussian Splatting scene, as its training stored them."""
 
 from __future__ import annotations
 
@@ -66,6 +66,11 @@ class Scene:
     def sh_degree(self) -> int:
         """Degree of the spherical harmonics, 0 to 3."""
         return {m: degree for degree, m in SH_REST.items()}[self.sh_rest.shape[1]]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all attributes as float32."""
+        return sum(array.nbytes for array in self.arrays().values())
 
     def arrays(self) -> dict[str, FloatArray]:
         """All attributes by name."""

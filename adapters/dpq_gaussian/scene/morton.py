@@ -1,4 +1,4 @@
-"""Morton order: Gaussians that are near each other in space become neighbours in the file."""
+"""Morton order, in which Gaussians that are near in space become neighbours in the file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which values of a scene are usable: checking, repairing and finding what is drawn at all."""
+"""Checks and repair of the values of a scene, and which Gaussians are drawn at all."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def check_values(scene: Scene, where: str) -> None:
     """
     if not len(scene):
         raise SourceError(f"{where}: holds no Gaussians")
-    found: dict[str, list[int]] = {}
+    faults_by_name: dict[str, list[int]] = {}
     for start in range(0, len(scene), ROWS):
         for name, bad in bad_values(scene.take(slice(start, start + ROWS))).items():
             if bad.any():
-                seen = found.setdefault(name, [0, start + int(bad.argmax())])
-                seen[0] += int(bad.sum())
-    if found:
-        faults = "; ".join(f"{name} in {k} (first: {i})" for name, (k, i) in found.items())
+                count_and_first = faults_by_name.setdefault(name, [0, start + int(bad.argmax())])
+                count_and_first[0] += int(bad.sum())
+    if faults_by_name:
+        faults = "; ".join(f"{name} in {k} (first: {i})" for name, (k, i) in faults_by_name.items())
         raise SourceError(
             f"{where}: unusable values among {len(scene)} Gaussians: {faults}; "
             "`dpq export --repair` writes the scene without them"
@@ -51,7 +51,7 @@ def check_values(scene: Scene, where: str) -> None:
 
 
 def bad_values(scene: Scene) -> dict[str, npt.NDArray[np.bool_]]:
-    """Fault -> mask ``[N]`` of the Gaussians that have it."""
+    """Finds unusable values: a mask ``[N]`` of Gaussians by kind of fault."""
     faults: dict[str, npt.NDArray[np.bool_]] = {
         f"{name} is NaN or infinite": np.asarray(
             ~np.isfinite(array).reshape(len(scene), -1).all(axis=1)
@@ -65,7 +65,7 @@ def bad_values(scene: Scene) -> dict[str, npt.NDArray[np.bool_]]:
 
 
 def repaired(scene: Scene, where: str) -> tuple[Scene, tuple[str, ...]]:
-    """A scene that ``check_values`` accepts, and one line for each kind of change.
+    """Repairs a scene so that ``check_values`` accepts it, with a line for each kind of change.
 
     Infinite opacity logits become +-13.8 (opacity 1 - 1e-6 or 1e-6); a Gaussian with any other
     unusable value is dropped.
