@@ -31,7 +31,7 @@ from dpq_core.methods.candidates import CandidateWeight, install, remove
 from dpq_core.methods.quantize import quantize
 from dpq_core.planning.plan import plan_tensor
 from dpq_core.run import Run
-from dpq_core.tensor.basis import choice as basis
+from dpq_core.tensor.basis import selection as basis
 from dpq_core.tensor.plan import Plan, TensorPlan
 from dpq_core.tensor.pq_tensor import PQTensor, frame_of
 

@@ -28,7 +28,7 @@ from dpq_core.plugin.adapter import Adapter, Evaluation
 from dpq_core.run import Run
 from dpq_core.spec import KMeansSpec, Override, QuantSpec
 from dpq_core.tensor.checkpoint import Checkpoint
-from dpq_core.tensor.grouping import Partition
+from dpq_core.tensor.partition import Partition
 
 _ARTIFACTS: dict[tuple[type, str, str], Path] = {}
 """Class of tests, source and its fingerprint -> what it was compressed to."""

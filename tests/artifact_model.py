@@ -11,9 +11,8 @@ from torch import Tensor
 from dpq_core.artifact import Artifact, ArtifactWriter
 from dpq_core.spec import AssignmentSpec, KMeansSpec, PoolSpec, QuantSpec
 from dpq_core.tensor.checkpoint import TensorInfo
-from dpq_core.tensor.grouping import Partition
-from dpq_core.tensor.layout import Layout
 from dpq_core.tensor.packing import pack
+from dpq_core.tensor.partition import Layout, Partition
 from dpq_core.tensor.plan import Plan, TensorPlan
 
 # Every field is given: the golden bytes must not follow a default.

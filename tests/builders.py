@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 
 from dpq_core.spec import QuantSpec
-from dpq_core.tensor.grouping import Partition
-from dpq_core.tensor.layout import Layout
 from dpq_core.tensor.packing import pack
+from dpq_core.tensor.partition import Layout, Partition
 from dpq_core.tensor.pq_tensor import PQTensor, column_bits, expected_parts
 
 

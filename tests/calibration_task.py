@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from dpq_core.data.task import CalibrationTask
 from dpq_core.methods.quantize import quantize
 from dpq_core.runtime.linear import PQLinear
-from dpq_core.runtime.swap import replace
+from dpq_core.runtime.swap import set_module
 from dpq_core.runtime.weight import PQWeight
 from dpq_core.spec import KMeansSpec, QuantSpec
 from dpq_core.tensor.checkpoint import Checkpoint, TensorInfo
-from dpq_core.tensor.grouping import Partition
-from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.partition import Layout, Partition
 
 SPEC = QuantSpec(d=4, K=32, scope="subspace", kmeans=KMeansSpec(iterations=8))
 DIM = 32
@@ -46,7 +45,7 @@ def quantized(teacher: nn.Module, spec: QuantSpec = SPEC) -> nn.Module:
         if isinstance(module, nn.Linear):
             p = Partition.of(tuple(module.weight.shape), Layout.LINEAR, spec)
             pq = quantize(module.weight.detach(), p, spec, f"{path}.weight").pq
-            replace(student, path, PQLinear(PQWeight.from_pq(pq), module.bias))
+            set_module(student, path, PQLinear(PQWeight.from_pq(pq), module.bias))
     return student
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dpq_core.methods.assignment.hessian import MIN_DAMPING
+from dpq_core.grouping import Grouping
+from dpq_core.methods.assignment.hessian import MIN_DAMPING, Hessian
 from dpq_core.methods.assignment.objective import Objective
 
 layers = st.fixed_dictionaries(
@@ -15,7 +18,7 @@ layers = st.fixed_dictionaries(
         "cols": st.integers(1, 21),
         "d": st.integers(1, 5),
         "K": st.integers(1, 9),
-        "tie": st.integers(1, 4),
+        "sharing": st.integers(1, 4),
         "stages": st.integers(1, 2),
         "orientation": st.sampled_from(["input", "output"]),
         "rank": st.integers(0, 25),
@@ -44,7 +47,7 @@ def layer(
     cols: int,
     d: int,
     K: int,
-    tie: int = 1,
+    sharing: int = 1,
     stages: int = 1,
     orientation: str = "input",
     rank: int = 1000,
@@ -52,31 +55,59 @@ def layer(
     weighted: bool = False,
     seed: int = 0,
 ) -> tuple[Objective, Tensor]:
-    """An objective, and codebooks [stages * C, K, d] that have nothing to do with it."""
+    """An objective, and codebooks [S*B, K, d] that have nothing to do with it."""
     weights = normal(rows, seed=seed + 1).square() if weighted else None
-    objective = Objective.of(
+    objective = objective_of(
         normal(rows, cols, seed=seed),
         second_moment(cols, rank, seed + 2),
         d=d,
+        sharing=sharing,
+        stages=stages,
         orientation=orientation,
         damping=damping,
         row_weight=weights,
     )
-    books = -(-objective.groups // tie)
+    books = objective.grouping.codebooks
     return objective, normal(stages * books, K, d, seed=seed + 3) / stages
 
 
-def decode(objective: Objective, codes: Tensor, codebooks: Tensor, tie: int) -> Tensor:
+def objective_of(
+    core: Tensor,
+    H: Tensor | Hessian,
+    *,
+    d: int,
+    sharing: int = 1,
+    stages: int = 1,
+    orientation: str = "input",
+    **choices: Any,
+) -> Objective:
+    """The objective of a core whose subvectors of length d run along one of its axes."""
+    rows, cols = core.shape
+    axis = cols if orientation == "input" else rows
+    groups = -(-axis // d)
+    grouping = Grouping(
+        rows=rows,
+        cols=cols,
+        d=d,
+        groups=groups,
+        groups_per_codebook=sharing,
+        stages=stages,
+        pad=groups * d - axis,
+    )
+    return Objective.of(core, H, grouping, orientation=orientation, **choices)
+
+
+def decode(objective: Objective, codes: Tensor, codebooks: Tensor) -> Tensor:
     """[rows, cols], one subvector after the other."""
-    G, d = objective.groups, objective.d
-    C = -(-G // tie)
-    along = torch.zeros(G * d, objective.points)
+    g = objective.grouping
+    G, d, C, sharing = g.groups, g.d, g.codebooks, g.groups_per_codebook
+    along = torch.zeros(G * d, g.points)
     for row in range(len(codes)):
         stage, group = divmod(row, G)
-        for p in range(objective.points):
-            word = codebooks[stage * C + group // tie, codes[row, p]]
+        for p in range(g.points):
+            word = codebooks[stage * C + group // sharing, codes[row, p]]
             along[group * d : (group + 1) * d, p] += word
-    along = along[: objective.axis]
+    along = along[: G * d - g.pad]
     return along.T if objective.orientation == "input" else along
 
 

@@ -16,7 +16,7 @@ from dpq_core.plugin.adapter import Adapter, Sampling
 from dpq_core.run import Run
 from dpq_core.tensor.checkpoint import Checkpoint
 from dpq_core.tensor.hidden_axes import HiddenAxis, Producer
-from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.partition import Layout
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -16,7 +16,7 @@ from dpq_core.errors import SourceError, SpecError
 from dpq_core.plugin.adapter import Adapter, Evaluation, Export, Metric, Sampling
 from dpq_core.run import Run
 from dpq_core.tensor.checkpoint import Checkpoint, SafetensorsCheckpoint
-from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.partition import Layout
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from toy_blocks import Stack, Task
 
 from dpq_core.data.sequential.block_store import BlockStore
 from dpq_core.data.sequential.loop import Sequential, SequentialOptions
-from dpq_core.data.sequential.targets import Target
+from dpq_core.data.sequential.targets import TargetWeight
 from dpq_core.data.statistics.layer_inputs import LayerInput
-from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.partition import Layout
 
 BATCHES = 3
 
@@ -53,7 +53,7 @@ def make(kind, seed=0):
 
 def targets_of(model, **layouts):
     return [
-        Target(
+        TargetWeight(
             name=f"{path}.weight",
             shape=tuple(module.weight.shape),
             conv_layout=layouts.get(path, "spatial"),

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dpq_core.artifact.single_writer import Packed
     from dpq_core.data.task import CalibrationTask
     from dpq_core.tensor.checkpoint import Checkpoint
-    from dpq_core.tensor.layout import Layout
+    from dpq_core.tensor.partition import Layout
 
 
 class GaussianAdapter(Adapter):

@@ -63,7 +63,7 @@ class LoadingHooks:
             ArtifactError: a code is out of range, or a codebook is not finite.
         """
         swap.check_loaded(model)
-        decoded = swap.settle(model)
+        decoded = swap.decode_pending(model)
         for name, weight in self.quantized_weights.items():
             if weight in decoded:
                 del self.quantization_config.tensors[name]

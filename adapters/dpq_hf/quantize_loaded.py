@@ -69,5 +69,5 @@ def quantize_loaded(
         weight = swap.swap_in(model, tensor.name.removesuffix(".weight"), own_spec)
         weight.load_state_dict(pq.parts())
         spec_of[tensor.name], weights[tensor.name] = own_spec, weight
-    decoded = swap.settle(model)
+    decoded = swap.decode_pending(model)
     return {name: spec for name, spec in spec_of.items() if weights[name] not in decoded}

@@ -35,14 +35,14 @@ from record import RESULTS, append
 from torch import Tensor
 
 from dpq_core.errors import SpecError
-from dpq_core.methods.outputs import InputStatistics
+from dpq_core.methods.output_aware import InputStatistics
 from dpq_core.methods.quantize import quantize
 from dpq_core.planning.allocate import Choice, allocate
 from dpq_core.planning.plan import plan_tensor
 from dpq_core.planning.predict import Curve, curve
 from dpq_core.spec import QuantSpec
 from dpq_core.tensor.checkpoint import TensorInfo
-from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.partition import Layout
 from dpq_core.tensor.plan import TensorPlan
 
 SUITE = "methods"

@@ -18,9 +18,8 @@ from record import append
 from dpq_core.runtime import PQLinear, PQWeight, reference
 from dpq_core.runtime.linear import tabulated_product
 from dpq_core.spec import QuantSpec
-from dpq_core.tensor.grouping import Partition
-from dpq_core.tensor.layout import Layout
 from dpq_core.tensor.packing import pack
+from dpq_core.tensor.partition import Layout, Partition
 from dpq_core.tensor.pq_tensor import PQTensor
 
 SHAPES = ((4096, 4096), (11_008, 4096), (1024, 384))

@@ -13,7 +13,7 @@ from dpq_core.artifact.strict_json import integer, one_line, shown, typed
 from dpq_core.errors import ArtifactError, SpecError
 from dpq_core.spec import QuantSpec
 from dpq_core.tensor.checkpoint import DTYPES
-from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.partition import Layout
 
 MAX_FILES = 10_000
 MAX_TEXT_BYTES = 4096

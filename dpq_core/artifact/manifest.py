@@ -24,7 +24,7 @@ from dpq_core.artifact.shards import component_of
 from dpq_core.artifact.strict_json import one_line, shown, typed
 from dpq_core.errors import ArtifactError, SpecError
 from dpq_core.spec import QuantSpec
-from dpq_core.tensor.grouping import Partition
+from dpq_core.tensor.partition import Partition
 from dpq_core.tensor.plan import Plan
 from dpq_core.tensor.pq_tensor import Part, expected_parts
 from dpq_core.version import __version__

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dpq_core.calibrate.candidate_training import CandidateSpec, ChoiceTraining
 from dpq_core.calibrate.dead_codewords.codewords import codes_of
-from dpq_core.calibrate.estep import Target, core_of, detached, set_codes, stats_of, total
+from dpq_core.calibrate.estep import ReadOriginal, core_of, detached, set_codes, stats_of, total
 from dpq_core.calibrate.layers import QuantizedLayer
 from dpq_core.calibrate.phases import Goal, Phase
 from dpq_core.calibrate.report import Assigned
@@ -34,7 +34,7 @@ from dpq_core.runtime.weight import PQWeight
 class Choosing:
     """Candidate sets for the quantized weights of one block."""
 
-    def __init__(self, context: Context, phase: Phase, goal: Goal, target: Target) -> None:
+    def __init__(self, context: Context, phase: Phase, goal: Goal, target: ReadOriginal) -> None:
         """Take over the parts.
 
         Args:

@@ -29,14 +29,14 @@ from dpq_core.methods.assignment.least_squares import update_codebooks
 from dpq_core.methods.assignment.objective import Objective
 from dpq_core.methods.quantize import tensor_seed
 from dpq_core.runtime.weight import PQWeight
-from dpq_core.tensor.basis.choice import divisor
 from dpq_core.tensor.basis.frame import Frame
+from dpq_core.tensor.basis.selection import divisor
 from dpq_core.tensor.packing import pack, unpack
 
 SWEEPS = 2
 """Of coordinate descent while the number of changed codes is not limited."""
 
-Target = Callable[[QuantizedLayer], Tensor]
+ReadOriginal = Callable[[QuantizedLayer], Tensor]
 """The original weight of a layer."""
 
 
@@ -53,7 +53,7 @@ class WeightsEStep:
         self,
         student: nn.Module,
         layers: Sequence[QuantizedLayer],
-        target: Target | None,
+        target: ReadOriginal | None,
         settings: CalibrateSettings,
         *,
         interval: int,
@@ -128,7 +128,7 @@ class WeightsEStep:
             values = parts["pool" if p.pool else "codebooks"]
             index = unpack(parts["index_map"], p.index_bits, p.K) if p.pool else None
             found = update_codebooks(
-                objective, codes_of(layer.weight), values.detach(), tie=p.tie, index_map=index
+                objective, codes_of(layer.weight), values.detach(), index_map=index
             )
             with torch.no_grad():
                 values.copy_(found.codebooks)
@@ -159,14 +159,13 @@ class WeightsEStep:
             return stats_of(weight, before)
         revived = 0
         if layer.path in self._words:
-            words = self._words[layer.path].revive(objective, progress)
+            words = self._words[layer.path].replace_dead(objective, progress)
             revived = len(words.replaced)
             if revived:
                 self.revived[f"{layer.path}.weight.{vectors_name(weight)}"] = words.replaced
         found = assign(
             objective,
             weight.books().detach(),
-            tie=weight.partition.tie,
             method="icm",
             sweeps=SWEEPS if limit >= 1 else 1,
             codes=before,
@@ -201,11 +200,11 @@ class WeightsEStep:
         elif self._settings.estep == "blockdiag" and p.orientation == "input":
             group = torch.arange(p.cols, device=core.device) // p.d
             hessian = hessian * (group[:, None] == group)
-        return Objective.of(core, hessian, d=p.d, orientation=p.orientation, row_weight=row_weight)
+        return Objective.of(core, hessian, p, orientation=p.orientation, row_weight=row_weight)
 
 
 def core_of(frame: Frame, matrix: Tensor) -> Tensor:
-    """W ``[rows, cols]`` -> the float32 core that codewords stand for; inverse of ``leave``."""
+    """The float32 core that codewords stand for, of W ``[R, C]``: inverse of ``Frame.restore``."""
     core = frame.rotate(matrix.float())
     if frame.row_scale is not None:
         core = core / divisor(frame.row_scale)[:, None]

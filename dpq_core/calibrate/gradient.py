@@ -19,7 +19,7 @@ from dpq_core.calibrate.distributed import Workers
 from dpq_core.calibrate.layers import QuantizedLayer
 from dpq_core.calibrate.moments import Moments
 from dpq_core.data.task import Batch
-from dpq_core.runtime.swap import PQModule, replace, swap_out
+from dpq_core.runtime.swap import PQModule, set_module, swap_out
 
 REACH = 0.01
 """Length of the step to the second gradient, relative to the weight."""
@@ -132,6 +132,6 @@ def dense(
         yield weights
     finally:
         for path, module in quantized.items():
-            replace(student, path, module)
+            set_module(student, path, module)
         for parameter in trained:
             parameter.requires_grad_(True)

@@ -33,8 +33,7 @@ from dpq_core.calibrate.report import CalibrateReport, note, recovered
 from dpq_core.calibrate.settings import CalibrateSettings
 from dpq_core.calibrate.state import LoopState, StateFolder, Tensors
 from dpq_core.calibrate.steps import MStep, own_options, rates, recomputing
-from dpq_core.calibrate.stop import Stop
-from dpq_core.calibrate.train import Context, Training
+from dpq_core.calibrate.train import Context, DeferredInterrupt, Training
 from dpq_core.data.task import CalibrationTask
 from dpq_core.device import resolve
 from dpq_core.errors import AdapterError, SpecError
@@ -87,7 +86,7 @@ def calibrate(
         KeyboardInterrupt: after Ctrl-C, once the state is saved.
     """
     calibration = _Calibration(task, settings, checkpoint, run or Run())
-    with Stop(calibration.context) as stop:
+    with DeferredInterrupt(calibration.context) as stop:
         return calibration.run(saving, stop, dtypes or {})
 
 
@@ -126,7 +125,7 @@ class _Calibration:
         self._total = sum(phase.steps for phase in self._phases)
 
     def run(
-        self, saving: Saving | None, stop: Stop, dtypes: Mapping[str, torch.dtype]
+        self, saving: Saving | None, stop: DeferredInterrupt, dtypes: Mapping[str, torch.dtype]
     ) -> CalibrateReport:
         """Train all phases."""
         student = self._task.student
@@ -253,13 +252,13 @@ class _Watch:
     calibration: _Calibration
     state: LoopState
     folder: StateFolder | None
-    stop: Stop
+    stop: DeferredInterrupt
     training: Training | Choosing = field(init=False)
 
     def __call__(self, loss: float) -> None:
         self.calibration.show(self.state, loss)
         context, every = self.calibration.context, self.calibration.context.settings.save_every
-        stopped = self.stop.wanted()
+        stopped = self.stop.requested()
         if self.folder is not None and (stopped or (every and self.state.step % every == 0)):
             if context.workers.rank == 0:
                 student = {"student": changing(context.student)}

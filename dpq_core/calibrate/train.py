@@ -5,8 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from types import FrameType, TracebackType
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -230,3 +234,41 @@ class Training:
         )
         state.esteps.append(about)
         return after if kept else before
+
+
+class DeferredInterrupt:
+    """Notes a first Ctrl-C, to stop between two steps with whole state; a second one interrupts."""
+
+    def __init__(self, context: Context) -> None:
+        """No interrupt was requested yet."""
+        self._workers, self._device = context.workers, context.device
+        self._requested = False
+        self._previous: Any = None
+        self._main = threading.current_thread() is threading.main_thread()
+
+    def requested(self) -> bool:
+        """Whether to stop now; all processes of a run get the same answer."""
+        if self._workers.world == 1:
+            return self._requested
+        return bool(self._workers.sum(torch.tensor(float(self._requested), device=self._device)))
+
+    def __enter__(self) -> Self:
+        """Take over SIGINT, in the main thread."""
+        if self._main:
+            self._previous = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Give SIGINT back."""
+        if self._main:
+            signal.signal(signal.SIGINT, self._previous)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._requested:
+            signal.default_int_handler(number, frame)
+        self._requested = True

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dpq_core.data.sequential.block_store import BlockStore, FinishedTensor
 from dpq_core.methods.quantize import tensor_seed
-from dpq_core.tensor.basis import choice as basis
+from dpq_core.tensor.basis import selection as basis
 from dpq_core.tensor.checkpoint import Checkpoint
 from dpq_core.tensor.hidden_axes import HiddenAxis, Orders, reorder_rows
 from dpq_core.tensor.plan import Plan, TensorPlan

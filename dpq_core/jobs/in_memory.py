@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dpq_core.data.sequential.quantizer import known_inputs
 from dpq_core.data.statistics import LayerStatistics
 from dpq_core.kernels.cpu.openmp import short_spins
-from dpq_core.methods.outputs import InputStatistics
+from dpq_core.methods.output_aware import InputStatistics
 from dpq_core.methods.quantize import quantize
 from dpq_core.planning.plan import plan_tensor
 from dpq_core.run import Progress, silent
@@ -92,7 +92,7 @@ def quantize_(
         dense, layout = module.weight, swap.layout_of(module)
         count += dense.numel()
         if dense in done:
-            swap.put(model, path, done[dense])
+            swap.replace_module(model, path, done[dense])
             continue
         own = decide(f"{path}.weight", spec, rules)
         info = TensorInfo(tuple(dense.shape), dense.dtype)
@@ -104,7 +104,7 @@ def quantize_(
             seen = known_inputs(seen, dense.device)
         result = quantize(dense.detach(), plan.partition, plan.spec, plan.name, statistics=seen)
         done[dense] = PQWeight.from_pq(result.pq)
-        swap.put(model, path, done[dense])
+        swap.replace_module(model, path, done[dense])
         report[path] = QuantizedModule(
             spec=plan.spec,
             nbytes=result.pq.nbytes,

@@ -144,7 +144,7 @@ def load_into(model: nn.Module, path: str | Path) -> nn.Module:
     for name, weight in quantized.items():
         device = state[name].device
         place = torch.device("cpu") if device.type == "meta" else device
-        swap.put(model, name.removesuffix(WEIGHT), weight.to(place))
+        swap.replace_module(model, name.removesuffix(WEIGHT), weight.to(place))
         weight.requires_grad_(False)
     meta = any(value.is_meta for value in model.state_dict().values())
     model.load_state_dict(values, strict=False, assign=meta)

@@ -12,7 +12,7 @@ from dpq_core.artifact.header import Slot
 from dpq_core.artifact.strict_json import one_line, shown
 from dpq_core.errors import ArtifactError, SpecError
 from dpq_core.spec import QuantSpec
-from dpq_core.tensor.grouping import Partition
+from dpq_core.tensor.partition import Partition
 from dpq_core.tensor.pq_tensor import expected_parts
 
 VERSION = 1

@@ -11,7 +11,7 @@ from dpq_core.jobs.report import Report, Table, facts
 from dpq_core.planning.forecast import Forecast, forecast
 from dpq_core.planning.overhead import overhead
 from dpq_core.planning.plan import make_plan
-from dpq_core.planning.planner import bytes_of_bits, candidates, compressible, plan_for_budget
+from dpq_core.planning.planner import bytes_of_bits, candidate_specs, compressible, plan_for_budget
 from dpq_core.run import Run
 from dpq_core.sizes import format_seconds, format_shape, format_size, parse_size
 from dpq_core.spec import Override, presets
@@ -144,7 +144,7 @@ def plan_model(
         checkpoint,
         adapter,
         budget,
-        candidates(spec),
+        candidate_specs(spec),
         rules,
         sensitivity=_sensitivity(adapter, checkpoint, task, run),
         shard_bytes=shard_bytes,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from dpq_core.errors import SpecError
+from dpq_core.grouping import Grouping
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,91 +20,106 @@ __all__ = ["Lloyd", "assign", "check", "lloyd"]
 
 
 class Lloyd(Protocol):
-    """Repeated passes over the same points float32 [G, d, N]; see ``lloyd``."""
+    """Repeated passes over the same subvectors float32 ``[G, d, P]``; see ``lloyd``."""
 
     def moments(self) -> Tensor:
-        """float64 [C, 2 d + 1] per codebook: sum w x, sum w x^2 (per coordinate), sum w."""
+        """Sums per codebook, float64 ``[B, 2 d + 1]``: w x and w x^2 by coordinate, then w."""
 
     def step(self, codebooks: Tensor) -> tuple[int, Tensor]:
-        """Assign to float32 [C, K, d] and add up the clusters.
+        """Assign to codebooks float32 ``[B, K, d]`` and add up the clusters.
 
         Returns:
-            How many codes changed, and float64 [C, K, d + 1]: sum w x and sum w over the members
-            of each codeword (with weights [C, K, d + 2]: also sum w^2).
+            How many codes changed, and float64 ``[B, K, d + 1]``: sum w x and sum w over the
+            members of each codeword (with weights ``[B, K, d + 2]``: also sum w^2).
         """
 
     def assign(self, codebooks: Tensor) -> int:
-        """Assign to float32 [C, K, d]; returns how many codes changed."""
+        """Assign to codebooks float32 ``[B, K, d]``; returns how many codes changed."""
 
     def result(self) -> Tensor:
-        """The current codes, int32 [G, N]."""
+        """The current codes, int32 ``[G, P]``."""
 
 
 def assign(
-    points: Tensor, codebooks: Tensor, *, tie: int = 1, pad: int = 0
+    subvectors: Tensor, codebooks: Tensor, grouping: Grouping | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Nearest codeword of every point; ties in distance go to the lowest index.
+    """Nearest codeword of every subvector; of equally near ones the lowest index.
 
     Args:
-        points: float32 [G, d, N], finite.
-        codebooks: float32 [C, K, d], C = ceil(G / tie); group j uses codebook j // tie.
-        tie: adjacent groups that share a codebook.
-        pad: coordinates at the end of the last group that do not count.
+        subvectors: float32 ``[G, d, P]``, finite.
+        codebooks: float32 ``[B, K, d]``.
+        grouping: of the subvectors, its stages apart; None gives every group its own codebook.
 
     Returns:
-        Codes int32 [G, N] and squared distances float32 [G, N], on the device of ``points``.
+        Codes int32 ``[G, P]`` and squared distances float32 ``[G, P]``, on the device of
+        ``subvectors``.
 
     Raises:
         SpecError: shapes, dtypes or devices do not fit each other.
     """
-    check(points, codebooks.shape, tie, pad)
-    if codebooks.dtype != torch.float32 or codebooks.device != points.device:
-        raise SpecError("codebooks must be float32 and on the device of the points")
-    if points.device.type == "cpu":
+    grouping = check(subvectors, codebooks.shape, grouping)
+    if codebooks.dtype != torch.float32 or codebooks.device != subvectors.device:
+        raise SpecError("codebooks must be float32 and on the device of the subvectors")
+    if subvectors.device.type == "cpu":
         from dpq_core.kernels.cpu import nearest_and_sums as cpu
 
-        return cpu.assign(points.contiguous(), codebooks, tie=tie, pad=pad)
+        return cpu.assign(subvectors.contiguous(), codebooks, grouping)
     from dpq_core.kernels import torch_path
 
-    return torch_path.assign(points, codebooks, tie=tie, pad=pad)
+    return torch_path.assign(subvectors, codebooks, grouping)
 
 
 def lloyd(
-    points: Tensor, *, K: int, tie: int = 1, pad: int = 0, weights: Tensor | None = None
+    subvectors: Tensor,
+    grouping: Grouping | None = None,
+    *,
+    K: int,
+    weights: Tensor | None = None,
 ) -> Lloyd:
-    """The k-means passes for these points; arguments as in ``assign``, weights float32 [G, N].
+    """The k-means passes over these subvectors; arguments as in ``assign``.
 
     A padded last group that shares its codebook is assigned, but takes no part in the sums.
+
+    Args:
+        subvectors: float32 ``[G, d, P]``, finite.
+        grouping: see ``assign``.
+        K: codewords per codebook.
+        weights: of each subvector in the sums, float32 ``[G, P]``; None for one.
 
     Raises:
         SpecError: shapes or dtypes do not fit.
     """
-    G, d, N = points.shape
-    check(points, (-(-G // tie), K, d), tie, pad)
+    G, d, P = subvectors.shape
+    books = G if grouping is None else grouping.codebooks
+    grouping = check(subvectors, (books, K, d), grouping)
     if weights is not None:
-        if weights.shape != (G, N):
-            raise SpecError(f"weights must be [{G}, {N}], not {list(weights.shape)}")
-        weights = weights.to(points.device, torch.float32).contiguous()
-    points = points.contiguous()
-    if points.device.type == "cpu":
+        if weights.shape != (G, P):
+            raise SpecError(f"weights must be [{G}, {P}], not {list(weights.shape)}")
+        weights = weights.to(subvectors.device, torch.float32).contiguous()
+    subvectors = subvectors.contiguous()
+    if subvectors.device.type == "cpu":
         from dpq_core.kernels.cpu import nearest_and_sums as cpu
 
-        return cpu.CPULloyd(points, K=K, tie=tie, pad=pad, weights=weights)
+        return cpu.CPULloyd(subvectors, grouping, K=K, weights=weights)
     from dpq_core.kernels import torch_path
 
-    return torch_path.TorchLloyd(points, K=K, tie=tie, pad=pad, weights=weights)
+    return torch_path.TorchLloyd(subvectors, grouping, K=K, weights=weights)
 
 
-def check(points: Tensor, books: tuple[int, ...], tie: int, pad: int) -> None:
-    """Raise SpecError unless points and codebooks (their shape), tie and pad fit each other."""
-    if points.ndim != 3 or points.dtype != torch.float32 or points.numel() == 0:
+def check(subvectors: Tensor, codebooks: tuple[int, ...], grouping: Grouping | None) -> Grouping:
+    """The grouping, by default of a codebook per group; SpecError unless all shapes fit it."""
+    if subvectors.ndim != 3 or subvectors.dtype != torch.float32 or subvectors.numel() == 0:
         raise SpecError(
-            f"points must be float32 [groups, d, points], not {points.dtype} {list(points.shape)}"
+            f"subvectors must be float32 [G, d, P], not {subvectors.dtype} {list(subvectors.shape)}"
         )
-    G, d, _ = points.shape
-    if tie < 1 or not 0 <= pad < d:
-        raise SpecError(f"tie must be at least 1 and pad 0..{d - 1}, not {tie} and {pad}")
-    if len(books) != 3 or books[0] != -(-G // tie) or books[1] < 1 or books[2] != d:
+    g = grouping or Grouping.of_subvectors(subvectors.shape)
+    if tuple(subvectors.shape) != (g.groups, g.d, g.points):
         raise SpecError(
-            f"{G} groups with tie={tie} need codebooks [{-(-G // tie)}, K, {d}], not {list(books)}"
+            f"subvectors must be [{g.groups}, {g.d}, {g.points}], not {list(subvectors.shape)}"
         )
+    if len(codebooks) != 3 or codebooks[1] < 1 or codebooks[::2] != (g.codebooks, g.d):
+        raise SpecError(
+            f"{g.groups} groups, {g.groups_per_codebook} per codebook, need codebooks "
+            f"[{g.codebooks}, K, {g.d}], not {list(codebooks)}"
+        )
+    return g

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from dpq_core.kernels.cpu.units import shared_tail
+from dpq_core.grouping import Grouping
 
 TILE_FLOATS = 1 << 24  # one tile of scores; at most three are alive: 192 MB
 MAX_POINTS = 1 << 14  # points of one group per tile
@@ -22,14 +22,11 @@ class TorchLloyd:
     """
 
     def __init__(
-        self, points: Tensor, *, K: int, tie: int = 1, pad: int = 0, weights: Tensor | None = None
+        self, points: Tensor, grouping: Grouping, *, K: int, weights: Tensor | None = None
     ) -> None:
-        self.points, self.weights = points, weights
-        self.K, self.tie, self.pad = K, tie, pad
+        self.points, self.grouping, self.K, self.weights = points, grouping, K, weights
         G, d, N = points.shape
         self.codes = torch.full((G, N), -1, dtype=torch.int32, device=points.device)
-        # A padded group that shares its codebook stays out of the sums.
-        self.trained = G - int(pad > 0 and shared_tail(G, tie))
         self.columns = d + 1 + (weights is not None)
         self.batch = max(1, TILE_FLOATS // (4 * N * self.columns))  # groups; int64 and float64
         heaviest = 1.0 if weights is None else float(weights.max())
@@ -45,21 +42,21 @@ class TorchLloyd:
 
     def moments(self) -> Tensor:
         """See dpq_core.kernels.Lloyd."""
-        G, d, _ = self.points.shape
-        C = -(-G // self.tie)
-        rows = self.scales.new_zeros(C * self.tie, 2 * d + 1)
-        for first in range(0, self.trained, self.batch):
-            part = slice(first, min(first + self.batch, self.trained))
+        d = self.points.shape[1]
+        B, sharing = self.grouping.codebooks, self.grouping.groups_per_codebook
+        rows = self.scales.new_zeros(B * sharing, 2 * d + 1)
+        for first in range(0, self.grouping.groups_in_sums, self.batch):
+            part = slice(first, min(first + self.batch, self.grouping.groups_in_sums))
             x = self.points[part].double()
             w = self._weights(part)
             rows[part, :d] = (w * x).sum(2)
             rows[part, d : 2 * d] = (w * x * x).sum(2)
             rows[part, 2 * d] = w.sum((1, 2))
-        return rows.view(C, self.tie, -1).sum(1)
+        return rows.view(B, sharing, -1).sum(1)
 
     def assign(self, codebooks: Tensor) -> int:
         """See dpq_core.kernels.Lloyd."""
-        codes = _nearest(self.points, codebooks, tie=self.tie, pad=self.pad)
+        codes = _nearest(self.points, codebooks, self.grouping)
         moved = int((codes != self.codes).sum())
         self.codes = codes
         return moved
@@ -69,15 +66,15 @@ class TorchLloyd:
         moved = self.assign(codebooks)
         C, K, _ = codebooks.shape
         sums = torch.zeros(C * K, self.columns, dtype=torch.int64, device=self.points.device)
-        for first in range(0, self.trained, self.batch):
-            part = slice(first, min(first + self.batch, self.trained))
+        for first in range(0, self.grouping.groups_in_sums, self.batch):
+            part = slice(first, min(first + self.batch, self.grouping.groups_in_sums))
             w = self._weights(part)
             values = [w * self.points[part].double(), w]
             if self.weights is not None:
                 values.append(w * w)
             columns = torch.cat(values, dim=1).movedim(1, 2) * self.scales  # [groups, N, columns]
-            book = torch.arange(part.start, part.stop, device=sums.device) // self.tie
-            rows = book[:, None] * K + self.codes[part]
+            group = torch.arange(part.start, part.stop, device=sums.device)
+            rows = (group // self.grouping.groups_per_codebook)[:, None] * K + self.codes[part]
             sums.index_add_(0, rows.reshape(-1), columns.round().long().reshape(-1, self.columns))
         return moved, (sums / self.scales).view(C, K, self.columns)
 
@@ -93,28 +90,28 @@ class TorchLloyd:
         return self.scales.new_ones(1, 1, 1).expand(groups, 1, N)
 
 
-def assign(points: Tensor, codebooks: Tensor, *, tie: int, pad: int) -> tuple[Tensor, Tensor]:
+def assign(points: Tensor, codebooks: Tensor, grouping: Grouping) -> tuple[Tensor, Tensor]:
     """See dpq_core.kernels.assign."""
-    codes = _nearest(points, codebooks, tie=tie, pad=pad)
+    codes = _nearest(points, codebooks, grouping)
     G, d, N = points.shape
-    book = torch.arange(G, device=points.device)[:, None] // tie
+    book = torch.arange(G, device=points.device)[:, None] // grouping.groups_per_codebook
     distances = torch.zeros(G, N, device=points.device)
     for i in range(d):
         # The last group ignores its pad coordinates.
-        part = slice(0, G - 1 if i >= d - pad else G)
+        part = slice(0, G - 1 if i >= d - grouping.pad else G)
         distances[part] += (points[part, i] - codebooks[book[part], codes[part], i]).square()
     return codes, distances
 
 
-def _nearest(points: Tensor, codebooks: Tensor, *, tie: int, pad: int) -> Tensor:
-    """Codes int32 [G, N], tile by tile over groups, points and codewords."""
-    (G, d, N), K = points.shape, codebooks.shape[1]
+def _nearest(points: Tensor, codebooks: Tensor, grouping: Grouping) -> Tensor:
+    """Codes int32 [G, P], tile by tile over groups, points and codewords."""
+    (G, d, N), K, pad = points.shape, codebooks.shape[1], grouping.pad
     run = min(N, MAX_POINTS)
     batch = max(1, TILE_FLOATS // (max(run, d) * K))
     codes = torch.empty(G, N, dtype=torch.int32, device=points.device)
     for first in range(0, G, batch):
         groups = torch.arange(first, min(first + batch, G), device=points.device)
-        books = codebooks[groups // tie]  # [groups, K, d], a copy
+        books = codebooks[groups // grouping.groups_per_codebook]  # [groups, K, d], a copy
         x = points[first : first + batch]
         if pad and first + batch >= G:
             x = x.clone()

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 from dpq_core.errors import SpecError
 from dpq_core.methods.additive.beam import decode_sum, nearest_sums, squared_errors
 from dpq_core.tensor.basis.frame import Frame
-from dpq_core.tensor.grouping import Partition
+from dpq_core.tensor.partition import Partition
 
 Start = Literal["uniform", "distance"]
 Regulariser = Literal["paper", "release"]
@@ -34,7 +34,7 @@ class CandidateWeight(nn.Module):
         candidates: int32 [n, S*G, P], nearest first.
         logits: trainable z, float32 [n, G, P].
         frozen: bool [G, P]: subvectors that have settled on their most likely candidate.
-        codebooks: float32 [S*C, K, d]; trainable only once ``harden`` was called.
+        codebooks: float32 [S*B, K, d]; trainable only once ``harden`` was called.
     """
 
     candidates: Tensor
@@ -55,7 +55,7 @@ class CandidateWeight(nn.Module):
         Args:
             partition: all sizes.
             subvectors: float32 [G, d, P] of the core to be quantized.
-            codebooks: float32 [S*C, K, d].
+            codebooks: float32 [S*B, K, d].
             n: candidates per subvector, 2 or 3 (METHODS 5); at most K^S.
             start: equal ratios (``uniform``, the paper), or ratios in inverse proportion to the
                 distances (``distance``, the release: z_i = log(farthest / distance_i)).
@@ -67,9 +67,7 @@ class CandidateWeight(nn.Module):
         super().__init__()
         p = partition
         self.partition, self.frame = p, frame or Frame()
-        candidates = nearest_sums(
-            subvectors, codebooks, keep=n, stages=p.stages, tie=p.tie, pad=p.pad
-        )
+        candidates = nearest_sums(subvectors, codebooks, p, keep=n)
         logits = subvectors.new_zeros(n, p.groups, p.points)
         if start == "distance":
             logits = _inverse_distances(subvectors, codebooks, candidates, p)
@@ -88,7 +86,7 @@ class CandidateWeight(nn.Module):
 
     def decode(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The dense weight in its original shape, differentiable in logits and codebooks."""
-        return self.partition.from_matrix(self.frame.leave(self.core()).to(dtype))
+        return self.partition.from_matrix(self.frame.restore(self.core()).to(dtype))
 
     def core(self) -> Tensor:
         """The mixture in the frame: float32 [rows, cols], differentiable like ``decode``."""
@@ -139,9 +137,7 @@ class CandidateWeight(nn.Module):
 
     def _sums(self, codes: Tensor) -> Tensor:
         """Codes [S*G, P] -> float32 [G, d, P]."""
-        return decode_sum(
-            codes, self.codebooks, stages=self.partition.stages, tie=self.partition.tie
-        )
+        return decode_sum(codes, self.codebooks, self.partition)
 
 
 def install(module: nn.Module, weight: CandidateWeight, name: str = "weight") -> None:
@@ -170,10 +166,7 @@ def _inverse_distances(
 ) -> Tensor:
     """``log(farthest / distance_i)`` of the candidates: float32 [n, G, P]."""
     distances = torch.stack(
-        [
-            squared_errors(subvectors, codebooks, codes, stages=p.stages, tie=p.tie, pad=p.pad)
-            for codes in candidates
-        ]
+        [squared_errors(subvectors, codebooks, codes, p) for codes in candidates]
     ).sqrt()
     farthest = distances.amax(dim=0).clamp_min(torch.finfo(torch.float32).tiny)
     return -(distances / farthest).clamp_min(_NEAREST).log()

@@ -9,12 +9,18 @@ import torch
 from torch import Tensor
 
 from dpq_core.methods.codebooks.kmeans import IterationStats
-from dpq_core.methods.learn import Job, learn, nearest, packed, rounded
-from dpq_core.methods.outputs import InputStatistics, output_error, point_weights
+from dpq_core.methods.data_free import (
+    QuantizationTask,
+    assign_nearest,
+    learn_encoding,
+    pack_codes,
+    round_codewords,
+)
+from dpq_core.methods.output_aware import InputStatistics, output_error, point_weights
 from dpq_core.spec import QuantSpec
-from dpq_core.tensor.basis import choice as basis
+from dpq_core.tensor.basis import selection as basis
 from dpq_core.tensor.basis.gain import Rows
-from dpq_core.tensor.grouping import Partition
+from dpq_core.tensor.partition import Partition
 from dpq_core.tensor.pq_tensor import PQTensor, frame_of
 
 
@@ -72,26 +78,26 @@ def quantize(
     if spec.group_scale:
         stored["group_scale"] = basis.scale_groups(points)
     frame = frame_of(partition, stored)
-    job = Job(points=points, partition=partition, spec=spec, seed=seed, name=name)
-    job = replace(job, weights=point_weights(job, frame, known))
-    output = output_error(job, frame, known)
-    code, stats = learn(job)
+    task = QuantizationTask(points=points, partition=partition, spec=spec, seed=seed, name=name)
+    task = replace(task, weights=point_weights(task, frame, known))
+    output = output_error(task, frame, known)
+    encoding, stats = learn_encoding(task)
     errors: tuple[float, ...] = ()
     if output is not None:
-        code, errors = output.improve(code)
-    code, parts = rounded(job, code)
+        encoding, errors = output.improve(encoding)
+    encoding, parts = round_codewords(task, encoding)
     gain: Tensor | None = None
     if output is not None:
-        code, gain = output.sweep(code)
+        encoding, gain = output.sweep(encoding)
     elif spec.codebook_dtype == "int8":
-        code = nearest(job, code)
-    rows = Rows.of(points, code.codes, code.books, partition, stored)
+        encoding = assign_nearest(task, encoding)
+    rows = Rows.of(points, encoding.codes, encoding.books, partition, stored)
     before = stored.get("row_scale")
     if before is not None:
         gain = rows.gain() if gain is None else gain
         stored["row_scale"] = _half(before.double() * gain.to(before.device))
     error = rows.relative_error(before, stored.get("row_scale"))
-    stored |= parts | packed(job, code)
+    stored |= parts | pack_codes(task, encoding)
     pq = PQTensor(partition=partition, spec=spec, dtype=dtype, stored=stored)
     return Quantized(pq=pq, relative_error=error, output_errors=errors, stats=stats)
 

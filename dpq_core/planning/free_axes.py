@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from dpq_core.tensor.hidden_axes import HiddenAxis
-from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.partition import Layout
 from dpq_core.tensor.plan import TensorPlan
 
 

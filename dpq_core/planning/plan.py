@@ -9,8 +9,7 @@ from dpq_core.errors import SpecError
 from dpq_core.planning.free_axes import free_axes
 from dpq_core.spec import Override, QuantSpec, decide
 from dpq_core.tensor.checkpoint import Checkpoint, TensorInfo
-from dpq_core.tensor.grouping import Partition
-from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.partition import Layout, Partition
 from dpq_core.tensor.plan import Plan, TensorPlan
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def make_plan(
         if index not in used:
             raise SpecError(f"override {rule.pattern!r} matches no compressible tensor")
     free = free_axes(adapter.hidden_axes(checkpoint), {plan.name: [plan] for plan in plans})
-    return Plan(tuple(plan.freed(free.get(plan.name)) for plan in plans))
+    return Plan(tuple(plan.with_reordered_axis(free.get(plan.name)) for plan in plans))
 
 
 def plan_tensor(
@@ -60,7 +59,7 @@ def plan_tensor(
     """
     if spec is None or layout is None:
         return TensorPlan(name=name, info=info)
-    kmeans = spec.kmeans.settled(spec.d, spec.K)
+    kmeans = spec.kmeans.resolved(spec.d, spec.K)
     axes: tuple[str, ...] = (spec.orientation,)
     if spec.orientation == "auto":
         axes = ("input",) if spec.group_scale or spec.permute else ("input", "output")

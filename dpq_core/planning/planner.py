@@ -23,7 +23,7 @@ from dpq_core.planning.predict import Curve, curve
 from dpq_core.run import Progress, silent
 from dpq_core.spec import Override, QuantSpec, decide
 from dpq_core.tensor.checkpoint import Checkpoint, TensorInfo
-from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.partition import Layout
 from dpq_core.tensor.plan import Plan, TensorPlan
 
 GRID = (
@@ -87,7 +87,9 @@ class Planned:
         return sum(one.cost for one in self.chosen)
 
 
-def candidates(base: QuantSpec, grid: Iterable[tuple[int, int]] = GRID) -> tuple[QuantSpec, ...]:
+def candidate_specs(
+    base: QuantSpec, grid: Iterable[tuple[int, int]] = GRID
+) -> tuple[QuantSpec, ...]:
     """The base spec at every subvector length and codebook size of a grid."""
     return tuple(base.replace(d=d, K=K) for d, K in grid)
 
@@ -124,7 +126,10 @@ def plan_for_budget(
     options = list(_options(checkpoint, adapter, tuple(specs), rules, progress))
     plans = {option[0][0].name: [plan for plan, _ in option] for option in options}
     free = free_axes(adapter.hidden_axes(checkpoint), plans)
-    options = [[(plan.freed(free.get(plan.name)), error) for plan, error in o] for o in options]
+    options = [
+        [(plan.with_reordered_axis(free.get(plan.name)), error) for plan, error in o]
+        for o in options
+    ]
     weigh = _complete(sensitivity or {}, checkpoint)
     items = [
         [Choice(plan.nbytes, error * weigh[plan.name]) for plan, error in option]

@@ -17,8 +17,8 @@ from dpq_core import kernels
 from dpq_core.methods.codebooks.kmeans import kmeans
 from dpq_core.methods.quantize import tensor_seed
 from dpq_core.spec import KMeansSpec, QuantSpec
-from dpq_core.tensor.basis import choice as basis
-from dpq_core.tensor.grouping import Partition
+from dpq_core.tensor.basis import selection as basis
+from dpq_core.tensor.partition import Partition
 
 SAMPLE = 8192
 """Subvectors that are looked at, three quarters of them to learn from."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from dpq_core.spec import Override, QuantSpec
     from dpq_core.tensor.checkpoint import Checkpoint
     from dpq_core.tensor.hidden_axes import HiddenAxis
-    from dpq_core.tensor.layout import Layout
+    from dpq_core.tensor.partition import Layout
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -99,10 +99,12 @@ def tabulated_product(tokens: Tensor, weight: PQWeight) -> Tensor:
     from dpq_core.kernels.cpu.lut import sum_by_code  # numba loads on first use
 
     p = weight.partition
-    padded = tokens.new_zeros((len(tokens), p.codebooks * p.tie, p.d), dtype=torch.float32)
+    padded = tokens.new_zeros(
+        (len(tokens), p.codebooks * p.groups_per_codebook, p.d), dtype=torch.float32
+    )
     padded.view(len(tokens), -1)[:, : p.cols] = tokens
     books = weight.books().detach()  # [B, K, d]
-    by_book = padded.view(len(tokens), p.codebooks, p.tie, p.d)
+    by_book = padded.view(len(tokens), p.codebooks, p.groups_per_codebook, p.d)
     table = torch.einsum("tcgd,ckd->tcgk", by_book, books)
     table = table.reshape(len(tokens), -1, p.K)[:, : p.groups].contiguous()
     codes = weight.codes if p.code_bits == 8 else weight.codes.view(torch.uint16)

@@ -22,8 +22,7 @@ from dpq_core.runtime.linear import PQLinear
 from dpq_core.runtime.weight import PQWeight
 from dpq_core.spec import QuantSpec
 from dpq_core.tensor.checkpoint import SafetensorsCheckpoint, TensorInfo
-from dpq_core.tensor.grouping import Partition
-from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.partition import Layout, Partition
 from dpq_core.tensor.pq_tensor import PQTensor, expected_parts
 
 _Weight = TypeVar("_Weight", bound=PQWeight)
@@ -32,7 +31,7 @@ PQModule = PQLinear | PQEmbedding | PQConv2d
 
 
 class PendingWeight(PQWeight):
-    """Parts of a weight whose module has no quantized counterpart, until ``settle`` decodes them.
+    """Parts of a weight whose module has no counterpart, until ``decode_pending`` decodes them.
 
     Attributes:
         dense_dtype: of the weight that they become.
@@ -45,7 +44,7 @@ def swap_in(model: nn.Module, path: str, spec: QuantSpec) -> PQWeight:
     """Replace the Linear, Conv2d or Embedding at ``path``; its parts are allocated where it was.
 
     A module of another kind stays, and a ``PendingWeight`` takes the place of its weight: call
-    ``settle`` once the parts are loaded.
+    ``decode_pending`` once the parts are loaded.
 
     Args:
         model: in the dtype of its activations.
@@ -67,7 +66,7 @@ def swap_in(model: nn.Module, path: str, spec: QuantSpec) -> PQWeight:
         return _pending(module, path, spec)
     dense: nn.Parameter = module.weight  # type: ignore[assignment]  # what has a layout has one
     weight = _empty_weight(PQWeight, path, dense, layout, spec)
-    put(model, path, weight)
+    replace_module(model, path, weight)
     return weight
 
 
@@ -83,15 +82,15 @@ def layout_of(module: nn.Module) -> Layout | None:
     return None
 
 
-def put(model: nn.Module, path: str, weight: PQWeight) -> None:
+def replace_module(model: nn.Module, path: str, weight: PQWeight) -> None:
     """Replace the module at ``path``, which has a layout, by its counterpart on ``weight``."""
     module = model.get_submodule(path)
     if isinstance(module, nn.Embedding):
-        replace(model, path, PQEmbedding(weight, module.padding_idx, module.weight.dtype))
+        set_module(model, path, PQEmbedding(weight, module.padding_idx, module.weight.dtype))
     elif isinstance(module, nn.Conv2d):
-        replace(model, path, PQConv2d(weight, module))
+        set_module(model, path, PQConv2d(weight, module))
     else:
-        replace(model, path, PQLinear(weight, module.bias))  # type: ignore[arg-type]
+        set_module(model, path, PQLinear(weight, module.bias))  # type: ignore[arg-type]
 
 
 def _reads_weight(module: nn.Linear) -> bool:
@@ -115,7 +114,7 @@ def _pending(module: nn.Module, path: str, spec: QuantSpec) -> PendingWeight:
     return weight
 
 
-def settle(model: nn.Module) -> set[PQWeight]:
+def decode_pending(model: nn.Module) -> set[PQWeight]:
     """Decode every ``PendingWeight`` into its module, as an ordinary parameter.
 
     Returns:
@@ -162,7 +161,7 @@ def swap_out(model: nn.Module, dtype: torch.dtype) -> None:
             if module.weight not in dense:
                 value = module.weight.decode(dtype).detach()
                 dense[module.weight] = nn.Parameter(value, requires_grad=False)
-            replace(model, path, _dense(module, dense[module.weight]))
+            set_module(model, path, _dense(module, dense[module.weight]))
 
 
 def _dense(module: PQModule, weight: nn.Parameter) -> nn.Module:
@@ -192,7 +191,7 @@ def _dense(module: PQModule, weight: nn.Parameter) -> nn.Module:
     return result
 
 
-def replace(model: nn.Module, path: str, module: nn.Module) -> None:
+def set_module(model: nn.Module, path: str, module: nn.Module) -> None:
     """Put ``module`` where ``path`` is."""
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, module)

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from dpq_core.spec import QuantSpec
 from dpq_core.tensor.basis.frame import Frame
-from dpq_core.tensor.grouping import Partition
 from dpq_core.tensor.int8 import to_int8
-from dpq_core.tensor.packing import unpack
+from dpq_core.tensor.packing import UnpackedCache, unpack
+from dpq_core.tensor.partition import Partition
 from dpq_core.tensor.pq_tensor import (
     PQTensor,
     effective_books,
@@ -19,7 +19,6 @@ from dpq_core.tensor.pq_tensor import (
     frame_of,
     stored_values,
 )
-from dpq_core.tensor.unpacked import Unpacked
 
 CHUNK_BYTES = 16 << 20
 """Bytes of the dense rows that exist at any time during a forward pass."""
@@ -52,7 +51,7 @@ class PQWeight(nn.Module):
                 self.register_parameter(name, nn.Parameter(empty))
             else:
                 self.register_buffer(name, empty)
-        self._unpacked = Unpacked()
+        self._unpacked = UnpackedCache()
 
     @classmethod
     def from_pq(cls, pq: PQTensor) -> PQWeight:
@@ -145,7 +144,7 @@ class PQWeight(nn.Module):
         matrix = torch.empty(p.rows, p.cols, dtype=exact, device=self.device)
         for first, rows in self.core_chunks(exact):
             matrix[first : first + len(rows)] = rows
-        return p.from_matrix(frame.leave_rows(matrix).to(dtype))
+        return p.from_matrix(frame.restore_rows(matrix).to(dtype))
 
     def core_chunks(
         self, dtype: torch.dtype, *, scaled: bool = True
@@ -191,7 +190,7 @@ class PQWeight(nn.Module):
         scale = self.parts().get("row_scale")
         if scale is not None:
             dense = dense * scale[index].float()[:, None]
-        return self.frame().leave_rows(dense).to(dtype)
+        return self.frame().restore_rows(dense).to(dtype)
 
     def _is_plain_cpu(self) -> bool:
         """Whether the numba kernel applies: no gradient, on the CPU, subvectors along inputs."""
@@ -205,11 +204,11 @@ class PQWeight(nn.Module):
         p = self.partition
         codes = self._row_codes(first, last).chunk(p.stages)
         books_of = books.chunk(p.stages)
-        dense = decode.rows(codes[0], books_of[0], p.tie)
+        dense = decode.rows(codes[0], books_of[0], p.groups_per_codebook)
         if p.stages > 1:
             dense = dense.clone()  # the kernel's memory is that of its next result
             for code, book in zip(codes[1:], books_of[1:], strict=True):
-                dense += decode.rows(code, book, p.tie)
+                dense += decode.rows(code, book, p.groups_per_codebook)
         return dense[:, : p.cols]
 
     def _row_codes(self, first: int, last: int) -> Tensor:
@@ -238,7 +237,7 @@ class PQWeight(nn.Module):
         stages = [
             _codewords(
                 unpack(self.codes[group + stage * p.groups], p.code_bits, p.points),
-                (group // p.tie + stage * p.codebooks)[:, None],
+                (group // p.groups_per_codebook + stage * p.codebooks)[:, None],
                 books,
             )
             for stage in range(p.stages)

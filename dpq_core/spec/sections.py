@@ -54,7 +54,7 @@ class KMeansSpec:
             ],
         )
 
-    def settled(self, d: int, K: int) -> KMeansSpec:
+    def resolved(self, d: int, K: int) -> KMeansSpec:
         """With an open ``init`` chosen for subvectors of length ``d`` and K codewords."""
         if self.init != "auto":
             return self

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from dpq_core.tensor.checkpoint import Checkpoint
-from dpq_core.tensor.grouping import Partition
 from dpq_core.tensor.packing import pack, unpack
+from dpq_core.tensor.partition import Partition
 
 if TYPE_CHECKING:
     pass

@@ -1,6 +1,8 @@
-"""Codes <-> bytes: little-endian bit packing, one byte-aligned run per group (FORMAT.md)."""
+"""Bit packing of codes, little-endian, with one byte-aligned run per group (FORMAT.md)."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -11,7 +13,7 @@ _BLOCK = 1 << 20
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """Pack integer codes ``[groups, points]`` to uint8 ``[groups, ceil(points * bits / 8)]``.
+    """Pack integer codes ``[G, P]`` to uint8 ``[G, ceil(P * bits / 8)]``.
 
     Code i of a group occupies the bits ``i*bits .. (i+1)*bits`` of the group's run, least
     significant bit first. Unused bits at the end of a run are zero.
@@ -35,7 +37,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack(packed: Tensor, bits: int, points: int) -> Tensor:
-    """The inverse of ``pack``: uint8 ``[groups, bytes]`` -> int32 ``[groups, points]``."""
+    """The inverse of ``pack``: uint8 ``[G, bytes]`` to int32 ``[G, P]``."""
     if bits == 8:
         return packed.to(torch.int32)
     if bits == 16:
@@ -49,3 +51,19 @@ def unpack(packed: Tensor, bits: int, points: int) -> Tensor:
         part = packed[:, (byte + k).clamp(max=last)].to(torch.int32)
         word |= torch.where(byte + k <= last, part, 0) << (8 * k)
     return (word >> shift) & ((1 << bits) - 1)
+
+
+class UnpackedCache:
+    """Bit-packed parts of one tensor, unpacked once for as long as they stay the same."""
+
+    def __init__(self) -> None:
+        """An empty cache."""
+        self._entries: dict[str, tuple[Tensor, int, Tensor]] = {}
+
+    def get(self, name: str, packed: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
+        """``make(packed)``, from memory if ``packed`` is the tensor of the last call, unchanged."""
+        version = 0 if packed.is_inference() else packed._version
+        entry = self._entries.get(name)
+        if entry is None or entry[0] is not packed or entry[1] != version:
+            entry = self._entries[name] = (packed, version, make(packed))
+        return entry[2]

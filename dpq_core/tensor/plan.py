@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 from dpq_core.spec import QuantSpec
 from dpq_core.tensor.checkpoint import TensorInfo
-from dpq_core.tensor.grouping import Partition
 from dpq_core.tensor.hidden_axes import HiddenAxis
+from dpq_core.tensor.partition import Partition
 from dpq_core.tensor.pq_tensor import Part, expected_parts
 
 
@@ -38,7 +38,7 @@ class TensorPlan:
             return self.spec
         return self.spec.replace(permute=True)
 
-    def freed(self, axis: HiddenAxis | None) -> TensorPlan:
+    def with_reordered_axis(self, axis: HiddenAxis | None) -> TensorPlan:
         """The plan that does not store its permutation, if it has one, but reorders ``axis``."""
         if axis is None or self.spec is None or not self.spec.permute:
             return self

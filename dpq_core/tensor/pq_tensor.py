@@ -14,10 +14,8 @@ from dpq_core.errors import ArtifactError
 from dpq_core.spec import QuantSpec
 from dpq_core.tensor.basis import transform
 from dpq_core.tensor.basis.frame import Frame
-from dpq_core.tensor.grouping import Partition
-from dpq_core.tensor.layout import Layout
-from dpq_core.tensor.packing import unpack
-from dpq_core.tensor.unpacked import Unpacked
+from dpq_core.tensor.packing import UnpackedCache, unpack
+from dpq_core.tensor.partition import Layout, Partition
 
 Part = tuple[torch.dtype, tuple[int, ...]]
 """Dtype and shape of one stored part."""
@@ -84,7 +82,7 @@ def stored_values(partition: Partition, parts: Mapping[str, Tensor]) -> Tensor:
 
 
 def effective_books(
-    partition: Partition, parts: Mapping[str, Tensor], unpacked: Unpacked | None = None
+    partition: Partition, parts: Mapping[str, Tensor], unpacked: UnpackedCache | None = None
 ) -> Tensor:
     """The codebooks in float32 ``[stages * codebooks, K, d]``, whatever form they are stored in.
 
@@ -98,7 +96,7 @@ def effective_books(
     p, values = partition, stored_values(partition, parts)
     if not p.pool:
         return values
-    index = (unpacked or Unpacked()).get(
+    index = (unpacked or UnpackedCache()).get(
         "index_map", parts["index_map"], lambda packed: unpack(packed, p.index_bits, p.K)
     )
     return torch.nn.functional.embedding(index, values)
@@ -193,7 +191,7 @@ class PQTensor:
         subvectors = torch.zeros(p.groups, p.d, p.points, device=books.device)
         for stage in range(p.stages):
             for group in range(p.groups):
-                book = books[stage * p.codebooks + group // p.tie]
+                book = books[stage * p.codebooks + group // p.groups_per_codebook]
                 subvectors[group] += book[self.codes_of(stage * p.groups + group).long()].T
         return p.from_subvectors(subvectors)
 
@@ -203,12 +201,12 @@ class PQTensor:
         Args:
             dtype: of the result; the original tensor's by default.
         """
-        matrix = frame_of(self.partition, self.stored).leave(self.core())
+        matrix = frame_of(self.partition, self.stored).restore(self.core())
         return self.partition.from_matrix(matrix.to(dtype or self.dtype)).contiguous()
 
 
 def frame_of(
-    partition: Partition, parts: Mapping[str, Tensor], unpacked: Unpacked | None = None
+    partition: Partition, parts: Mapping[str, Tensor], unpacked: UnpackedCache | None = None
 ) -> Frame:
     """The basis in which a tensor was quantized, from its stored parts.
 
@@ -217,7 +215,7 @@ def frame_of(
         parts: by name.
         unpacked: where unpacked orders and signs are remembered.
     """
-    p, memory = partition, unpacked or Unpacked()
+    p, memory = partition, unpacked or UnpackedCache()
     signs = {
         name: memory.get(name, parts[name], partial(transform.unpack_signs, n=n))
         for name, n in (("signs_in", p.cols), ("signs_out", p.rows))

@@ -15,9 +15,8 @@ from artifact_model import snapshot, stored_of, tiny_plan, tiny_plan_2, write_ti
 import dpq_core.artifact
 from dpq_core.artifact import FORMAT_VERSION, Artifact, files, manifest, verify
 from dpq_core.spec import QuantSpec
-from dpq_core.tensor.grouping import Partition
-from dpq_core.tensor.layout import Layout
 from dpq_core.tensor.packing import pack
+from dpq_core.tensor.partition import Layout, Partition
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FORMAT = Path(dpq_core.artifact.__file__).with_name("FORMAT.md")
@@ -168,12 +167,14 @@ def by_the_letter(
         v = {"float32": 4, "int8": 1}.get(spec.codebook_dtype, 2)
         B = G * math.ceil(P * b / 8)
         n = min(G, max(1, math.floor(spec.codebook_share * B / (spec.K * spec.d * v))))
-        tie = math.ceil(G / n)
+        sharing = math.ceil(G / n)
     else:
-        tie = {"tensor": G, "subspace": 1}.get(str(spec.scope)) or math.ceil(G / int(spec.scope))
-    K = min(spec.K, max(2, tie * P))
+        sharing = {"tensor": G, "subspace": 1}.get(str(spec.scope)) or math.ceil(
+            G / int(spec.scope)
+        )
+    K = min(spec.K, max(2, sharing * P))
     b = max(1, math.ceil(math.log2(K)))
-    C = math.ceil(G / tie)
+    C = math.ceil(G / sharing)
     codebooks, packed = codebooks_by_the_letter(rows * cols, (C, K), spec, stored), stored["codes"]
     assert codebooks.shape == (spec.stages * C, K, spec.d)
     assert packed.shape == (spec.stages * G, math.ceil(P * b / 8))
@@ -183,7 +184,7 @@ def by_the_letter(
         j = a // spec.d
         for s in range(spec.stages):
             code = number(packed[s * G + j], p, b)
-            matrix[r, c] += codebooks[s * C + j // tie, code, a % spec.d]
+            matrix[r, c] += codebooks[s * C + j // sharing, code, a % spec.d]
         if spec.row_scale:
             matrix[r, c] *= float(stored["row_scale"][r])
         if spec.group_scale:
@@ -237,7 +238,7 @@ def test_decoding_by_the_letter(orientation: str, scope: str | int, d: int, K: i
 def test_auto_sharing_in_numbers() -> None:
     """F15: 4096 x 4096 at 2 bits: 1/8 of 4 MiB of codes pays for 256 codebooks of 2 KiB."""
     p = Partition.of((4096, 4096), Layout.LINEAR, QuantSpec(d=4, K=256, codebook_share=1 / 8))
-    assert (p.groups, p.tie, p.codebooks) == (1024, 4, 256)
+    assert (p.groups, p.groups_per_codebook, p.codebooks) == (1024, 4, 256)
 
 
 def test_every_clause_has_a_test() -> None:

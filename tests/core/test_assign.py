@@ -9,7 +9,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layer_problems import damped, decode, layer, layers, normal, output_error, second_moment
+from layer_problems import (
+    damped,
+    decode,
+    layer,
+    layers,
+    normal,
+    objective_of,
+    output_error,
+    second_moment,
+)
 from torch import Tensor
 
 from dpq_core.errors import SpecError
@@ -33,12 +42,12 @@ def true_error(objective: Objective, core_hat: Tensor, sizes: dict[str, Any]) ->
 @given(layers, st.sampled_from(METHODS))
 def test_the_error_never_rises_and_is_what_it_says(sizes: dict[str, Any], method: str) -> None:
     objective, books = layer(**sizes)
-    result = assign(objective, books, tie=sizes["tie"], method=method, sweeps=3)
+    result = assign(objective, books, method=method, sweeps=3)
     for before, after in itertools.pairwise(result.errors):
         assert after <= before
     assert len(result.errors) == 1 + len(result.changed) == (4 if "icm" in method else 1)
     torch.testing.assert_close(
-        result.core_hat, decode(objective, result.codes, books, sizes["tie"]), rtol=0, atol=1e-6
+        result.core_hat, decode(objective, result.codes, books), rtol=0, atol=1e-6
     )
     # float32 sums of terms as large as the first error
     slack = 1e-4 * max(result.errors[0], 1e-9)
@@ -51,12 +60,12 @@ def test_the_error_never_rises_and_is_what_it_says(sizes: dict[str, Any], method
 @given(layers)
 def test_sweeps_lower_the_true_error_from_any_codes(sizes: dict[str, Any]) -> None:
     objective, books = layer(**sizes)
-    shape = (sizes["stages"] * objective.groups, objective.points)
+    shape = (sizes["stages"] * objective.grouping.groups, objective.grouping.points)
     generator = torch.Generator().manual_seed(sizes["seed"])
     codes = torch.randint(0, sizes["K"], shape, dtype=torch.int32, generator=generator)
-    start = decode(objective, codes, books, sizes["tie"])
+    start = decode(objective, codes, books)
     before = true_error(objective, start, sizes)
-    result = assign(objective, books, tie=sizes["tie"], method="icm", sweeps=1, codes=codes)
+    result = assign(objective, books, method="icm", sweeps=1, codes=codes)
     assert result.errors[0] == pytest.approx(before, rel=1e-3, abs=1e-6)
     assert true_error(objective, result.core_hat, sizes) <= before * (1 + 1e-5) + 1e-6
     moved = (result.codes != codes).view(sizes["stages"], -1).any(0).sum()
@@ -71,11 +80,11 @@ def test_nothing_moves_once_no_single_code_can_gain(orientation: str) -> None:
     assert result.changed[-1] == 0
     best = true_error(objective, result.core_hat, sizes)
     for group, point, code in itertools.product(
-        range(objective.groups), range(objective.points), range(5)
+        range(objective.grouping.groups), range(objective.grouping.points), range(5)
     ):
         other = result.codes.clone()
         other[group, point] = code
-        changed = decode(objective, other, books, 1)
+        changed = decode(objective, other, books)
         assert true_error(objective, changed, sizes) >= best * (1 - 1e-5)
 
 
@@ -103,28 +112,33 @@ def test_codewords_are_found_again(sizes: dict[str, Any], method: str) -> None:
     sizes |= {"stages": 1, "K": max(2, sizes["K"]), "damping": max(0.01, sizes["damping"])}
     objective, books = layer(**sizes)
     books += 20 * torch.arange(books.shape[1])[:, None]  # far apart
-    shape = (objective.groups, objective.points)
+    shape = (objective.grouping.groups, objective.grouping.points)
     generator = torch.Generator().manual_seed(sizes["seed"])
     codes = torch.randint(0, sizes["K"], shape, dtype=torch.int32, generator=generator)
-    core = decode(objective, codes, books, sizes["tie"])
-    planted = Objective.of(core, objective.hessian, d=sizes["d"], orientation=sizes["orientation"])
-    result = assign(planted, books, tie=sizes["tie"], method=method)
+    core = decode(objective, codes, books)
+    planted = objective_of(
+        core,
+        objective.hessian,
+        **{name: sizes[name] for name in ("d", "sharing", "stages", "orientation")},
+    )
+    result = assign(planted, books, method=method)
     assert torch.equal(result.codes, codes)
     assert torch.equal(result.core_hat, core)
 
 
-def identity(core: Tensor, d: int, orientation: str = "input") -> Objective:
-    return Objective.of(core, torch.eye(core.shape[1]), d=d, orientation=orientation)
+def identity(core: Tensor, d: int, orientation: str = "input", **cut: int) -> Objective:
+    eye = torch.eye(core.shape[1])
+    return objective_of(core, eye, d=d, orientation=orientation, **cut)
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("orientation", ["input", "output"])
 def test_with_white_inputs_every_method_is_nearest(orientation: str, method: str) -> None:
     core = normal(21, 22, seed=0)
-    objective = identity(core, 4, orientation)
+    objective = identity(core, 4, orientation, sharing=2)
     books = normal(3, 16, 4, seed=1)
-    result = assign(objective, books, tie=2, method=method)
-    plain = assign(objective, books, tie=2, method="l2")
+    result = assign(objective, books, method=method)
+    plain = assign(objective, books, method="l2")
     assert torch.equal(result.codes, plain.codes)
     axis = core if orientation == "input" else core.T
     for j, group in enumerate(axis.split(4, dim=1)):  # the last group has one or two columns
@@ -135,7 +149,7 @@ def test_with_white_inputs_every_method_is_nearest(orientation: str, method: str
 @pytest.mark.parametrize("orientation", ["input", "output"])
 def test_each_stage_encodes_what_is_left(orientation: str) -> None:
     core, books = normal(20, 20, seed=0), normal(2, 16, 4, seed=1)
-    codes = assign(identity(core, 4, orientation), books, tie=5, method="l2").codes
+    codes = assign(identity(core, 4, orientation, sharing=5, stages=2), books, method="l2").codes
     for j, left in enumerate((core if orientation == "input" else core.T).split(4, dim=1)):
         for stage in range(2):
             nearest = torch.cdist(left, books[stage]).argmin(1)
@@ -145,7 +159,7 @@ def test_each_stage_encodes_what_is_left(orientation: str) -> None:
 
 def test_with_independent_inputs_feedback_changes_nothing() -> None:
     core, books = normal(200, 24, seed=0), normal(6, 32, 4, seed=1)
-    objective = Objective.of(core, torch.diag(normal(24, seed=2).square()), d=4)
+    objective = objective_of(core, torch.diag(normal(24, seed=2).square()), d=4)
     fed_back = assign(objective, books, method="ldlq")
     independent = assign(objective, books, method="blockdiag")
     assert torch.equal(fed_back.codes, independent.codes)
@@ -155,7 +169,7 @@ def test_with_independent_inputs_feedback_changes_nothing() -> None:
 
 def reference_ldlq(objective: Objective, books: Tensor, H: Tensor) -> tuple[Tensor, Tensor]:
     """QuIP#'s BlockLDLQ with the metric D_j, one group after the other, float64 (METHODS A4)."""
-    W, d, order = objective.core.double(), objective.d, objective.hessian.order.tolist()
+    W, d, order = objective.core.double(), objective.grouping.d, objective.hessian.order.tolist()
     groups = [slice(g * d, (g + 1) * d) for g in order]
     columns = torch.cat([torch.arange(g.start, g.stop) for g in groups])
     lower = torch.linalg.cholesky(H[columns][:, columns])
@@ -207,8 +221,8 @@ def test_the_order_of_the_groups_does_not_matter(method: str) -> None:
     core, H, books = normal(100, 32, seed=0), second_moment(32, 50, 1), normal(8, 16, 4, seed=2)
     groups = torch.randperm(8, generator=torch.Generator().manual_seed(0))
     columns = (groups[:, None] * 4 + torch.arange(4)).flatten()
-    plain = assign(Objective.of(core, H, d=4), books, method=method)
-    moved = Objective.of(core[:, columns], H[columns][:, columns], d=4)
+    plain = assign(objective_of(core, H, d=4), books, method=method)
+    moved = objective_of(core[:, columns], H[columns][:, columns], d=4)
     assert torch.equal(assign(moved, books[groups], method=method).codes, plain.codes[groups])
 
 
@@ -230,7 +244,7 @@ def correlated(alpha: float = 1.25) -> tuple[Tensor, Tensor, Tensor]:
 
 def test_correlated_activations() -> None:
     core, H, books = correlated()
-    objective = Objective.of(core, H, d=4)
+    objective = objective_of(core, H, d=4)
     error = {m: output_error(core, assign(objective, books, method=m).core_hat, H) for m in METHODS}
     assert error["ldlq+icm"] <= 0.35 * error["l2"]
     assert error["ldlq+icm"] < error["ldlq"] < error["icm"] < error["blockdiag"] < error["l2"]
@@ -273,10 +287,10 @@ def test_columns_without_data(method: str) -> None:
     core, books = normal(20, 12, seed=0), normal(3, 8, 4, seed=1)
     H = second_moment(12, 30, 2)
     H[4:8] = H[:, 4:8] = 0
-    dead = assign(Objective.of(core, H, d=4), books, method=method)
+    dead = assign(objective_of(core, H, d=4), books, method=method)
     nearest = assign(identity(core, 4), books, method="l2")
     assert torch.equal(dead.codes[1], nearest.codes[1])  # nothing but the damping speaks
-    nothing = assign(Objective.of(core, torch.zeros(12, 12), d=4), books, method=method)
+    nothing = assign(objective_of(core, torch.zeros(12, 12), d=4), books, method=method)
     assert torch.equal(nothing.codes, nearest.codes)
 
 
@@ -284,7 +298,7 @@ def test_row_weights_decide_where_subvectors_cross_rows() -> None:
     core = torch.tensor([[0.0], [0.0]])
     books = torch.tensor([[[0.0, 3.0], [2.0, 0.0]]])
     for weights, code in (((1.0, 1.0), 1), ((9.0, 1.0), 0)):
-        objective = Objective.of(
+        objective = objective_of(
             core, torch.eye(1), d=2, orientation="output", row_weight=torch.tensor(weights)
         )
         assert assign(objective, books, method="ldlq").codes.tolist() == [[code]]
@@ -293,8 +307,8 @@ def test_row_weights_decide_where_subvectors_cross_rows() -> None:
 def test_row_weights_weigh_the_error_of_independent_rows() -> None:
     core, H, books = normal(9, 8, seed=0), second_moment(8, 20, 1), normal(2, 4, 4, seed=2)
     weights = normal(9, seed=3).square()
-    weighted = assign(Objective.of(core, H, d=4, row_weight=weights), books)
-    assert torch.equal(weighted.codes, assign(Objective.of(core, H, d=4), books).codes)
+    weighted = assign(objective_of(core, H, d=4, row_weight=weights), books)
+    assert torch.equal(weighted.codes, assign(objective_of(core, H, d=4), books).codes)
     truth = output_error(core, weighted.core_hat, damped(H, 0.01), weights)
     assert weighted.errors[-1] == pytest.approx(truth, rel=1e-4)
 
@@ -317,14 +331,14 @@ class EveryPair:
 
 
 def test_an_encoder_of_its_own() -> None:
-    sizes = {"rows": 60, "cols": 22, "d": 4, "K": 8, "tie": 2, "stages": 2}
+    sizes = {"rows": 60, "cols": 22, "d": 4, "K": 8, "sharing": 2, "stages": 2}
     objective, books = layer(**sizes)
     encoder = EveryPair(books.view(2, 3, 8, 4))
-    result = assign(objective, books, tie=2, method="ldlq+icm", encoder=encoder)
+    result = assign(objective, books, method="ldlq+icm", encoder=encoder)
     assert result.codes.shape == (12, 60)
     assert {call[2] for call in encoder.calls} == set(range(6))
     assert {call[:2] for call in encoder.calls} == {((60, 4), (4, 4))}
-    greedy = assign(objective, books, tie=2, method="ldlq+icm")
+    greedy = assign(objective, books, method="ldlq+icm")
     assert result.errors[-1] < greedy.errors[-1]
     truth = true_error(objective, result.core_hat, sizes)
     assert result.errors[-1] == pytest.approx(truth, rel=1e-4)
@@ -349,8 +363,8 @@ def test_a_hessian_serves_several_layers() -> None:
     shared = Hessian.of(H, width=4)
     for seed in (2, 3):
         core = normal(10, 12, seed=seed)
-        once = assign(Objective.of(core, shared, d=4), books)
-        assert torch.equal(once.codes, assign(Objective.of(core, H, d=4), books).codes)
+        once = assign(objective_of(core, shared, d=4), books)
+        assert torch.equal(once.codes, assign(objective_of(core, H, d=4), books).codes)
 
 
 def test_rounding_may_leave_negative_eigenvalues_but_no_more() -> None:
@@ -372,14 +386,16 @@ def test_rounding_may_leave_negative_eigenvalues_but_no_more() -> None:
 )
 def test_second_moments_that_do_not_fit(H: Any, message: str) -> None:
     with pytest.raises(SpecError, match=message):
-        Objective.of(normal(5, 8, seed=0), H, d=4)
+        objective_of(normal(5, 8, seed=0), H, d=4)
 
 
 def test_arguments_that_do_not_fit() -> None:
     objective, books = layer(rows=5, cols=8, d=4, K=3)
     with pytest.raises(SpecError, match="unknown assignment 'gptq'; choose one of l2, blockdiag"):
         assign(objective, books, method="gptq")
-    with pytest.raises(SpecError, match=r"2 groups with tie=1 need codebooks \[stages x 2, K, 4\]"):
+    with pytest.raises(
+        SpecError, match=r"2 groups, 1 per codebook, in 1 stages need codebooks \[2, K, 4\]"
+    ):
         assign(objective, books[:1])
     with pytest.raises(SpecError, match=r"codes must be \[2, 5\], not \[5, 2\]"):
         assign(objective, books, method="icm", codes=torch.zeros(5, 2, dtype=torch.int32))
@@ -387,7 +403,7 @@ def test_arguments_that_do_not_fit() -> None:
         with pytest.raises(SpecError, match=r"go with method icm, not with ldlq\+icm"):
             assign(objective, books, **extra)
     with pytest.raises(SpecError, match=r"row weights must be \[5\], not \[4\]"):
-        Objective.of(objective.core, torch.eye(8), d=4, row_weight=torch.ones(4))
+        objective_of(objective.core, torch.eye(8), d=4, row_weight=torch.ones(4))
     across, books = layer(rows=8, cols=5, d=4, K=3, orientation="output")
     with pytest.raises(SpecError, match="needs subvectors along the input axis"):
         assign(across, books, encoder=EveryPair(books[None]))

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from dpq_core.spec import QuantSpec
-from dpq_core.tensor.basis import choice as basis
-from dpq_core.tensor.grouping import Partition
-from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.basis import selection as basis
+from dpq_core.tensor.partition import Layout, Partition
 from dpq_core.tensor.pq_tensor import permutation_of
 
 

@@ -14,8 +14,7 @@ from dpq_core.methods.candidates import CandidateWeight, install, remove
 from dpq_core.methods.codebooks.kmeans import kmeans
 from dpq_core.spec import KMeansSpec, QuantSpec
 from dpq_core.tensor.basis.frame import Frame
-from dpq_core.tensor.grouping import Partition
-from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.partition import Layout, Partition
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -36,7 +35,7 @@ def open_weight(
     points = p.to_subvectors(matrix)
     plain = KMeansSpec(iterations=0, tail=4)
     books = [
-        kmeans(points, K=p.K, tie=p.tie, pad=p.pad, spec=plain, seed=s).codebooks
+        kmeans(points, K=p.K, grouping=p.one_stage(), spec=plain, seed=s).codebooks
         for s in range(p.stages)
     ]
     return CandidateWeight(p, points, torch.cat(books), n=n, start=start, frame=frame)
@@ -56,11 +55,11 @@ def test_candidates_are_the_nearest_codewords_in_order(orientation: str, scope: 
     points = p.to_subvectors(matrix)
     for g in range(p.groups):
         used = p.d - p.pad if g == p.groups - 1 else p.d
-        words = weight.codebooks[g // p.tie, :, :used].double()
+        words = weight.codebooks[g // p.groups_per_codebook, :, :used].double()
         distances = (points[g, :used].T.double()[:, None] - words).square().sum(2)  # [P, K]
         found = distances.gather(1, weight.candidates[:, g].long().T)
         torch.testing.assert_close(found, distances.sort(dim=1).values[:, :3])
-    nearest = kernels.assign(points, weight.codebooks.detach(), tie=p.tie, pad=p.pad)[0]
+    nearest = kernels.assign(points, weight.codebooks.detach(), p)[0]
     assert float((weight.candidates[0] == nearest).float().mean()) > 0.999
 
 
@@ -88,7 +87,7 @@ def test_a_settled_mixture_is_a_plain_decoded_weight(choice: int) -> None:
     codes = weight.codes()
     assert torch.equal(codes, weight.candidates[choice])
     assert torch.equal(codes, weight.harden())
-    plain = decode_sum(codes, weight.codebooks.detach(), stages=1, tie=p.tie)
+    plain = decode_sum(codes, weight.codebooks.detach(), p)
     torch.testing.assert_close(weight.decode(), p.from_subvectors(plain))
     torch.testing.assert_close(soft, weight.decode())
     assert weight.share_frozen == 1
@@ -189,15 +188,15 @@ def test_candidates_of_additive_codebooks_are_sums() -> None:
     weight = open_weight(matrix, n=3, stages=2, K=8)
     p = weight.partition
     points = p.to_subvectors(matrix)
-    exact = beam_search(points, weight.codebooks.detach(), stages=2, tie=p.tie, beam=8)
+    exact = beam_search(points, weight.codebooks.detach(), p, beam=8)
     errors = [
-        (points - decode_sum(c, weight.codebooks.detach(), stages=2, tie=p.tie)).square().sum(1)
+        (points - decode_sum(c, weight.codebooks.detach(), p)).square().sum(1)
         for c in (exact, *weight.candidates)
     ]
     assert float((errors[0] <= errors[1] + 1e-5).float().mean()) == 1
     assert bool((errors[1] <= errors[2] + 1e-5).all())
     set_choice(weight, 2)
-    expected = decode_sum(weight.candidates[2], weight.codebooks.detach(), stages=2, tie=p.tie)
+    expected = decode_sum(weight.candidates[2], weight.codebooks.detach(), p)
     torch.testing.assert_close(weight.decode(), p.from_subvectors(expected))
     assert weight.harden().shape == (2 * p.groups, p.points)
 
@@ -248,7 +247,7 @@ def test_trained_candidates_serve_the_block_far_better_than_the_nearest(
     nearest = []
     for weight in weights:
         p = weight.partition
-        core = decode_sum(weight.candidates[0], weight.codebooks.detach(), stages=1, tie=p.tie)
+        core = decode_sum(weight.candidates[0], weight.codebooks.detach(), p)
         nearest.append(p.from_subvectors(core))
     assert error(chosen) < 0.75 * error(nearest)  # on data that it was not trained on
     remove(block[0])

@@ -17,15 +17,15 @@ from dpq_core.jobs import compress as compress_module
 from dpq_core.jobs import hidden_order as compress_order
 from dpq_core.jobs.compress import CompressOptions, compress
 from dpq_core.planning.plan import make_plan
-from dpq_core.planning.planner import candidates, plan_for_budget
+from dpq_core.planning.planner import candidate_specs, plan_for_budget
 from dpq_core.plugin.adapter import Adapter
 from dpq_core.run import Run
 from dpq_core.runtime.weight import PQWeight
 from dpq_core.spec import AssignmentSpec, KMeansSpec, Override, QuantSpec
-from dpq_core.tensor.basis import choice as basis
+from dpq_core.tensor.basis import selection as basis
 from dpq_core.tensor.checkpoint import SafetensorsCheckpoint
 from dpq_core.tensor.hidden_axes import HiddenAxis, Producer
-from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.partition import Layout
 from dpq_core.tensor.pq_tensor import permutation_of
 
 WIDTH, BLOCKS = 32, range(3)
@@ -208,7 +208,7 @@ def test_a_budget_is_kept(source, tmp_path, budget):
     adapter = Free()
     grid = ((8, 64), (4, 16), (4, 64), (2, 64))
     checkpoint = adapter.open(str(source))
-    planned = plan_for_budget(checkpoint, adapter, budget, candidates(SPEC, grid))
+    planned = plan_for_budget(checkpoint, adapter, budget, candidate_specs(SPEC, grid))
     assert [t.name for t in planned.plan if t.axis is not None] == DOWN
     report = run(adapter, source, tmp_path / "out", spec=planned.plan)
     assert report.nbytes <= planned.nbytes <= budget

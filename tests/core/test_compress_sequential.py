@@ -20,7 +20,7 @@ from dpq_core.plugin.adapter import Adapter
 from dpq_core.run import Run
 from dpq_core.spec import AssignmentSpec, KMeansSpec, QuantSpec
 from dpq_core.tensor.checkpoint import SafetensorsCheckpoint
-from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.partition import Layout
 
 WIDTH, BATCHES = 32, 8
 KMEANS = KMeansSpec(iterations=2, tail=1)

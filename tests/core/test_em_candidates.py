@@ -29,8 +29,7 @@ from dpq_core.runtime.embedding import PQEmbedding
 from dpq_core.runtime.linear import PQLinear
 from dpq_core.runtime.weight import PQWeight
 from dpq_core.spec import PoolSpec
-from dpq_core.tensor.grouping import Partition
-from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.partition import Layout, Partition
 
 ONLY = {
     "steps": 1,
@@ -98,7 +97,7 @@ def squared_distances(weight: PQWeight, dense: Tensor) -> Tensor:
     found = []
     for g in range(p.groups):
         used = p.d - p.pad if g == p.groups - 1 else p.d
-        words = books[g // p.tie, :, :used]
+        words = books[g // p.groups_per_codebook, :, :used]
         found.append((points[g, :used].T[:, None] - words).square().sum(2))
     return torch.stack(found)
 

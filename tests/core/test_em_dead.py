@@ -6,6 +6,7 @@ import pytest
 import torch
 from builders import random_pq
 from calibration_task import SPEC, Memory, Regression
+from layer_problems import objective_of
 
 from dpq_core.calibrate.dead_codewords.codewords import Codewords, codes_of, slot_usage, statistics
 from dpq_core.calibrate.estep import set_codes
@@ -29,7 +30,7 @@ def kill(weight: PQWeight, book: int, words: list[int]) -> None:
 
 def one_objective(weight: PQWeight, pq) -> Objective:
     core = torch.randn(pq.core().shape, generator=torch.Generator().manual_seed(3))
-    return Objective.of(core, torch.eye(core.shape[1]), d=4, row_weight=None)
+    return objective_of(core, torch.eye(core.shape[1]), d=4, row_weight=None)
 
 
 def words_of(**changes) -> tuple[PQWeight, Codewords, Objective]:
@@ -44,9 +45,9 @@ def test_codewords_without_codes_are_replaced_when_they_are_old_enough():
     kill(weight, 2, [5])
     before = weight.codebooks.detach().clone()
     words.age()
-    assert len(words.revive(objective, 0.1).replaced) == 0
+    assert len(words.replace_dead(objective, 0.1).replaced) == 0
     words.age()
-    found = words.revive(objective, 0.1)
+    found = words.replace_dead(objective, 0.1)
     assert found.replaced.tolist() == [2 * 8 + 5]
     new = weight.codebooks.detach()
     assert not torch.equal(new[2, 5], before[2, 5])
@@ -55,7 +56,7 @@ def test_codewords_without_codes_are_replaced_when_they_are_old_enough():
     before[2, 5] = new[2, 5]
     assert torch.equal(new, before)
     words.age()
-    assert len(words.revive(objective, 0.1).replaced) == 0
+    assert len(words.replace_dead(objective, 0.1).replaced) == 0
 
 
 def test_what_is_taken_back_is_as_dead_as_before():
@@ -64,10 +65,10 @@ def test_what_is_taken_back_is_as_dead_as_before():
     words.age()
     words.age()
     state = snapshot(weight)
-    assert words.revive(objective, 0.1).replaced.tolist() == [1]
+    assert words.replace_dead(objective, 0.1).replaced.tolist() == [1]
     restore(weight, state)
     words.undo()
-    assert words.revive(objective, 0.1).replaced.tolist() == [1]
+    assert words.replace_dead(objective, 0.1).replaced.tolist() == [1]
 
 
 def test_nothing_is_replaced_in_the_last_fifth():
@@ -75,14 +76,14 @@ def test_nothing_is_replaced_in_the_last_fifth():
     kill(weight, 0, [1])
     words.age()
     words.age()
-    assert len(words.revive(objective, 0.8).replaced) == 0
+    assert len(words.replace_dead(objective, 0.8).replaced) == 0
 
 
 def test_the_state_of_codewords_can_be_loaded():
     weight, words, objective = words_of()
     kill(weight, 1, [3, 4])
     words.age()
-    words.revive(objective, 0.0)
+    words.replace_dead(objective, 0.0)
     other = Codewords(weight, after=200, interval=100, seed=9)
     other.load(words.tensors())
     state = snapshot(weight)
@@ -90,7 +91,7 @@ def test_the_state_of_codewords_can_be_loaded():
     for each in (words, other):
         restore(weight, state)
         each.age()
-        found.append(each.revive(objective, 0.2).vectors)
+        found.append(each.replace_dead(objective, 0.2).vectors)
     assert torch.equal(*found)
     assert not torch.equal(found[0], state["codebooks"])
 
@@ -99,7 +100,7 @@ def test_a_pools_slots_are_pointed_elsewhere():
     weight, words, objective = words_of(pool=PoolSpec(method="wkmeans", size=12))
     kill(weight, 0, [1, 2, 3])
     before = weight.index_map.clone()
-    found = words.revive(objective, 0.0)
+    found = words.replace_dead(objective, 0.0)
     assert found.repointed > 0
     assert not torch.equal(weight.index_map, before)
     torch.testing.assert_close(weight.books(), weight.pool[found.index.long()])

@@ -39,7 +39,9 @@ def test_the_gradient_of_codewords_is_a_sum_over_their_subvectors(pooled):
     expected = torch.zeros(p.codebooks, p.K, p.d)
     for j in range(p.groups):
         for r in range(p.points):
-            expected[j // p.tie, codes[j, r]] += dense.grad[r, j * p.d : (j + 1) * p.d]
+            expected[j // p.groups_per_codebook, codes[j, r]] += dense.grad[
+                r, j * p.d : (j + 1) * p.d
+            ]
     found = weight.codebooks.grad if not pooled else weight.pool.grad
     if pooled:
         index = unpack(weight.index_map, p.index_bits, p.K)

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from dpq_core.calibrate.stop import Stop
+from dpq_core.calibrate.train import DeferredInterrupt
 
 
 class Others:
@@ -23,17 +23,17 @@ class Others:
         return value + self.asked
 
 
-def stop_among(world: int = 1, asked: int = 0) -> tuple[Stop, Others]:
+def stop_among(world: int = 1, asked: int = 0) -> tuple[DeferredInterrupt, Others]:
     workers = Others(world, asked)
-    return Stop(SimpleNamespace(workers=workers, device=torch.device("cpu"))), workers
+    return DeferredInterrupt(SimpleNamespace(workers=workers, device=torch.device("cpu"))), workers
 
 
 def test_the_first_interrupt_is_noted_and_the_second_is_immediate():
     stop, workers = stop_among()
     with stop:
-        assert stop.wanted() is False
+        assert stop.requested() is False
         signal.raise_signal(signal.SIGINT)
-        assert stop.wanted() is True
+        assert stop.requested() is True
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert workers.sums == 0  # a process on its own asks nobody
@@ -55,7 +55,7 @@ def test_one_process_that_is_asked_stops_them_all(mine, others):
     with stop:
         if mine:
             signal.raise_signal(signal.SIGINT)
-        assert stop.wanted() is (mine or others > 0)
+        assert stop.requested() is (mine or others > 0)
     assert workers.sums == 1  # a collective: every process takes part in it, asked or not
 
 
@@ -65,7 +65,7 @@ def test_another_thread_leaves_the_handler_alone():
 
     def work() -> None:
         with stop_among()[0] as stop:
-            found.append((signal.getsignal(signal.SIGINT), stop.wanted()))
+            found.append((signal.getsignal(signal.SIGINT), stop.requested()))
 
     thread = threading.Thread(target=work)
     thread.start()

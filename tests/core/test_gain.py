@@ -7,8 +7,7 @@ import torch
 
 from dpq_core.spec import QuantSpec
 from dpq_core.tensor.basis.gain import MAX_GAIN, Rows, gain_of
-from dpq_core.tensor.grouping import Partition
-from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.partition import Layout, Partition
 
 
 def drawn(*shape, seed=0):
@@ -35,7 +34,7 @@ def problem(orientation, *, group_scale, shape=(10, 11), stages=2):
     core, books = drawn(*shape), drawn(stages * p.codebooks, 8, 4, seed=1)
     generator = torch.Generator().manual_seed(2)
     codes = torch.randint(8, (stages * p.groups, p.points), generator=generator, dtype=torch.int32)
-    tied = torch.arange(p.groups) // p.tie
+    tied = torch.arange(p.groups) // p.groups_per_codebook
     words = sum(
         books[s * p.codebooks + tied][
             torch.arange(p.groups)[:, None], codes[s * p.groups : (s + 1) * p.groups].long()

@@ -9,11 +9,11 @@ from torch import nn
 from dpq import QuantSpec, quantize_
 from dpq_core.data.statistics import collect
 from dpq_core.errors import SpecError
-from dpq_core.methods.outputs import InputStatistics
+from dpq_core.methods.output_aware import InputStatistics
 from dpq_core.methods.quantize import quantize
 from dpq_core.runtime import PQConv2d, PQEmbedding, PQLinear
 from dpq_core.spec import Override
-from dpq_core.tensor.grouping import Partition
+from dpq_core.tensor.partition import Partition
 
 SPEC = QuantSpec.preset(2).replace(K=16, kmeans={"iterations": 3, "tail": 1})
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from groupings import grouped
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -28,16 +29,16 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def decode(result: KMeansResult, tie: int = 1) -> Tensor:
+def decode(result: KMeansResult, sharing: int = 1) -> Tensor:
     """[G, d, N]."""
-    books = result.codebooks[torch.arange(len(result.codes)) // tie]
+    books = result.codebooks[torch.arange(len(result.codes)) // sharing]
     index = result.codes.long()[..., None].expand(-1, -1, books.shape[2])
     return books.gather(1, index).movedim(1, 2)
 
 
-def error(points: Tensor, result: KMeansResult, tie: int = 1) -> float:
+def error(points: Tensor, result: KMeansResult, sharing: int = 1) -> float:
     """Mean squared distance per subvector."""
-    return float((points - decode(result, tie)).double().square().sum(1).mean())
+    return float((points - decode(result, sharing)).double().square().sum(1).mean())
 
 
 @pytest.fixture
@@ -53,17 +54,17 @@ def torch_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "CPULloyd", torch_path.TorchLloyd)
 
 
-@pytest.mark.parametrize("tie", [1, 3, 6])
+@pytest.mark.parametrize("sharing", [1, 3, 6])
 @pytest.mark.parametrize("d", [1, 4, 9])
-def test_plain_lloyd_never_gets_worse(d: int, tie: int) -> None:
+def test_plain_lloyd_never_gets_worse(d: int, sharing: int) -> None:
     points = normal(6, d, 700)
-    result = kmeans(points, K=32, tie=tie, spec=LLOYD, seed=1)
+    result = kmeans(points, K=32, grouping=grouped(points, sharing), spec=LLOYD, seed=1)
     objectives = [s.objective for s in result.stats]
     assert len(objectives) == 12
     for before, after in itertools.pairwise(objectives):
         assert after <= before * (1 + 1e-6)
-    assert error(points, result, tie) <= objectives[-1] * (1 + 1e-6)
-    assert result.codebooks.shape == (-(-6 // tie), 32, d)
+    assert error(points, result, sharing) <= objectives[-1] * (1 + 1e-6)
+    assert result.codebooks.shape == (-(-6 // sharing), 32, d)
     assert result.codebooks.dtype == torch.float32
 
 
@@ -83,8 +84,11 @@ def test_the_record_is_the_objective_of_the_clean_assignment() -> None:
 def test_codes_are_nearest_in_the_final_codebooks(spec: KMeansSpec, init: str) -> None:
     spec = KMeansSpec(**{**vars(spec), "init": init})
     points = normal(5, 4, 300)
-    result = kmeans(points, K=16, tie=2, spec=spec, seed=0)
-    assert torch.equal(result.codes, kernels.assign(points, result.codebooks, tie=2)[0])
+    result = kmeans(points, K=16, grouping=grouped(points, 2), spec=spec, seed=0)
+    assert torch.equal(
+        result.codes,
+        kernels.assign(points, result.codebooks, grouping=grouped(points, 2))[0],
+    )
     assert len(result.stats) == spec.iterations + spec.tail
 
 
@@ -113,30 +117,48 @@ def test_noise_power_zero_is_plain_lloyd() -> None:
     assert torch.equal(off.codebooks, plain.codebooks)
 
 
-@pytest.mark.parametrize("tie", [1, 4])
-def test_as_many_codewords_as_points_is_exact(tie: int) -> None:
+@pytest.mark.parametrize("sharing", [1, 4])
+def test_as_many_codewords_as_points_is_exact(sharing: int) -> None:
     points = normal(4, 4, 50)
     for spec in (LLOYD, RELAXED, KMeansSpec(iterations=0, tail=0)):
-        result = kmeans(points, K=50 * tie, tie=tie, spec=spec, seed=0)
+        result = kmeans(
+            points, K=50 * sharing, grouping=grouped(points, sharing), spec=spec, seed=0
+        )
         if spec is not RELAXED:  # noise may bring two points to one codeword for good
-            assert error(points, result, tie) == 0
-    result = kmeans(points, K=300, tie=tie, spec=LLOYD, seed=0)
-    assert error(points, result, tie) == 0
+            assert error(points, result, sharing) == 0
+    result = kmeans(points, K=300, grouping=grouped(points, sharing), spec=LLOYD, seed=0)
+    assert error(points, result, sharing) == 0
 
 
 @pytest.mark.usefixtures("restore_threads")
-@pytest.mark.parametrize("tie", [1, 20])
-def test_threads_and_repetition_do_not_change_a_bit(tie: int) -> None:
+@pytest.mark.parametrize("sharing", [1, 20])
+def test_threads_and_repetition_do_not_change_a_bit(sharing: int) -> None:
     points, weights = normal(20, 4, 3000), normal(20, 3000, seed=1).abs()
     results = []
     for threads in (1, 2, 5, 2):
         torch.set_num_threads(threads)
-        results.append(kmeans(points, K=64, tie=tie, spec=RELAXED, seed=7, weights=weights))
+        results.append(
+            kmeans(
+                points,
+                K=64,
+                grouping=grouped(points, sharing),
+                spec=RELAXED,
+                seed=7,
+                weights=weights,
+            )
+        )
     for other in results[1:]:
         assert torch.equal(other.codebooks, results[0].codebooks)
         assert torch.equal(other.codes, results[0].codes)
         assert [s.objective for s in other.stats] == [s.objective for s in results[0].stats]
-    seed = kmeans(points, K=64, tie=tie, spec=RELAXED, seed=8, weights=weights)
+    seed = kmeans(
+        points,
+        K=64,
+        grouping=grouped(points, sharing),
+        spec=RELAXED,
+        seed=8,
+        weights=weights,
+    )
     assert not torch.equal(seed.codebooks, results[0].codebooks)
 
 
@@ -185,10 +207,10 @@ def test_dense_codewords_are_where_rate_distortion_theory_has_them(
 def test_an_open_start_is_settled_by_the_bits_per_weight() -> None:
     dense = KMeansSpec(init="kmeans++", noise_power=0.0)
     for d, K in ((4, 4096), (3, 512), (2, 64), (1, 8)):
-        assert KMeansSpec().settled(d, K) == dense
-        assert KMeansSpec().settled(d, K // 2) == KMeansSpec(init="random")
+        assert KMeansSpec().resolved(d, K) == dense
+        assert KMeansSpec().resolved(d, K // 2) == KMeansSpec(init="random")
     for init in ("random", "kmeans++"):
-        assert KMeansSpec(init=init).settled(1, 256) == KMeansSpec(init=init)
+        assert KMeansSpec(init=init).resolved(1, 256) == KMeansSpec(init=init)
     points = normal(1, 2, 2048)
     one, other = (kmeans(points, K=64, spec=spec, seed=0) for spec in (KMeansSpec(), dense))
     assert torch.equal(one.codebooks, other.codebooks)
@@ -228,15 +250,16 @@ def test_three_distinct_points_are_found() -> None:
 def test_a_padded_group_does_not_train_a_shared_codebook() -> None:
     points = normal(4, 4, 200)
     points[-1, 2:] = 0
-    shared = kmeans(points, K=16, tie=2, pad=2, spec=RELAXED, seed=0)
+    shared = kmeans(points, K=16, grouping=grouped(points, 2, pad=2), spec=RELAXED, seed=0)
     other = points.clone()
     other[-1, :2] *= 100
     assert torch.equal(
-        kmeans(other, K=16, tie=2, pad=2, spec=RELAXED, seed=0).codebooks, shared.codebooks
+        kmeans(other, K=16, grouping=grouped(other, 2, pad=2), spec=RELAXED, seed=0).codebooks,
+        shared.codebooks,
     )
     best = (points[-1].T[:, None, :2] - shared.codebooks[1, :, :2]).square().sum(2).argmin(1)
     assert (shared.codes[-1] == best).float().mean() > 0.99
-    alone = kmeans(points[:3], K=16, tie=2, pad=2, spec=LLOYD, seed=0)
+    alone = kmeans(points[:3], K=16, grouping=grouped(points[:3], 2, pad=2), spec=LLOYD, seed=0)
     assert alone.codebooks.shape[0] == 2
     trained = alone.codebooks[1, :, :2]
     assert float((trained - alone.codebooks[1, 0, :2]).abs().max()) > 0.5
@@ -245,10 +268,10 @@ def test_a_padded_group_does_not_train_a_shared_codebook() -> None:
 def test_a_ragged_last_codebook_is_trained_on_its_own_groups() -> None:
     points = normal(5, 2, 100)
     points[4] += 10
-    result = kmeans(points, K=8, tie=2, spec=RELAXED, seed=0)
+    result = kmeans(points, K=8, grouping=grouped(points, 2), spec=RELAXED, seed=0)
     assert result.codebooks.shape == (3, 8, 2)
     assert (result.codebooks[2] > 5).all()
-    assert error(points, result, tie=2) < 1
+    assert error(points, result, sharing=2) < 1
 
 
 @pytest.mark.usefixtures("torch_only")
@@ -256,11 +279,25 @@ def test_a_ragged_last_codebook_is_trained_on_its_own_groups() -> None:
 def test_the_torch_path_reaches_the_same_error(weighted: bool) -> None:
     points = normal(6, 4, 800)
     weights = normal(6, 800, seed=1).abs() if weighted else None
-    slow = kmeans(points, K=32, tie=4, pad=1, spec=RELAXED, seed=0, weights=weights)
+    slow = kmeans(
+        points,
+        K=32,
+        grouping=grouped(points, 4, pad=1),
+        spec=RELAXED,
+        seed=0,
+        weights=weights,
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.undo()
         patch.setattr(cpu, "CPULloyd", COMPILED)
-        fast = kmeans(points, K=32, tie=4, pad=1, spec=RELAXED, seed=0, weights=weights)
+        fast = kmeans(
+            points,
+            K=32,
+            grouping=grouped(points, 4, pad=1),
+            spec=RELAXED,
+            seed=0,
+            weights=weights,
+        )
     assert slow.stats[-1].objective == pytest.approx(fast.stats[-1].objective, rel=0.01)
     assert slow.stats[0].objective == pytest.approx(fast.stats[0].objective, rel=1e-6)
 
@@ -274,7 +311,7 @@ def test_values_that_are_not_finite_are_refused(bad: float, group: int) -> None:
     points = normal(3, 4, 50)
     points[group, 1, 7] = bad
     with pytest.raises(SpecError, match="NaN or infinite"):
-        kmeans(points, K=4, tie=3, pad=1, spec=RELAXED, seed=0)
+        kmeans(points, K=4, grouping=grouped(points, 3, pad=1), spec=RELAXED, seed=0)
 
 
 def test_bad_weights_are_refused() -> None:
@@ -292,7 +329,12 @@ def test_bad_weights_are_refused() -> None:
 def test_first_codewords_are_distinct_data_points(method: str, K: int, points: int) -> None:
     data = torch.arange(2 * 3 * points).reshape(6, 1, points).float()
     books = initial_codebooks(
-        data, None, K=K, tie=2, pad=0, method=method, generator=torch.Generator().manual_seed(0)
+        data,
+        None,
+        grouped(data, 2),
+        K=K,
+        method=method,
+        generator=torch.Generator().manual_seed(0),
     )
     assert books.shape == (3, K, 1)
     for c, book in enumerate(books):
@@ -314,9 +356,15 @@ def test_plusplus_finds_far_clusters_that_random_misses() -> None:
 
 def test_a_large_codebook_is_learned_in_bounded_memory() -> None:
     points = normal(3, 2, 8000)
-    result = kmeans(points, K=16_384, tie=3, spec=KMeansSpec(iterations=2, tail=1), seed=0)
+    result = kmeans(
+        points,
+        K=16_384,
+        grouping=grouped(points, 3),
+        spec=KMeansSpec(iterations=2, tail=1),
+        seed=0,
+    )
     assert result.codes.max() > 16_000
-    assert error(points, result, tie=3) < 1e-3
+    assert error(points, result, sharing=3) < 1e-3
 
 
 @settings(max_examples=25, deadline=None)
@@ -325,19 +373,27 @@ def test_a_large_codebook_is_learned_in_bounded_memory() -> None:
     d=st.sampled_from([1, 2, 4, 9]),
     N=st.integers(1, 90),
     K=st.integers(2, 40),
-    tie=st.integers(1, 7),
+    sharing=st.integers(1, 7),
     pad=st.integers(0, 8),
     init=st.sampled_from(["random", "kmeans++"]),
     iterations=st.integers(0, 4),
     tail=st.integers(0, 2),
 )
 def test_any_shape(
-    groups: int, d: int, N: int, K: int, tie: int, pad: int, init: str, iterations: int, tail: int
+    groups: int,
+    d: int,
+    N: int,
+    K: int,
+    sharing: int,
+    pad: int,
+    init: str,
+    iterations: int,
+    tail: int,
 ) -> None:
     points = normal(groups, d, N)
     spec = KMeansSpec(iterations=iterations, tail=tail, init=init)
-    result = kmeans(points, K=K, tie=tie, pad=pad % d, spec=spec, seed=0)
-    assert result.codebooks.shape == (-(-groups // tie), K, d)
+    result = kmeans(points, K=K, grouping=grouped(points, sharing, pad=pad % d), spec=spec, seed=0)
+    assert result.codebooks.shape == (-(-groups // sharing), K, d)
     assert torch.isfinite(result.codebooks).all()
     assert result.codes.shape == (groups, N)
     assert result.codes.min() >= 0

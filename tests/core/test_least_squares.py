@@ -9,7 +9,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layer_problems import damped, decode, layer, layers, normal, output_error, second_moment
+from layer_problems import (
+    damped,
+    decode,
+    layer,
+    layers,
+    normal,
+    objective_of,
+    output_error,
+    second_moment,
+)
 from torch import Tensor
 
 from dpq_core.methods.assignment import least_squares
@@ -23,7 +32,7 @@ from dpq_core.spec import KMeansSpec
 
 
 def random_codes(objective: Objective, K: int, stages: int = 1, seed: int = 0) -> Tensor:
-    shape = (stages * objective.groups, objective.points)
+    shape = (stages * objective.grouping.groups, objective.grouping.points)
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, K, shape, dtype=torch.int32, generator=generator)
 
@@ -42,7 +51,11 @@ def metric_of(sizes: dict[str, Any]) -> Tensor:
 
 
 def least_error(
-    objective: Objective, codes: Tensor, books: Tensor, tie: int, H: Tensor, index: Tensor | None
+    objective: Objective,
+    codes: Tensor,
+    books: Tensor,
+    H: Tensor,
+    index: Tensor | None,
 ) -> float:
     """The lowest output error for these codes, by dense least squares in float64."""
     words = torch.eye(books.shape[0] * books.shape[1]) if index is None else torch.eye(len(books))
@@ -50,11 +63,12 @@ def least_error(
     root = torch.linalg.cholesky(H)
     scale = torch.ones(len(objective.core)) if weights is None else weights
     columns = []
-    for word, i in itertools.product(words, range(objective.d)):  # unit vectors of all unknowns
-        basis = torch.zeros(len(words), objective.d)
+    coordinates = range(objective.grouping.d)
+    for word, i in itertools.product(words, coordinates):  # unit vectors of all unknowns
+        basis = torch.zeros(len(words), objective.grouping.d)
         basis[:, i] = word
         basis = basis.view(books.shape) if index is None else basis[index.long()]
-        image = decode(objective, codes, basis, tie).double() @ root
+        image = decode(objective, codes, basis).double() @ root
         columns.append((scale.double().sqrt()[:, None] * image).flatten())
     design = torch.stack(columns, dim=1)
     target = (scale.double().sqrt()[:, None] * (objective.core.double() @ root)).flatten()
@@ -68,14 +82,14 @@ def test_an_update_never_raises_the_error(sizes: dict[str, Any], pool: bool) -> 
     objective, books = layer(**sizes)
     codes = random_codes(objective, sizes["K"], sizes["stages"], sizes["seed"])
     values, index = pooled(books, sizes["seed"]) if pool else (books, None)
-    update = update_codebooks(objective, codes, values, tie=sizes["tie"], index_map=index)
+    update = update_codebooks(objective, codes, values, index_map=index)
     assert update.codebooks.shape == values.shape
     for before, after in itertools.pairwise(update.errors):
         assert after <= before
     H, errors = metric_of(sizes), []
     for vectors in (values, update.codebooks):
         read = vectors if index is None else vectors[index.long()]
-        core_hat = decode(objective, codes, read, sizes["tie"])
+        core_hat = decode(objective, codes, read)
         errors.append(output_error(objective.core, core_hat, H, objective.row_weight))
     energy = output_error(objective.core, torch.zeros_like(core_hat), H, objective.row_weight)
     slack = 1e-4 * errors[0] + 1e-6 * energy + 1e-6
@@ -85,19 +99,29 @@ def test_an_update_never_raises_the_error(sizes: dict[str, Any], pool: bool) -> 
 
 
 @pytest.mark.parametrize("orientation", ["input", "output"])
-@pytest.mark.parametrize(("tie", "stages", "pool"), [(1, 1, False), (2, 2, False), (3, 1, True)])
+@pytest.mark.parametrize(
+    ("sharing", "stages", "pool"), [(1, 1, False), (2, 2, False), (3, 1, True)]
+)
 def test_the_minimum_is_reached(
-    orientation: str, tie: int, stages: int, pool: bool, monkeypatch: pytest.MonkeyPatch
+    orientation: str, sharing: int, stages: int, pool: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(least_squares, "TOLERANCE", 0.0)
     monkeypatch.setattr(normal_equations, "COUNTS", 4)  # counters of one group at a time
-    sizes = {"rows": 18, "cols": 14, "d": 4, "K": 4, "tie": tie, "stages": stages, "weighted": True}
+    sizes = {
+        "rows": 18,
+        "cols": 14,
+        "d": 4,
+        "K": 4,
+        "sharing": sharing,
+        "stages": stages,
+        "weighted": True,
+    }
     objective, books = layer(**sizes, orientation=orientation, rank=20, damping=0.1)
     codes = random_codes(objective, 4, stages)
     values, index = pooled(books, 0) if pool else (books, None)
     H = damped(second_moment(14, 20, 2), 0.1)
-    update = update_codebooks(objective, codes, values, tie=tie, index_map=index, iterations=200)
-    lowest = least_error(objective, codes, books if index is None else values, tie, H, index)
+    update = update_codebooks(objective, codes, values, index_map=index, iterations=200)
+    lowest = least_error(objective, codes, books if index is None else values, H, index)
     assert update.errors[0] > 1.05 * lowest
     assert update.errors[-1] == pytest.approx(lowest, rel=1e-4)
 
@@ -114,7 +138,7 @@ def test_chunks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_white_inputs_give_weighted_means() -> None:
     core, weights = normal(50, 8, seed=0), normal(50, seed=1).square()
-    objective = Objective.of(core, torch.eye(8), d=4, row_weight=weights)
+    objective = objective_of(core, torch.eye(8), d=4, row_weight=weights)
     codes = random_codes(objective, 6)
     codes[0, :40] = 5
     codes[1] %= 5
@@ -130,25 +154,25 @@ def test_white_inputs_give_weighted_means() -> None:
     assert not (codes[1] == 5).any()
 
 
-@pytest.mark.parametrize("tie", [1, 3])
-def test_codewords_are_found_again(tie: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sharing", [1, 3])
+def test_codewords_are_found_again(sharing: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(least_squares, "TOLERANCE", 0.0)
-    objective, books = layer(rows=60, cols=22, d=4, K=8, tie=tie, rank=40)
+    objective, books = layer(rows=60, cols=22, d=4, K=8, sharing=sharing, rank=40)
     codes = random_codes(objective, 8)
-    core = decode(objective, codes, books, tie)
-    planted = Objective.of(core, objective.hessian, d=4)
+    core = decode(objective, codes, books)
+    planted = objective_of(core, objective.hessian, d=4, sharing=sharing)
     away = books + normal(*books.shape, seed=9)
-    update = update_codebooks(planted, codes, away, tie=tie, iterations=300)
+    update = update_codebooks(planted, codes, away, iterations=300)
     assert update.errors[-1] < 1e-6 * update.errors[0]
-    if tie == 3:  # with one codebook per group a shift of one may be made up for by another
+    if sharing == 3:  # with one codebook per group a shift of one may be made up for by another
         torch.testing.assert_close(update.codebooks, books, rtol=0, atol=0.05)
 
 
 def test_at_the_minimum_nothing_is_touched() -> None:
     objective, books = layer(rows=60, cols=20, d=4, K=8)
     codes = random_codes(objective, 8)
-    core = decode(objective, codes, books, 1)
-    update = update_codebooks(Objective.of(core, objective.hessian, d=4), codes, books)
+    core = decode(objective, codes, books)
+    update = update_codebooks(objective_of(core, objective.hessian, d=4), codes, books)
     assert update.codebooks is books
     assert len(update.errors) == 1
 
@@ -159,12 +183,12 @@ def test_refining_never_raises_the_error(sizes: dict[str, Any], pool: bool) -> N
     objective, books = layer(**sizes)
     codes = random_codes(objective, sizes["K"], sizes["stages"], sizes["seed"])
     values, index = pooled(books, sizes["seed"]) if pool else (books, None)
-    refined = refine(objective, codes, values, tie=sizes["tie"], index_map=index, rounds=2)
+    refined = refine(objective, codes, values, index_map=index, rounds=2)
     assert len(refined.errors) == 5
     for before, after in itertools.pairwise(refined.errors):
         assert after <= before
     read = refined.codebooks if index is None else refined.codebooks[index.long()]
-    core_hat = decode(objective, refined.codes, read, sizes["tie"])
+    core_hat = decode(objective, refined.codes, read)
     torch.testing.assert_close(refined.core_hat, core_hat, rtol=1e-5, atol=1e-5)
     slack = 1e-5 * max(refined.errors[0], objective.error(torch.zeros_like(core_hat)))
     assert objective.error(core_hat) == pytest.approx(refined.errors[-1], rel=1e-3, abs=slack)
@@ -178,7 +202,7 @@ def groupwise() -> tuple[Objective, Tensor]:
     spectrum = torch.arange(1, 65, dtype=torch.float64) ** -1.25
     points = core.T.reshape(16, 4, 512).contiguous()
     books = kmeans(points, K=64, spec=KMeansSpec(iterations=10, tail=2), seed=0).codebooks
-    return Objective.of(core, ((basis * spectrum) @ basis.T).float(), d=4), books
+    return objective_of(core, ((basis * spectrum) @ basis.T).float(), d=4), books
 
 
 def test_codebooks_after_codes_after_codebooks(groupwise: tuple[Objective, Tensor]) -> None:

@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 from strategies import specs_up_to
 
 from dpq_core.methods.assignment.hessian import Hessian
-from dpq_core.methods.learn import Job
-from dpq_core.methods.outputs import InputStatistics, point_weights
+from dpq_core.methods.data_free import QuantizationTask
+from dpq_core.methods.output_aware import InputStatistics, point_weights
 from dpq_core.methods.quantize import quantize
 from dpq_core.spec import ASSIGNMENTS, AssignmentSpec, QuantSpec
 from dpq_core.tensor.basis.frame import Frame
-from dpq_core.tensor.grouping import Partition
-from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.partition import Layout, Partition
 
 FAST = {"iterations": 4, "tail": 1}
 SPECS = {
@@ -107,7 +106,7 @@ def test_rows_that_count_more_are_learned_better():
 def job_and_frame(shape, spec, **frame):
     p = Partition.of(shape, Layout.LINEAR, spec)
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    job = Job(points=p.to_subvectors(weight), partition=p, spec=spec, seed=0, name="w")
+    job = QuantizationTask(points=p.to_subvectors(weight), partition=p, spec=spec, seed=0, name="w")
     return job, Frame(**frame)
 
 

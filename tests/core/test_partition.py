@@ -10,9 +10,8 @@ from strategies import conv_shapes, matrix_shapes, specs
 
 from dpq_core.errors import SpecError
 from dpq_core.spec import QuantSpec
-from dpq_core.tensor.grouping import Partition
-from dpq_core.tensor.layout import Layout
 from dpq_core.tensor.packing import pack, unpack
+from dpq_core.tensor.partition import Layout, Partition
 
 
 @given(matrix_shapes, specs)
@@ -31,7 +30,9 @@ def check_round_trip(shape, layout, spec):
     subvectors = p.to_subvectors(p.to_matrix(weight))
     assert subvectors.shape == (p.groups, p.d, p.points)
     assert torch.equal(p.from_matrix(p.from_subvectors(subvectors)), weight)
-    assert (p.codebooks - 1) * p.tie < p.groups <= p.codebooks * p.tie
+    assert (
+        (p.codebooks - 1) * p.groups_per_codebook < p.groups <= p.codebooks * p.groups_per_codebook
+    )
     assert 1 << p.code_bits >= p.K
 
 
@@ -54,11 +55,11 @@ def test_padding_is_zero_and_at_the_end():
 
 
 @pytest.mark.parametrize(
-    ("scope", "codebooks", "tie"), [("tensor", 1, 288), ("subspace", 288, 1), (7, 7, 42)]
+    ("scope", "codebooks", "sharing"), [("tensor", 1, 288), ("subspace", 288, 1), (7, 7, 42)]
 )
-def test_scope_decides_who_shares_a_codebook(scope, codebooks, tie):
+def test_scope_decides_who_shares_a_codebook(scope, codebooks, sharing):
     p = Partition.of((6912, 1152), Layout.LINEAR, QuantSpec(d=4, scope=scope))
-    assert (p.codebooks, p.tie) == (codebooks, tie)
+    assert (p.codebooks, p.groups_per_codebook) == (codebooks, sharing)
 
 
 def test_adaln_codes_take_the_bits_of_the_supplement():

@@ -7,16 +7,23 @@ import time
 
 import pytest
 import torch
+from groupings import grouped
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from dpq_core.errors import SpecError
+from dpq_core.grouping import Grouping
 from dpq_core.methods.codebooks.kmeans import kmeans
 from dpq_core.spec import KMeansSpec
 from dpq_core.tensor.basis.permute import ColumnMoments, column_moments, objective, search
 from dpq_core.tensor.basis.permute_search import RIDGE, SwapSearch
 from dpq_core.tensor.basis.permute_start import bucket_start, correlated_start
+
+
+def cut(d: int, sharing: int) -> Grouping:
+    """The two numbers of a grouping that a search reads."""
+    return Grouping(rows=1, cols=d, d=d, groups=1, groups_per_codebook=sharing)
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:
@@ -34,14 +41,14 @@ def _structured(rows: int, cols: int, seed: int = 0) -> Tensor:
     return (_random(rows, cols, seed=seed + 1) @ mixing) * scale + _random(cols, seed=seed + 2)
 
 
-def _oracle(matrix: Tensor, perm: Tensor, d: int, tie: int) -> float:
+def _oracle(matrix: Tensor, perm: Tensor, d: int, sharing: int) -> float:
     """The objective from the subvectors themselves: gathers them, takes their covariance."""
     groups = matrix.shape[1] // d
     moved = matrix.double()[:, perm[: groups * d]].view(-1, groups, d)
     ridge = RIDGE * matrix.double().var(dim=0, correction=0).mean() * torch.eye(d)
     total = 0.0
-    for first in range(0, groups, tie):
-        points = moved[:, first : first + tie].reshape(-1, d)
+    for first in range(0, groups, sharing):
+        points = moved[:, first : first + sharing].reshape(-1, d)
         sigma = points.T.cov(correction=0).reshape(d, d) + ridge
         total += len(points) / len(moved) * float(torch.linalg.det(sigma)) ** (1 / d)
     return total
@@ -50,23 +57,21 @@ def _oracle(matrix: Tensor, perm: Tensor, d: int, tie: int) -> float:
 # -- the objective --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tie", [1, 2, 5, 7, 99], ids=lambda t: f"tie{t}")
+@pytest.mark.parametrize("sharing", [1, 2, 5, 7, 99], ids=lambda t: f"sharing{t}")
 @pytest.mark.parametrize(("cols", "d"), [(28, 4), (30, 4), (14, 2), (7, 1), (27, 8)])
-def test_objective_is_its_definition(cols: int, d: int, tie: int) -> None:
+def test_objective_is_its_definition(cols: int, d: int, sharing: int) -> None:
     matrix, perm = _structured(50, cols), _shuffled(cols, 3)
-    value = objective(column_moments(matrix), perm, d=d, tie=tie)
-    assert value == pytest.approx(_oracle(matrix, perm, d, tie), rel=1e-5)
+    value = objective(column_moments(matrix), perm, cut(d, sharing))
+    assert value == pytest.approx(_oracle(matrix, perm, d, sharing), rel=1e-5)
 
 
 def test_objective_scales_with_the_variance_and_ignores_a_common_shift() -> None:
     matrix, perm = _structured(50, 24), torch.arange(24)
-    value = objective(column_moments(matrix), perm, d=4, tie=3)
-    assert objective(column_moments(matrix * 1e-6), perm, d=4, tie=3) == pytest.approx(
+    value = objective(column_moments(matrix), perm, cut(4, 3))
+    assert objective(column_moments(matrix * 1e-6), perm, cut(4, 3)) == pytest.approx(
         value * 1e-12, rel=1e-4
     )
-    assert objective(column_moments(matrix + 30), perm, d=4, tie=3) == pytest.approx(
-        value, rel=1e-3
-    )
+    assert objective(column_moments(matrix + 30), perm, cut(4, 3)) == pytest.approx(value, rel=1e-3)
 
 
 def test_importance_scales_columns_by_its_root() -> None:
@@ -87,26 +92,26 @@ def test_importance_scales_columns_by_its_root() -> None:
 @given(
     cols=st.integers(1, 40),
     d=st.integers(1, 6),
-    tie=st.integers(1, 12),
+    sharing=st.integers(1, 12),
     seed=st.integers(0, 1000),
 )
-def test_search_never_raises_the_objective(cols: int, d: int, tie: int, seed: int) -> None:
+def test_search_never_raises_the_objective(cols: int, d: int, sharing: int, seed: int) -> None:
     matrix = _structured(20, cols, seed=seed)
     moments = column_moments(matrix)
-    found = search(moments, d=d, tie=tie, swaps=600, seed=seed)
+    found = search(moments, cut(d, sharing), swaps=600, seed=seed)
     assert sorted(found.perm.tolist()) == list(range(cols))
     assert found.after <= found.before
     identity = torch.arange(cols)
-    assert found.before == pytest.approx(objective(moments, identity, d=d, tie=tie))
-    assert found.after == pytest.approx(objective(moments, found.perm, d=d, tie=tie))
+    assert found.before == pytest.approx(objective(moments, identity, cut(d, sharing)))
+    assert found.after == pytest.approx(objective(moments, found.perm, cut(d, sharing)))
     full = cols // d * d
     assert torch.equal(found.perm[full:], identity[full:])  # a padded group stays as it is
 
 
-@pytest.mark.parametrize("tie", [1, 2, 3, 5, 12, 24], ids=lambda t: f"tie{t}")
-def test_every_round_keeps_or_lowers_the_objective(tie: int) -> None:
+@pytest.mark.parametrize("sharing", [1, 2, 3, 5, 12, 24], ids=lambda t: f"sharing{t}")
+def test_every_round_keeps_or_lowers_the_objective(sharing: int) -> None:
     moments = column_moments(_structured(200, 24 * 3))
-    local = SwapSearch(moments.mean, moments.covariance, d=3, tie=tie)
+    local = SwapSearch(moments.mean, moments.covariance, cut(3, sharing))
     order = torch.arange(72).view(24, 3)
     generator = torch.Generator().manual_seed(0)
     first = last = float(local.costs(order).sum())
@@ -119,35 +124,35 @@ def test_every_round_keeps_or_lowers_the_objective(tie: int) -> None:
     assert last < 0.95 * first
 
 
-@pytest.mark.parametrize("tie", [1, 24], ids=lambda t: f"tie{t}")
-def test_one_round_takes_many_swaps(tie: int) -> None:
+@pytest.mark.parametrize("sharing", [1, 24], ids=lambda t: f"sharing{t}")
+def test_one_round_takes_many_swaps(sharing: int) -> None:
     moments = column_moments(_structured(200, 24 * 3))
-    local = SwapSearch(moments.mean, moments.covariance, d=3, tie=tie)
+    local = SwapSearch(moments.mean, moments.covariance, cut(3, sharing))
     order = torch.arange(72).view(24, 3)
     local.round(order, torch.Generator().manual_seed(0))
     assert int((order != torch.arange(72).view(24, 3)).sum()) > 12
 
 
-@pytest.mark.parametrize("tie", [1, 3, 6], ids=lambda t: f"tie{t}")
-def test_search_ends_where_no_swap_between_codebooks_helps(tie: int) -> None:
+@pytest.mark.parametrize("sharing", [1, 3, 6], ids=lambda t: f"sharing{t}")
+def test_search_ends_where_no_swap_between_codebooks_helps(sharing: int) -> None:
     moments = column_moments(_structured(100, 24))
-    found = search(moments, d=4, tie=tie, swaps=20_000)
+    found = search(moments, cut(4, sharing), swaps=20_000)
     for i, j in itertools.combinations(range(24), 2):
         if i // 4 == j // 4:
             continue  # the search swaps between groups
         other = found.perm.clone()
         other[[i, j]] = other[[j, i]]
-        assert objective(moments, other, d=4, tie=tie) >= found.after * (1 - 1e-9), (i, j)
+        assert objective(moments, other, cut(4, sharing)) >= found.after * (1 - 1e-9), (i, j)
 
 
 def test_the_seed_decides_and_the_budget_is_kept() -> None:
     moments = column_moments(_structured(60, 64))
-    runs = [search(moments, d=4, swaps=3000, seed=seed) for seed in (0, 0, 1)]
+    runs = [search(moments, cut(4, 1), swaps=3000, seed=seed) for seed in (0, 0, 1)]
     assert torch.equal(runs[0].perm, runs[1].perm)
     assert not torch.equal(runs[0].perm, runs[2].perm)
     per_round = 8 * 16  # pairs of groups times pairs of columns
     assert 3000 <= runs[0].swaps < 3000 + 3 * per_round  # three starts
-    none = search(moments, d=4, swaps=0)
+    none = search(moments, cut(4, 1), swaps=0)
     assert none.swaps == 0
     assert runs[0].after < none.after
 
@@ -159,7 +164,7 @@ def test_planted_groups_are_recovered(swaps: int) -> None:
     source = _random(300, blocks).repeat_interleave(d, dim=1)
     planted = source + 0.5 * _random(300, blocks * d, seed=1)
     shuffle = _shuffled(blocks * d, 2)
-    found = search(column_moments(planted[:, shuffle]), d=d, swaps=swaps)
+    found = search(column_moments(planted[:, shuffle]), cut(d, 1), swaps=swaps)
     groups = {frozenset((shuffle[found.perm].view(-1, d)[g] // d).tolist()) for g in range(blocks)}
     assert groups == {frozenset([b]) for b in range(blocks)}
     assert found.after < 0.6 * found.before
@@ -172,22 +177,24 @@ def test_planted_coordinates_of_a_shared_codebook_are_recovered() -> None:
     planted = (_random(400, groups, d) @ factor.T).reshape(400, groups * d)
     shuffle = _shuffled(groups * d, 2)
     moments = column_moments(planted[:, shuffle])
-    goal = objective(moments, shuffle.argsort(), d=d, tie=groups)
-    found = search(moments, d=d, tie=groups)
+    goal = objective(moments, shuffle.argsort(), cut(d, groups))
+    found = search(moments, cut(d, groups))
     assert found.before > 1.8 * goal
     assert found.after < 1.1 * goal
 
 
 def test_a_lower_objective_is_a_lower_error() -> None:
     matrix = _structured(384, 48)
-    for tie in (1, 12):
-        found = search(column_moments(matrix), d=4, tie=tie, swaps=30_000)
+    for sharing in (1, 12):
+        found = search(column_moments(matrix), cut(4, sharing), swaps=30_000)
         errors = []
         for m in (matrix, matrix[:, found.perm]):
             points = m.T.contiguous().view(12, 4, 384)
-            result = kmeans(points, K=32, tie=tie, spec=KMeansSpec(), seed=0)
+            result = kmeans(
+                points, K=32, grouping=grouped(points, sharing), spec=KMeansSpec(), seed=0
+            )
             errors.append(result.stats[-1].objective)
-        assert errors[1] < 0.93 * errors[0], tie
+        assert errors[1] < 0.93 * errors[0], sharing
 
 
 def test_nothing_to_gain_gives_the_identity() -> None:
@@ -196,11 +203,11 @@ def test_nothing_to_gain_gives_the_identity() -> None:
     variance = 1 + 1e-8 * torch.linspace(-1, 1, 16, dtype=torch.float64)[_shuffled(16, 0)]
     nearly = ColumnMoments(mean=torch.zeros(16, dtype=torch.float64), covariance=variance.diag())
     for moments in (unit, dead, nearly):
-        for tie in (1, 2, 4):
-            found = search(moments, d=4, tie=tie, swaps=500)
+        for sharing in (1, 2, 4):
+            found = search(moments, cut(4, sharing), swaps=500)
             assert torch.equal(found.perm, torch.arange(16))
             assert found.after == found.before
-    few = search(column_moments(_structured(9, 7)), d=4)  # one full group and a padded one
+    few = search(column_moments(_structured(9, 7)), cut(4, 1))  # one full group and a padded one
     assert torch.equal(few.perm, torch.arange(7))
 
 
@@ -208,29 +215,23 @@ def test_dead_and_copied_columns_are_handled() -> None:
     matrix = _structured(30, 16)
     matrix[:, 3] = 0
     matrix[:, 8] = matrix[:, 1]
-    found = search(column_moments(matrix), d=4, swaps=5000)
+    found = search(column_moments(matrix), cut(4, 1), swaps=5000)
     assert 0 < found.after < found.before
     group = [set(g) for g in found.perm.view(4, 4).tolist()]
     assert any({1, 8} <= g for g in group)
-
-
-@pytest.mark.parametrize(("d", "tie"), [(0, 1), (4, 0)])
-def test_bad_sizes_are_refused(d: int, tie: int) -> None:
-    with pytest.raises(SpecError, match=f"d >= 1 and tie >= 1, not d={d} and tie={tie}"):
-        search(column_moments(_random(5, 8)), d=d, tie=tie)
 
 
 def test_non_finite_columns_are_refused() -> None:
     matrix = _random(5, 8)
     matrix[2, 3] = torch.nan
     with pytest.raises(SpecError, match="NaN or infinite"):
-        search(column_moments(matrix), d=2)
+        search(column_moments(matrix), cut(2, 1))
 
 
 def test_a_hundred_thousand_swaps_take_seconds() -> None:
     moments = column_moments(_random(1152, 1152))
     begin = time.perf_counter()
-    found = search(moments, d=4, swaps=100_000)
+    found = search(moments, cut(4, 1), swaps=100_000)
     assert found.swaps >= 100_000
     assert time.perf_counter() - begin < 10  # 0.3 s where nothing else runs
 
@@ -250,7 +251,7 @@ def test_bucket_start_alone_is_best_for_uncorrelated_columns_of_a_shared_codeboo
     shuffled = variance[_shuffled(24, 1)].diag()
     moments = ColumnMoments(mean=torch.zeros(24, dtype=torch.float64), covariance=shuffled)
     shares = variance.view(3, 8).mean(dim=1) + RIDGE * variance.mean()
-    found = search(moments, d=3, tie=8, swaps=0)
+    found = search(moments, cut(3, 8), swaps=0)
     assert found.after == pytest.approx(8 * float(shares.prod()) ** (1 / 3))
 
 

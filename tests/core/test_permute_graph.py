@@ -14,7 +14,6 @@ from dpq_core.planning.free_axes import free_axes
 from dpq_core.planning.plan import plan_tensor
 from dpq_core.spec import QuantSpec
 from dpq_core.tensor.checkpoint import Checkpoint, TensorInfo
-from dpq_core.tensor.grouping import Partition
 from dpq_core.tensor.hidden_axes import (
     HiddenAxis,
     Orders,
@@ -22,7 +21,7 @@ from dpq_core.tensor.hidden_axes import (
     ReorderedCheckpoint,
     reorder_rows,
 )
-from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.partition import Layout, Partition
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:
@@ -212,9 +211,9 @@ def test_every_plan_of_a_producer_must_allow_it() -> None:
     axis = _axis("b", "a")
     assert list(free_axes([axis], {"a": [good], "b": [*wide, fixed]})) == ["b"]
     assert list(free_axes([axis], {"a": [good, bad], "b": wide})) == []
-    freed = wide[1].freed(axis)
+    freed = wide[1].with_reordered_axis(axis)
     assert freed.own_spec == wide[1].spec
     assert freed.spec == wide[1].spec.replace(permute=False)
     assert freed.nbytes == wide[1].nbytes - 24 * 5 // 8
-    assert fixed.freed(axis) is fixed
-    assert wide[0].freed(None) is wide[0]
+    assert fixed.with_reordered_axis(axis) is fixed
+    assert wide[0].with_reordered_axis(None) is wide[0]

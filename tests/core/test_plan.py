@@ -10,7 +10,7 @@ from dpq_core.planning.plan import make_plan
 from dpq_core.plugin.adapter import Adapter
 from dpq_core.spec import KMeansSpec, Override, QuantSpec
 from dpq_core.tensor.checkpoint import Checkpoint, TensorInfo
-from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.partition import Layout
 
 
 class Shapes(Checkpoint):

@@ -11,16 +11,15 @@ import torch
 from dpq_core.errors import SpecError
 from dpq_core.planning.overhead import overhead
 from dpq_core.planning.plan import make_plan
-from dpq_core.planning.planner import GRID, bytes_of_bits, candidates, plan_for_budget
+from dpq_core.planning.planner import GRID, bytes_of_bits, candidate_specs, plan_for_budget
 from dpq_core.planning.predict import curve
 from dpq_core.plugin.adapter import Adapter
 from dpq_core.spec import Override, QuantSpec
 from dpq_core.tensor.checkpoint import Checkpoint, TensorInfo
-from dpq_core.tensor.grouping import Partition
-from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.partition import Layout, Partition
 
 BASE = QuantSpec(scope="tensor", orientation="input")
-SPECS = candidates(BASE, ((4, 16), (8, 256), (4, 256), (2, 256), (1, 256)))
+SPECS = candidate_specs(BASE, ((4, 16), (8, 256), (4, 256), (2, 256), (1, 256)))
 
 
 class Weights(Checkpoint):
@@ -88,7 +87,7 @@ SMALLEST, LARGEST = size_at(SPECS[0]), size_at(SPECS[-1])
 
 
 def test_candidates_are_the_base_at_every_point_of_the_grid():
-    found = candidates(BASE)
+    found = candidate_specs(BASE)
     assert [(spec.d, spec.K) for spec in found] == list(GRID)
     assert {spec.replace(d=4, K=256) for spec in found} == {BASE.replace(d=4, K=256)}
     bits = [math.log2(K) / d for d, K in GRID]

@@ -15,8 +15,8 @@ from torch import Tensor
 from dpq_core.errors import SpecError
 from dpq_core.kernels.cpu.nearest import Nearest
 from dpq_core.methods.codebooks.kmeans import kmeans
-from dpq_core.methods.pool import methods as pool_module
-from dpq_core.methods.pool.methods import Clusters, greedy, merged, wkmeans
+from dpq_core.methods.pool import selection as pool_module
+from dpq_core.methods.pool.selection import Clusters, greedy, merged, wkmeans
 from dpq_core.spec import KMeansSpec
 from dpq_core.tensor.packing import pack, unpack
 
@@ -121,7 +121,7 @@ def test_merging_beats_sampled_starts() -> None:
     start = vectors[torch.multinomial(chance, 500, generator=generator)]
     index = torch.cdist(vectors, start).argmin(1)
     clusters = Clusters(Nearest(vectors), start, index)
-    costs = [clusters.settle(vectors, weight[:, None].expand_as(vectors)) for _ in range(15)]
+    costs = [clusters.iterate(vectors, weight[:, None].expand_as(vectors)) for _ in range(15)]
     assert costs == sorted(costs, reverse=True)
     assert added_error(books, usage, *wkmeans(books, usage, 500)) < 0.9 * costs[-1]
 
@@ -207,9 +207,9 @@ def test_empty_pool_vectors_go_where_the_error_is() -> None:
         Nearest(vectors), torch.tensor([[0.0], [500.0], [600.0]]), torch.zeros(4, dtype=torch.int64)
     )
     ones = torch.ones(4, 1, dtype=torch.float64)
-    assert clusters.settle(vectors, ones) == pytest.approx(500.01)
-    assert clusters.settle(vectors, ones) == pytest.approx(0.1**2 / 4 + 4.95**2, abs=0.01)
-    assert clusters.settle(vectors, ones) == pytest.approx(0.005)
+    assert clusters.iterate(vectors, ones) == pytest.approx(500.01)
+    assert clusters.iterate(vectors, ones) == pytest.approx(0.1**2 / 4 + 4.95**2, abs=0.01)
+    assert clusters.iterate(vectors, ones) == pytest.approx(0.005)
 
 
 def test_vectors_stay_where_a_move_would_cost_more() -> None:
@@ -217,7 +217,7 @@ def test_vectors_stay_where_a_move_would_cost_more() -> None:
     vectors = torch.tensor([[0.0, 10.0]])
     pool = torch.tensor([[0.0, 0.0], [3.0, 10.0]])
     clusters = Clusters(Nearest(vectors), pool, torch.zeros(1, dtype=torch.int64))
-    assert clusters.settle(vectors, torch.tensor([[1.0, 0.0]], dtype=torch.float64)) == 0
+    assert clusters.iterate(vectors, torch.tensor([[1.0, 0.0]], dtype=torch.float64)) == 0
     assert clusters.index.tolist() == [0]
     assert torch.equal(clusters.pool, pool)
 
@@ -227,7 +227,7 @@ def test_perfectly_served_vectors_stay() -> None:
     clusters = Clusters(
         Nearest(vectors), torch.tensor([[1.0], [2.0], [9.0]]), torch.tensor([0, 0, 1])
     )
-    assert clusters.settle(vectors, torch.ones(3, 1, dtype=torch.float64)) == 0
+    assert clusters.iterate(vectors, torch.ones(3, 1, dtype=torch.float64)) == 0
     assert clusters.index.tolist() == [0, 0, 1]
     assert clusters.pool.flatten().tolist() == [1.0, 2.0, 9.0]
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from groupings import grouped
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -17,8 +18,8 @@ from dpq_core.kernels import torch_path
 from dpq_core.kernels.cpu import nearest_and_sums as cpu
 from dpq_core.methods.codebooks.kmeans import kmeans
 from dpq_core.methods.pool import refine as pool_refine
-from dpq_core.methods.pool.methods import greedy, wkmeans
-from dpq_core.methods.pool.refine import Refined, refine
+from dpq_core.methods.pool.refine import RefinedPool, refine
+from dpq_core.methods.pool.selection import greedy, wkmeans
 from dpq_core.spec import KMeansSpec
 
 
@@ -26,14 +27,16 @@ def heavy(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).pow(3)
 
 
-def start(G: int, K: int, d: int, N: int, tie: int = 1, seed: int = 0) -> tuple[Tensor, Tensor]:
+def start(G: int, K: int, d: int, N: int, sharing: int = 1, seed: int = 0) -> tuple[Tensor, Tensor]:
     """A pool of random vectors and a random index map."""
     generator = torch.Generator().manual_seed(seed)
     pool = torch.randn(N, d, generator=generator)
-    return pool, torch.randint(N, (-(-G // tie), K), generator=generator)
+    return pool, torch.randint(N, (-(-G // sharing), K), generator=generator)
 
 
-def error(points: Tensor, result: Refined, *, tie: int, pad: int, weights: Tensor | None) -> float:
+def error(
+    points: Tensor, result: RefinedPool, *, sharing: int, pad: int, weights: Tensor | None
+) -> float:
     """The objective, plainly: decode, and leave the pad out."""
     G, d, P = points.shape
     books = result.pool[result.index.long()]  # [C, K, d]
@@ -41,7 +44,7 @@ def error(points: Tensor, result: Refined, *, tie: int, pad: int, weights: Tenso
     total = 0.0
     for g in range(G):
         used = d - pad if g == G - 1 else d
-        wrong = points[g, :used].T - books[g // tie][result.codes[g].long(), :used]
+        wrong = points[g, :used].T - books[g // sharing][result.codes[g].long(), :used]
         total += float((wrong.double().square().sum(1) * weight[g]).sum())
     return total / float(weight.sum())
 
@@ -57,7 +60,7 @@ def restore_threads() -> Iterator[None]:
 @given(
     G=st.integers(1, 7),
     d=st.integers(1, 5),
-    tie=st.integers(1, 8),
+    sharing=st.integers(1, 8),
     pad=st.integers(0, 4),
     K=st.integers(2, 12),
     N=st.integers(2, 30),
@@ -65,21 +68,30 @@ def restore_threads() -> Iterator[None]:
     seed=st.integers(0, 9),
 )
 def test_error_never_rises_and_is_reported_exactly(
-    G: int, d: int, tie: int, pad: int, K: int, N: int, weighted: str, seed: int
+    G: int, d: int, sharing: int, pad: int, K: int, N: int, weighted: str, seed: int
 ) -> None:
     pad = min(pad, d - 1)
     points = heavy(G, d, 60, seed=seed)
     points[-1, d - pad :] = 0
     shape = {"rows": (1, 60), "all": (G, 60)}.get(weighted)
     weights = None if shape is None else heavy(*shape, seed=seed + 1).abs()
-    pool, index = start(G, K, d, N, tie, seed)
-    result = refine(points, pool, index, tie=tie, pad=pad, rounds=5, weights=weights)
+    pool, index = start(G, K, d, N, sharing, seed)
+    result = refine(
+        points,
+        pool,
+        index,
+        grouping=grouped(points, sharing, pad=pad),
+        rounds=5,
+        weights=weights,
+    )
     objectives = [s.objective for s in result.stats]
     for before, after in itertools.pairwise(objectives):
         assert after <= before * (1 + 1e-6) + 1e-6
-    plain = error(points, result, tie=tie, pad=pad, weights=weights)
+    plain = error(points, result, sharing=sharing, pad=pad, weights=weights)
     assert objectives[-1] == pytest.approx(plain, rel=1e-4, abs=1e-5)
-    best = kernels.assign(points, result.pool[result.index.long()], tie=tie, pad=pad)[1]
+    best = kernels.assign(
+        points, result.pool[result.index.long()], grouped(points, sharing, pad=pad)
+    )[1]
     weight = torch.ones(1, 60) if weights is None else weights
     assert plain == pytest.approx(
         float((best.double() * weight).sum() / weight.expand(G, 60).sum()), rel=1e-4, abs=1e-5
@@ -184,7 +196,7 @@ def test_heavier_subvectors_are_served_better() -> None:
         result = refine(points, pool, index, rounds=10, weights=w)
         heavy_only = torch.zeros(1, 200)
         heavy_only[0, :50] = 1
-        errors.append(error(points, result, tie=1, pad=0, weights=heavy_only))
+        errors.append(error(points, result, sharing=1, pad=0, weights=heavy_only))
     assert errors[1] < 0.95 * errors[0]
 
 
@@ -199,10 +211,10 @@ def test_pad_pulls_no_pool_vector_to_zero() -> None:
 
 def test_tie_shares_the_projected_codebook() -> None:
     points = heavy(5, 2, 80)
-    result = refine(points, *start(5, 8, 2, 16, tie=2), tie=2)
+    result = refine(points, *start(5, 8, 2, 16, sharing=2), grouped(points, 2))
     assert result.index.shape == (3, 8)
     assert result.stats[-1].objective == pytest.approx(
-        error(points, result, tie=2, pad=0, weights=None), rel=1e-5
+        error(points, result, sharing=2, pad=0, weights=None), rel=1e-5
     )
 
 
@@ -210,11 +222,11 @@ def test_torch_path_agrees_with_the_compiled_one(monkeypatch: pytest.MonkeyPatch
     """As on a GPU: the same operations, apart from the kernels."""
     points = heavy(5, 4, 120)
     points[-1, 3:] = 0
-    arguments = points, *start(5, 16, 4, 40, tie=2)
-    compiled = refine(*arguments, tie=2, pad=1, rounds=4)
+    arguments = points, *start(5, 16, 4, 40, sharing=2)
+    compiled = refine(*arguments, grouped(points, 2, pad=1), rounds=4)
     monkeypatch.setattr(cpu, "CPULloyd", torch_path.TorchLloyd)
     monkeypatch.setattr(cpu, "assign", torch_path.assign)
-    plain = refine(*arguments, tie=2, pad=1, rounds=4)
+    plain = refine(*arguments, grouped(points, 2, pad=1), rounds=4)
     torch.testing.assert_close(compiled.pool, plain.pool, rtol=1e-4, atol=1e-5)
     assert torch.equal(compiled.index, plain.index)
     assert torch.equal(compiled.codes, plain.codes)

@@ -24,7 +24,7 @@ def test_decode_is_the_gather(shape, spec):
             cut, point = (col, row) if spec.orientation == "input" else (row, col)
             group = cut // p.d
             code = int(pq.codes_of(group)[point])
-            value = pq.stored["codebooks"].float()[group // p.tie, code, cut % p.d]
+            value = pq.stored["codebooks"].float()[group // p.groups_per_codebook, code, cut % p.d]
             if spec.row_scale:
                 value = value * pq.stored["row_scale"].float()[row]
             assert dense[row, col] == value

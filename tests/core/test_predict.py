@@ -11,8 +11,7 @@ from dpq_core.methods.quantize import quantize
 from dpq_core.planning import predict
 from dpq_core.planning.predict import Curve, curve
 from dpq_core.spec import QuantSpec
-from dpq_core.tensor.grouping import Partition
-from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.partition import Layout, Partition
 
 PLAIN = QuantSpec(d=4, K=256, scope="tensor", orientation="input", row_scale=False)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from groupings import grouped
 from hypothesis import given, settings
 from strategies import conv_shapes, matrix_shapes, specs_up_to
 
@@ -11,8 +12,7 @@ from dpq_core.errors import SpecError
 from dpq_core.kernels.cpu import error
 from dpq_core.methods.quantize import quantize, tensor_seed
 from dpq_core.spec import KMeansSpec, QuantSpec
-from dpq_core.tensor.grouping import Partition
-from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.partition import Layout, Partition
 
 FAST = KMeansSpec(iterations=4, tail=1)
 
@@ -118,17 +118,17 @@ def test_the_original_dtype_comes_back(dtype):
 
 
 @pytest.mark.parametrize("across", [True, False])
-@pytest.mark.parametrize(("tie", "groups", "stages"), [(1, 5, 1), (3, 7, 2), (7, 7, 3)])
-def test_both_kernels_of_row_products_are_the_plain_sums(tie, groups, stages, across):
+@pytest.mark.parametrize(("sharing", "groups", "stages"), [(1, 5, 1), (3, 7, 2), (7, 7, 3)])
+def test_both_kernels_of_row_products_are_the_plain_sums(sharing, groups, stages, across):
     generator = torch.Generator().manual_seed(0)
     points = torch.randn(groups, 4, 1500, generator=generator)
-    C = -(-groups // tie)
+    C = -(-groups // sharing)
     books = torch.randn(stages * C, 16, 4, generator=generator)
     codes = torch.randint(16, (stages * groups, 1500), generator=generator, dtype=torch.int32)
     weights = torch.rand(groups, 4, generator=generator, dtype=torch.float64)
     words = torch.stack(
         [
-            sum(books[s * C + g // tie][codes[s * groups + g].long()].T for s in range(stages))
+            sum(books[s * C + g // sharing][codes[s * groups + g].long()].T for s in range(stages))
             for g in range(groups)
         ]
     )
@@ -136,10 +136,10 @@ def test_both_kernels_of_row_products_are_the_plain_sums(tie, groups, stages, ac
     products = [(a * b).double() * weights[:, :, None] for a, b in pairs]
     sums = [v.sum((0, 1)) if across else v.sum(2).view(-1) for v in products]
     expected = torch.stack(sums, dim=1)
-    given = {"tie": tie, "weights": weights, "across": across}
-    fast = error.row_products(points, codes, books, **given)
+    grouping = grouped(points, sharing, stages=stages)
+    fast = error.row_products(points, codes, books, grouping, weights=weights, across=across)
     torch.testing.assert_close(fast, expected, rtol=1e-5, atol=1e-4)
-    plain = error._by_torch(points, codes, books, tie, weights, across)
+    plain = error._by_torch(points, codes, books, sharing, weights, across)
     torch.testing.assert_close(plain, expected, rtol=1e-5, atol=1e-4)
 
 

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 from dpq_core import kernels
-from dpq_core.calibrate.dead_codewords.reservoir import Reservoir
-from dpq_core.calibrate.dead_codewords.revive import (
+from dpq_core.calibrate.dead_codewords.replacement import (
     DeadRule,
-    Revival,
+    Replacement,
     aged,
-    revive,
+    replace_dead,
     usage_stats,
     vector_usage,
 )
+from dpq_core.calibrate.dead_codewords.reservoir import Reservoir
 
 
 def numbered(n: int, d: int = 2) -> Tensor:
@@ -30,7 +30,7 @@ def filled() -> Reservoir:
     return reservoir
 
 
-def event(**changes: object) -> Revival:
+def event(**changes: object) -> Replacement:
     """A pool of 50, 4 codebooks of 16 slots over 8 groups.
 
     Vectors 0..9 unused for long, slots 0..3 of each codebook unused.
@@ -46,12 +46,12 @@ def event(**changes: object) -> Revival:
         "usage": usage,
         "age": age,
         "reservoir": filled(),
-        "tie": 2,
+        "groups_per_codebook": 2,
         "progress": 0.5,
         "rule": DeadRule(share=0.1),
         **changes,
     }
-    return revive(**arguments)  # type: ignore[arg-type]
+    return replace_dead(**arguments)  # type: ignore[arg-type]
 
 
 def test_dead_vectors_become_subvectors_in_reach_of_their_codebook() -> None:
@@ -62,7 +62,7 @@ def test_dead_vectors_become_subvectors_in_reach_of_their_codebook() -> None:
     for vector, slots in used_by.items():
         ((book, slot),) = slots
         source = result.vectors[vector].mean().round()
-        assert int(source) % 8 // 2 == book  # group of the subvector // tie
+        assert int(source) % 8 // 2 == book  # group of the subvector // groups_per_codebook
         assert slot < 4  # unused before
     assert result.age[5:10].tolist() == [0] * 5
     assert result.age[:5].tolist() == [300, 301, 302, 303, 304]
@@ -109,7 +109,7 @@ def test_at_most_one_percent_by_default() -> None:
         index=torch.zeros(1, 8, dtype=torch.int64),
         usage=usage,
         age=torch.full((500,), 256),
-        tie=8,
+        groups_per_codebook=8,
         rule=None,
     )
     assert len(result.replaced) == 5
@@ -225,7 +225,9 @@ def test_usage_recovers_within_two_e_steps() -> None:
         group = torch.arange(8)[:, None].expand(8, 400).reshape(-1)
         reservoir.push(points.movedim(1, 2).reshape(-1, 4), group, distances.reshape(-1))
         age = aged(age, vector_usage(usage, index, 300), 256)
-        result = revive(pool, index, usage, age, reservoir, tie=1, progress=0.1, rule=rule)
+        result = replace_dead(
+            pool, index, usage, age, reservoir, groups_per_codebook=1, progress=0.1, rule=rule
+        )
         assert result.index is not None
         pool, index, age = result.vectors, result.index, result.age
     assert dead[0] == 30

@@ -10,7 +10,7 @@ from tolerances import assert_same_sums
 from dpq_core.runtime import PQConv2d, PQEmbedding, PQLinear, PQWeight, reference
 from dpq_core.runtime import weight as weight_module
 from dpq_core.spec import PoolSpec, QuantSpec
-from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.partition import Layout
 
 SPECS = {
     "pq": QuantSpec(d=4, K=64, scope="subspace"),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from dpq_core.data.sequential.capture import BlockTrace, Call, Trace
-from dpq_core.data.sequential.segments import Segment, Source, Stage, make_segments, passes
+from dpq_core.data.sequential.segments import LayerGroup, Segment, Source, make_segments, passes
 from dpq_core.data.statistics.layer_inputs import LayerInput
-from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.partition import Layout
 
 
 def traced(calls, blocks=("a", "b"), *, replays=(True, True), wirings=((0,), (0,)), repeated=False):
@@ -134,8 +134,8 @@ INPUTS = {
     "table": LayerInput(layout=Layout.EMBEDDING, cols=50),  # 400 bytes
     **{f"e{i}": LayerInput(layout=Layout.LINEAR, cols=10) for i in range(4)},
 }
-QKV, OUT = Stage(paths=("q", "k", "v"), stop="o"), Stage(paths=("o",), stop="wide")
-WIDE = Stage(paths=("wide",))
+QKV, OUT = LayerGroup(paths=("q", "k", "v"), stop="o"), LayerGroup(paths=("o",), stop="wide")
+WIDE = LayerGroup(paths=("wide",))
 
 
 def passes_of(*stages, budget, each=False):
@@ -166,19 +166,19 @@ def test_a_pass_starts_to_count_anew():
 
 
 def test_a_shared_stage_needs_one_matrix_and_an_embedding_a_diagonal():
-    table = Stage(paths=("table",), stop="q")
+    table = LayerGroup(paths=("table",), stop="q")
     assert passes_of(table, QKV, budget=1200) == [(("table", "q", "k", "v"), "o")]
     assert len(passes_of(table, QKV, budget=1199)) == 2
 
 
 def test_a_pass_of_stages_that_are_not_over_at_a_layer_runs_on():
-    open_end = Stage(paths=("q", "k"))
+    open_end = LayerGroup(paths=("q", "k"))
     assert passes_of(open_end, OUT, budget=10**6) == [(("q", "k", "o"), None)]
     assert passes_of(OUT, open_end, budget=10**6) == [(("o", "q", "k"), None)]
 
 
 def test_experts_have_matrices_of_their_own_and_share_passes_in_any_case():
-    experts = Stage(paths=("e0", "e1", "e2", "e3"), shared=False)
+    experts = LayerGroup(paths=("e0", "e1", "e2", "e3"), shared=False)
     assert passes_of(experts, budget=1600, each=True) == [
         (("e0", "e1"), None),
         (("e2", "e3"), None),

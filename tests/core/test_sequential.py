@@ -23,7 +23,7 @@ from toy_sequential import (
 
 from dpq_core.data.sequential.block_store import BlockStore
 from dpq_core.data.sequential.loop import Sequential, SequentialOptions
-from dpq_core.data.sequential.targets import Target
+from dpq_core.data.sequential.targets import TargetWeight
 from dpq_core.errors import AdapterError
 
 
@@ -104,11 +104,13 @@ def test_layers_that_never_run_or_have_another_shape_are_left_out(tmp_path):
     model.spare = nn.Linear(3, 3)
     targets = [
         *targets_of(model),
-        Target(name="spare.weight", shape=(3, 3)),
-        Target(name="blocks.0.norm1.weight", shape=(WIDTH,)),
-        Target(name="unknown", shape=(2, 2)),
+        TargetWeight(name="spare.weight", shape=(3, 3)),
+        TargetWeight(name="blocks.0.norm1.weight", shape=(WIDTH,)),
+        TargetWeight(name="unknown", shape=(2, 2)),
     ]
-    targets = [t if t.name != "head.weight" else Target(name=t.name, shape=(1, 1)) for t in targets]
+    targets = [
+        t if t.name != "head.weight" else TargetWeight(name=t.name, shape=(1, 1)) for t in targets
+    ]
     work, _, _ = run(tmp_path, model=model, targets=targets)
     assert len(work._store.errors) == 1 + 21
     assert {"spare.weight", "head.weight", "unknown"}.isdisjoint(work._store.errors)

@@ -9,13 +9,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dpq_core.data.statistics import CollectOptions, Collector, collect, layer_inputs, moment
-from dpq_core.data.statistics.identity import Identities
+from dpq_core.data.statistics.hooks import TensorSerials
 from dpq_core.data.statistics.moment import Moment
 from dpq_core.errors import SpecError
 from dpq_core.runtime.swap import swap_in
 from dpq_core.spec import QuantSpec
-from dpq_core.tensor.grouping import Partition
-from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.partition import Layout, Partition
 
 
 def second_moment(x):
@@ -399,7 +398,7 @@ def test_layers_that_cut_one_image_differently_share_nothing():
 
 
 def test_a_new_tensor_in_the_place_of_a_dead_one_is_another():
-    identities, serials = Identities(), set()
+    identities, serials = TensorSerials(), set()
     for _ in range(20):
         x = torch.ones(3)  # its id() is that of the one before
         serials.add(identities.serial(x))

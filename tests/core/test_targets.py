@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 from toy_blocks import Task
 
-from dpq_core.data.sequential.targets import Target, blocks_of, layers_of, within
+from dpq_core.data.sequential.targets import TargetWeight, blocks_of, layers_of, within
 from dpq_core.errors import AdapterError
 
 
@@ -32,14 +32,14 @@ class Named(Task):
 
 
 def found(task, *targets):
-    return layers_of(task, [Target(name=name, shape=shape) for name, shape in targets])
+    return layers_of(task, [TargetWeight(name=name, shape=shape) for name, shape in targets])
 
 
 def test_layers_come_in_the_order_of_the_modules():
     layers = found(Task(Model()), ("block.2.weight", (2, 4)), ("block.0.weight", (4, 4)),
                    ("table.weight", (6, 4)))  # fmt: skip
     assert list(layers) == ["table", "block.0", "block.2"]
-    assert layers["block.2"] == Target(name="block.2.weight", shape=(2, 4))
+    assert layers["block.2"] == TargetWeight(name="block.2.weight", shape=(2, 4))
 
 
 def test_a_tied_weight_is_the_layers_that_multiplies_with_it():

@@ -20,8 +20,7 @@ from dpq_core.kernels.cpu.threads import one_torch_thread, spread, thread_count
 from dpq_core.methods.quantize import quantize
 from dpq_core.run import Run
 from dpq_core.spec import KMeansSpec, QuantSpec
-from dpq_core.tensor.grouping import Partition
-from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.partition import Layout, Partition
 
 MANY = 1 << 24  # inner steps that are worth several threads
 

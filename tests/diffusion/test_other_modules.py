@@ -147,4 +147,4 @@ def test_what_is_offloaded_while_loading_cannot_be_decoded():
         model = ThirdParty()
     swap.swap_in(model, "up", SPEC)
     with pytest.raises(ArtifactError, match=r"'up': ConvTranspose2d is decoded while it is loaded"):
-        swap.settle(model)
+        swap.decode_pending(model)

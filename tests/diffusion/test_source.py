@@ -16,7 +16,7 @@ from dpq_core.jobs.compress import CompressOptions as EngineOptions
 from dpq_core.jobs.compress import compress
 from dpq_core.planning.plan import make_plan
 from dpq_core.spec import KMeansSpec, Override, QuantSpec
-from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.partition import Layout
 from dpq_diffusion.adapter import DiffusionAdapter
 from dpq_diffusion.options import CompressOptions
 from dpq_diffusion.source.architecture import layout_of, policy

@@ -468,7 +468,7 @@ class TestCodes:
         assert rest.changed > some.changed
         points = codes._cut.to_subvectors(codes._cut.to_matrix(targets.contiguous()))
         for group in range(codes._cut.groups):
-            distances = torch.cdist(points[group].T, books[group // codes._cut.tie])
+            distances = torch.cdist(points[group].T, books[group // codes._cut.groups_per_codebook])
             assert torch.equal(distances.argmin(dim=1), codes.codes[group])
         assert codes.step(1.0, 0.2).changed == 0
         assert 0 <= rest.dead < 1

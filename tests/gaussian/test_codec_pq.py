@@ -107,11 +107,11 @@ def test_each_gaussian_gets_its_nearest_codewords(
     back = harmonics(found).reshape(80, -1)
     source = scene.sh_rest.reshape(80, -1)
     groups = -(-3 * m // spec.d)
-    tie = groups if scope != "subspace" else 1
+    sharing = groups if scope != "subspace" else 1
     for group in range(groups):
         place = slice(group * spec.d, min(3 * m, (group + 1) * spec.d))
         width = place.stop - place.start
-        distance = np.square(source[:, None, place] - books[group // tie][:, :width]).sum(2)
+        distance = np.square(source[:, None, place] - books[group // sharing][:, :width]).sum(2)
         lost = np.square(source[:, place] - back[:, place]).sum(1)
         assert (lost <= distance.min(1) * (1 + 1e-4) + 1e-6).all()
 

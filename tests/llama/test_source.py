@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from dpq_core.errors import ArtifactError, SourceError
 from dpq_core.planning.plan import make_plan
 from dpq_core.spec import Override, QuantSpec
-from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.partition import Layout
 from dpq_llama.adapter import LlamaAdapter
 from dpq_llama.families.llama import expected_tensors, layout_of
 from dpq_llama.source.checkpoint import open_checkpoint

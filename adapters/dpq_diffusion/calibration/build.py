@@ -15,7 +15,7 @@ from dpq_core.calibrate.layers import prepare_student
 from dpq_core.device import resolve
 from dpq_core.errors import SourceError, SpecError
 from dpq_core.run import Run
-from dpq_core.runtime.swap import replace
+from dpq_core.runtime.swap import set_module
 from dpq_core.runtime.weight import PQWeight
 from dpq_diffusion.calibration.calls import sample_name, split_call
 from dpq_diffusion.calibration.data import TrainingData, read_images, read_latents
@@ -78,7 +78,7 @@ def _frozen_teacher(pipeline: Any, original: DiffusionCheckpoint) -> nn.Module:
     model.requires_grad_(False)
     name = _component_name(original.folder, pipeline, model)
     for copy, first in original.shared.get(name, {}).items():
-        replace(model, copy, model.get_submodule(first))
+        set_module(model, copy, model.get_submodule(first))
     return model
 
 

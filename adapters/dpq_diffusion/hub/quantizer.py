@@ -90,7 +90,7 @@ class DPQQuantizer(LoadingHooks, DiffusersQuantizer):
         self.check_wish(pre_quantized=self.pre_quantized)
         for copy, original in self.quantization_config.shared.items():
             try:
-                swap.replace(model, copy, model.get_submodule(original))
+                swap.set_module(model, copy, model.get_submodule(original))
             except (AttributeError, TypeError):
                 raise ArtifactError(
                     f"quantization_config: cannot share {original!r} as {copy!r}"
@@ -175,7 +175,7 @@ class DPQQuantizer(LoadingHooks, DiffusersQuantizer):
         assert config.bits is not None
         config.shared = copied_modules(LoadedModel(model))
         for copy, original in config.shared.items():
-            swap.replace(model, copy, model.get_submodule(original))
+            swap.set_module(model, copy, model.get_submodule(original))
         spec = QuantSpec.preset(config.bits)
         config.describe(quantize_loaded(model, DiffusionAdapter(), spec))
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from dpq_core.spec import Override, QuantSpec
 from dpq_core.tensor.hidden_axes import HiddenAxis, Producer
-from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.partition import Layout
 
 MIN_WEIGHTS = 4096
 """Least number of weights of a compressed tensor; 256 codewords alone take 1-4 KB."""

@@ -166,8 +166,8 @@ class CodeHarmonics(Harmonics):
 
     def forward(self, restored: Tensor) -> Tensor:
         """Passes harmonics ``[n, M, 3]`` through, their gradient to codewords and targets."""
-        tie = self._cut.tie
-        parts = [self.books[group // tie][code] for group, code in enumerate(self.codes)]
+        sharing = self._cut.groups_per_codebook
+        parts = [self.books[group // sharing][code] for group, code in enumerate(self.codes)]
         numbers = torch.cat(parts, dim=1)[:, : self._cut.cols]
         books = self._cut.from_matrix(numbers).swapaxes(1, 2)
         return straight_through(restored, (books + self.targets) * self._unit)
@@ -204,7 +204,7 @@ class CodeHarmonics(Harmonics):
     def _usage(self, codes: npt.NDArray[np.int32]) -> tuple[float, float]:
         """The share of unused codewords, and the usage perplexity divided by K."""
         K = self._spec.K
-        book = np.arange(len(codes))[:, None] // self._cut.tie
+        book = np.arange(len(codes))[:, None] // self._cut.groups_per_codebook
         counts = np.bincount((book * K + codes).ravel(), minlength=self._cut.codebooks * K)
         share = counts.reshape(-1, K) / counts.reshape(-1, K).sum(axis=1, keepdims=True)
         entropy = -(share * np.log(np.maximum(share, 1e-300))).sum(axis=1)

@@ -18,8 +18,7 @@ from dpq_core.errors import ArtifactError, SpecError
 from dpq_core.methods.codebooks.kmeans import kmeans
 from dpq_core.methods.quantize import tensor_seed
 from dpq_core.spec import QuantSpec
-from dpq_core.tensor.grouping import Partition
-from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.partition import Layout, Partition
 from dpq_gaussian.codec.harmonics import principal_axes
 from dpq_gaussian.scene import Scene
 
@@ -73,15 +72,14 @@ def learn(
     """
     m = scene.sh_rest.shape[1]
     spec = spec.replace(d=min(spec.d, 3 * m))
-    spec = spec.replace(kmeans=spec.kmeans.settled(spec.d, spec.K))
+    spec = spec.replace(kmeans=spec.kmeans.resolved(spec.d, spec.K))
     rows, weights = _sampled(importance)
     cut = partition(len(rows), m, spec)
     points = _subvectors(scene.sh_rest[order[rows]], cut)
     result = kmeans(
         points,
+        cut,
         K=cut.K,
-        tie=cut.tie,
-        pad=cut.pad,
         spec=spec.kmeans,
         seed=tensor_seed(spec.seed, "harmonics"),
         weights=torch.from_numpy(weights).expand(cut.groups, -1),
@@ -122,7 +120,7 @@ def assign(sh_rest: FloatArray, books: FloatArray, spec: QuantSpec) -> npt.NDArr
     """
     cut = partition(len(sh_rest), sh_rest.shape[1], spec)
     points = _subvectors(sh_rest, cut)
-    codes = kernels.assign(points, torch.from_numpy(books), tie=cut.tie, pad=cut.pad)[0]
+    codes = kernels.assign(points, torch.from_numpy(books), cut)[0]
     return np.asarray(codes.numpy(), np.int32)
 
 
@@ -133,7 +131,7 @@ def restore(
 
     Args:
         codes: ``[G, n]``, below K.
-        books: ``[C, K, d]``.
+        books: ``[B, K, d]``.
         coefficients: M.
         spec: product quantization of the file.
     """
@@ -142,7 +140,7 @@ def restore(
     numbers = np.empty((n, cut.groups * cut.d), np.float32)
     for group in range(cut.groups):
         place = slice(group * cut.d, (group + 1) * cut.d)
-        numbers[:, place] = books[group // cut.tie][codes[group]]
+        numbers[:, place] = books[group // cut.groups_per_codebook][codes[group]]
     matrix = torch.from_numpy(numbers[:, : cut.cols])
     by_channel = cut.from_matrix(matrix).numpy()  # [n, 3, M]
     return np.ascontiguousarray(by_channel.swapaxes(1, 2)).reshape(n, -1)
@@ -158,7 +156,7 @@ def shape(coefficients: int, spec: QuantSpec) -> tuple[int, int, int]:
 
 
 def to_bytes(books: FloatArray) -> bytes:
-    """Codebooks ``[C, K, d]`` as float16, little-endian: all lower bytes, then all upper ones."""
+    """Codebooks ``[B, K, d]`` as float16, little-endian: all lower bytes, then all upper ones."""
     halves = books.astype("<f2").reshape(-1, 1).view(np.uint8)
     return halves.T.tobytes()
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from dpq_core.spec import Override, QuantSpec
 from dpq_core.tensor.hidden_axes import HiddenAxis, Producer
-from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.partition import Layout
 
 BASE_PREFIX = "model."
 """Prefix of the decoder's tensors in a model with a head; a bare LlamaModel has none."""

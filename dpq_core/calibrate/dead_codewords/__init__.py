@@ -1,6 +1,6 @@
-"""Dead codewords during calibration, and what takes their place.
+"""Replacing codewords that no subvector uses any more.
 
-``codewords``  the codewords of one weight: how long unused, replaced by what
-``revive``     the rule: when is a codeword dead, what replaces it
-``reservoir``  a sample of badly served subvectors, kept over the steps
+``codewords``    the codewords of one weight: their age, and a reservoir of badly served subvectors
+``replacement``  which vectors and slots are replaced, and by what
+``reservoir``    a sample of badly served subvectors, drawn by priority
 """

@@ -7,16 +7,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dpq_core.calibrate.dead_codewords.reservoir import Reservoir
-from dpq_core.calibrate.dead_codewords.revive import (
+from dpq_core.calibrate.dead_codewords.replacement import (
     DeadRule,
-    Revival,
+    Replacement,
     UsageStats,
     aged,
-    revive,
+    replace_dead,
     usage_stats,
     vector_usage,
 )
+from dpq_core.calibrate.dead_codewords.reservoir import Reservoir
 from dpq_core.methods.assignment.objective import Objective
 from dpq_core.runtime.weight import PQWeight
 from dpq_core.tensor.packing import pack, unpack
@@ -31,8 +31,8 @@ AT_LEAST = 256
 class Codewords:
     """The codewords of one weight: which are used, and a reservoir of what they serve badly.
 
-    With additive stages, group j of stage s counts as group ``s C tie + j``, so that its codebook
-    is the number over ``tie`` as without stages; its target is what the other stages leave.
+    With additive stages, group j of stage s counts as group ``s * B * groups_per_codebook + j``, so
+    that its codebook is found as without stages; its target is what the other stages leave.
     """
 
     def __init__(self, weight: PQWeight, *, after: int, interval: int, seed: int) -> None:
@@ -57,7 +57,7 @@ class Codewords:
         used = vector_usage(usage, _index(weight), len(self._age))
         self._age = aged(self._age, used.cpu(), self._interval)
 
-    def revive(self, objective: Objective, progress: float) -> Revival:
+    def replace_dead(self, objective: Objective, progress: float) -> Replacement:
         """Offer badly served subvectors to the reservoir; dead codewords become such subvectors.
 
         Args:
@@ -67,13 +67,13 @@ class Codewords:
         weight, vectors, codes = self._weight, _vectors(self._weight), codes_of(self._weight)
         self._offer(objective, codes)
         self._before = self._age
-        found = revive(
+        found = replace_dead(
             vectors.detach(),
             _index(weight),
             slot_usage(weight, codes),
             self._age.to(vectors.device),
             self._reservoir,
-            tie=weight.partition.tie,
+            groups_per_codebook=weight.partition.groups_per_codebook,
             progress=progress,
             rule=DeadRule(after=self._after),
         )
@@ -86,7 +86,7 @@ class Codewords:
         return found
 
     def undo(self) -> None:
-        """The last ``revive`` was taken back: what was dead is as dead as before."""
+        """The last ``replace_dead`` was taken back: what was dead is as dead as before."""
         self._age = self._before
 
     def tensors(self) -> dict[str, Tensor]:
@@ -108,7 +108,8 @@ class Codewords:
         group, point = (draw // p.points).to(books.device), (draw % p.points).to(books.device)
         stage = torch.arange(p.stages, device=books.device)[:, None]
         own = books[
-            stage * p.codebooks + group // p.tie, codes[stage * p.groups + group, point].long()
+            stage * p.codebooks + group // p.groups_per_codebook,
+            codes[stage * p.groups + group, point].long(),
         ]  # [stages, n, d]
         core = p.to_subvectors(objective.core)[group, :, point]  # [n, d]
         left, order = core - own.sum(0), objective.hessian.order
@@ -121,7 +122,7 @@ class Codewords:
                 priority = priority * objective.row_weight[point]
         else:
             priority = left.square().sum(1) * blocks[point, 0, 0]
-        number = stage * p.codebooks * p.tie + group
+        number = stage * p.codebooks * p.groups_per_codebook + group
         targets = left + own
         self._reservoir.push(targets.flatten(0, 1), number.flatten(), priority.repeat(p.stages))
 
@@ -136,7 +137,7 @@ def slot_usage(weight: PQWeight, codes: Tensor) -> Tensor:
     """Subvectors that use each slot, int64 ``[stages * codebooks, K]``."""
     p = weight.partition
     line = torch.arange(len(codes), device=codes.device)
-    book = line // p.groups * p.codebooks + line % p.groups // p.tie
+    book = line // p.groups * p.codebooks + line % p.groups // p.groups_per_codebook
     slots = p.stages * p.codebooks * p.K
     count = torch.bincount((codes + book[:, None] * p.K).view(-1), minlength=slots)
     return count.view(-1, p.K)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from dpq_core.data.sequential.activations import Unstorable, flatten, unflatten
-from dpq_core.data.statistics.identity import Identities
+from dpq_core.data.statistics.hooks import TensorSerials
 
 Wiring = tuple[int | None, ...]
 """For every tensor among a block's arguments: which tensor of the previous block's output it is, or
@@ -101,7 +101,7 @@ class _Tracer:
         self.blocks: list[BlockTrace] = []
         self.calls: list[Call] = []
         self.repeated = False
-        self._identities = Identities()
+        self._identities = TensorSerials()
         self._active: str | None = None
         self._muted = False
         self._entered: list[int] = []  # serials of the arguments of the active block

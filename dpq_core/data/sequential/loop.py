@@ -23,8 +23,8 @@ from dpq_core.data.sequential.activations import Activations
 from dpq_core.data.sequential.block_runner import BlockRunner
 from dpq_core.data.sequential.block_store import BlockStore, FinishedTensor
 from dpq_core.data.sequential.capture import trace
-from dpq_core.data.sequential.segments import Segment, Source, Stage, make_segments, passes
-from dpq_core.data.sequential.targets import Target, blocks_of, layers_of, within
+from dpq_core.data.sequential.segments import LayerGroup, Segment, Source, make_segments, passes
+from dpq_core.data.sequential.targets import TargetWeight, blocks_of, layers_of, within
 from dpq_core.data.statistics.hooks import MAX_POSITIONS, CollectOptions, LayerStatistics, collect
 from dpq_core.data.statistics.layer_inputs import LayerInput
 from dpq_core.data.task import CalibrationTask
@@ -110,7 +110,7 @@ class Sequential:
     def __init__(
         self,
         task: CalibrationTask,
-        targets: Sequence[Target],
+        targets: Sequence[TargetWeight],
         quantizer: Quantizer,
         store: BlockStore,
         *,
@@ -243,7 +243,7 @@ class Sequential:
         self._store.finish(segment.name, finished)
         return tuple(finished), len(parts)
 
-    def _collect(self, segment: Segment, part: Stage) -> dict[str, LayerStatistics]:
+    def _collect(self, segment: Segment, part: LayerGroup) -> dict[str, LayerStatistics]:
         options = CollectOptions(
             max_positions=self._options.max_positions,
             seed=self._options.seed,

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from dpq_core.data.sequential.block_store import BlockStore
 from dpq_core.data.sequential.loop import SegmentReport, Sequential, SequentialOptions
-from dpq_core.data.sequential.targets import Target
+from dpq_core.data.sequential.targets import TargetWeight
 from dpq_core.data.statistics import LayerStatistics
 from dpq_core.data.task import CalibrationTask
 from dpq_core.device import resolve
-from dpq_core.methods.outputs import InputStatistics
+from dpq_core.methods.output_aware import InputStatistics
 from dpq_core.methods.quantize import quantize
 from dpq_core.tensor.checkpoint import Checkpoint
 from dpq_core.tensor.plan import Plan, TensorPlan
@@ -145,6 +145,8 @@ def learn(
     return Learned(store=store, segments=tuple(work.reports), weights=weights)
 
 
-def _target(plan: TensorPlan) -> Target:
+def _target(plan: TensorPlan) -> TargetWeight:
     assert plan.partition is not None
-    return Target(name=plan.name, shape=plan.info.shape, conv_layout=plan.partition.conv_layout)
+    return TargetWeight(
+        name=plan.name, shape=plan.info.shape, conv_layout=plan.partition.conv_layout
+    )

@@ -9,7 +9,7 @@ from enum import StrEnum
 from dpq_core.data.sequential.capture import BlockTrace, Call, Trace, Wiring
 from dpq_core.data.statistics.layer_inputs import LayerInput
 from dpq_core.data.statistics.moment import moment_bytes
-from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.partition import Layout
 
 
 class Source(StrEnum):
@@ -26,7 +26,7 @@ class Source(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class LayerGroup:
     """Layers that get the same input, or for which it does not matter who is quantized first.
 
     Attributes:
@@ -58,7 +58,7 @@ class Segment:
     until: str | None
     source: Source
     wiring: Wiring | None
-    stages: tuple[Stage, ...]
+    stages: tuple[LayerGroup, ...]
 
 
 def make_segments(
@@ -84,7 +84,7 @@ def make_segments(
         if block is not None:
             stages = _stages(calls.get(2 * number + 1, []))
             late = tuple(unseen.get(block.path, ()))
-            late_stage = (Stage(paths=late, shared=False),) if late else ()
+            late_stage = (LayerGroup(paths=late, shared=False),) if late else ()
             source = _source(number, trace.blocks) if store_inputs else Source.PREFIX
             segments.append(
                 Segment(
@@ -108,7 +108,7 @@ def _source(number: int, blocks: Sequence[BlockTrace]) -> Source:
     return Source.CHAIN if chained else Source.CAPTURE
 
 
-def _outside(number: int, blocks: Sequence[BlockTrace], stages: tuple[Stage, ...]) -> Segment:
+def _outside(number: int, blocks: Sequence[BlockTrace], stages: tuple[LayerGroup, ...]) -> Segment:
     """The layers before block ``number`` that belong to no block."""
     name = f"before {blocks[number].path}" if number < len(blocks) else "after all blocks"
     return Segment(
@@ -126,7 +126,7 @@ def _whole(segment: Segment) -> Segment:
     return replace(segment, block=None, until=None, stages=stages)
 
 
-def _stages(calls: Sequence[Call]) -> tuple[Stage, ...]:
+def _stages(calls: Sequence[Call]) -> tuple[LayerGroup, ...]:
     """Group the layers whose inputs are the same tensors, in the order of their first calls."""
     inputs: dict[str, tuple[int, ...]] = {}
     for call in calls:
@@ -135,19 +135,19 @@ def _stages(calls: Sequence[Call]) -> tuple[Stage, ...]:
     for path, serials in inputs.items():
         groups.setdefault(serials, []).append(path)
     order = [call.path for call in calls]
-    stages: list[Stage] = []
+    stages: list[LayerGroup] = []
     following: str | None = None  # first layer of the stage after
     for paths in reversed(groups.values()):
         last = max(i for i, path in enumerate(order) if path in paths)
         over = following is not None and last < order.index(following)
-        stages.append(Stage(paths=tuple(paths), stop=following if over else None))
+        stages.append(LayerGroup(paths=tuple(paths), stop=following if over else None))
         following = paths[0]
     return tuple(reversed(stages))
 
 
 def passes(
     segment: Segment, inputs: Mapping[str, LayerInput], budget: int, *, each: bool
-) -> list[Stage]:
+) -> list[LayerGroup]:
     """What is collected in one pass: stages one by one, or as many as the budget allows.
 
     Args:
@@ -156,15 +156,15 @@ def passes(
         budget: bytes of the matrices of one pass; a single layer may exceed it.
         each: every stage gets passes of its own.
     """
-    found: list[Stage] = []
+    found: list[LayerGroup] = []
     used = 0
     for stage in segment.stages:
-        whole = [stage] if stage.shared else [Stage(paths=(path,)) for path in stage.paths]
+        whole = [stage] if stage.shared else [LayerGroup(paths=(path,)) for path in stage.paths]
         for number, part in enumerate(whole):
             needed = max(_nbytes(inputs[path]) for path in part.paths)
             if found and used + needed <= budget and (number > 0 or not each):
                 stop = part.stop if found[-1].stop else None  # where both are over
-                found[-1] = Stage(paths=(*found[-1].paths, *part.paths), stop=stop)
+                found[-1] = LayerGroup(paths=(*found[-1].paths, *part.paths), stop=stop)
                 used += needed
             else:
                 found.append(part)

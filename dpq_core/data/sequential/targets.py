@@ -13,7 +13,7 @@ from dpq_core.errors import AdapterError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
+class TargetWeight:
     """A weight that will be quantized.
 
     Attributes:
@@ -27,14 +27,14 @@ class Target:
     conv_layout: str = "spatial"
 
 
-def layers_of(task: CalibrationTask, targets: Sequence[Target]) -> dict[str, Target]:
+def layers_of(task: CalibrationTask, targets: Sequence[TargetWeight]) -> dict[str, TargetWeight]:
     """Path of a layer -> the target that is its weight, in the order of the modules.
 
     A weight that is looked up and multiplied with is the multiplying layer's: its inputs say more
     than how often each row is asked for.
     """
     wanted = {target.name: target for target in targets}
-    found: dict[str, Target] = {}
+    found: dict[str, TargetWeight] = {}
     known: set[nn.Module] = set()
     modules = dict(task.student.named_modules(remove_duplicate=False))
     looked_up_last = sorted(modules, key=lambda path: isinstance(modules[path], nn.Embedding))

@@ -3,7 +3,6 @@
 ``hooks``         ``collect`` and ``Collector``
 ``moment``        a running mean of x x^T, or of its diagonal
 ``layer_inputs``  how the input of a layer becomes rows x of y = x W^T
-``identity``      whether two layers got the same tensor
 """
 
 from dpq_core.data.statistics.hooks import (

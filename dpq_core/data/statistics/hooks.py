@@ -5,6 +5,7 @@ Layers that receive the same tensor (q, k and v; gate and up) share one matrix.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -14,11 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from dpq_core.data.statistics.identity import Identities
 from dpq_core.data.statistics.layer_inputs import LayerInput
 from dpq_core.data.statistics.moment import Moment
 from dpq_core.errors import SpecError
-from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.partition import Layout
 
 MAX_POSITIONS = 4096
 """Positions of a convolution's images that one forward pass adds, at most."""
@@ -64,6 +64,30 @@ class CollectOptions:
 
 class Diverged(Exception):  # noqa: N818 - not a mistake of the user: the caller starts over
     """Layers that got the same tensor at first got different ones later."""
+
+
+class TensorSerials:
+    """Serial numbers that tell whether two layers got the same tensor.
+
+    Tensors are told apart by identity, not by value, and are not kept alive; one that was changed
+    in place counts as another.
+    """
+
+    def __init__(self) -> None:
+        """No tensor has a number yet."""
+        self._numbers: dict[int, tuple[weakref.ref[Tensor], int, int]] = {}
+        self._next = 0
+
+    def serial(self, x: Tensor) -> int:
+        """The number of ``x``, the same at every call while ``x`` lives unchanged."""
+        version = 0 if x.is_inference() else x._version
+        entry = self._numbers.get(id(x))
+        if entry is not None and entry[0]() is x and entry[1] == version:
+            return entry[2]
+        alive = {key: entry for key, entry in self._numbers.items() if entry[0]() is not None}
+        self._numbers = alive | {id(x): (weakref.ref(x), version, self._next)}
+        self._next += 1
+        return self._next - 1
 
 
 @dataclass
@@ -140,7 +164,7 @@ class Collector:
                 )
             self._inputs[path] = found
         self._shared: dict[str, _Shared] = {}
-        self._identities = Identities()
+        self._identities = TensorSerials()
         self._handles: list[RemovableHandle] = []
 
     @property

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dpq_core.runtime.conv import PQConv2d
 from dpq_core.runtime.embedding import PQEmbedding
 from dpq_core.runtime.linear import PQLinear
-from dpq_core.tensor.layout import Layout
+from dpq_core.tensor.partition import Layout
 
 _CHUNK = 1 << 24
 """Values of the rows that exist at a time while patches are cut out of images."""

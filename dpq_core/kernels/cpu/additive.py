@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dpq_core.grouping import Grouping
 from dpq_core.kernels.cpu.threads import spread, thread_count
 from dpq_core.kernels.cpu.units import BOOK, GROUP, SLOT, START, STOP, Units
 
@@ -45,9 +46,8 @@ def scatter_residual(
     points: Tensor | None,
     codes: Tensor,
     words: Tensor,
+    grouping: Grouping,
     *,
-    tie: int,
-    pad: int,
     weights: Tensor | None,
 ) -> Tensor:
     """Per codeword of every stage: the sum over its members of ``w (x - sum of codewords)``.
@@ -58,18 +58,17 @@ def scatter_residual(
     Args:
         points: float32 x [G, d, P], or None for zero.
         codes: int32 [S, G, P].
-        words: float64 [S, C, K, d].
-        tie: group j uses codebooks [:, j // tie].
-        pad: coordinates at the end of the last group that do not count.
+        words: float64 [S, B, K, d].
+        grouping: of the subvectors.
         weights: float32 w [G, P], or None for one.
 
     Returns:
-        float64 [S, C, K, d], the same for any number of threads.
+        float64 [S, B, K, d], the same for any number of threads.
     """
     if words.device.type != "cpu":
-        return _by_torch(points, codes, words, tie=tie, pad=pad, weights=weights)
+        return _by_torch(points, codes, words, grouping, weights=weights)
     (S, G, P), (_, C, K, d) = codes.shape, words.shape
-    units = Units.of(groups=G, points=P, tie=tie, pad=0, K=K, width=S * d)
+    units = Units.of(grouping, K=K, width=S * d, mask_pad=False)
     out = np.zeros((C * units.slots, S, K, d))
     steps = S * G * d * P
     batches = units.batches(thread_count(len(units.table), steps))
@@ -81,7 +80,7 @@ def scatter_residual(
     )
 
     def run(first: int, last: int) -> None:
-        _scatter(units.table[batches[first][0] : batches[last - 1][1]], *arrays, pad, out)
+        _scatter(units.table[batches[first][0] : batches[last - 1][1]], *arrays, grouping.pad, out)
 
     spread(run, len(batches), steps)
     per_book = torch.from_numpy(out).view(C, units.slots, S, K, d)
@@ -95,9 +94,8 @@ def _by_torch(
     points: Tensor | None,
     codes: Tensor,
     words: Tensor,
+    grouping: Grouping,
     *,
-    tie: int,
-    pad: int,
     weights: Tensor | None,
 ) -> Tensor:
     """The same as sums of integers, which do not depend on the order a GPU adds them up in."""
@@ -113,15 +111,17 @@ def _by_torch(
     for first in range(0, G, step):
         groups = torch.arange(first, min(first + step, G), device=words.device)
         some = slice(first, first + len(groups))
-        slots = codes[:, some].long() + (groups // tie * K)[:, None]  # [S, g, P]
+        slots = (
+            codes[:, some].long() + (groups // grouping.groups_per_codebook * K)[:, None]
+        )  # [S, g, P]
         members = [words[s].reshape(-1, d)[slots[s]] for s in range(S)]
         wrong = -torch.stack(members).sum(dim=0)  # [g, P, d]
         if points is not None:
             wrong = wrong + points[some].movedim(1, 2)
         if weights is not None:
             wrong = wrong * weights[some, :, None]
-        if pad and some.stop >= G:
-            wrong[-1, :, d - pad :] = 0
+        if grouping.pad and some.stop >= G:
+            wrong[-1, :, d - grouping.pad :] = 0
         values = (wrong * scale).round().long().view(-1, d)
         for s in range(S):
             sums[s].index_add_(0, slots[s].reshape(-1), values)

@@ -52,26 +52,27 @@ def _kernel(words: int) -> Callable[..., Any]:
     return decode
 
 
-def rows(codes: Tensor, books: Tensor, tie: int) -> Tensor:
-    """Codes uint8 or uint16 ``[groups, n]`` -> dense rows ``[n, groups * d]``.
+def rows(codes: Tensor, codebooks: Tensor, groups_per_codebook: int) -> Tensor:
+    """Dense rows ``[n, G * d]`` of codes uint8 or uint16 ``[G, n]`` of one stage.
 
     The rows are in memory that the next call on this thread overwrites: fresh memory for every
     chunk costs more, in page faults, than decoding does.
 
     Args:
-        codes: group j reads codebook j // tie.
-        books: ``[codebooks, K, d]`` in the dtype of the result.
-        tie: groups per codebook.
+        codes: group j reads codebook ``j // groups_per_codebook``.
+        codebooks: ``[B, K, d]`` in the dtype of the result.
+        groups_per_codebook: adjacent groups that share a codebook.
     """
-    C, K, d = books.shape
+    B, K, d = codebooks.shape
     n = codes.shape[1]
-    dense = _scratch(n, codes.shape[0] * d, books.dtype)
-    codeword = d * books.element_size()
+    dense = _scratch(n, codes.shape[0] * d, codebooks.dtype)
+    codeword = d * codebooks.element_size()
     word = next(size for size in _WORDS if codeword % size == 0)
     words = codeword // word
     kernel = _kernel(words if words in _UNROLLED else 0)
-    as_words = _as_bytes(books).view(_WORDS[word]).reshape(C, K, words)
-    arrays = (codes.numpy(), as_words, tie, _as_bytes(dense).view(_WORDS[word]))
+    as_words = _as_bytes(codebooks).view(_WORDS[word]).reshape(B, K, words)
+    out = _as_bytes(dense).view(_WORDS[word])
+    arrays = (codes.numpy(), as_words, groups_per_codebook, out)
     spread(lambda first, last: kernel(*arrays, first, last), -(-n // _ROW_BLOCK), dense.numel())
     return dense
 

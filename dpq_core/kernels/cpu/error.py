@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dpq_core.grouping import Grouping
 from dpq_core.kernels.cpu.threads import spread
 
 _BLOCK = 1024
@@ -60,40 +61,41 @@ def _by_coordinate(points, codes, books, tie, weights, out, first, last):  # typ
 
 
 def row_products(
-    points: Tensor,
+    subvectors: Tensor,
     codes: Tensor,
-    books: Tensor,
+    codebooks: Tensor,
+    grouping: Grouping,
     *,
-    tie: int,
     weights: Tensor,
     across: bool,
 ) -> Tensor:
     """``x.x``, ``x.c`` and ``c.c`` of every row of the matrix.
 
     Args:
-        points: float32 x ``[groups, d, points]``.
-        codes: int32 ``[stages * groups, points]``; c is the sum of the codewords over the stages.
-        books: float32 ``[stages * codebooks, K, d]``; group j reads codebook j // tie.
-        tie: groups per codebook.
-        weights: float64 ``[groups, d]`` of a product at a coordinate; zero where it does not count.
+        subvectors: float32 x ``[G, d, P]``.
+        codes: int32 ``[S*G, P]``; c is the sum of the codewords over the stages.
+        codebooks: float32 ``[S*B, K, d]``.
+        grouping: of the subvectors.
+        weights: float64 ``[G, d]`` of a product at a coordinate; zero where it does not count.
         across: a row crosses all groups at one point (subvectors along the inputs); otherwise it is
             one coordinate of one group.
 
     Returns:
-        Float64 ``[points, 3]``, or ``[groups * d, 3]``.
+        Float64 ``[P, 3]``, or ``[G * d, 3]``.
     """
-    groups, d, count = points.shape
-    if points.device.type != "cpu":
-        return _by_torch(points, codes, books, tie, weights, across)
+    groups, d, count = subvectors.shape
+    sharing = grouping.groups_per_codebook
+    if subvectors.device.type != "cpu":
+        return _by_torch(subvectors, codes, codebooks, sharing, weights, across)
     out = np.zeros((count if across else groups * d, 3))
-    arrays = (points.numpy(), codes.numpy(), books.numpy(), tie, weights.numpy(), out)
+    arrays = (subvectors.numpy(), codes.numpy(), codebooks.numpy(), sharing, weights.numpy(), out)
     kernel, tasks = (_by_point, -(-count // _BLOCK)) if across else (_by_coordinate, groups)
-    spread(lambda first, last: kernel(*arrays, first, last), tasks, points.numel())
+    spread(lambda first, last: kernel(*arrays, first, last), tasks, subvectors.numel())
     return torch.from_numpy(out)
 
 
 def _by_torch(
-    points: Tensor, codes: Tensor, books: Tensor, tie: int, weights: Tensor, across: bool
+    points: Tensor, codes: Tensor, books: Tensor, sharing: int, weights: Tensor, across: bool
 ) -> Tensor:
     groups, d, count = points.shape
     stages = len(codes) // groups
@@ -104,7 +106,7 @@ def _by_torch(
         x = points[g].double()  # [d, points]
         c = torch.zeros_like(x)
         for s in range(stages):
-            c += books[s * per_stage + g // tie][codes[s * groups + g].long()].T
+            c += books[s * per_stage + g // sharing][codes[s * groups + g].long()].T
         sums = torch.stack([x * x, x * c, c * c], dim=-1) * weights[g][:, None, None]
         if across:
             out += sums.sum(0)

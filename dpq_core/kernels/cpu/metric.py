@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor
 
+from dpq_core.grouping import Grouping
 from dpq_core.kernels.cpu.threads import spread
 
 TILE_FLOATS = 1 << 24  # scores alive at a time on the torch path: 64 MB
@@ -83,7 +84,7 @@ def _by_numba(points: Tensor, words: Tensor, offsets: Tensor) -> Tensor:
     packed[:, :K, :D] = -words
     packed[:, :K, D] = offsets
     packed[:, K:, D] = math.inf  # never the lowest
-    units = Units.of(groups=B, points=N, tie=1, pad=0, K=K, width=D + 1).table
+    units = Units.of(Grouping.of_subvectors(points.shape), K=K, width=D + 1).table
     codes = np.zeros((B, N), np.int32)
     data = (points.numpy(), np.empty((0, 0), np.float32))
     block = cpu_jit.LANES * cpu_jit.registers(D)

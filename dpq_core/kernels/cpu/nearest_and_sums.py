@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dpq_core.grouping import Grouping
 from dpq_core.kernels.cpu import nearest_jit as cpu_jit
 from dpq_core.kernels.cpu import sums_jit as cpu_sums
 from dpq_core.kernels.cpu.threads import spread, thread_count
@@ -28,15 +29,14 @@ class CPULloyd:
     """The passes of dpq_core.kernels.Lloyd; arguments as in dpq_core.kernels.lloyd."""
 
     def __init__(
-        self, points: Tensor, *, K: int, tie: int = 1, pad: int = 0, weights: Tensor | None = None
+        self, points: Tensor, grouping: Grouping, *, K: int, weights: Tensor | None = None
     ) -> None:
         self.points: NDArray[np.float32] = points.numpy()
         G, d, N = self.points.shape
-        self.K, self.tie, self.pad = K, tie, pad
-        self.books = -(-G // tie)
+        self.K, self.grouping, self.books = K, grouping, grouping.codebooks
         self.weights = np.empty((0, 0), np.float32) if weights is None else weights.numpy()
         self.width = d + 1 + (weights is not None)
-        self.units = Units.of(groups=G, points=N, tie=tie, pad=pad, K=K, width=self.width)
+        self.units = Units.of(grouping, K=K, width=self.width)
         self.codes: NDArray[np.int32] = np.full((G, N), -1, np.int32)
         self._sums: NDArray[np.float64] = np.empty((0, 0, 0))
         self._steps = G * N * K
@@ -73,10 +73,9 @@ class CPULloyd:
         """Squared distances float32 [G, N] of the points to the codewords of ``codes``."""
         out = np.empty(self.codes.shape, np.float32)
         books = np.ascontiguousarray(codebooks.numpy())
+        cut = self.grouping.groups_per_codebook, self.grouping.pad
         self._run(
-            lambda units: cpu_sums.distances(
-                units, self.points, books, self.codes, self.tie, self.pad, out
-            )
+            lambda units: cpu_sums.distances(units, self.points, books, self.codes, *cut, out)
         )
         return torch.from_numpy(out)
 
@@ -85,7 +84,10 @@ class CPULloyd:
         exact = int(d <= cpu_jit.MAX_EXACT_D and self.K ** (2 / d) > MAX_FAST_RESOLUTION)
         packed, centres = self._pack(np.ascontiguousarray(codebooks.numpy()), exact)
         block = cpu_jit.LANES * cpu_jit.registers(d)
-        data, books = (self.points, self.weights), (packed, centres, self.pad, exact, block)
+        data, books = (
+            (self.points, self.weights),
+            (packed, centres, self.grouping.pad, exact, block),
+        )
         dims = cpu_jit.unrolled_dims(d)
         return self._run(
             lambda units: cpu_jit.run_units(units, data, books, self.codes, sums, dims)
@@ -97,9 +99,10 @@ class CPULloyd:
         """Packed codebooks; a padded last group gets its own copy that ignores the pad."""
         C, K, d = books.shape
         step = 1 if d <= cpu_jit.MAX_UNROLLED_D else cpu_jit.TILE
-        packed = np.empty((C + (self.pad > 0), -(-K // step) * step, d + 1), np.float32)
+        pad = self.grouping.pad
+        packed = np.empty((C + (pad > 0), -(-K // step) * step, d + 1), np.float32)
         centres = np.empty((len(packed), d), np.float32)
-        cpu_sums.pack_codebooks(books, self.pad, exact, packed, centres)
+        cpu_sums.pack_codebooks(books, pad, exact, packed, centres)
         return packed, centres
 
     def _run(self, kernel: Callable[[Any], int]) -> int:
@@ -122,8 +125,8 @@ def _fold(partial: NDArray[np.float64]) -> NDArray[np.float64]:
     return total
 
 
-def assign(points: Tensor, codebooks: Tensor, *, tie: int, pad: int) -> tuple[Tensor, Tensor]:
+def assign(points: Tensor, codebooks: Tensor, grouping: Grouping) -> tuple[Tensor, Tensor]:
     """See dpq_core.kernels.assign."""
-    lloyd = CPULloyd(points, K=codebooks.shape[1], tie=tie, pad=pad)
+    lloyd = CPULloyd(points, grouping, K=codebooks.shape[1])
     lloyd.assign(codebooks)
     return lloyd.result(), lloyd.distances(codebooks)

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dpq_core.grouping import Grouping
+
 UNIT_POINTS = 2048  # points whose coordinates stay in the L2 cache together
 MAX_SLOTS = 64  # partial sums over all codebooks, so parallel accumulation scales to that
 MAX_SLOT_BYTES = 1 << 28  # memory of all partial sums together
@@ -30,25 +32,31 @@ class Units:
     slots: int
 
     @classmethod
-    def of(cls, *, groups: int, points: int, tie: int, pad: int, K: int, width: int) -> Units:
-        """Cut ``groups * points`` points; ``width`` is the number of float64 sums per codeword.
+    def of(cls, grouping: Grouping, *, K: int, width: int, mask_pad: bool = True) -> Units:
+        """The units of G * P subvectors.
 
-        A padded last group is compared with its own packed copy of its codebook, and stays out of
-        the sums where it shares the codebook: its pad coordinates mean nothing to the others.
+        Args:
+            grouping: of the subvectors.
+            K: codewords per codebook.
+            width: float64 sums per codeword.
+            mask_pad: whether a padded last group has a packed codebook of its own and stays out
+                of the sums where it shares that codebook; else it is a group like the others.
         """
-        books = -(-groups // tie)
+        groups, points = grouping.groups, grouping.points
+        books, sharing = grouping.codebooks, grouping.groups_per_codebook
         runs = max(1, -(-points // UNIT_POINTS))
         bounds = np.arange(runs + 1, dtype=np.int64) * points // runs
         group = np.repeat(np.arange(groups, dtype=np.int64), runs)
         run = np.tile(np.arange(runs, dtype=np.int64), groups)
-        book = group // tie
+        book = group // sharing
         fit = MAX_SLOT_BYTES // max(1, books * K * width * 8)
-        slots = int(max(1, min(-(-MAX_SLOTS // books), tie * runs, fit)))
-        slot = book * slots + ((group - book * tie) * runs + run) * slots // (tie * runs)
-        if pad:
+        slots = int(max(1, min(-(-MAX_SLOTS // books), sharing * runs, fit)))
+        place = (group - book * sharing) * runs + run
+        slot = book * slots + place * slots // (sharing * runs)
+        if mask_pad and grouping.pad:
             last = group == groups - 1
             book = np.where(last, books, book)
-            if shared_tail(groups, tie):
+            if grouping.groups_in_sums < groups:
                 slot = np.where(last, -1, slot)
         table = np.stack([group, bounds[run], bounds[run + 1], book, slot], axis=1)
         return cls(table=np.ascontiguousarray(table), slots=slots)
@@ -61,8 +69,3 @@ class Units:
         cuts = starts[np.arange(wanted) * len(starts) // wanted]
         ends: list[Any] = [*cuts[1:], len(slot)]
         return [(int(a), int(b)) for a, b in zip(cuts, ends, strict=True)]
-
-
-def shared_tail(groups: int, tie: int) -> bool:
-    """Whether the last group shares its codebook with another group."""
-    return groups - (groups - 1) // tie * tie > 1

@@ -9,13 +9,14 @@ distance ``(x - c)^T M (x - c)`` is ``|F^T x - F^T c|^2``, so a metric is a chan
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from dpq_core import kernels
 from dpq_core.errors import SpecError
+from dpq_core.grouping import Grouping
 
 _BOOK_FLOATS = 1 << 26
 """Codewords in the coordinates of a metric that exist at a time: 256 MB."""
@@ -27,10 +28,8 @@ _CHUNK = 1 << 22
 def beam_search(
     targets: Tensor,
     codebooks: Tensor,
+    grouping: Grouping,
     *,
-    stages: int,
-    tie: int = 1,
-    pad: int = 0,
     metric: Tensor | None = None,
     beam: int = 4,
 ) -> Tensor:
@@ -40,10 +39,8 @@ def beam_search(
 
     Args:
         targets: float32 [G, d, P], finite.
-        codebooks: float32 [S*C, K, d], stage-major; group j of stage s uses s*C + j // tie.
-        stages: S.
-        tie: adjacent groups that share their codebooks.
-        pad: coordinates at the end of the last group that do not count.
+        codebooks: float32 [S*B, K, d], stage by stage.
+        grouping: of the targets.
         metric: float32 [G, d, d], symmetric and positive semidefinite; None is L2.
         beam: partial sums kept per point.
 
@@ -55,7 +52,7 @@ def beam_search(
     """
     if beam < 1:
         raise SpecError(f"beam must be at least 1, not {beam}")
-    whole = _Problem.of(targets, codebooks, stages=stages, tie=tie, pad=pad)
+    whole = _Problem.of(targets, codebooks, grouping)
     codes = whole.empty_codes()
     for groups, part in whole.plain_parts(metric):
         codes[:, groups] = part.greedy() if beam == 1 else part.search(beam, 1)[0]
@@ -65,22 +62,18 @@ def beam_search(
 def nearest_sums(
     targets: Tensor,
     codebooks: Tensor,
+    grouping: Grouping,
     *,
     keep: int,
-    stages: int = 1,
-    tie: int = 1,
-    pad: int = 0,
     beam: int = 4,
 ) -> Tensor:
     """The ``keep`` nearest codewords (with several stages: sums) of every point, nearest first.
 
     Args:
         targets: float32 [G, d, P].
-        codebooks: float32 [S*C, K, d].
+        codebooks: float32 [S*B, K, d].
+        grouping: of the targets.
         keep: how many, at most K^S.
-        stages: S.
-        tie: adjacent groups that share their codebooks.
-        pad: coordinates at the end of the last group that do not count.
         beam: see ``beam_search``; at least ``keep`` partial sums are kept.
 
     Returns:
@@ -89,8 +82,8 @@ def nearest_sums(
     Raises:
         SpecError: shapes do not fit, or there are fewer than ``keep`` sums.
     """
-    whole = _Problem.of(targets, codebooks, stages=stages, tie=tie, pad=pad)
-    sums = codebooks.shape[1] ** stages
+    whole = _Problem.of(targets, codebooks, grouping)
+    sums = codebooks.shape[1] ** grouping.stages
     if not 1 <= keep <= sums:
         raise SpecError(f"cannot keep {keep} of {sums} codewords; ask for 1 to {sums}")
     return whole.search(max(beam, keep), keep).flatten(1, 2)
@@ -100,10 +93,8 @@ def sweep(
     targets: Tensor,
     codebooks: Tensor,
     codes: Tensor,
+    grouping: Grouping,
     *,
-    stages: int,
-    tie: int = 1,
-    pad: int = 0,
     metric: Tensor | None = None,
 ) -> Tensor:
     """One round of coordinate descent (ICM): every stage is chosen anew with the others fixed.
@@ -112,17 +103,15 @@ def sweep(
 
     Args:
         targets: float32 [G, d, P].
-        codebooks: float32 [S*C, K, d].
+        codebooks: float32 [S*B, K, d].
         codes: int32 [S*G, P] to start from.
-        stages: S.
-        tie: adjacent groups that share their codebooks.
-        pad: coordinates at the end of the last group that do not count.
+        grouping: of the targets.
         metric: float32 [G, d, d] or None.
 
     Returns:
         Codes int32 [S*G, P]; ``codes`` is left alone.
     """
-    whole = _Problem.of(targets, codebooks, stages=stages, tie=tie, pad=pad)
+    whole = _Problem.of(targets, codebooks, grouping)
     new = codes.view(whole.empty_codes().shape).clone()
     for groups, part in whole.plain_parts(metric):
         new[:, groups] = part.sweep(new[:, groups])
@@ -133,33 +122,31 @@ def squared_errors(
     targets: Tensor,
     codebooks: Tensor,
     codes: Tensor,
+    grouping: Grouping,
     *,
-    stages: int,
-    tie: int = 1,
-    pad: int = 0,
     metric: Tensor | None = None,
 ) -> Tensor:
     """Squared distance of every point to the sum of its codewords, float32 [G, P].
 
     Arguments as in ``sweep``.
     """
-    whole = _Problem.of(targets, codebooks, stages=stages, tie=tie, pad=pad)
+    whole = _Problem.of(targets, codebooks, grouping)
     by_stage = codes.view(whole.empty_codes().shape)
     errors = [part.errors(by_stage[:, groups]) for groups, part in whole.plain_parts(metric)]
     return torch.cat(errors)
 
 
-def decode_sum(codes: Tensor, codebooks: Tensor, *, stages: int, tie: int = 1) -> Tensor:
-    """The sums of codewords: codes int [S*G, P], codebooks [S*C, K, d] -> float32 [G, d, P]."""
+def decode_sum(codes: Tensor, codebooks: Tensor, grouping: Grouping) -> Tensor:
+    """The sums of codewords, float32 [G, d, P], of codes [S*G, P] and codebooks [S*B, K, d]."""
     _, K, d = codebooks.shape
-    by_stage = codes.view(stages, -1, codes.shape[1])
-    books = codebooks.view(stages, -1, K, d)
+    by_stage = codes.view(grouping.stages, -1, codes.shape[1])
+    books = codebooks.view(grouping.stages, -1, K, d)
     G, P = by_stage.shape[1:]
     out = torch.zeros(G, d, P, dtype=codebooks.dtype, device=codebooks.device)
     step = max(1, _CHUNK // (d * P))
     for first in range(0, G, step):
         some = slice(first, first + step)
-        book = torch.arange(G, device=codes.device)[some, None] // tie
+        book = torch.arange(G, device=codes.device)[some, None] // grouping.groups_per_codebook
         for words, code in zip(books, by_stage, strict=True):
             out[some] += words[book, code[some].long()].movedim(1, 2)
     return out
@@ -171,25 +158,24 @@ class _Problem:
 
     Attributes:
         points: float32 [G, d, P].
-        books: float32 [S, C, K, d].
-        tie: groups per codebook.
-        pad: coordinates of the last group that do not count.
+        books: float32 [S, B, K, d].
+        grouping: of the points.
     """
 
     points: Tensor
     books: Tensor
-    tie: int
-    pad: int
+    grouping: Grouping
 
     @classmethod
-    def of(cls, targets: Tensor, codebooks: Tensor, *, stages: int, tie: int, pad: int) -> _Problem:
-        if stages < 1 or codebooks.ndim != 3 or len(codebooks) % stages:
+    def of(cls, targets: Tensor, codebooks: Tensor, grouping: Grouping) -> _Problem:
+        stages = grouping.stages
+        if codebooks.ndim != 3 or len(codebooks) % stages:
             raise SpecError(
                 f"codebooks {list(codebooks.shape)} cannot be split into {stages} stages"
             )
         books = codebooks.view(stages, -1, *codebooks.shape[1:])
-        kernels.check(targets, books[0].shape, tie, pad)
-        return cls(points=targets, books=books, tie=tie, pad=pad)
+        kernels.check(targets, books[0].shape, grouping)
+        return cls(points=targets, books=books, grouping=grouping)
 
     def empty_codes(self) -> Tensor:
         """int32 [S, G, P]."""
@@ -209,17 +195,18 @@ class _Problem:
         for first in range(0, G, step):
             groups = slice(first, min(first + step, G))
             own = metric[groups].clone()
-            if groups.stop == G and self.pad:
-                own[-1, d - self.pad :] = own[-1, :, d - self.pad :] = 0
+            if groups.stop == G and self.grouping.pad:
+                real = d - self.grouping.pad
+                own[-1, real:] = own[-1, :, real:] = 0
             factor = _factor(own)  # [g, d, d]
-            book = torch.arange(groups.start, groups.stop, device=metric.device) // self.tie
+            book = torch.arange(groups.start, groups.stop, device=metric.device)
+            points = factor.movedim(1, 2) @ self.points[groups]
             yield (
                 groups,
                 _Problem(
-                    points=factor.movedim(1, 2) @ self.points[groups],
-                    books=self.books[:, book] @ factor,
-                    tie=1,
-                    pad=0,
+                    points=points,
+                    books=self.books[:, book // self.grouping.groups_per_codebook] @ factor,
+                    grouping=Grouping.of_subvectors(points.shape, stages=S),
                 ),
             )
 
@@ -228,48 +215,47 @@ class _Problem:
         from dpq_core.kernels.cpu import beam as kernel  # numba loads on first use
 
         G, d, _ = self.points.shape
-        books, book_of = self.books, torch.arange(G, device=self.points.device) // self.tie
-        points = self.points
-        if self.pad:  # the last group gets a copy of its codebooks without the pad
+        books, points, pad = self.books, self.points, self.grouping.pad
+        book_of = torch.arange(G, device=points.device) // self.grouping.groups_per_codebook
+        if pad:  # the last group gets a copy of its codebooks without the pad
             points, last = points.clone(), books[:, -1:].clone()
-            points[-1, d - self.pad :] = last[..., d - self.pad :] = 0
+            points[-1, d - pad :] = last[..., d - pad :] = 0
             book_of[-1] = books.shape[1]
             books = torch.cat([books, last], dim=1)
         return kernel.search(points, books, book_of, beam, keep)
 
     def greedy(self) -> Tensor:
         """Each stage the nearest to what the stages before it leave: int32 [S, G, P]."""
-        codes = self.empty_codes()
+        codes, one = self.empty_codes(), self.grouping.one_stage()
         residual = self.points
         for stage, books in enumerate(self.books):
-            codes[stage] = kernels.assign(residual, books, tie=self.tie, pad=self.pad)[0]
+            codes[stage] = kernels.assign(residual, books, one)[0]
             if stage + 1 < len(codes):
-                residual = residual - decode_sum(codes[stage], books, stages=1, tie=self.tie)
+                residual = residual - decode_sum(codes[stage], books, one)
         return codes
 
     def sweep(self, codes: Tensor) -> Tensor:
         """See ``sweep``: int32 [S, G, P] -> the same."""
         codes = codes.clone()
-        flat = self.books.flatten(0, 1)
-        S = len(self.books)
-        residual = self.points - decode_sum(codes.flatten(0, 1), flat, stages=S, tie=self.tie)
+        flat, one = self.books.flatten(0, 1), self.grouping.one_stage()
+        residual = self.points - decode_sum(codes.flatten(0, 1), flat, self.grouping)
         for stage, books in enumerate(self.books):
-            target = residual + decode_sum(codes[stage], books, stages=1, tie=self.tie)
-            one = replace(self, points=target, books=books[None])
-            new = kernels.assign(target, books, tie=self.tie, pad=self.pad)[0]
+            target = residual + decode_sum(codes[stage], books, one)
+            problem = _Problem(points=target, books=books[None], grouping=one)
+            new = kernels.assign(target, books, one)[0]
             # The kernels compare rounded scores; only what is nearer by its difference is taken.
-            better = one.errors(new[None]) < one.errors(codes[stage : stage + 1])
+            better = problem.errors(new[None]) < problem.errors(codes[stage : stage + 1])
             codes[stage] = torch.where(better, new, codes[stage])
-            residual = target - decode_sum(codes[stage], books, stages=1, tie=self.tie)
+            residual = target - decode_sum(codes[stage], books, one)
         return codes
 
     def errors(self, codes: Tensor) -> Tensor:
         """See ``squared_errors``; codes int32 [S, G, P]."""
         flat = self.books.flatten(0, 1)
-        wrong = decode_sum(codes.flatten(0, 1), flat, stages=len(codes), tie=self.tie)
+        wrong = decode_sum(codes.flatten(0, 1), flat, self.grouping)
         wrong.sub_(self.points).square_()
-        if self.pad:
-            wrong[-1, self.points.shape[1] - self.pad :] = 0
+        if self.grouping.pad:
+            wrong[-1, self.points.shape[1] - self.grouping.pad :] = 0
         return wrong.sum(dim=1)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dpq_core.grouping import Grouping
 from dpq_core.methods.additive.beam import beam_search, squared_errors, sweep
 from dpq_core.methods.codebooks.kmeans import IterationStats
 
@@ -45,8 +46,8 @@ class AdditiveResult:
     """Codebooks, codes and how they came about.
 
     Attributes:
-        codebooks: float32 [S*C, K, d], stage-major: group j of stage s uses s*C + j // tie.
-        codes: int32 [S*G, P], stage-major.
+        codebooks: float32 [S*B, K, d], stage by stage.
+        codes: int32 [S*G, P], stage by stage.
         stats: per stage the k-means records, or one record per round.
     """
 
@@ -86,10 +87,8 @@ def alternate(
     points: Tensor,
     codebooks: Tensor,
     codes: Tensor,
+    grouping: Grouping,
     *,
-    stages: int,
-    tie: int = 1,
-    pad: int = 0,
     weights: Tensor | None = None,
     spec: AlternateSpec,
 ) -> AdditiveResult:
@@ -99,15 +98,13 @@ def alternate(
 
     Args:
         points: float32 [G, d, P].
-        codebooks: float32 [S*C, K, d], for example of ``residual_kmeans``.
+        codebooks: float32 [S*B, K, d], for example of ``residual_kmeans``.
         codes: int32 [S*G, P].
-        stages: S.
-        tie: adjacent groups that share their codebooks.
-        pad: coordinates at the end of the last group that do not count.
+        grouping: of the points.
         weights: float32 [G, P] or None.
         spec: rounds, noise, search.
     """
-    task = _Task(points=points, stages=stages, tie=tie, pad=pad, weights=weights)
+    task = _Task(points=points, grouping=grouping, weights=weights)
     generator = torch.Generator(points.device).manual_seed(spec.seed)
     now = task.state(codebooks, codes)
     best, stats = now, []
@@ -117,7 +114,7 @@ def alternate(
         # Without noise only rounding can make an update worse: then it was at the minimum.
         start = fitted if scale > 0 or fitted.objective <= now.objective else now
         now = task.encode(start, spec)
-        moved = (now.codes != before.codes).view(stages, -1).any(dim=0)
+        moved = (now.codes != before.codes).view(grouping.stages, -1).any(dim=0)
         stats.append(
             RoundStats(updated=start.objective, objective=now.objective, moved=int(moved.sum()))
         )
@@ -142,16 +139,12 @@ class _Task:
     """What stays the same over the rounds of ``alternate``; see there."""
 
     points: Tensor
-    stages: int
-    tie: int
-    pad: int
+    grouping: Grouping
     weights: Tensor | None
 
     def state(self, codebooks: Tensor, codes: Tensor) -> _State:
         """The state of these codebooks and codes."""
-        errors = squared_errors(
-            self.points, codebooks, codes, stages=self.stages, tie=self.tie, pad=self.pad
-        )
+        errors = squared_errors(self.points, codebooks, codes, self.grouping)
         if self.weights is None:
             objective = float(errors.double().mean())
         else:
@@ -166,26 +159,19 @@ class _Task:
             normal = torch.randn(points.shape, generator=generator, device=points.device)
             points = normal.mul_(noise * points.std(dim=2, correction=0, keepdim=True)).add_(points)
         fitted = fit_codebooks(
-            points,
-            now.codebooks,
-            now.codes,
-            stages=self.stages,
-            tie=self.tie,
-            pad=self.pad,
-            weights=self.weights,
+            points, now.codebooks, now.codes, self.grouping, weights=self.weights
         )
         return self.state(fitted, now.codes)
 
     def encode(self, now: _State, spec: AlternateSpec) -> _State:
         """New codes that are nowhere worse than those of ``now``."""
-        stages, tie, pad = self.stages, self.tie, self.pad
         books, codes = now.codebooks, now.codes
         if spec.beam:
-            found = beam_search(self.points, books, stages=stages, tie=tie, pad=pad, beam=spec.beam)
-            better = self.state(books, found).errors < now.errors
-            codes = torch.where(better.repeat(stages, 1), found, codes)
+            searched = beam_search(self.points, books, self.grouping, beam=spec.beam)
+            better = self.state(books, searched).errors < now.errors
+            codes = torch.where(better.repeat(self.grouping.stages, 1), searched, codes)
         for _ in range(spec.sweeps):
-            codes = sweep(self.points, books, codes, stages=stages, tie=tie, pad=pad)
+            codes = sweep(self.points, books, codes, self.grouping)
         return self.state(books, codes)
 
 
@@ -193,10 +179,8 @@ def fit_codebooks(
     points: Tensor,
     codebooks: Tensor,
     codes: Tensor,
+    grouping: Grouping,
     *,
-    stages: int,
-    tie: int = 1,
-    pad: int = 0,
     weights: Tensor | None = None,
 ) -> Tensor:
     """The codebooks that minimise the weighted squared error with the codes fixed.
@@ -207,26 +191,25 @@ def fit_codebooks(
 
     Args:
         points: float32 [G, d, P].
-        codebooks: float32 [S*C, K, d], the start.
+        codebooks: float32 [S*B, K, d], the start.
         codes: int32 [S*G, P].
-        stages: S.
-        tie: adjacent groups that share their codebooks.
-        pad: coordinates at the end of the last group that do not count.
+        grouping: of the points.
         weights: float32 [G, P] or None.
 
     Returns:
-        float32 [S*C, K, d].
+        float32 [S*B, K, d].
     """
     from dpq_core.kernels.cpu.additive import scatter_residual  # numba loads on first use
 
     G, _, P = points.shape
+    stages = grouping.stages
     by_stage = codes.view(stages, G, P)
     words = codebooks.view(stages, -1, *codebooks.shape[1:]).double()
     if weights is not None:
         weights = weights.expand(G, P).to(points)
 
     def residual(x: Tensor | None, at: Tensor) -> Tensor:
-        return scatter_residual(x, by_stage, at, tie=tie, pad=pad, weights=weights)
+        return scatter_residual(x, by_stage, at, grouping, weights=weights)
 
     # The weight of a codeword's members is the diagonal of the normal matrix: the residual of x = 0
     # where the codewords of every point add up to -1.
@@ -237,7 +220,7 @@ def fit_codebooks(
 def _solve(
     residual: Callable[[Tensor | None, Tensor], Tensor], r: Tensor, words: Tensor, members: Tensor
 ) -> Tensor:
-    """Conjugate gradients with a Jacobi preconditioner, float64 [S, C, K, d].
+    """Conjugate gradients with a Jacobi preconditioner, float64 [S, B, K, d].
 
     Each codebook set and coordinate is a system of its own with S*K unknowns, so all sums run over
     stages and codewords.
@@ -266,7 +249,7 @@ def _solve(
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
-    """Inner products of [S, C, K, d] over stages and codewords: [1, C, 1, d]."""
+    """Inner products of [S, B, K, d] over stages and codewords: [1, B, 1, d]."""
     return (a * b).sum((0, 2), keepdim=True)
 
 

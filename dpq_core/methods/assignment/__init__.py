@@ -1,6 +1,6 @@
 """Codes and codewords that suit the output of a layer, not its weights.
 
-``dpq_core.methods.outputs`` applies this to one tensor; the E-step of calibration
+``dpq_core.methods.output_aware`` applies this to one tensor; the E-step of calibration
 (``dpq_core.calibrate.estep``) applies it to all tensors of a model. A new method of assignment
 is added here.
 

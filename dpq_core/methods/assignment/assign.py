@@ -27,8 +27,8 @@ class AssignResult:
     """Codes and what they achieve.
 
     Attributes:
-        codes: int32 [S * G, P], stage-major.
-        core_hat: float32 [rows, cols], the decoded core.
+        codes: int32 [S*G, P], stage by stage.
+        core_hat: float32 [R, C], the decoded core.
         errors: damped E_out in the units of the measured H: of the start, then after each sweep.
             Never rises.
         changed: codes (subvectors) that each sweep changed.
@@ -44,7 +44,6 @@ def assign(
     objective: Objective,
     codebooks: Tensor,
     *,
-    tie: int = 1,
     method: str = "ldlq+icm",
     sweeps: int = 2,
     codes: Tensor | None = None,
@@ -54,12 +53,11 @@ def assign(
     """Choose codes for one layer.
 
     Args:
-        objective: the layer, its second moment and the weights of its rows.
-        codebooks: float32 [S * C, K, d], C = ceil(G / tie); a weight is the sum over S stages.
-        tie: adjacent groups that share a codebook; group j uses codebook j // tie of each stage.
+        objective: the layer, its grouping, its second moment and the weights of its rows.
+        codebooks: float32 [S*B, K, d].
         method: one of ``METHODS``.
         sweeps: of coordinate descent, for the methods that have any; ends early when none moves.
-        codes: int32 [S * G, P] to start coordinate descent from (method ``icm``); else from ``l2``.
+        codes: int32 [S*G, P] to start coordinate descent from (method ``icm``); else from ``l2``.
         limit: share of all subvectors, 0..1, whose codes may change at all (method ``icm``): those
             that could lower the error most at the start.
         encoder: how a group is encoded; nearest codeword, stage by stage, unless given.
@@ -67,20 +65,21 @@ def assign(
     Raises:
         SpecError: an unknown method, arguments that do not go with it, or shapes that do not fit.
     """
-    stages = _check(objective, codebooks, tie, method, codes)
+    _check(objective, codebooks, method, codes)
+    stages = objective.grouping.stages
     if encoder is not None and objective.orientation != "input":
         raise SpecError("an encoder of its own needs subvectors along the input axis")
     if (codes is not None or limit < 1) and method != "icm":
         raise SpecError(f"codes and a limit go with method icm, not with {method}")
     books = codebooks.float().view(stages, -1, *codebooks.shape[1:])
-    start = None if codes is None else _by_step(objective, codes, stages)
+    start = None if codes is None else _by_step(objective, codes)
     by_row = objective.orientation == "input"
 
     def chunk(rows: slice) -> Chunk:
         steps: Steps = (
-            InputSteps(objective, books, tie, encoder, objective.weights(rows))
+            InputSteps(objective, books, encoder, objective.weights(rows))
             if by_row
-            else OutputSteps(objective, books, tie)
+            else OutputSteps(objective, books)
         )
         made = Chunk(objective.by_column(rows), objective.hessian, steps, stages)
         made.start(method, start if start is None or not by_row else start[..., rows])
@@ -96,30 +95,26 @@ def assign(
     return total.result()
 
 
-def _check(
-    objective: Objective, codebooks: Tensor, tie: int, method: str, codes: Tensor | None
-) -> int:
-    """The number of stages S."""
+def _check(objective: Objective, codebooks: Tensor, method: str, codes: Tensor | None) -> None:
+    """Raise SpecError unless codebooks and codes fit the objective and the method is known."""
+    g = objective.grouping
     if method not in METHODS:
         raise SpecError(f"unknown assignment {method!r}; choose one of {', '.join(METHODS)}")
-    books = -(-objective.groups // tie)
-    if codebooks.ndim != 3 or len(codebooks) % books or codebooks.shape[2] != objective.d:
+    if codebooks.ndim != 3 or codebooks.shape[::2] != (g.stages * g.codebooks, g.d):
         raise SpecError(
-            f"{objective.groups} groups with tie={tie} need codebooks [stages x {books}, K, "
-            f"{objective.d}], not {list(codebooks.shape)}"
+            f"{g.groups} groups, {g.groups_per_codebook} per codebook, in {g.stages} stages need "
+            f"codebooks [{g.stages * g.codebooks}, K, {g.d}], not {list(codebooks.shape)}"
         )
-    stages = len(codebooks) // books
-    if codes is not None and codes.shape != (stages * objective.groups, objective.points):
+    if codes is not None and codes.shape != (g.stages * g.groups, g.points):
         raise SpecError(
-            f"codes must be [{stages * objective.groups}, {objective.points}], "
-            f"not {list(codes.shape)}"
+            f"codes must be [{g.stages * g.groups}, {g.points}], not {list(codes.shape)}"
         )
-    return stages
 
 
-def _by_step(objective: Objective, codes: Tensor, stages: int) -> Tensor:
-    """[S * G, P] -> [S, steps, codes per step]."""
-    by_stage = codes.view(stages, objective.groups, objective.points)
+def _by_step(objective: Objective, codes: Tensor) -> Tensor:
+    """[S*G, P] -> [S, steps, codes per step]."""
+    g = objective.grouping
+    by_stage = codes.view(g.stages, g.groups, g.points)
     return by_stage if objective.orientation == "input" else by_stage.mT
 
 

@@ -26,10 +26,10 @@ class Encoder(Protocol):
             targets: float32 t [rows, d]; a view, do not write to it.
             metric: float32 M [d, d], symmetric positive definite: the error of a sum of codewords
                 c is ``(t - c)^T M (t - c)``.
-            group: j; stage s reads codebook ``s C + j // tie``.
+            group: j, the group of the targets; see ``Grouping`` for its codebooks.
 
         Returns:
-            Codes int32 [stages, rows].
+            Codes int32 [S, rows].
         """
 
 
@@ -37,16 +37,16 @@ class Nearest:
     """The nearest codeword; with several stages each encodes what the stages before it left.
 
     Args:
-        codebooks: float32 [stages, C, K, d].
-        tie: adjacent groups that share a codebook.
+        codebooks: float32 [S, B, K, d].
+        groups_per_codebook: adjacent groups that share a codebook.
     """
 
-    def __init__(self, codebooks: Tensor, tie: int) -> None:
-        self.codebooks, self.tie = codebooks, tie
+    def __init__(self, codebooks: Tensor, groups_per_codebook: int) -> None:
+        self.codebooks, self.sharing = codebooks, groups_per_codebook
 
     def __call__(self, targets: Tensor, metric: Tensor, group: int) -> Tensor:
         """See ``Encoder``."""
-        books, left = self.codebooks[:, group // self.tie], targets.T  # [S, K, d], [d, rows]
+        books, left = self.codebooks[:, group // self.sharing], targets.T  # [S, K, d], [d, rows]
         codes = [nearest(left, books[0], metric)]
         for before, book in itertools.pairwise(books):
             left = left - _words(before, codes[-1])
@@ -64,10 +64,10 @@ class Steps(Protocol):
     points: int
 
     def encode(self, step: int, targets: Tensor, metric: Tensor) -> Tensor:
-        """Targets [b, R] -> codes int32 [stages, points]."""
+        """Targets [b, R] -> codes int32 [S, points]."""
 
     def decode(self, step: int, codes: Tensor) -> Tensor:
-        """Codes [stages, points] -> values [b, R]."""
+        """Codes [S, points] -> values [b, R]."""
 
     def per_code(self, values: Tensor) -> Tensor:
         """Weighted sums of values [b, R] over what one code stands for: [points]."""
@@ -81,8 +81,7 @@ class InputSteps:
 
     Args:
         objective: the layer.
-        codebooks: float32 [stages, C, K, d].
-        tie: adjacent groups that share a codebook.
+        codebooks: float32 [S, B, K, d].
         encoder: of a group; nearest codeword, stage by stage, unless given.
         weights: of the chunk's rows, float32 [rows].
     """
@@ -91,14 +90,14 @@ class InputSteps:
         self,
         objective: Objective,
         codebooks: Tensor,
-        tie: int,
         encoder: Encoder | None,
         weights: Tensor,
     ) -> None:
-        self.codebooks, self.tie = codebooks, tie
-        self.encoder: Encoder = encoder or Nearest(codebooks, tie)
+        g = objective.grouping
+        self.codebooks, self.sharing = codebooks, g.groups_per_codebook
+        self.encoder: Encoder = encoder or Nearest(codebooks, self.sharing)
         self.weights, self.points = weights, len(weights)
-        self.last, self.real = objective.groups - 1, objective.d - objective.pad
+        self.last, self.real = g.groups - 1, g.d - g.pad
 
     def encode(self, step: int, targets: Tensor, metric: Tensor) -> Tensor:
         """See ``Steps``."""
@@ -106,7 +105,7 @@ class InputSteps:
 
     def decode(self, step: int, codes: Tensor) -> Tensor:
         """See ``Steps``."""
-        books = self.codebooks[:, step // self.tie]
+        books = self.codebooks[:, step // self.sharing]
         values = _words(books[0], codes[0])
         for book, code in zip(books[1:], codes[1:], strict=True):
             values += _words(book, code)
@@ -128,14 +127,14 @@ class OutputSteps:
 
     Args:
         objective: the layer; its chunk is all rows.
-        codebooks: float32 [stages, C, K, d].
-        tie: adjacent groups that share a codebook.
+        codebooks: float32 [S, B, K, d].
     """
 
-    def __init__(self, objective: Objective, codebooks: Tensor, tie: int) -> None:
+    def __init__(self, objective: Objective, codebooks: Tensor) -> None:
         self.rows = len(objective.core)
         self.weights = objective.weights(slice(0, self.rows))
-        self.codebooks, self.tie, self.points = codebooks, tie, objective.groups
+        g = objective.grouping
+        self.codebooks, self.sharing, self.points = codebooks, g.groups_per_codebook, g.groups
         self.by_book = self._by_book(self.weights)
 
     def encode(self, step: int, targets: Tensor, metric: Tensor) -> Tensor:
@@ -143,7 +142,7 @@ class OutputSteps:
         left = self._by_book(targets[0])
         codes = []
         for books in self.codebooks:
-            code = weighted_nearest(left, books, self.by_book)  # [C, tie]
+            code = weighted_nearest(left, books, self.by_book)  # [B, groups of each]
             codes.append(code)
             left = left - _gather(books, code).movedim(1, 2)
         return torch.stack(codes).flatten(1)[:, : self.points]
@@ -151,9 +150,9 @@ class OutputSteps:
     def decode(self, step: int, codes: Tensor) -> Tensor:
         """See ``Steps``."""
         books = self.codebooks.shape[1]
-        padded = codes.new_zeros(len(codes), books * self.tie)
+        padded = codes.new_zeros(len(codes), books * self.sharing)
         padded[:, : self.points] = codes
-        by_book = padded.view(-1, books, self.tie)
+        by_book = padded.view(-1, books, self.sharing)
         words = [_gather(*stage) for stage in zip(self.codebooks, by_book, strict=True)]
         row = torch.stack(words).sum(dim=0).flatten()[: len(self.weights)]
         row[self.rows :] = 0
@@ -168,19 +167,19 @@ class OutputSteps:
         return per_code.repeat_interleave(len(self.weights) // self.points)
 
     def _by_book(self, values: Tensor) -> Tensor:
-        """[R] -> [C, d, tie], zero for groups that do not exist."""
+        """[R] -> [B, d, groups of each], zero for groups that do not exist."""
         books, d = self.codebooks.shape[1], self.codebooks.shape[3]
-        padded = values.new_zeros(books * self.tie * d)
+        padded = values.new_zeros(books * self.sharing * d)
         padded[: len(values)] = values
-        return padded.view(books, self.tie, d).movedim(1, 2)
+        return padded.view(books, self.sharing, d).movedim(1, 2)
 
 
 def _words(book: Tensor, codes: Tensor) -> Tensor:
-    """Codebook [K, d] at codes [n] -> [d, n], contiguous (three times as fast as by rows)."""
+    """Codewords of a codebook [K, d] at codes [n]: [d, n], contiguous (3 times as fast as rows)."""
     return book.T.contiguous().index_select(1, codes)
 
 
 def _gather(books: Tensor, codes: Tensor) -> Tensor:
-    """Codebooks [C, K, d] at codes [C, n] -> [C, n, d]."""
+    """Codewords [B, n, d] of codebooks [B, K, d] at codes [B, n]."""
     index = codes.long()[..., None].expand(-1, -1, books.shape[2])
     return books.gather(1, index)

@@ -41,13 +41,13 @@ class CodebookUpdate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Refined:
+class RefinedCodebooks:
     """Codes and codebooks after alternating updates.
 
     Attributes:
-        codes: int32 [S * G, P].
+        codes: int32 [S*G, P].
         codebooks: float32, shaped like those given.
-        core_hat: float32 [rows, cols].
+        core_hat: float32 [R, C].
         errors: damped E_out in the units of the measured H: before, then after each update and each
             sweep. Never rises.
     """
@@ -63,7 +63,6 @@ def update_codebooks(
     codes: Tensor,
     codebooks: Tensor,
     *,
-    tie: int = 1,
     index_map: Tensor | None = None,
     iterations: int = ITERATIONS,
 ) -> CodebookUpdate:
@@ -73,13 +72,12 @@ def update_codebooks(
 
     Args:
         objective: the layer.
-        codes: int32 [S * G, P], stage-major.
-        codebooks: float32 [S * C, K, d], or the pool [N, d] if there is an index map.
-        tie: adjacent groups that share a codebook.
-        index_map: [S * C, K], the pool vector of every codeword; None where there is no pool.
+        codes: int32 [S*G, P], stage by stage.
+        codebooks: float32 [S*B, K, d], or the pool [V, d] if there is an index map.
+        index_map: [S*B, K], the pool vector of every codeword; None where there is no pool.
         iterations: of conjugate gradients, at most.
     """
-    system = Normal(objective, codes, codebooks, tie, index_map)
+    system = Normal(objective, codes, codebooks, index_map)
     gradient, before = system.gradient(codebooks)
     inverse = system.preconditioner()
     total, direction = torch.zeros_like(gradient), torch.zeros_like(gradient)
@@ -113,40 +111,36 @@ def refine(
     codes: Tensor,
     codebooks: Tensor,
     *,
-    tie: int = 1,
     index_map: Tensor | None = None,
     rounds: int = 1,
     encoder: Callable[[Tensor], Encoder] | None = None,
-) -> Refined:
+) -> RefinedCodebooks:
     """Alternate codebook updates and sweeps of coordinate descent.
 
     Args:
         objective: the layer.
-        codes: int32 [S * G, P] to start from.
-        codebooks: float32 [S * C, K, d], or the pool [N, d], to start from.
-        tie: adjacent groups that share a codebook.
-        index_map: [S * C, K] into the pool, if there is one.
+        codes: int32 [S*G, P] to start from.
+        codebooks: float32 [S*B, K, d], or the pool [V, d], to start from.
+        index_map: [S*B, K] into the pool, if there is one.
         rounds: of an update and a sweep each.
-        encoder: makes the encoder for given codebooks [S * C, K, d]; see ``assign``.
+        encoder: makes the encoder for given codebooks [S*B, K, d]; see ``assign``.
     """
 
     def sweep(codes: Tensor, sweeps: int) -> AssignResult:
         books = _read(codebooks, index_map)
         used = None if encoder is None else encoder(books)
-        return assign(
-            objective, books, tie=tie, method="icm", sweeps=sweeps, codes=codes, encoder=used
-        )
+        return assign(objective, books, method="icm", sweeps=sweeps, codes=codes, encoder=used)
 
     result = sweep(codes, 0)
     errors = [*result.errors]
     for _ in range(rounds):
-        update = update_codebooks(objective, result.codes, codebooks, tie=tie, index_map=index_map)
+        update = update_codebooks(objective, result.codes, codebooks, index_map=index_map)
         codebooks = update.codebooks
         result = sweep(result.codes, 1)
         # Both are measured afresh; at a minimum float32 may see them differ in the last digit.
         errors.append(min(errors[-1], update.errors[-1]))
         errors.append(min(errors[-1], result.errors[-1]))
-    return Refined(
+    return RefinedCodebooks(
         codes=result.codes, codebooks=codebooks, core_hat=result.core_hat, errors=tuple(errors)
     )
 
@@ -155,11 +149,10 @@ def relearn(
     objective: Objective,
     codebooks: Tensor,
     *,
-    tie: int = 1,
     index_map: Tensor | None = None,
     rounds: int = 4,
     encoder: Callable[[Tensor], Encoder] | None = None,
-) -> Refined:
+) -> RefinedCodebooks:
     """Alternate fresh codes (error feedback) and codebook updates, and refine the best of them.
 
     Fresh codes leave the local minimum that ``refine`` stays in. With a codebook per group the
@@ -170,8 +163,8 @@ def relearn(
     def fresh(codebooks: Tensor) -> tuple[Tensor, CodebookUpdate]:
         books = _read(codebooks, index_map)
         used = None if encoder is None else encoder(books)
-        codes = assign(objective, books, tie=tie, method="ldlq", encoder=used).codes
-        return codes, update_codebooks(objective, codes, codebooks, tie=tie, index_map=index_map)
+        codes = assign(objective, books, method="ldlq", encoder=used).codes
+        return codes, update_codebooks(objective, codes, codebooks, index_map=index_map)
 
     codes, best = fresh(codebooks)
     latest = best
@@ -182,11 +175,9 @@ def relearn(
             codes, best = found, latest
         if latest.errors[-1] > (1 - WORTH) * before:
             break
-    return refine(
-        objective, codes, best.codebooks, tie=tie, index_map=index_map, rounds=2, encoder=encoder
-    )
+    return refine(objective, codes, best.codebooks, index_map=index_map, rounds=2, encoder=encoder)
 
 
 def _read(codebooks: Tensor, index_map: Tensor | None) -> Tensor:
-    """Codebooks [S * C, K, d], through the index map if there is one."""
+    """Codebooks [S*B, K, d], through the index map if there is one."""
     return codebooks if index_map is None else codebooks[index_map.long()]

@@ -13,9 +13,9 @@ COUNTS = 1 << 22  # counters alive at a time: 32 MB
 
 
 class Normal:
-    """The normal equations of all codewords [n, d]: every slot [S * C * K], or every pool vector.
+    """The normal equations of all codewords [n, d]: every slot [S*B*K], or every pool vector.
 
-    With decode(V) the layer [rows, cols] of codewords V, they read
+    With decode(V) the layer [R, C] of codewords V, they read
     ``decode^T(w decode(V) H) = decode^T(w W H)``.
     """
 
@@ -24,22 +24,21 @@ class Normal:
         objective: Objective,
         codes: Tensor,
         codebooks: Tensor,
-        tie: int,
         index_map: Tensor | None,
     ) -> None:
         self.objective = objective
         self.map = None if index_map is None else index_map.long().flatten()
         self.vectors = len(codebooks)  # of the pool
-        groups, K = objective.groups, (codebooks if index_map is None else index_map).shape[1]
-        books = -(-groups // tie)
-        self.codes = codes.view(-1, groups, codes.shape[1]).long()  # [S, G, P]
-        self.shape = (len(self.codes) * books, K, objective.d)
+        g, K = objective.grouping, (codebooks if index_map is None else index_map).shape[1]
+        self.codes = codes.view(g.stages, g.groups, g.points).long()  # [S, G, P]
+        self.shape = (g.stages * g.codebooks, K, g.d)
         self.by_row = objective.orientation == "input"
         order = objective.hessian.order
         if not self.by_row:  # the Hessian's order is that of the points
             self.codes = self.codes[:, :, order]
-            order = torch.arange(groups, device=order.device)
-        self.places = [torch.nonzero(order // tie == book)[:, 0] for book in range(books)]
+            order = torch.arange(g.groups, device=order.device)
+        book_of = order // g.groups_per_codebook
+        self.places = [torch.nonzero(book_of == book)[:, 0] for book in range(g.codebooks)]
         self.order = order
 
     def gradient(self, codebooks: Tensor) -> tuple[Tensor, float]:
@@ -115,17 +114,17 @@ class Normal:
         return self.objective.without_pad(values)
 
     def _add_up(self, values: Tensor, rows: slice, sums: Tensor) -> None:
-        """The transpose of ``_decode``: add [n, R] to float64 sums [S * C, K, d]."""
+        """The transpose of ``_decode``: add [n, R] to float64 sums [S*B, K, d]."""
         subvectors = self._subvectors(self.objective.without_pad(values))
         for row, places, codes in self._books(rows):
             each = subvectors[places].movedim(1, 0).flatten(1)
             sums[row] += _scatter(each, codes.flatten(), self.shape[1])
 
     def _to_vectors(self, slots: Tensor) -> Tensor:
-        """Sums over slots [S * C * K, ...] as sums over the pool's vectors, if there is a pool."""
+        """Sums over slots [S*B*K, ...] as sums over the pool's vectors, if there is a pool."""
         if self.map is None:
             return slots
-        return _scatter(slots.T, self.map, self.vectors)  # [N, ...]
+        return _scatter(slots.T, self.map, self.vectors)  # [V, ...]
 
 
 def _scatter(values: Tensor, codes: Tensor, K: int) -> Tensor:

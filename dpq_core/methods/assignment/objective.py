@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dpq_core.errors import SpecError
+from dpq_core.grouping import Grouping
 from dpq_core.methods.assignment.hessian import Hessian
 
 CHUNK_FLOATS = 1 << 26  # of one [cols, rows] buffer; rows are independent and come in chunks
@@ -18,16 +19,16 @@ class Objective:
     """``E_out = sum_r w_r (W - What)_r H (W - What)_r^T`` over codes and codebooks (METHODS 0).
 
     Attributes:
-        core: float32 W [rows, cols], the matrix that is encoded (scales divided out).
+        core: float32 W [R, C], the matrix that is encoded (scales divided out).
         hessian: damped H, in steps of d columns (orientation input) or of one (output).
-        d: subvector length.
+        grouping: of the core's subvectors.
         orientation: subvectors run along the ``input`` axis (columns) or the ``output`` axis.
-        row_weight: float32 w [rows], not negative: squared row scales; None weighs rows alike.
+        row_weight: float32 w [R], not negative: squared row scales; None weighs rows alike.
     """
 
     core: Tensor
     hessian: Hessian
-    d: int
+    grouping: Grouping
     orientation: str
     row_weight: Tensor | None
 
@@ -36,21 +37,26 @@ class Objective:
         cls,
         core: Tensor,
         H: Tensor | Hessian,
+        grouping: Grouping,
         *,
-        d: int,
         orientation: str = "input",
         damping: float = 0.01,
         row_weight: Tensor | None = None,
     ) -> Objective:
-        """Check and prepare; a ``Hessian`` made before (for a layer of the same input) is reused.
+        """The objective of one layer; a ``Hessian`` of a layer with the same input is reused.
 
         Raises:
             SpecError: shapes do not fit, or H is no second moment.
         """
-        width = d if orientation == "input" else 1
+        width = grouping.d if orientation == "input" else 1
         if isinstance(H, Tensor):
             H = Hessian.of(H.to(core.device), width=width, damping=damping)
         rows, cols = core.shape
+        if (rows, cols) != (grouping.rows, grouping.cols):
+            raise SpecError(
+                f"a core [{rows}, {cols}] does not fit a grouping of [{grouping.rows}, "
+                f"{grouping.cols}]"
+            )
         if (H.width, H.cols) != (width, cols):
             raise SpecError(
                 f"a second moment of {H.cols} columns in steps of {H.width} does not fit "
@@ -61,30 +67,10 @@ class Objective:
         return cls(
             core=core.float(),
             hessian=H,
-            d=d,
+            grouping=grouping,
             orientation=orientation,
             row_weight=None if row_weight is None else row_weight.float(),
         )
-
-    @property
-    def axis(self) -> int:
-        """Length of the axis that is cut into subvectors."""
-        return self.core.shape[1 if self.orientation == "input" else 0]
-
-    @property
-    def groups(self) -> int:
-        """G: groups of d along the cut axis."""
-        return -(-self.axis // self.d)
-
-    @property
-    def points(self) -> int:
-        """P: subvectors per group."""
-        return self.core.shape[0 if self.orientation == "input" else 1]
-
-    @property
-    def pad(self) -> int:
-        """Coordinates of the last group that do not exist."""
-        return self.groups * self.d - self.axis
 
     def chunks(self) -> list[slice]:
         """Ranges of rows that are worked on at a time; all at once where subvectors cross rows."""
@@ -109,7 +95,7 @@ class Objective:
         return columns
 
     def by_row(self, columns: Tensor, rows: slice) -> Tensor:
-        """The inverse of ``by_column``: [n, R] -> [rows, cols]."""
+        """The inverse of ``by_column``: [n, R] -> [R, C]."""
         core = self.core.new_empty(self.core.shape[1], rows.stop - rows.start)
         core[self.hessian.columns[self.hessian.exists]] = columns[
             self.hessian.exists, : core.shape[1]
@@ -118,7 +104,7 @@ class Objective:
 
     def without_pad(self, columns: Tensor) -> Tensor:
         """[n, R] with zeros where nothing exists, in place."""
-        if self.pad:
+        if self.grouping.pad:
             columns[~self.hessian.exists] = 0
             if self.orientation == "output":
                 columns[:, len(self.core) :] = 0
@@ -140,7 +126,9 @@ class Objective:
         return float(total) * self.hessian.scale
 
     def _padded(self, rows: int) -> int:
-        return rows if self.orientation == "input" else -(-rows // self.d) * self.d
+        return (
+            rows if self.orientation == "input" else -(-rows // self.grouping.d) * self.grouping.d
+        )
 
 
 def quadratic(left: Tensor, right: Tensor, weights: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dpq_core import kernels
 from dpq_core.errors import SpecError
+from dpq_core.grouping import Grouping
 from dpq_core.kernels.cpu.threads import one_torch_thread
 from dpq_core.methods.codebooks.kmeans_init import initial_codebooks
 from dpq_core.spec import KMeansSpec
@@ -43,8 +44,8 @@ class KMeansResult:
     """Learned codebooks and the assignment to exactly these codebooks.
 
     Attributes:
-        codebooks: float32 [C, K, d].
-        codes: int32 [G, N].
+        codebooks: float32 [B, K, d].
+        codes: int32 [G, P].
         stats: one record per iteration, tail included.
     """
 
@@ -54,44 +55,43 @@ class KMeansResult:
 
 
 def kmeans(
-    points: Tensor,
+    subvectors: Tensor,
+    grouping: Grouping | None = None,
     *,
     K: int,
-    tie: int = 1,
-    pad: int = 0,
     spec: KMeansSpec,
     seed: int,
     weights: Tensor | None = None,
 ) -> KMeansResult:
-    """Learn one codebook per ``tie`` adjacent groups and assign every point to its codeword.
+    """Learn the codebooks of some subvectors and assign every subvector to its codeword.
 
     The same arguments give the same bytes, whatever the number of threads. A codebook of fewer
-    distinct points than K keeps duplicate codewords, which no code refers to.
+    distinct subvectors than K keeps duplicate codewords, which no code refers to.
 
     Args:
-        points: float32 [G, d, N].
+        subvectors: float32 [G, d, P].
+        grouping: of the subvectors; None gives every group its own codebook. A padded last group
+            that shares its codebook is only assigned; alone, it is trained (zero in the pad).
         K: codewords per codebook.
-        tie: adjacent groups that share a codebook; the last codebook may have fewer.
-        pad: coordinates at the end of the last group that do not count. Where that group shares
-            its codebook it is only assigned; alone, it is trained (the pad should be zero).
         spec: iterations, noise, initialisation.
         seed: the only source of randomness.
-        weights: float32 [G, N], not negative; None weighs all points alike.
+        weights: float32 [G, P], not negative; None weighs all subvectors alike.
 
     Raises:
-        SpecError: shapes do not fit, or points or weights are NaN, infinite or negative.
+        SpecError: shapes do not fit, or subvectors or weights are NaN, infinite or negative.
     """
-    passes = kernels.lloyd(points, K=K, tie=tie, pad=pad, weights=weights)
+    grouping = grouping or Grouping.of_subvectors(subvectors.shape)
+    passes = kernels.lloyd(subvectors, grouping, K=K, weights=weights)
     if weights is not None and bool((weights < 0).any()):
         raise SpecError("weights of points must not be negative")
     moments = passes.moments()
-    if not bool(torch.isfinite(moments).all()) or not _padded_group_finite(points, pad):
+    if not bool(torch.isfinite(moments).all()) or not _padded_group_finite(subvectors, grouping):
         raise SpecError("weights hold NaN or infinite values")
-    spec = spec.settled(points.shape[1], K)
-    with one_torch_thread(len(moments) * K * points.shape[1]):
-        generator = torch.Generator(points.device).manual_seed(seed)
+    spec = spec.resolved(grouping.d, K)
+    with one_torch_thread(len(moments) * K * grouping.d):
+        generator = torch.Generator(subvectors.device).manual_seed(seed)
         books = initial_codebooks(
-            points, weights, K=K, tie=tie, pad=pad, method=spec.init, generator=generator
+            subvectors, weights, grouping, K=K, method=spec.init, generator=generator
         )
         update = _Update(moments, generator)
         stats = []
@@ -110,16 +110,16 @@ def kmeans(
         return KMeansResult(codebooks=books, codes=passes.result(), stats=tuple(stats))
 
 
-def _padded_group_finite(points: Tensor, pad: int) -> bool:
-    """The moments may leave the padded group out; its own coordinates are looked at here."""
-    return pad == 0 or bool(torch.isfinite(points[-1]).all())
+def _padded_group_finite(subvectors: Tensor, grouping: Grouping) -> bool:
+    """Whether a padded last group, which the moments may leave out, holds finite values only."""
+    return grouping.pad == 0 or bool(torch.isfinite(subvectors[-1]).all())
 
 
 class _Update:
     """The M-step: cluster sums -> codebooks, all codebooks at once.
 
     Args:
-        moments: float64 [C, 2 d + 1]: sum w x, sum w x^2 (per coordinate), sum w.
+        moments: float64 [B, 2 d + 1]: sum w x, sum w x^2 (per coordinate), sum w.
         generator: of the noise.
     """
 
@@ -128,7 +128,7 @@ class _Update:
         weight = moments[:, -1:].clamp_min(torch.finfo(torch.float64).tiny)
         mean = moments[:, :d] / weight
         variance = (moments[:, d : 2 * d] / weight - mean.square()).clamp_min(0)
-        self.sigma = variance.sqrt().float()[:, None]  # [C, 1, d]
+        self.sigma = variance.sqrt().float()[:, None]  # [B, 1, d]
         self.energy = float(moments[:, d : 2 * d].sum())  # sum w |x|^2
         self.weight = float(weight.sum())
         self.generator = generator
@@ -139,8 +139,8 @@ class _Update:
         """One update.
 
         Args:
-            books: float32 [C, K, d] that the points were assigned to.
-            sums: float64 [C, K, d + 1 or d + 2]: sum w x, sum w (, sum w^2).
+            books: float32 [B, K, d] that the points were assigned to.
+            sums: float64 [B, K, d + 1 or d + 2]: sum w x, sum w (, sum w^2).
             scale: of the noise, in standard deviations of the codebook's points.
             split: distance of a split-off codeword from its parent, in the same unit; 0 after the
                 last iteration, when it would never become the mean of anything.
@@ -178,7 +178,7 @@ class _Update:
         order = weight.argsort(dim=1, descending=True, stable=True)  # empty ones come last
         members = (weight > 0).sum(dim=1, keepdim=True).clamp_min(1)
         rank = torch.arange(weight.shape[1], device=weight.device).expand_as(weight)
-        parent = order.gather(1, (rank - members).clamp_min(0) % members)  # [C, K] by rank
+        parent = order.gather(1, (rank - members).clamp_min(0) % members)  # [B, K] by rank
         index = parent[..., None].expand_as(books)
         children = books.gather(1, index) + split * self.sigma * self._normal(books)
         is_child = (rank >= members)[..., None]

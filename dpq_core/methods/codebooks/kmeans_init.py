@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dpq_core import kernels
-from dpq_core.kernels.cpu.units import shared_tail
+from dpq_core.grouping import Grouping
 
 PLUSPLUS_ROUNDS = 256  # up to this K, k-means++ draws one codeword per round
 PLUSPLUS_SAMPLE = 8  # data points looked at per codeword (at least PLUSPLUS_POINTS of them)
@@ -19,14 +19,13 @@ FLOOR = 1e-3  # of the mean mass: numbers without neighbours' gaps, such as many
 def initial_codebooks(
     points: Tensor,
     weights: Tensor | None,
+    grouping: Grouping,
     *,
     K: int,
-    tie: int,
-    pad: int,
     method: str,
     generator: torch.Generator,
 ) -> Tensor:
-    """Codebooks float32 [C, K, d] of data points.
+    """The codebooks that k-means starts from: data points, float32 [B, K, d].
 
     ``random`` draws K distinct points per codebook, one from each of K equal runs of its points.
     ``kmeans++`` works on such a sample of max(8 K, 2048) points and draws each next codeword with
@@ -35,28 +34,26 @@ def initial_codebooks(
     (d = 1) can be sorted: then nothing is drawn, codewords begin with the density that is best.
 
     Args:
-        points: float32 [G, d, N].
-        weights: float32 [G, N] or None.
+        points: float32 [G, d, P].
+        weights: float32 [G, P] or None.
+        grouping: of the points; a padded last group that shares its codebook gives no codeword.
         K: codewords per codebook.
-        tie: groups per codebook.
-        pad: a padded last group that shares its codebook gives no codeword.
         method: ``random`` or ``kmeans++``.
         generator: on the device of ``points``.
     """
-    G, _, N = points.shape
-    C = -(-G // tie)
-    groups = torch.full((C,), tie)
-    groups[-1] = G - (C - 1) * tie - int(pad > 0 and shared_tail(G, tie))
-    available = (groups * N).to(points.device)  # [C]
+    P, sharing = points.shape[2], grouping.groups_per_codebook
+    groups = torch.full((grouping.codebooks,), sharing)
+    groups[-1] = grouping.groups_in_sums - (grouping.codebooks - 1) * sharing
+    available = (groups * P).to(points.device)  # [B]
     if method == "random":
         index = _distinct(available, K, generator)
-        return _take(points, index, tie).movedim(1, 2).contiguous()
+        return _take(points, index, sharing).movedim(1, 2).contiguous()
     single = points.shape[1] == 1
     each = SORTED_SAMPLE if single else PLUSPLUS_SAMPLE
     count = min(int(available.max()), max(each * K, PLUSPLUS_POINTS))
     index = _distinct(available, count, generator)
-    sample = _take(points, index, tie).contiguous()
-    weight = None if weights is None else _take(weights[:, None].to(points), index, tie)[:, 0]
+    sample = _take(points, index, sharing).contiguous()
+    weight = None if weights is None else _take(weights[:, None].to(points), index, sharing)[:, 0]
     if not single:
         return _plusplus(sample, weight, K, generator)
     # One codebook after the other: sums in float64 of all would take much memory.
@@ -66,27 +63,27 @@ def initial_codebooks(
 
 
 def _distinct(available: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """int64 [C, count]: one of each of ``count`` equal runs of 0..available, hence distinct.
+    """int64 [B, count]: one of each of ``count`` equal runs of 0..available, hence distinct.
 
     Repeats where fewer are available than asked for.
     """
     k = torch.arange(count + 1, device=available.device)
-    bounds = k * available[:, None] // count  # [C, count + 1]
+    bounds = k * available[:, None] // count  # [B, count + 1]
     first, size = bounds[:, :-1], bounds.diff(dim=1)
     u = torch.rand(first.shape, dtype=torch.float64, generator=generator, device=available.device)
     index = first + (u * size).long()
     return index.clamp_max(available[:, None] - 1)
 
 
-def _take(points: Tensor, index: Tensor, tie: int) -> Tensor:
-    """Points [C, d, n] of a codebook's own index int64 [C, n] into its groups' points in turn."""
-    N = points.shape[2]
-    group = torch.arange(len(index), device=index.device)[:, None] * tie + index // N
-    return points[group, :, index % N].movedim(1, 2)
+def _take(points: Tensor, index: Tensor, sharing: int) -> Tensor:
+    """The points [B, d, n] at int64 [B, n], an index into each codebook's own points in turn."""
+    P = points.shape[2]
+    group = torch.arange(len(index), device=index.device)[:, None] * sharing + index // P
+    return points[group, :, index % P].movedim(1, 2)
 
 
 def _plusplus(sample: Tensor, weight: Tensor | None, K: int, generator: torch.Generator) -> Tensor:
-    """k-means++ on float32 [C, d, n] (weights [C, n]) -> [C, K, d]."""
+    """k-means++ on float32 [B, d, n] (weights [B, n]) -> [B, K, d]."""
     C, d, n = sample.shape
     books = sample.new_empty(C, K, d)
     mass = sample.new_ones(C, n) if weight is None else weight
@@ -122,7 +119,7 @@ def _companded(sample: Tensor, weight: Tensor | None, K: int) -> Tensor:
 
 
 def _draw(mass: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """int64 [C, count] indices with probability ~ mass [C, n], spread evenly over the mass."""
+    """int64 [B, count] indices with probability ~ mass [B, n], spread evenly over the mass."""
     total = mass.double().cumsum(dim=1)
     u = torch.rand(len(mass), count, dtype=torch.float64, generator=generator, device=mass.device)
     steps = (torch.arange(count, device=mass.device) + u) / count

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from dpq_core import kernels
+from dpq_core.grouping import Grouping
 from dpq_core.kernels.cpu.nearest import Nearest, nearest
-from dpq_core.methods.pool.methods import Clusters
+from dpq_core.methods.pool.selection import Clusters
 
 MIN_GAIN = 1e-3
 """A round that gains a smaller share of the error is the last."""
@@ -39,12 +40,12 @@ class RefineStats:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Refined:
+class RefinedPool:
     """A pool and the assignment to exactly this pool.
 
     Attributes:
-        pool: float32 [N, d].
-        index: int32 [C, K], the pool vector of each slot.
+        pool: float32 [V, d].
+        index: int32 [B, K], the pool vector of each slot.
         codes: int32 [G, P].
         stats: one record per assignment; the last one is of ``codes``.
     """
@@ -59,12 +60,11 @@ def refine(
     points: Tensor,
     pool: Tensor,
     index: Tensor,
+    grouping: Grouping | None = None,
     *,
-    tie: int = 1,
-    pad: int = 0,
     rounds: int = 6,
     weights: Tensor | None = None,
-) -> Refined:
+) -> RefinedPool:
     """Lower the error of a pool; the objective never rises from round to round.
 
     A round assigns the subvectors to the K projected codewords of their group, points each slot
@@ -74,19 +74,19 @@ def refine(
 
     Args:
         points: float32 [G, d, P].
-        pool: float32 [N, d].
-        index: integer [C, K] < N.
-        tie: adjacent groups that share a codebook; C = ceil(G / tie).
-        pad: coordinates at the end of the last group that do not count.
+        pool: float32 [V, d].
+        index: integer [B, K] < V.
+        grouping: of the points; None gives every group its own codebook.
         rounds: at most; see MIN_GAIN.
         weights: float32 [G, P] or [1, P], not negative; None weighs all subvectors alike.
 
     Raises:
         SpecError: shapes do not fit.
     """
+    grouping = grouping or Grouping.of_subvectors(points.shape)
     if weights is not None:
         weights = weights.to(points).expand(len(points), -1)
-    passes = _Passes(points, index.shape[1], tie=tie, pad=pad, weights=weights)
+    passes = _Passes(points, grouping, index.shape[1], weights)
     index = index.long()
     stats: list[RefineStats] = []
     search: Nearest | None = None
@@ -111,7 +111,9 @@ def refine(
             )
         )
         if last:
-            return Refined(pool=pool, index=index.int(), codes=passes.codes(), stats=tuple(stats))
+            return RefinedPool(
+                pool=pool, index=index.int(), codes=passes.codes(), stats=tuple(stats)
+            )
 
 
 @dataclass(frozen=True)
@@ -134,32 +136,31 @@ class _Slots:
 class _Passes:
     """Assignments of the same subvectors; a padded last group is a problem of its own."""
 
-    def __init__(
-        self, points: Tensor, K: int, *, tie: int, pad: int, weights: Tensor | None
-    ) -> None:
-        self.points, self.weights, self.tie, self.pad = points, weights, tie, pad
+    def __init__(self, points: Tensor, grouping: Grouping, K: int, weights: Tensor | None) -> None:
+        self.points, self.weights, self.grouping = points, weights, grouping
         G, d, _ = points.shape
+        sharing, pad = grouping.groups_per_codebook, grouping.pad
         full = G - (pad > 0)
-        cut = [(slice(0, full), d, tie)] * (full > 0) + [(slice(full, G), d - pad, 1)] * (pad > 0)
-        self.parts = [
-            (
-                kernels.lloyd(
-                    points[groups, :used],
-                    K=K,
-                    tie=tie_,
-                    weights=None if weights is None else weights[groups],
-                ),
-                slice(groups.start // tie, -(-groups.stop // tie)),
-                used,
+        cut = [(slice(0, full), d, sharing)] if full else []
+        if pad:
+            cut.append((slice(full, G), d - pad, 1))
+        self.parts = []
+        for groups, used, shared_by in cut:
+            part = points[groups, :used]
+            passes = kernels.lloyd(
+                part,
+                Grouping.of_subvectors(part.shape, groups_per_codebook=shared_by),
+                K=K,
+                weights=None if weights is None else weights[groups],
             )
-            for groups, used, tie_ in cut
-        ]
+            books = slice(groups.start // sharing, -(-groups.stop // sharing))
+            self.parts.append((passes, books, used))
         moments = [passes.moments() for passes, _, _ in self.parts]
         self.energy = sum(float(m[:, (m.shape[1] // 2) : -1].sum()) for m in moments)
         self.mass = sum(float(m[:, -1].sum()) for m in moments) or 1.0
 
     def step(self, books: Tensor) -> _Slots:
-        """Assign to codebooks float32 [C, K, d] and add up the slots."""
+        """Assign to codebooks float32 [B, K, d] and add up the slots."""
         total = torch.zeros(books.shape, dtype=torch.float64, device=books.device)
         weight = torch.zeros_like(total)
         moved = 0
@@ -181,11 +182,12 @@ class _Passes:
 
     def worst(self, words: Tensor, codes: Tensor, book: int, count: int) -> Tensor:
         """The subvectors [count, d] of one codebook [K, d] that cost most, worst first."""
-        groups = slice(book * self.tie, (book + 1) * self.tie)
-        x = self.points[groups]  # [tie, d, P]
+        sharing, pad = self.grouping.groups_per_codebook, self.grouping.pad
+        groups = slice(book * sharing, (book + 1) * sharing)
+        x = self.points[groups]  # [groups of the codebook, d, P]
         wrong = x - words[codes[groups].long()].movedim(2, 1)
-        if self.pad and groups.stop >= len(self.points):
-            wrong[-1, x.shape[1] - self.pad :] = 0
+        if pad and groups.stop >= len(self.points):
+            wrong[-1, x.shape[1] - pad :] = 0
         cost = wrong.square().sum(1)
         if self.weights is not None:
             cost = cost * self.weights[groups]
@@ -204,7 +206,7 @@ def _update(
         search = Nearest(means)
     search.move(means)
     clusters = Clusters(search, pool, flat)
-    clusters.settle(means, slots.weight)
+    clusters.iterate(means, slots.weight)
     return clusters.pool, clusters.index.view_as(index), search
 
 
@@ -213,9 +215,9 @@ def _rescue(passes: _Passes, used: Tensor, pool: Tensor, index: Tensor) -> None:
 
     Args:
         passes: of the assignment that ``used`` was counted in.
-        used: bool [C, K].
-        pool: float32 [N, d].
-        index: int64 [C, K].
+        used: bool [B, K].
+        pool: float32 [V, d].
+        index: int64 [B, K].
     """
     limit = max(1, int(RESCUE_SHARE * index.shape[1]))
     chosen = ~used & ((~used).cumsum(1) <= limit)

@@ -2,7 +2,7 @@
 
 A new transform or order of the columns is added here.
 
-``choice``          which basis and which scales a matrix gets, and its scaled subvectors
+``selection``       which basis and which scales a matrix gets, and its scaled subvectors
 ``frame``           into that basis and back, for weights, Hessians and activations
 ``transform``       the randomised Hadamard transform of a matrix
 ``hadamard``        its fast orthonormal factor, for every length

@@ -58,13 +58,13 @@ class Frame:
             hessian = hessian * scale[:, None] * scale
         return hessian
 
-    def leave(self, core: Tensor) -> Tensor:
+    def restore(self, core: Tensor) -> Tensor:
         """Core float32 ``[rows, cols]`` -> W, float32."""
         if self.row_scale is not None:
             core = core * self.row_scale.float()[:, None]
-        return self.leave_rows(core)
+        return self.restore_rows(core)
 
-    def leave_rows(self, rows: Tensor) -> Tensor:
+    def restore_rows(self, rows: Tensor) -> Tensor:
         """Rows of the core, already times their scales -> rows of W.
 
         Some rows are enough where there are no ``signs_out``; else all are needed.

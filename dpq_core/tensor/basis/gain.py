@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from dpq_core.kernels.cpu.error import row_products
-from dpq_core.tensor.basis import choice as basis
-from dpq_core.tensor.grouping import Partition
+from dpq_core.tensor.basis import selection as basis
+from dpq_core.tensor.partition import Partition
 
 MAX_GAIN = 4.0
 """Rows whose codewords hardly point their way are not blown up beyond this."""
@@ -67,7 +67,7 @@ class Rows:
         if "group_scale" in stored:
             weights *= basis.divisor(stored["group_scale"]).cpu().double().square()[:, None]
         found = row_products(
-            points, codes, books, tie=p.tie, weights=weights, across=p.orientation == "input"
+            points, codes, books, p, weights=weights, across=p.orientation == "input"
         )
         energy, along, decoded = found[: p.rows].cpu().unbind(1)
         return cls(energy=energy, along=along, decoded=decoded)

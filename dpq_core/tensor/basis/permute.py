@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dpq_core.errors import SpecError
+from dpq_core.grouping import Grouping
 from dpq_core.kernels.cpu.threads import one_torch_thread
 from dpq_core.tensor.basis.permute_search import SwapSearch
 from dpq_core.tensor.basis.permute_start import bucket_start, correlated_start
@@ -71,19 +72,19 @@ def column_moments(matrix: Tensor, importance: Tensor | None = None) -> ColumnMo
     return ColumnMoments(mean=mean, covariance=centred.T @ centred / len(values))
 
 
-def objective(moments: ColumnMoments, perm: Tensor, *, d: int, tie: int = 1) -> float:
+def objective(moments: ColumnMoments, perm: Tensor, grouping: Grouping) -> float:
     """Sum over the full groups of their codebook's ``|Sigma|^(1/d)``, for the order ``perm``.
 
     Sigma is the covariance of all subvectors of a codebook: the average of the covariances of its
     groups plus that of the groups' means; its diagonal is raised by ``permute_search.RIDGE``.
     """
-    search = SwapSearch(moments.mean, moments.covariance, d=d, tie=tie)
-    return float(search.costs(_groups(perm, d)).sum())
+    search = SwapSearch(moments.mean, moments.covariance, grouping)
+    return float(search.costs(_groups(perm, grouping.d)).sum())
 
 
 @one_torch_thread()
 def search(
-    moments: ColumnMoments, *, d: int, tie: int = 1, swaps: int = 100_000, seed: int = 0
+    moments: ColumnMoments, grouping: Grouping, *, swaps: int = 100_000, seed: int = 0
 ) -> Permutation:
     """Greedy starts, then stochastic local search over swaps of two columns (PQF, section 3.2).
 
@@ -93,21 +94,19 @@ def search(
 
     Args:
         moments: of the matrix as it will be quantised (scaled, weighted).
-        d: subvector length.
-        tie: adjacent groups that share a codebook.
+        grouping: subvector length, and how many adjacent groups share a codebook.
         swaps: candidate swaps to evaluate; a few rounds may exceed it.
         seed: the only source of randomness.
 
     Raises:
-        SpecError: d or tie is not positive, or the moments are not finite.
+        SpecError: the moments are not finite.
     """
-    if d < 1 or tie < 1:
-        raise SpecError(f"a permutation needs d >= 1 and tie >= 1, not d={d} and tie={tie}")
+    d = grouping.d
     if not bool(torch.isfinite(moments.covariance).all() & torch.isfinite(moments.mean).all()):
         raise SpecError("the columns to permute hold NaN or infinite values")
     identity = torch.arange(len(moments.mean), device=moments.mean.device)
     given = _groups(identity, d)
-    local = SwapSearch(moments.mean, moments.covariance, d=d, tie=tie)
+    local = SwapSearch(moments.mean, moments.covariance, grouping)
     before = float(local.costs(given).sum())
     if len(given) < 2 or d == 1:  # d = 1: a codebook of single columns has no coordinates to mix
         return Permutation(perm=identity, before=before, after=before, swaps=0)

@@ -12,6 +12,8 @@ import math
 import torch
 from torch import Tensor
 
+from dpq_core.grouping import Grouping
+
 RIDGE = 1e-3
 """Variance added to every coordinate, in mean variances of a column: what a column that hardly
 varies saves is bounded, as the distortion that is left anyway bounds it."""
@@ -26,28 +28,29 @@ _MARGIN = 1e-12
 class SwapSearch:
     """The objective for orders of the columns, and rounds of swaps that lower it.
 
-    An order is int64 ``[groups, d]``: the columns of each group. Groups j with equal j // tie
-    share a codebook, whose cost is ``groups * |Sigma|^(1/d)``.
+    An order is int64 ``[groups, d]``: the columns of each group. Groups j with equal
+    ``j // groups_per_codebook`` share a codebook, whose cost is ``groups * |Sigma|^(1/d)``.
 
     Args:
         mean: of the columns, float64 ``[cols]``.
         covariance: of the columns, ``[cols, cols]``, float32 or float64.
-        d: subvector length, at most ``cols``.
-        tie: adjacent groups per codebook.
+        grouping: subvector length, at most ``cols``, and how many adjacent groups share a codebook.
     """
 
-    def __init__(self, mean: Tensor, covariance: Tensor, *, d: int, tie: int) -> None:
+    def __init__(self, mean: Tensor, covariance: Tensor, grouping: Grouping) -> None:
+        self.d = d = grouping.d
         groups = len(mean) // d
-        self.d = d
-        self.tie = max(1, min(tie, groups))
-        self.books = math.ceil(groups / self.tie)
+        self.sharing = max(1, min(grouping.groups_per_codebook, groups))
+        self.books = math.ceil(groups / self.sharing)
         self.unit = max(float(covariance.diagonal().double().mean()), 1e-60)
         self.covariance = covariance
         self.mean = mean.double() / math.sqrt(self.unit)
         device = mean.device
-        self.book = torch.arange(groups, device=device) // self.tie
+        self.book = torch.arange(groups, device=device) // self.sharing
         self.counts = torch.bincount(self.book, minlength=self.books).double()
-        table = torch.arange(self.books * self.tie, device=device).view(self.books, self.tie)
+        table = torch.arange(self.books * self.sharing, device=device).view(
+            self.books, self.sharing
+        )
         self.table = torch.where(table < groups, table, -1)  # -1: the last codebook has fewer
         self.ridge = torch.full((d + 1,), RIDGE, dtype=torch.float64, device=device).diag()
         self.ridge[d, d] = 0
@@ -97,8 +100,8 @@ class SwapSearch:
         key = torch.where(self.table >= 0, key, 2)  # groups that are none come last
         table = self.table.gather(1, key.argsort(dim=1))
         coin = bool(torch.rand((), generator=generator, device=device) < 0.5)
-        if self.books == 1 or (self.tie > 1 and coin):
-            half = self.tie // 2
+        if self.books == 1 or (self.sharing > 1 and coin):
+            half = self.sharing // 2
             pairs = torch.stack((table[:, :half], table[:, half : 2 * half]), dim=2)
             return pairs, torch.arange(self.books, device=device)[:, None]
         shuffled = torch.randperm(self.books, generator=generator, device=device)

@@ -133,7 +133,7 @@ def wkmeans(
     clusters = Clusters(Nearest(points), *merged(points, mass, size))
     before = math.inf
     for _ in range(iterations):
-        cost = clusters.settle(points, mass[:, None].expand_as(points))
+        cost = clusters.iterate(points, mass[:, None].expand_as(points))
         if cost > (1 - SETTLED) * before:
             break
         before = cost
@@ -149,7 +149,7 @@ class Clusters:
     """Vectors in clusters around pool vectors.
 
     Attributes:
-        search: over float32 [n, d], those given to ``settle``.
+        search: over float32 [n, d], those given to ``iterate``.
         pool: float32 [N, d].
         index: int64 [n], the cluster of each vector.
     """
@@ -158,7 +158,7 @@ class Clusters:
     pool: Tensor
     index: Tensor
 
-    def settle(self, vectors: Tensor, weight: Tensor) -> float:
+    def iterate(self, vectors: Tensor, weight: Tensor) -> float:
         """One iteration of k-means with a weight per coordinate; the error never rises.
 
         Each vector moves to the nearest pool vector where that lowers its error; pool vectors

@@ -18,10 +18,10 @@ from torch import Tensor
 from dpq_core.methods.additive import stages as additive
 from dpq_core.methods.assignment.assign import AssignResult, assign
 from dpq_core.methods.assignment.encoders import Encoder
-from dpq_core.methods.assignment.least_squares import Refined, refine, relearn
+from dpq_core.methods.assignment.least_squares import RefinedCodebooks, refine, relearn
 from dpq_core.methods.assignment.objective import Objective
-from dpq_core.methods.learn import Code, Job
-from dpq_core.tensor.basis import choice as basis
+from dpq_core.methods.data_free import Encoding, QuantizationTask
+from dpq_core.tensor.basis import selection as basis
 from dpq_core.tensor.basis.frame import Frame
 from dpq_core.tensor.basis.gain import gain_of
 
@@ -40,16 +40,18 @@ class InputStatistics:
     row_weight: Tensor | None = None
 
 
-def point_weights(job: Job, frame: Frame, statistics: InputStatistics) -> Tensor | None:
+def point_weights(
+    task: QuantizationTask, frame: Frame, statistics: InputStatistics
+) -> Tensor | None:
     """How much each subvector counts when codebooks are learned: float32 ``[groups, points]``.
 
     A squared error of the core costs the squared scale of its row times the mean square of the
     input it meets; within a subvector their mean is taken.
     """
-    p, hessian, rows = job.partition, statistics.hessian, statistics.row_weight
+    p, hessian, rows = task.partition, statistics.hessian, statistics.row_weight
     if hessian is None and rows is None:
         return None
-    device = job.points.device
+    device = task.points.device
     by_col, by_row = torch.ones(p.cols, device=device), torch.ones(p.rows, device=device)
     if hessian is not None:
         by_col = frame.rotate_hessian(hessian.to(device).float()).diagonal().clamp(min=0)
@@ -69,65 +71,67 @@ class OutputError:
     """The output error of one layer, and the ways to lower it.
 
     Args:
-        job: what is quantized.
+        task: what is quantized.
         frame: its basis and scales.
         hessian: H ``[cols, cols]`` of the layer's input.
     """
 
-    def __init__(self, job: Job, frame: Frame, hessian: Tensor) -> None:
-        p, scale = job.partition, frame.row_scale
-        self.job = job
+    def __init__(self, task: QuantizationTask, frame: Frame, hessian: Tensor) -> None:
+        p, scale = task.partition, frame.row_scale
+        self.task = task
         self.objective = Objective.of(
-            p.from_subvectors(job.points),
-            frame.rotate_hessian(hessian.to(job.points.device).float()),
-            d=p.d,
+            p.from_subvectors(task.points),
+            frame.rotate_hessian(hessian.to(task.points.device).float()),
+            p,
             orientation=p.orientation,
-            damping=job.spec.assignment.damping,
+            damping=task.spec.assignment.damping,
             row_weight=None if scale is None else basis.divisor(scale).square(),
         )
 
-    def improve(self, code: Code) -> tuple[Code, tuple[float, ...]]:
+    def improve(self, encoding: Encoding) -> tuple[Encoding, tuple[float, ...]]:
         """Assign, then update codewords and sweep in turns, as the spec has it.
 
         Returns:
-            The code, and its damped output error over that of a zero weight: of the codes as they
-            came, then after the assignment, each update and each sweep. Never rises.
+            The encoding, and its damped output error over that of a zero weight: of the codes as
+            they came, then after the assignment, each update and each sweep. Never rises.
         """
-        how = self.job.spec.assignment
-        given = self._assign(code, "icm", sweeps=0)
-        result = self._assign(code, how.method, sweeps=how.sweeps)
+        how = self.task.spec.assignment
+        given = self._assign(encoding, "icm", sweeps=0)
+        result = self._assign(encoding, how.method, sweeps=how.sweeps)
         if result.errors[-1] > given.errors[-1]:  # feedback may lose on a handful of rows
-            result = self._assign(code, "icm", sweeps=how.sweeps)
+            result = self._assign(encoding, "icm", sweeps=how.sweeps)
         errors = [given.errors[-1], result.errors[-1]]
-        code = replace(code, codes=result.codes)
+        encoding = replace(encoding, codes=result.codes)
         if how.updates:
-            found = self._update(code)
+            found = self._update(encoding)
             errors += found.errors[1:]
-            code = replace(code, codes=found.codes, values=found.codebooks)
+            encoding = replace(encoding, codes=found.codes, values=found.codebooks)
         whole = self.objective.error(torch.zeros_like(self.objective.core))
-        return code, tuple(error / whole for error in errors) if whole else ()
+        return encoding, tuple(error / whole for error in errors) if whole else ()
 
-    def _update(self, code: Code) -> Refined:
+    def _update(self, encoding: Encoding) -> RefinedCodebooks:
         """Codewords and codes in turns; where every group has its codebook, from fresh codes too.
 
         Fresh codes gain nothing where codebooks are shared (``least_squares.relearn``).
         """
-        p, how = self.job.partition, self.job.spec.assignment
-        shared: dict[str, Any] = {"tie": p.tie, "index_map": code.index, "encoder": self._encoder()}
-        found = refine(self.objective, code.codes, code.values, rounds=how.updates, **shared)
-        if p.tie > 1 or "ldlq" not in how.method:
+        p, how = self.task.partition, self.task.spec.assignment
+        shared: dict[str, Any] = {"index_map": encoding.index, "encoder": self._encoder()}
+        found = refine(
+            self.objective, encoding.codes, encoding.values, rounds=how.updates, **shared
+        )
+        if p.groups_per_codebook > 1 or "ldlq" not in how.method:
             return found
-        fresh = relearn(self.objective, code.values, **shared)
+        fresh = relearn(self.objective, encoding.values, **shared)
         return fresh if fresh.errors[-1] < found.errors[-1] else found
 
-    def sweep(self, code: Code) -> tuple[Code, Tensor]:
+    def sweep(self, encoding: Encoding) -> tuple[Encoding, Tensor]:
         """One sweep of coordinate descent, for codewords that storing has moved.
 
         Returns:
-            The code, and the gain of every row, float64 ``[rows]`` (``tensor.basis.gain``),
+            The encoding, and the gain of every row, float64 ``[rows]`` (``tensor.basis.gain``),
             measured in the outputs: ``<w, H w> / <w, H w_hat>``.
         """
-        found = self._assign(code, "icm", sweeps=1)
+        found = self._assign(encoding, "icm", sweeps=1)
         gains = []
         for rows in self.objective.chunks():
             weight = self.objective.by_column(rows)
@@ -136,31 +140,32 @@ class OutputError:
             energy = (weight * image).sum(0, dtype=torch.float64)
             along = (values * image).sum(0, dtype=torch.float64)
             gains.append(gain_of(energy, along)[: rows.stop - rows.start])
-        return replace(code, codes=found.codes), torch.cat(gains)
+        return replace(encoding, codes=found.codes), torch.cat(gains)
 
-    def _assign(self, code: Code, method: str, *, sweeps: int) -> AssignResult:
+    def _assign(self, encoding: Encoding, method: str, *, sweeps: int) -> AssignResult:
         encoder = self._encoder()
         return assign(
             self.objective,
-            code.books,
-            tie=self.job.partition.tie,
+            encoding.books,
             method=method,
             sweeps=sweeps,
-            codes=code.codes if method == "icm" else None,
-            encoder=None if encoder is None else encoder(code.books),
+            codes=encoding.codes if method == "icm" else None,
+            encoder=None if encoder is None else encoder(encoding.books),
         )
 
     def _encoder(self) -> Callable[[Tensor], Encoder] | None:
         """How sums of codewords are searched; one codeword needs no search."""
-        p = self.job.partition
+        p = self.task.partition
         if p.stages == 1 or p.orientation == "output":
             return None
-        beam = self.job.spec.assignment.beam
-        return partial(additive.encoder, stages=p.stages, tie=p.tie, beam=beam)
+        beam = self.task.spec.assignment.beam
+        return partial(additive.encoder, grouping=p, beam=beam)
 
 
-def output_error(job: Job, frame: Frame, statistics: InputStatistics) -> OutputError | None:
+def output_error(
+    task: QuantizationTask, frame: Frame, statistics: InputStatistics
+) -> OutputError | None:
     """What the assignment is to lower; None where it is ``l2``, or nothing is known of inputs."""
-    if job.spec.assignment.method == "l2" or statistics.hessian is None:
+    if task.spec.assignment.method == "l2" or statistics.hessian is None:
         return None
-    return OutputError(job, frame, statistics.hessian)
+    return OutputError(task, frame, statistics.hessian)

@@ -12,17 +12,17 @@ from dpq_core import kernels
 from dpq_core.errors import SpecError
 from dpq_core.methods.additive import stages as additive
 from dpq_core.methods.codebooks.kmeans import IterationStats, kmeans
-from dpq_core.methods.pool import methods as pool
+from dpq_core.methods.pool import selection as pool
 from dpq_core.methods.pool.refine import refine
 from dpq_core.spec import QuantSpec
-from dpq_core.tensor.grouping import Partition
 from dpq_core.tensor.int8 import to_int8
 from dpq_core.tensor.packing import pack
+from dpq_core.tensor.partition import Partition
 from dpq_core.tensor.pq_tensor import stored_values
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class QuantizationTask:
     """What is to be quantized.
 
     Attributes:
@@ -43,7 +43,7 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Code:
+class Encoding:
     """A quantization of the subvectors.
 
     Attributes:
@@ -63,65 +63,49 @@ class Code:
         return self.values if self.index is None else self.values[self.index.long()]
 
 
-def learn(job: Job) -> tuple[Code, tuple[IterationStats, ...]]:
+def learn_encoding(task: QuantizationTask) -> tuple[Encoding, tuple[IterationStats, ...]]:
     """Codebooks by k-means, additive stages, a pool: as the spec has it, without statistics.
 
     Raises:
         SpecError: weights that are not finite.
     """
-    p, spec = job.partition, job.spec
-    shared: dict[str, Any] = {
-        "K": p.K,
-        "tie": p.tie,
-        "pad": p.pad,
-        "seed": job.seed,
-        "weights": job.weights,
-    }
+    p, spec = task.partition, task.spec
+    shared: dict[str, Any] = {"K": p.K, "seed": task.seed, "weights": task.weights}
     if p.stages > 1:
-        return _learn_stages(job, shared), ()
-    found = kmeans(job.points, spec=spec.kmeans, **shared)
-    code = Code(values=found.codebooks, codes=found.codes)
-    return (_pooled(job, code) if p.pool else code), found.stats
+        return _learn_stages(task, shared), ()
+    found = kmeans(task.points, p, spec=spec.kmeans, **shared)
+    encoding = Encoding(values=found.codebooks, codes=found.codes)
+    return (_pooled(task, encoding) if p.pool else encoding), found.stats
 
 
-def _learn_stages(job: Job, shared: dict[str, Any]) -> Code:
+def _learn_stages(task: QuantizationTask, shared: dict[str, Any]) -> Encoding:
     """Residual k-means, then codebook updates and beam searches in turns (METHODS 4.2, 4.3)."""
-    p, spec = job.partition, job.spec
-    start = additive.residual_kmeans(job.points, stages=p.stages, spec=spec.kmeans, **shared)
+    p, spec = task.partition, task.spec
+    start = additive.residual_kmeans(task.points, p, spec=spec.kmeans, **shared)
     found = additive.alternate(
-        job.points,
+        task.points,
         start.codebooks,
         start.codes,
-        stages=p.stages,
-        tie=p.tie,
-        pad=p.pad,
-        weights=job.weights,
+        p,
+        weights=task.weights,
         spec=additive.AlternateSpec(beam=spec.assignment.beam),
     )
-    return Code(values=found.codebooks, codes=found.codes)
+    return Encoding(values=found.codebooks, codes=found.codes)
 
 
-def _pooled(job: Job, code: Code) -> Code:
+def _pooled(task: QuantizationTask, encoding: Encoding) -> Encoding:
     """Codebooks -> pool and index map, refined on the subvectors (METHODS 1.5, A2, A3)."""
-    p, spec = job.partition, job.spec.pool
-    usage = usage_of(code.codes, p, job.weights)
+    p, spec = task.partition, task.spec.pool
+    usage = codeword_usage(encoding.codes, p, task.weights)
     if spec.method == "greedy":
-        vectors, index = pool.greedy(code.values, usage, p.pool, spec.tau)
+        vectors, index = pool.greedy(encoding.values, usage, p.pool, spec.tau)
     else:
-        vectors, index = pool.wkmeans(code.values, usage, p.pool)
-    found = refine(
-        job.points,
-        vectors,
-        index,
-        tie=p.tie,
-        pad=p.pad,
-        rounds=spec.refine,
-        weights=job.weights,
-    )
-    return Code(values=found.pool, codes=found.codes, index=found.index)
+        vectors, index = pool.wkmeans(encoding.values, usage, p.pool)
+    found = refine(task.points, vectors, index, p, rounds=spec.refine, weights=task.weights)
+    return Encoding(values=found.pool, codes=found.codes, index=found.index)
 
 
-def usage_of(codes: Tensor, partition: Partition, weights: Tensor | None = None) -> Tensor:
+def codeword_usage(codes: Tensor, partition: Partition, weights: Tensor | None = None) -> Tensor:
     """How many subvectors (or how much weight) use each codeword: float64 ``[C, K]``.
 
     Args:
@@ -136,7 +120,9 @@ def usage_of(codes: Tensor, partition: Partition, weights: Tensor | None = None)
     return found.double().view(p.codebooks, p.K)
 
 
-def rounded(job: Job, code: Code) -> tuple[Code, dict[str, Tensor]]:
+def round_codewords(
+    task: QuantizationTask, encoding: Encoding
+) -> tuple[Encoding, dict[str, Tensor]]:
     """Codewords as they are stored, in the spec's dtype.
 
     Returns:
@@ -145,30 +131,34 @@ def rounded(job: Job, code: Code) -> tuple[Code, dict[str, Tensor]]:
     Raises:
         SpecError: a codeword overflows the spec's dtype.
     """
-    p, dtype = job.partition, job.spec.codebook_dtype
+    p, dtype = task.partition, task.spec.codebook_dtype
     name = "pool" if p.pool else "codebooks"
     if dtype == "int8":
-        integers, scale = to_int8(code.values)
+        integers, scale = to_int8(encoding.values)
         parts = {name: integers, "codebook_scale": scale.reshape(-1)}  # a pool has one too
     else:
-        parts = {name: code.values.to(getattr(torch, dtype)).contiguous()}
+        parts = {name: encoding.values.to(getattr(torch, dtype)).contiguous()}
     if not all(bool(torch.isfinite(part).all()) for part in parts.values()):
         raise SpecError(
-            f"tensor {job.name!r}: codebooks overflow {dtype}; use codebook_dtype=float32"
+            f"tensor {task.name!r}: codebooks overflow {dtype}; use codebook_dtype=float32"
         )
-    return replace(code, values=stored_values(p, parts)), parts
+    return replace(encoding, values=stored_values(p, parts)), parts
 
 
-def nearest(job: Job, code: Code) -> Code:
+def assign_nearest(task: QuantizationTask, encoding: Encoding) -> Encoding:
     """The code with every subvector at its nearest codeword; sums of several stay as they are."""
-    p = job.partition
+    p = task.partition
     if p.stages > 1:
-        return code  # they were found for codewords that differ by rounding only
-    return replace(code, codes=kernels.assign(job.points, code.books, tie=p.tie, pad=p.pad)[0])
+        return encoding  # they were found for codewords that differ by rounding only
+    return replace(encoding, codes=kernels.assign(task.points, encoding.books, p)[0])
 
 
-def packed(job: Job, code: Code) -> dict[str, Tensor]:
+def pack_codes(task: QuantizationTask, encoding: Encoding) -> dict[str, Tensor]:
     """Codes and index map as they are stored."""
-    p = job.partition
-    parts = {"codes": pack(code.codes, p.code_bits)}
-    return parts if code.index is None else {**parts, "index_map": pack(code.index, p.index_bits)}
+    p = task.partition
+    parts = {"codes": pack(encoding.codes, p.code_bits)}
+    return (
+        parts
+        if encoding.index is None
+        else {**parts, "index_map": pack(encoding.index, p.index_bits)}
+    )

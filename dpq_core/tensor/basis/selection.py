@@ -8,9 +8,8 @@ from torch import Tensor
 from dpq_core.errors import SpecError
 from dpq_core.spec import QuantSpec
 from dpq_core.tensor.basis import permute, transform
-from dpq_core.tensor.grouping import Partition
-from dpq_core.tensor.layout import Layout
 from dpq_core.tensor.packing import pack
+from dpq_core.tensor.partition import Layout, Partition
 from dpq_core.tensor.pq_tensor import column_bits
 
 SWAPS_PER_COLUMN = 64
@@ -66,7 +65,7 @@ def _order(matrix: Tensor, p: Partition, seed: int, importance: Tensor | None) -
         weights = None if importance is None else importance[some]
         moments = permute.column_moments(matrix[:, some][rows], weights)
         swaps = SWAPS_PER_COLUMN * len(moments.mean)
-        found = permute.search(moments, d=p.d, tie=p.tie, swaps=swaps, seed=seed + first)
+        found = permute.search(moments, p, swaps=swaps, seed=seed + first)
         orders.append(found.perm + first)
     return torch.cat(orders)
 

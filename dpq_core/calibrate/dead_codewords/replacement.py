@@ -1,6 +1,6 @@
 """Dead codewords: how long unused, when replaced, by what (METHODS 1.9).
 
-Two levels: a slot (c, k) of a codebook is dead while no subvector uses it, and is then pointed to
+Two levels: a slot (b, k) of a codebook is dead while no subvector uses it, and is then pointed to
 another pool vector, which changes nothing yet. A pool vector that no slot in use names for
 ``DeadRule.after`` steps is replaced by a badly served subvector. Codebooks without a pool are the
 case in which every slot has a vector of its own.
@@ -37,15 +37,15 @@ class DeadRule:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Revival:
+class Replacement:
     """What one event left.
 
     Attributes:
         vectors: as given, some replaced.
         index: as given, some slots pointed elsewhere; None without a pool.
-        age: int64 [N], zero where replaced.
+        age: int64 [V], zero where replaced.
         replaced: int64 [r], the vectors replaced, whose optimizer state must be reset.
-        disturbed: int64 [s], slots c K + k that had users and name another vector now: their
+        disturbed: int64 [s], slots b K + k that had users and name another vector now: their
             subvectors need new codes.
         repointed: dead slots that were pointed to another vector that lives.
     """
@@ -63,10 +63,10 @@ class UsageStats:
     """How well the codewords are used.
 
     Attributes:
-        dead_slots: share of the slots (c, k) that no subvector uses.
+        dead_slots: share of the slots (b, k) that no subvector uses.
         dead_vectors: share of the vectors that no slot in use names.
         slot_perplexity: exp(entropy) of the usage of a codebook's slots, 1..K; mean over codebooks.
-        vector_perplexity: exp(entropy) of the usage of the vectors, 1..N.
+        vector_perplexity: exp(entropy) of the usage of the vectors, 1..V.
         revived: vectors replaced.
         repointed: dead slots pointed elsewhere.
     """
@@ -79,30 +79,30 @@ class UsageStats:
     repointed: int
 
 
-def vector_usage(usage: Tensor, index: Tensor | None, N: int) -> Tensor:
-    """Subvectors that use each vector, int64 [N].
+def vector_usage(usage: Tensor, index: Tensor | None, V: int) -> Tensor:
+    """Subvectors that use each vector, int64 [V].
 
     Args:
-        usage: int64 [C, K], subvectors that use each slot.
-        index: integer [C, K], the vector of each slot; None where N = C K and they are the same.
-        N: vectors.
+        usage: int64 [B, K], subvectors that use each slot.
+        index: integer [B, K], the vector of each slot; None where V = B K and they are the same.
+        V: vectors.
     """
     flat = usage.reshape(-1)
     if index is None:
         return flat
-    return flat.new_zeros(N).index_add_(0, index.reshape(-1).long(), flat)
+    return flat.new_zeros(V).index_add_(0, index.reshape(-1).long(), flat)
 
 
 def aged(age: Tensor, used: Tensor, steps: int) -> Tensor:
-    """Ages int64 [N] after ``steps`` more steps: zero where used (bool or counts [N])."""
+    """Ages int64 [V] after ``steps`` more steps: zero where used (bool or counts [V])."""
     return torch.where(used > 0, 0, age + steps)
 
 
 def usage_stats(
-    usage: Tensor, index: Tensor | None, N: int, revival: Revival | None = None
+    usage: Tensor, index: Tensor | None, V: int, revival: Replacement | None = None
 ) -> UsageStats:
     """Statistics of one E-step; the first three arguments as in ``vector_usage``."""
-    by_vector = vector_usage(usage, index, N)
+    by_vector = vector_usage(usage, index, V)
     return UsageStats(
         dead_slots=float((usage == 0).double().mean()),
         dead_vectors=float((by_vector == 0).double().mean()),
@@ -120,56 +120,58 @@ def _perplexity(counts: Tensor) -> Tensor:
     return entropy.exp()
 
 
-def revive(
+def replace_dead(
     vectors: Tensor,
     index: Tensor | None,
     usage: Tensor,
     age: Tensor,
     reservoir: Reservoir,
     *,
-    tie: int,
+    groups_per_codebook: int,
     progress: float,
     rule: DeadRule | None = None,
-) -> Revival:
+) -> Replacement:
     """Replace dead vectors by drawn subvectors, and point dead slots to living vectors.
 
     The least used slot of a subvector's codebook is pointed to its new vector; without a pool
     the new vector takes the place of a dead one of that codebook.
 
     Args:
-        vectors: pool [N, d]; or, with ``index=None``, codebooks [C, K, d] with N = C K.
-        index: integer [C, K], the pool vector of each slot, or None.
-        usage: int64 [C, K], subvectors that use each slot now.
-        age: int64 [N], see ``aged``.
+        vectors: pool [V, d]; or, with ``index=None``, codebooks [B, K, d] with V = B K.
+        index: integer [B, K], the pool vector of each slot, or None.
+        usage: int64 [B, K], subvectors that use each slot now.
+        age: int64 [V], see ``aged``.
         reservoir: drawn from.
-        tie: groups per codebook; group j uses codebook j // tie.
+        groups_per_codebook: group j uses codebook ``j // groups_per_codebook``.
         progress: share of the training that is done, 0..1.
         rule: limits.
     """
     rule = rule or DeadRule()
-    event = _Event(vectors, index, usage, age)
+    event = _Event(vectors, index, usage, age, groups_per_codebook)
     if progress < rule.until:
-        event.replace_vectors(reservoir, tie, rule)
-        event.repoint_slots(reservoir, tie, rule)
+        event.replace_vectors(reservoir, rule)
+        event.repoint_slots(reservoir, rule)
     return event.result()
 
 
 class _Event:
-    """One event of ``revive``, on copies. Choices are made on the CPU: there are few."""
+    """One event of ``replace_dead``, on copies. Choices are made on the CPU: there are few."""
 
-    def __init__(self, vectors: Tensor, index: Tensor | None, usage: Tensor, age: Tensor) -> None:
+    def __init__(
+        self, vectors: Tensor, index: Tensor | None, usage: Tensor, age: Tensor, sharing: int
+    ) -> None:
         self.vectors = vectors
-        self.flat = vectors.detach().clone().view(-1, vectors.shape[-1])  # [N, d]
+        self.flat = vectors.detach().clone().view(-1, vectors.shape[-1])  # [V, d]
         self.index = None if index is None else index.clone()
         self.age = age.clone()
         self.usage = usage.cpu()
-        self.C, self.K = usage.shape
+        (self.B, self.K), self.sharing = usage.shape, sharing
         self.used = vector_usage(self.usage, None if index is None else index.cpu(), len(self.flat))
-        self.taken = torch.zeros(self.C, self.K, dtype=torch.bool)
+        self.taken = torch.zeros(self.B, self.K, dtype=torch.bool)
         self.replaced: list[int] = []
         self.repointed = 0
 
-    def replace_vectors(self, reservoir: Reservoir, tie: int, rule: DeadRule) -> None:
+    def replace_vectors(self, reservoir: Reservoir, rule: DeadRule) -> None:
         """Dead vectors, the oldest first."""
         age = self.age.cpu()
         dead = ((age >= rule.after) & (self.used == 0)).nonzero()[:, 0]
@@ -177,16 +179,16 @@ class _Event:
         dead = dead[: max(1, int(rule.share * len(age)))]
         if len(dead) == 0:
             return
-        groups = torch.arange(self.C * tie) // tie
+        groups = torch.arange(self.B * self.sharing) // self.sharing
         eligible = None
         if self.index is None:
-            eligible = torch.zeros(self.C, dtype=torch.bool)
+            eligible = torch.zeros(self.B, dtype=torch.bool)
             eligible[dead // self.K] = True
             eligible = eligible[groups]
         drawn, group = reservoir.draw(len(dead), eligible=eligible)
         waiting = dead.tolist()
         sources: list[int] = []
-        for n, book in enumerate((group // tie).tolist()):
+        for n, book in enumerate((group // self.sharing).tolist()):
             vector = self._place(waiting, book)
             if vector is not None:
                 waiting.remove(vector)
@@ -215,7 +217,7 @@ class _Event:
         self.index[book, k] = waiting[0]
         return waiting[0]
 
-    def repoint_slots(self, reservoir: Reservoir, tie: int, rule: DeadRule) -> None:
+    def repoint_slots(self, reservoir: Reservoir, rule: DeadRule) -> None:
         """Dead slots, to the vectors nearest to drawn subvectors of their codebooks."""
         if self.index is None:
             return
@@ -224,12 +226,12 @@ class _Event:
         count = min(limit, int(free.sum()))
         if count == 0:
             return
-        eligible = free.any(1)[torch.arange(self.C * tie) // tie]
+        eligible = free.any(1)[torch.arange(self.B * self.sharing) // self.sharing]
         drawn, group = reservoir.draw(count, eligible=eligible)
         if len(drawn) == 0:
             return
         near = nearest(drawn.to(self.flat).float(), self.flat.float())[0]
-        for vector, book in zip(near.tolist(), (group // tie).tolist(), strict=True):
+        for vector, book in zip(near.tolist(), (group // self.sharing).tolist(), strict=True):
             slots = free[book].nonzero()[:, 0]
             if len(slots):
                 k = int(slots[0])
@@ -237,13 +239,13 @@ class _Event:
                 self.index[book, k] = vector
                 self.repointed += 1
 
-    def result(self) -> Revival:
+    def result(self) -> Replacement:
         """What is left of it all."""
         disturbed = torch.empty(0, dtype=torch.int64)
         if self.index is not None:
             disturbed = (self.taken & (self.usage > 0)).view(-1).nonzero()[:, 0]
         device = self.flat.device
-        return Revival(
+        return Replacement(
             vectors=self.flat.view_as(self.vectors),
             index=self.index,
             age=self.age,

@@ -1,44 +1,49 @@
-"""Weight tensor <-> subvectors, exactly invertible.
+"""The layout of one quantized tensor: tensor <-> matrix <-> subvectors, and all stored sizes.
 
-Inside the engine subvectors are kept as a structure of arrays, ``[groups, d, points]``: for a
-Linear weight ``[rows, cols]`` cut along its inputs this is the transposed matrix itself, and the
-kernels stream over ``points`` (METHODS 1.1: W (m, n) -> (m, G, d), one column group j = d inputs).
+Inside the engine subvectors are a structure of arrays, ``[G, d, P]``: for a linear weight cut along
+its inputs this is the transposed matrix itself, and the kernels stream over the points.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from enum import StrEnum
 
 import torch
 from torch import Tensor
 
 from dpq_core.errors import SpecError
+from dpq_core.grouping import Grouping
 from dpq_core.spec import QuantSpec
-from dpq_core.tensor.layout import Layout
 from dpq_core.tensor.pool_size import PoolSize, pool_vectors
 
 
+class Layout(StrEnum):
+    """How a tensor of a model is viewed as a matrix ``[R, C]`` whose rows are outputs.
+
+    ``linear`` and ``embedding`` weights are matrices already: ``[out, in]`` and ``[entries, dim]``.
+    A ``conv`` weight ``[Cout, Cin, kh, kw]`` (any number of spatial axes) becomes
+    ``[Cout, Cin * kh * kw]``; ``QuantSpec.conv_layout`` orders the columns.
+    """
+
+    LINEAR = "linear"
+    EMBEDDING = "embedding"
+    CONV = "conv"
+
+
 @dataclass(frozen=True, kw_only=True)
-class Partition:
-    """Every size that follows from a tensor's shape, its layout and a spec.
+class Partition(Grouping):
+    """The grouping of one tensor's matrix, and every size that follows from its spec.
 
     Attributes:
-        shape: of the original tensor.
-        layout: how that tensor is viewed as a matrix.
-        rows: rows of the matrix (output features, entries or output channels).
-        cols: columns of the matrix.
-        d: subvector length.
-        groups: G, subvector groups along the cut axis; the last one may be padded.
-        pad: zero coordinates added to the last group, 0 <= pad < d.
-        points: subvectors per group (``rows`` for orientation input, ``cols`` for output).
-        tie: adjacent groups that share one codebook; group j uses codebook j // tie.
-        codebooks: C = ceil(groups / tie).
+        shape: shape of the original tensor.
+        layout: how that tensor is viewed as a matrix ``[R, C]``.
+        orientation: axis of the matrix that is cut: ``input`` (columns, so that P = R) or
+            ``output`` (rows, so that P = C).
+        conv_layout: order of the columns of a convolution.
         K: codewords per codebook, at most the number of subvectors that share it.
-        code_bits: bits per stored code.
-        group_bytes: bytes of the packed codes of one group.
-        stages: M additive stages, each with codes ``[groups]`` and codebooks ``[codebooks]``.
-        pool: N vectors of the pool; 0 where codebooks are stored as they are.
+        pool: V, vectors of the pool; 0 where codebooks are stored as they are.
         index_bits: bits of an index into the pool.
     """
 
@@ -46,24 +51,13 @@ class Partition:
     layout: Layout
     orientation: str
     conv_layout: str
-    rows: int
-    cols: int
-    d: int
-    groups: int
-    pad: int
-    points: int
-    tie: int
-    codebooks: int
     K: int
-    code_bits: int
-    group_bytes: int
-    stages: int = 1
     pool: int = 0
     index_bits: int = 0
 
     @classmethod
     def of(cls, shape: tuple[int, ...], layout: Layout, spec: QuantSpec) -> Partition:
-        """Derive all sizes.
+        """The partition of a tensor of ``shape`` by ``spec``.
 
         Raises:
             SpecError: the shape is empty or does not suit the layout, the spec asks for more
@@ -74,10 +68,9 @@ class Partition:
         rows, cols = _matrix_shape(shape, layout)
         axis, points = (cols, rows) if spec.orientation == "input" else (rows, cols)
         groups = math.ceil(axis / spec.d)
-        tie = _tie(spec, groups, points)
-        K = min(spec.K, max(2, tie * points))
-        code_bits = max(1, (K - 1).bit_length())
-        pool, index_bits = pool_of(spec, rows, cols, (math.ceil(groups / tie), K))
+        sharing = _groups_per_codebook(spec, groups, points)
+        K = min(spec.K, max(2, sharing * points))
+        pool, index_bits = pool_of(spec, rows, cols, (math.ceil(groups / sharing), K))
         return cls(
             shape=tuple(shape),
             layout=layout,
@@ -88,16 +81,22 @@ class Partition:
             d=spec.d,
             groups=groups,
             pad=groups * spec.d - axis,
-            points=points,
-            tie=tie,
-            codebooks=math.ceil(groups / tie),
-            K=K,
-            code_bits=code_bits,
-            group_bytes=math.ceil(points * code_bits / 8),
+            groups_per_codebook=sharing,
             stages=spec.stages,
+            K=K,
             pool=pool,
             index_bits=index_bits,
         )
+
+    @property
+    def code_bits(self) -> int:
+        """Bits of one stored code."""
+        return max(1, (self.K - 1).bit_length())
+
+    @property
+    def group_bytes(self) -> int:
+        """Bytes of the packed codes of one group of one stage."""
+        return math.ceil(self.points * self.code_bits / 8)
 
     def to_matrix(self, weight: Tensor) -> Tensor:
         """``weight`` of ``shape`` as a matrix ``[rows, cols]`` (a view where possible)."""
@@ -129,7 +128,7 @@ class Partition:
 
     def codebook_of_group(self) -> Tensor:
         """Index of the codebook that each group uses: int64 ``[groups]``."""
-        return torch.arange(self.groups) // self.tie
+        return torch.arange(self.groups) // self.groups_per_codebook
 
 
 def _matrix_shape(shape: tuple[int, ...], layout: Layout) -> tuple[int, int]:
@@ -140,7 +139,7 @@ def _matrix_shape(shape: tuple[int, ...], layout: Layout) -> tuple[int, int]:
     return shape[0], math.prod(shape[1:])
 
 
-def _tie(spec: QuantSpec, groups: int, points: int) -> int:
+def _groups_per_codebook(spec: QuantSpec, groups: int, points: int) -> int:
     """Groups per codebook for the spec's scope."""
     if spec.scope == "tensor":
         return groups
