@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dpq_core.errors import SourceError
+from dpq_core.errors import ArtifactError, SourceError
 from dpq_diffusion.sampling.images import ArrayImages, NpzImages, PngFolder, open_images, write_npz
 
 
@@ -111,7 +111,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
 
 def test_an_unwritable_place_is_one_line(tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(SourceError, match="cannot be written"):
+    with pytest.raises(ArtifactError, match="cannot write"):
         write_npz(tmp_path / "file" / "samples.npz", ArrayImages(pictures()))
 
 

@@ -18,14 +18,14 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from dpq_core.artifact.files import replacing
 from dpq_core.errors import SourceError
 from dpq_core.run import Progress, silent
 from dpq_diffusion.evaluation.extractor import ADM_EXTRACTOR, Features
 from dpq_diffusion.evaluation.inception import InceptionV3
-from dpq_diffusion.sampling.replacing import replacing
 
 FILE = "pt_inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{FILE}"
@@ -93,7 +93,8 @@ def convert(source: Path, target: Path) -> None:
     """Turn the published pickle into safetensors.
 
     Raises:
-        SourceError: another file than the published one, or the target cannot be written.
+        SourceError: another file than the published one.
+        ArtifactError: the target cannot be written.
     """
     digest = _hash(source)
     if digest != SHA256:
@@ -109,7 +110,7 @@ def convert(source: Path, target: Path) -> None:
         raise SourceError(f"{source}: not a plain state dict ({_line(error)})") from None
     tensors = _checked(state, str(source))
     with replacing(target) as partial:
-        save_file(tensors, partial, {_ORIGIN: digest})
+        partial.write_bytes(save(tensors, {_ORIGIN: digest}))
 
 
 def _converted(weights: str, cache: Path, progress: Progress) -> Path:

@@ -17,12 +17,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from dpq_core.artifact.files import replacing
 from dpq_core.errors import DPQError, SourceError, SpecError
 from dpq_diffusion.evaluation.extractor import ADM_EXTRACTOR
 from dpq_diffusion.evaluation.frechet import Gaussian
 from dpq_diffusion.sampling import npz
 from dpq_diffusion.sampling.images import ARRAY, Images, NpzImages, PngFolder
-from dpq_diffusion.sampling.replacing import replacing
 
 MAX_DIMENSIONS = 8192
 """Largest number of dimensions of a covariance that is read: 512 MB in float64."""
@@ -83,7 +83,7 @@ def write_statistics(path: Path, statistics: Statistics) -> None:
 
     Raises:
         SpecError: another suffix, or an ``.npz`` for another extractor.
-        SourceError: the file cannot be written.
+        ArtifactError: the file cannot be written.
     """
     tensors = {"mu": statistics.pool.mean, "sigma": statistics.pool.covariance}
     if statistics.spatial is not None:

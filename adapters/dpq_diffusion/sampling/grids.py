@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dpq_diffusion.sampling.replacing import replacing
+from dpq_core.artifact.files import replacing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,7 +48,7 @@ def draw_grid(path: Path, caption: Sequence[str], rows: Sequence[Row]) -> None:
         rows: rows from top to bottom; at least one image in all.
 
     Raises:
-        SourceError: the file cannot be written.
+        ArtifactError: the file cannot be written.
     """
     from PIL import Image, ImageDraw, ImageFont
 

@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dpq_core.artifact.files import replacing
 from dpq_core.artifact.zip_members import DEFLATE_RATIO
 from dpq_core.errors import SourceError
 from dpq_core.run import Progress, silent
 from dpq_diffusion.sampling import npz
-from dpq_diffusion.sampling.replacing import replacing
 
 ARRAY = "arr_0"
 """The name under which ADM batches hold their images."""
@@ -156,7 +156,8 @@ def write_npz(
     The memory of one batch suffices; the file appears once it is whole.
 
     Raises:
-        SourceError: an image cannot be read or the file cannot be written.
+        SourceError: an image cannot be read.
+        ArtifactError: the file cannot be written.
     """
     header = npz.Header((len(images), *images.size, 3), np.dtype(np.uint8))
     done = 0

@@ -18,9 +18,9 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dpq_core.artifact.files import replacing
 from dpq_core.artifact.zip_members import open_member
 from dpq_core.errors import SourceError
-from dpq_diffusion.sampling.replacing import replacing
 
 _SUFFIX = ".npy"
 _MAX_HEADER_BYTES = 10_000
@@ -178,7 +178,7 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write whole arrays into a new ``.npz`` file.
 
     Raises:
-        SourceError: it cannot be written.
+        ArtifactError: it cannot be written.
     """
     with replacing(path) as partial, NpzWriter(partial) as writer:
         for name, array in arrays.items():

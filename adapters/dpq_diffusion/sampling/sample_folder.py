@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dpq_core.artifact.files import replacing
 from dpq_core.errors import SourceError, SpecError
 from dpq_core.run import Run
 from dpq_diffusion.pipelines.conditions import Condition, Item, make_items
 from dpq_diffusion.sampling.images import Images, PngFolder
-from dpq_diffusion.sampling.replacing import replacing
 from dpq_diffusion.sampling.samplers import Sampler, Settings
 
 SETTINGS = "settings.json"
@@ -106,7 +106,8 @@ class SampleFolder:
 
         Raises:
             SpecError: the folder holds samples of another provenance.
-            SourceError: it cannot be written or its settings cannot be read.
+            SourceError: its settings cannot be read.
+            ArtifactError: it cannot be written.
         """
         stored = self._read()
         if stored is None:
@@ -182,7 +183,8 @@ def draw_missing(
 
     Raises:
         SpecError: the folder holds samples of other settings.
-        SourceError: the model gives NaN, or a file cannot be written.
+        SourceError: the model gives NaN.
+        ArtifactError: a file cannot be written.
     """
     folder.claim(provenance)
     items, missing = provenance.items(count), set(folder.missing(count))
