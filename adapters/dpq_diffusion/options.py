@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass, field
 
 from dpq_core.errors import SpecError
+from dpq_core.nearest import nearest
 
 SCHEDULERS = ("auto", "ddpm", "ddim", "dpmsolver++")
 LOSSES = ("distill", "ddpm", "flow")
@@ -211,8 +211,7 @@ class EvaluateOptions:
 
 def _check_sampler(steps: int, guidance: float | None, scheduler: str, channels: int) -> None:
     if scheduler not in SCHEDULERS:
-        near = difflib.get_close_matches(scheduler, SCHEDULERS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = nearest(scheduler, SCHEDULERS, most=1)
         raise SpecError(
             f"option --scheduler: unknown scheduler {scheduler!r}; {hint}"
             f"known: {', '.join(SCHEDULERS)}"

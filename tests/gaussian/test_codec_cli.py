@@ -54,8 +54,8 @@ def test_a_dry_run_leaves_nothing(ply: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--bits", "2"), "has no weights to set --bits"),
-        (("--override", "x=keep"), "has no weights to set --bits"),
+        (("--bits", "2"), "has no weights to set bits"),
+        (("--override", "x=keep"), "has no weights to set bits"),
         (("--preset", "huge"), "--preset must be one of small, balanced, high"),
         (("--cameras", "nowhere"), "nowhere"),
     ],

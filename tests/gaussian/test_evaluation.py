@@ -277,7 +277,7 @@ def test_transparent_photographs_lie_on_the_background(folder):
 
 def test_what_spz_loses_is_what_the_reference_renderer_sees(folder):
     """The numbers of an .spz follow from pictures that nothing of ``evaluate`` drew."""
-    _, metrics = measured(folder / "specified.spz", **given(folder, views=1))
+    _, metrics = measured(folder / "specified.spz", **given(folder, limit=1))
     (view,) = [camera for camera in read_cameras(folder) if camera.name == "v0"]
     pictures = []
     for name in ("specified.spz", "scene.ply"):

@@ -181,8 +181,8 @@ def test_plan_writes_nothing_and_says_what_compress_stores(ply: Path) -> None:
     [
         (("--target-size", "2KB"), "2,000 bytes are too few"),
         (("--target-size", "much"), "size 'much' is not understood"),
-        (("--target-size", "9KB", "--d", "4"), "has no weights to set --bits"),
-        (("--steps", "5"), "has no weights to set --bits"),
+        (("--target-size", "9KB", "--d", "4"), "has no weights to set bits"),
+        (("--steps", "5"), "has no weights to set bits"),
     ],
 )
 def test_mistakes_are_one_line(ply: Path, words: tuple[str, ...], message: str) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
 from dpq_core.errors import SourceError
+from dpq_core.nearest import nearest
 from dpq_core.plugin.builtin import BUILTIN_SCHEME
 from dpq_gaussian.cameras import inria
 from dpq_gaussian.cameras.camera import Camera
@@ -86,8 +86,7 @@ def select(cameras: Sequence[Camera], names: Sequence[str]) -> tuple[Camera, ...
     cameras_by_name = {camera.name: camera for camera in cameras}
     for name in names:
         if name not in cameras_by_name:
-            near = difflib.get_close_matches(name, cameras_by_name, n=1, cutoff=0.3)
-            hint = f"did you mean {near[0]}? " if near else ""
+            hint = nearest(name, cameras_by_name, most=1, cutoff=0.3)
             raise SourceError(f"no camera {name!r}; {hint}there are {len(cameras_by_name)}")
     return tuple(cameras_by_name[name] for name in names)
 

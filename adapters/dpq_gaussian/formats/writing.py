@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dpq_core.errors import SourceError, SpecError
+from dpq_core.nearest import nearest
 from dpq_gaussian.formats import ply, splat, spz
 from dpq_gaussian.formats.coordinates import NATIVE, convert, parse_axes
 from dpq_gaussian.formats.spz_planes import FRACTION
@@ -66,8 +66,7 @@ def write_scene(
     """
     path = Path(path)
     if to not in WRITABLE:
-        near = difflib.get_close_matches(to, WRITABLE, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = nearest(to, WRITABLE, most=1)
         raise SpecError(f"cannot write {to!r}; {hint}formats: {', '.join(WRITABLE)}")
     target = AXES[to] if axes is None else parse_axes(axes)
     if isinstance(scene, Scene):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpq_core.errors import SourceError, SpecError
+from dpq_core.nearest import nearest
 from dpq_core.plugin.adapter import Metric
 
 if TYPE_CHECKING:
@@ -90,8 +90,7 @@ def _resolve(names: list[str]) -> tuple[Any, list[str]]:
     manager = TaskManager(include_defaults=bool(registered))
     for name in registered:
         if not manager.match_tasks([name]):
-            near = difflib.get_close_matches(name, manager.all_tasks, n=3)
-            hint = f"did you mean {' or '.join(near)}? " if near else ""
+            hint = nearest(name, manager.all_tasks, most=3)
             raise SpecError(f"--tasks {name}: no such task; {hint}see `lm-eval ls tasks`")
         task_names += manager.match_tasks([name])
     return manager, task_names
