@@ -16,6 +16,7 @@ ADAPTERS = """
 from dataclasses import dataclass, field
 
 import dpq_gaussian.export as splats
+import dpq_gaussian.options as splat_options
 from dpq_core.plugin.adapter import Adapter, Export
 from dpq_core.errors import SourceError
 from toy_adapter import MLPAdapter
@@ -52,8 +53,8 @@ class Mute(MLPAdapter):
 class Splats(Adapter):
     name = "splats"
     summary = "splats"
-    options = {"export": splats.ExportOptions}
-    exports = splats.EXPORTS
+    options = {"export": splat_options.ExportOptions}
+    exports = splat_options.EXPORTS
 
     def open(self, source):
         raise SourceError("no")

@@ -18,7 +18,7 @@ CODEBOOKS = replace(STEP, step=7, what="codebooks", changed=0, total=0, dead=0.0
 
 def report(*esteps: Assigned, before: float = 4.0, after: float = 2.0, reference: float = 1.0):
     return CalibrateReport(
-        loss="distance", before=before, after=after, reference=reference, steps=8,
+        loss="distance", before=before, after=after, baseline=reference, steps=8,
         validations=(), esteps=esteps, seconds=1.0,
     )  # fmt: skip
 

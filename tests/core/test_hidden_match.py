@@ -130,7 +130,7 @@ def test_calibration_is_given_the_originals_of_the_units(tmp_path, monkeypatch):
 def test_errors_of_a_rewritten_artifact_are_those_of_the_units(tmp_path):
     original, artifact = _compressed(tmp_path, FreeMLP())
     new = {name: artifact.read_pq(name) for name in ("w1", "w2")}
-    out = rewrite(FreeMLP(), artifact, tmp_path / "out", new.get, reference=original)
+    out = rewrite(FreeMLP(), artifact, tmp_path / "out", new.get, baseline=original)
     for before, after in zip(artifact.manifest.tensors, out.manifest.tensors, strict=True):
         assert after.relative_error == (
             None
