@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Generator, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
+from other_processor import OtherProcessor
 from repo import ROOT
 from torch import Tensor
 
@@ -38,6 +41,12 @@ hypothesis.register_random(RANDOM)  # a weak reference: the name keeps it alive
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    with OtherProcessor() if os.environ.get("OTHER_PROCESSOR") else nullcontext():
+        return (yield)
 
 
 def needed(item: pytest.Item) -> Iterator[Path]:
