@@ -1,11 +1,12 @@
 """Products of matrices as another processor computes them: right, but added up in another order.
 
 No BLAS promises the order in which it adds up the terms of a product. It depends on the processor,
-on the shapes of both matrices, on where in the result an entry is, on the alignment of the memory
-and on the number of threads. On the machine of a developer much of that never shows. Here it does:
-with ``OTHER_PROCESSOR=1`` each product is cut in two along its inner dimension, at a place that
-depends on all of these, so that a test that takes two ways to a product for one fails on any
-machine. ``make portable`` runs with it.
+on the shapes of both matrices, on where in the result an entry is and on the alignment of the
+memory. On the machine of a developer much of that never shows. Here it does: with
+``OTHER_PROCESSOR=1`` each product is cut in two along its inner dimension, at a place that depends
+on all of these, so that a test that takes two ways to a product for one fails on any machine.
+``make portable`` runs with it. Threads change nothing: a BLAS shares out the entries of a result,
+and not the terms of their sums; tests/core/test_threads.py sees that artifacts keep their bytes.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def product(multiply: Product, left: Tensor, right: Tensor) -> Tensor:
     (m, k), n = left.shape[-2:], right.shape[-1]
     if k < 2 or not left.is_floating_point():
         return multiply(left, right)
-    where = hash((m, n, k, left.data_ptr() % 64, right.data_ptr() % 64, torch.get_num_threads()))
+    where = hash((m, n, k, left.data_ptr() % 64, right.data_ptr() % 64))
     half = (n + 1) // 2
     parts = [
         _cut(multiply, left, right[..., first:last], 1 + (where + first) % (k - 1))
