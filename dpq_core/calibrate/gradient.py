@@ -19,6 +19,7 @@ from dpq_core.calibrate.distributed import Workers
 from dpq_core.calibrate.layers import QuantizedLayer
 from dpq_core.calibrate.moments import Moments
 from dpq_core.data.task import Batch
+from dpq_core.kernels.cpu.threads import one_torch_thread
 from dpq_core.runtime.swap import PQModule, set_module, swap_out
 
 REACH = 0.01
@@ -85,7 +86,9 @@ def _direction(layer: QuantizedLayer, gradient: Tensor, moments: Moments) -> Ten
         return p.from_matrix(matrix / share.clamp(min=float(share.mean()) * DAMPING)[:, None])
     hessian = seen.hessian(p.cols, matrix.device).double()
     hessian.diagonal().add_(DAMPING * hessian.diagonal().mean().clamp(min=1e-30))
-    return p.from_matrix(torch.linalg.solve(hessian, matrix.T.double()).T.float())
+    with one_torch_thread():  # LAPACK's order of adding up depends on the number of threads
+        solved = torch.linalg.solve(hessian, matrix.T.double())
+    return p.from_matrix(solved.T.float())
 
 
 def _gradients(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dpq_core.errors import SpecError
+from dpq_core.kernels.cpu.threads import one_torch_thread
 
 MIN_DAMPING = 1e-6  # the least that keeps a float32 second moment positive definite
 MAX_DAMPING = 1.0  # a matrix that needs more than its own mean diagonal is no second moment
@@ -124,12 +125,16 @@ def _columns(order: Tensor, width: int) -> Tensor:
 
 
 def _cholesky(matrix: Tensor) -> Tensor:
-    """Lower factor, float64; more damping where rounding has left negative eigenvalues."""
+    """Lower factor, float64; more damping where rounding has left negative eigenvalues.
+
+    LAPACK adds up in an order that depends on the number of threads, so it gets one.
+    """
     work = matrix.double()
     damping = MIN_DAMPING
     factor: Tensor
     while True:
-        factor, info = torch.linalg.cholesky_ex(work)
+        with one_torch_thread():
+            factor, info = torch.linalg.cholesky_ex(work)
         if int(info) == 0:
             return factor
         if damping > MAX_DAMPING:
