@@ -104,7 +104,7 @@ def save(model: nn.Module, path: str | Path) -> Path:
         write_all(file.fileno(), header.encode(slots, metadata))
         for value in tensors.values():
             plain = value.detach().cpu().contiguous()
-            write_all(file.fileno(), memoryview(plain.reshape(-1).view(torch.uint8).numpy()))
+            write_all(file.fileno(), plain.reshape(-1).view(torch.uint8).numpy().data)
     return path
 
 
