@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import re
 
@@ -42,6 +43,22 @@ def quick():
 
 def content(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_shows_every_argument_of_a_verb(verb):
+    function = getattr(dpq, verb)
+    shown = {
+        name: p.default
+        for name, p in inspect.signature(function).parameters.items()
+        if name not in ("progress", "adapter_options")
+    }
+    fields = dataclasses.fields(VERBS[verb])
+    assert shown.keys() == {f.name for f in fields}
+    assert [f.name for f in fields if f.default not in (dataclasses.MISSING, shown[f.name])] == []
+    keywords = [f for f in fields if f.name not in ("source", "artifact", "output", "path")]
+    text = inspect.getdoc(function)
+    assert [f.name for f in keywords if verb != "inspect" and f"    {f.name}: " not in text] == []
 
 
 @pytest.mark.parametrize("verb", VERBS)

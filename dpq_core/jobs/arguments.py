@@ -7,10 +7,11 @@ names, defaults and help texts exist once. Nothing here needs torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, fields
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from dpq_core.errors import UsageError
 from dpq_core.jobs.spec_arguments import RunArguments, SpecArguments, argument, required
@@ -163,3 +164,40 @@ def check_required(cls: type, given: Iterable[str]) -> None:
     for f in fields(cls):
         if f.default is MISSING and f.name not in have:
             raise UsageError(f"{f.name} is needed: {f.metadata['help']}")
+
+
+Verb = TypeVar("Verb", bound=Callable[..., Any])
+
+
+def takes(cls: type) -> Callable[[Verb], Verb]:
+    """Decorates the function of a verb, so that ``help()`` shows the fields of its arguments class.
+
+    Args:
+        cls: the arguments class, whose fields are the keywords that the function passes on.
+    """
+
+    def decorate(verb: Verb) -> Verb:
+        signature = inspect.signature(verb)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        passed = [f for f in fields(cls) if f.name not in signature.parameters]
+        keywords = [
+            inspect.Parameter(
+                f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type
+            )
+            for f in passed
+        ]
+        options = inspect.Parameter("adapter_options", inspect.Parameter.VAR_KEYWORD)
+        lines = "\n".join(f"    {f.name}: {_explained(f)}" for f in passed)
+        verb.__doc__ = f"{inspect.cleandoc(verb.__doc__ or '')}\n\nKeyword arguments:\n{lines}\n"
+        verb.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=[*own, *keywords, options]
+        )
+        return verb
+
+    return decorate
+
+
+def _explained(f: Field[Any]) -> str:
+    """The help text of a field, and what happens where it is not given."""
+    default = f.metadata.get("unset", f.default)
+    return f"{' '.join(str(f.metadata['help']).split())} [default: {default}]"

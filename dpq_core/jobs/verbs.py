@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dpq_core.calibrate.settings import CalibrateSettings
 from dpq_core.errors import ANY, REPLACE, AdapterError, Hint, SpecError, UsageError
@@ -19,6 +19,7 @@ from dpq_core.jobs.arguments import (
     EvaluateArguments,
     ExportArguments,
     SampleArguments,
+    takes,
 )
 from dpq_core.jobs.calibrate import Calibrated, calibrate_artifact
 from dpq_core.jobs.evaluate import EvaluationReport
@@ -30,10 +31,8 @@ from dpq_core.plugin import registry
 from dpq_core.run import Progress, Run, silent
 from dpq_core.sizes import format_size
 
-if TYPE_CHECKING:
-    pass
 
-
+@takes(CalibrateArguments)
 def calibrate(
     artifact: str | Path, output: str | Path, *, progress: Progress = silent, **arguments: Any
 ) -> Calibrated:
@@ -62,6 +61,7 @@ def calibrate(
         return calibrate_artifact(call.adapter, Path(said.artifact), said.output, options, run)
 
 
+@takes(EvaluateArguments)
 def evaluate(
     source: str | Path, *, progress: Progress = silent, **arguments: Any
 ) -> EvaluationReport:
@@ -97,6 +97,7 @@ class SampleReport(Report):
         return tuple(f"wrote {path}" for path in self.files)
 
 
+@takes(SampleArguments)
 def sample(source: str | Path, *, progress: Progress = silent, **arguments: Any) -> SampleReport:
     """Let a model make texts, or files in ``output``.
 
@@ -146,6 +147,7 @@ class ExportReport(Report):
         return (*notes, f"wrote {self.output} ({self.to}, {format_size(self.nbytes)})")
 
 
+@takes(ExportArguments)
 def export(
     source: str | Path, output: str | Path, *, progress: Progress = silent, **arguments: Any
 ) -> ExportReport:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dpq_core.artifact.files import PARTIAL_SUFFIX
 from dpq_core.calibrate.settings import CalibrateSettings
 from dpq_core.errors import ANY, AdapterError, Hint, SpecError
-from dpq_core.jobs.arguments import CompressArguments, PlanArguments
+from dpq_core.jobs.arguments import CompressArguments, PlanArguments, takes
 from dpq_core.jobs.calibrate import Calibrated, CalibrateOptions, calibrate_artifact
 from dpq_core.jobs.compress import CompressOptions
 from dpq_core.jobs.compress import compress as compress_tensors
@@ -37,6 +37,7 @@ FOR_FILES = ("preset", "target_size")
 """The arguments about tensors that mean something for a file, too."""
 
 
+@takes(PlanArguments)
 def plan(source: str, *, progress: Progress = silent, **arguments: Any) -> PlanReport | FileReport:
     """Show what ``compress`` would store, tensor by tensor; write nothing.
 
@@ -55,6 +56,7 @@ def plan(source: str, *, progress: Progress = silent, **arguments: Any) -> PlanR
         return _plan(call, task, run)
 
 
+@takes(CompressArguments)
 def compress(
     source: str, output: str | Path, *, progress: Progress = silent, **arguments: Any
 ) -> CompressReport | FileReport | PlanReport:
