@@ -30,6 +30,8 @@ from dpq_core.methods.assignment.objective import Objective
 from dpq_core.methods.codebooks.kmeans import kmeans
 from dpq_core.spec import KMeansSpec
 
+pytestmark = pytest.mark.portable
+
 
 def true_error(objective: Objective, core_hat: Tensor, sizes: dict[str, Any]) -> float:
     """Of a layer made by ``layer(**sizes)``, in float64."""

@@ -8,6 +8,8 @@ from torch import nn
 
 from dpq_core.calibrate.moments import Moments, Seen
 
+pytestmark = pytest.mark.portable
+
 CPU = torch.device("cpu")
 
 

@@ -19,6 +19,8 @@ from dpq_core.jobs.rewrite import rewrite
 from dpq_core.spec import KMeansSpec, QuantSpec
 from dpq_core.tensor.hidden_axes import HiddenAxis, Producer
 
+pytestmark = pytest.mark.portable
+
 SPEC = QuantSpec(d=4, K=32, permute=True, kmeans=KMeansSpec(iterations=4))
 
 

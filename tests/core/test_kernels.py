@@ -18,6 +18,8 @@ from dpq_core.kernels.cpu import nearest_and_sums as cpu
 from dpq_core.kernels.cpu import nearest_jit as cpu_jit
 from dpq_core.kernels.cpu.units import SLOT, START, STOP, Units
 
+pytestmark = pytest.mark.portable
+
 PATHS = {"cpu": cpu.assign, "torch": torch_path.assign}
 KS = [2, 3, 16, 255, 256, 257, 1024]
 

@@ -21,6 +21,8 @@ from dpq_core.methods.codebooks.kmeans import KMeansResult, kmeans
 from dpq_core.methods.codebooks.kmeans_init import initial_codebooks
 from dpq_core.spec import KMeansSpec
 
+pytestmark = pytest.mark.portable
+
 LLOYD = KMeansSpec(iterations=0, tail=12)
 RELAXED = KMeansSpec(iterations=10, tail=2)
 

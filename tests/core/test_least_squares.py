@@ -30,6 +30,8 @@ from dpq_core.methods.assignment.objective import Objective
 from dpq_core.methods.codebooks.kmeans import kmeans
 from dpq_core.spec import KMeansSpec
 
+pytestmark = pytest.mark.portable
+
 
 def random_codes(objective: Objective, K: int, stages: int = 1, seed: int = 0) -> Tensor:
     shape = (stages * objective.grouping.groups, objective.grouping.points)

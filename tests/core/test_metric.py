@@ -10,6 +10,8 @@ from torch import Tensor
 
 from dpq_core.kernels.cpu import metric as kernel
 
+pytestmark = pytest.mark.portable
+
 sizes = st.tuples(st.integers(1, 12), st.integers(1, 70), st.integers(1, 150))
 
 

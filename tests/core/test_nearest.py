@@ -15,6 +15,8 @@ from dpq_core import kernels
 from dpq_core.kernels.cpu import boxes
 from dpq_core.kernels.cpu.nearest import MIN_CENTRES, Nearest, nearest
 
+pytestmark = pytest.mark.portable
+
 
 def heavy(n: int, d: int, seed: int = 0) -> Tensor:
     """Vectors with tails: a few far away, most crowded."""

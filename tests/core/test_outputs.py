@@ -18,6 +18,8 @@ from dpq_core.spec import ASSIGNMENTS, AssignmentSpec, QuantSpec
 from dpq_core.tensor.basis.frame import Frame
 from dpq_core.tensor.partition import Layout, Partition
 
+pytestmark = pytest.mark.portable
+
 FAST = {"iterations": 4, "tail": 1}
 SPECS = {
     "pq": QuantSpec(d=4, K=64, scope="subspace"),

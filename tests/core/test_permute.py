@@ -20,6 +20,8 @@ from dpq_core.tensor.basis.permute import ColumnMoments, column_moments, objecti
 from dpq_core.tensor.basis.permute_search import RIDGE, SwapSearch
 from dpq_core.tensor.basis.permute_start import bucket_start, correlated_start
 
+pytestmark = pytest.mark.portable
+
 
 def cut(d: int, sharing: int) -> Grouping:
     """The two numbers of a grouping that a search reads."""

@@ -20,6 +20,8 @@ from dpq_core.methods.pool.selection import Clusters, greedy, merged, wkmeans
 from dpq_core.spec import KMeansSpec
 from dpq_core.tensor.packing import pack, unpack
 
+pytestmark = pytest.mark.portable
+
 
 def codewords(C: int = 6, K: int = 32, d: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Heavy-tailed codebooks [C, K, d] and a skewed usage [C, K] with some zeros."""

@@ -22,6 +22,8 @@ from dpq_core.methods.pool.refine import RefinedPool, refine
 from dpq_core.methods.pool.selection import greedy, wkmeans
 from dpq_core.spec import KMeansSpec
 
+pytestmark = pytest.mark.portable
+
 
 def heavy(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).pow(3)

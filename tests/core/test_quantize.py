@@ -14,6 +14,8 @@ from dpq_core.methods.quantize import quantize, tensor_seed
 from dpq_core.spec import KMeansSpec, QuantSpec
 from dpq_core.tensor.partition import Layout, Partition
 
+pytestmark = pytest.mark.portable
+
 FAST = KMeansSpec(iterations=4, tail=1)
 
 

@@ -12,6 +12,8 @@ from dpq_core.runtime import weight as weight_module
 from dpq_core.spec import PoolSpec, QuantSpec
 from dpq_core.tensor.partition import Layout
 
+pytestmark = pytest.mark.portable
+
 SPECS = {
     "pq": QuantSpec(d=4, K=64, scope="subspace"),
     "vq": QuantSpec(d=8, K=256, scope="tensor"),

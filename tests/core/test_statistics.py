@@ -16,6 +16,8 @@ from dpq_core.runtime.swap import swap_in
 from dpq_core.spec import QuantSpec
 from dpq_core.tensor.partition import Layout, Partition
 
+pytestmark = pytest.mark.portable
+
 
 def second_moment(x):
     """The definition, in float64: rows [n, cols] -> [cols, cols]."""

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from dpq_core.tensor.basis import hadamard, transform
 
+pytestmark = pytest.mark.portable
+
 SMALL = range(1, 201)
 LARGE = (1152, 3456, 4608, 6912, 11008, 4099)
 

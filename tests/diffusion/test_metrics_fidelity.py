@@ -16,6 +16,8 @@ from dpq_diffusion.evaluation.fidelity import latent_mse
 from dpq_diffusion.sampling.image_pairs import compare_images
 from dpq_diffusion.sampling.images import ArrayImages
 
+pytestmark = pytest.mark.portable
+
 
 def pair(n=5, height=28, width=20, channels=3):
     """Smooth-ish images uint8 and noisy versions of them, noisier with the index."""

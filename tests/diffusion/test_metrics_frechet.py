@@ -21,6 +21,8 @@ from dpq_diffusion.evaluation.frechet import (
     gaussian,
 )
 
+pytestmark = pytest.mark.portable
+
 
 def clouds(n, d, seed=0):
     """Two correlated, shifted sets of features float32 ``[n, d]``."""

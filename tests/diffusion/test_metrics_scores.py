@@ -13,6 +13,8 @@ from dpq_core.errors import SpecError
 from dpq_diffusion.evaluation.inception_score import InceptionScore, inception_score
 from dpq_diffusion.evaluation.precision_recall import Distances, precision_recall
 
+pytestmark = pytest.mark.portable
+
 
 def plain_score(logits, split_size):
     """The definition, split by split."""

@@ -35,6 +35,8 @@ from dpq_gaussian.rendering.importance import importance
 from dpq_gaussian.scene import Scene
 from dpq_gaussian.scene.morton import morton_order
 
+pytestmark = pytest.mark.portable
+
 GOLDEN = Path(__file__).parents[1] / "golden" / "gaussian-v1" / "scene.dpq"
 GOLDEN_SHA256 = "c07aed1294d3a488f9248aaef6ddebb2e34287a5acf0fd2c2a38bd8aec3c2aa5"
 GOLDEN_VALUES = {  # of its eighth Gaussian, the first four

@@ -10,6 +10,8 @@ from render_scenes import NAMES, ahead, camera, one, splats, tensors
 from dpq_gaussian.rendering import RenderOptions, render
 from dpq_gaussian.rendering.reference import render_reference
 
+pytestmark = pytest.mark.portable
+
 PICTURE, GRADIENT = 2e-6, 2e-5  # measured: 8e-7 and 3e-6
 BACKGROUND = (0.2, 0.5, 0.9)
 

@@ -13,6 +13,8 @@ from dpq_core.errors import SpecError
 from dpq_gaussian.rendering import RenderOptions, Splats, render
 from dpq_gaussian.scene import Scene
 
+pytestmark = pytest.mark.portable
+
 SEEDS = st.integers(0, 10_000)
 
 

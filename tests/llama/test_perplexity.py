@@ -16,6 +16,8 @@ from dpq_llama.adapter import LlamaAdapter
 from dpq_llama.evaluation.perplexity import Score, read_texts, score, tokenize
 from dpq_llama.options import EvaluateOptions
 
+pytestmark = pytest.mark.portable
+
 VOCABULARY = 211
 
 
