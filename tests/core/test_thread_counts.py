@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dpq_core.methods.outputs import InputStatistics
+from dpq_core.methods.output_aware import InputStatistics
 
 from dpq_core.data.statistics.moment import Moment
 from dpq_core.methods.assignment import hessian
