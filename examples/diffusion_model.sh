@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Compress a diffusion model, and draw the same seeds before and after.
+set -euo pipefail
+
+dpq compress --adapter diffusion builtin:tiny-dit --bits 3 -o small-dit
+dpq sample small-dit --baseline builtin:tiny-dit -o pictures --samples 4 --columns 4 --sampling-steps 4
