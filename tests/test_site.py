@@ -17,6 +17,8 @@ from typer.main import get_command
 
 from dpq_core.version import __version__
 
+PYTHON_PAGE = ROOT / "docs/reference/python.md"
+
 
 def script(name: str) -> ModuleType:
     """A module of the site's folder."""
@@ -58,6 +60,25 @@ def test_the_command_line_page_has_every_command_and_option(pages: ModuleType) -
         options = [o for p in command.params for o in p.opts if o.startswith("--")]
         assert [o for o in options if f"`{o}`" not in by_name[name]] == []
     assert "Added by the adapter `llama`" in by_name["eval"]
+
+
+def test_the_python_page_has_every_public_name() -> None:
+    import dpq
+
+    listed = set(re.findall(r"^::: dpq\.(\w+)", PYTHON_PAGE.read_text(), re.MULTILINE))
+    public = {name for name in dpq.__all__ if not name.startswith("_")}
+    errors = {name for name in public if name.endswith("Error")}  # shown with their module
+    assert public - errors - listed == set()
+
+
+def test_the_python_page_has_the_arguments_of_every_verb(pages: ModuleType) -> None:
+    from dpq_core.jobs.arguments import VERBS
+
+    named = pages.ARGUMENTS.findall(PYTHON_PAGE.read_text())
+    assert set(named) == set(VERBS) - {"inspect"}  # its signature says all
+    table = pages.arguments("compress")
+    assert "| `bits` | `None` |" in table
+    assert "| `output` | required |" in table
 
 
 class Pages:

@@ -6,6 +6,7 @@ describe, the changelog at the top, and the options of the command line are aske
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import posixpath
 import re
@@ -34,6 +35,8 @@ LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)#\s]*)(#[^)\s]*)?\)")
 ANCHORED = re.compile(r'^<a id="([^"]+)"></a>\n\n(#+ .+)$', re.MULTILINE)
 """An explicit anchor above a heading, as every Markdown viewer understands it."""
 
+ARGUMENTS = re.compile(r"<!-- arguments of (\w+) -->")
+
 FENCED = re.compile(r"(^ *```.*?^ *```$)", re.MULTILINE | re.DOTALL)
 
 
@@ -61,6 +64,7 @@ def _copied(path: str, files: Files) -> bool:
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
     """Point links at pages, whatever file of the repository they name; headings keep anchors."""
     home, src = _home(page.file.src_uri), page.file.src_uri
+    markdown = ARGUMENTS.sub(lambda match: arguments(match[1]), markdown)
     parts = FENCED.split(ANCHORED.sub(r"\2 {#\1}", markdown))  # text, fenced block, text, ...
     parts[::2] = [_relinked(text, home, src, files) for text in parts[::2]]
     return "".join(parts)
@@ -109,6 +113,19 @@ def command_line() -> str:
     ]
     for name, command in root.commands.items():
         lines += [*_command(name, command), *added.get(name, [])]
+    return "\n".join(lines)
+
+
+def arguments(verb: str) -> str:
+    """The keyword arguments of a verb in Python, from the class that the command is made from."""
+    from dpq_core.jobs.arguments import VERBS
+
+    lines = ["| argument | default | meaning |", "|---|---|---|"]
+    for field in dataclasses.fields(VERBS[verb]):
+        about, default = field.metadata, field.default
+        shown = "required" if default is dataclasses.MISSING else f"`{default!r}`"
+        unset = f" (None: {about['unset']})" if about.get("unset") else ""
+        lines.append(f"| `{field.name}` | {shown} | {_cell(about['help'] + unset)} |")
     return "\n".join(lines)
 
 
