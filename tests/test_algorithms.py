@@ -43,6 +43,15 @@ def test_every_anchor_that_is_referred_to_exists():
     assert missing + [name for name in within if name not in known] == []
 
 
+def test_nothing_refers_to_a_document_that_is_not_here():
+    """``METHODS 1.7`` and the like named sections that no reader of the repository can find."""
+    word = "METHODS"
+    pattern = re.compile(rf"\b{word} (section )?[A0-9]")
+    files = [*ROOT.rglob("*.py"), *ROOT.rglob("*.md")]
+    kept = [path for path in files if not {".venv", "build"} & set(path.relative_to(ROOT).parts)]
+    assert [str(path) for path in kept if pattern.search(path.read_text())] == []
+
+
 def test_listed_defaults_are_those_of_the_code():
     """The table under "All defaults": every field of QuantSpec, and the fields of calibration."""
     table = PAGE.read_text().split('<a id="defaults"></a>')[1].split('<a id="splats"></a>')[0]

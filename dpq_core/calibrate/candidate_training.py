@@ -1,4 +1,6 @@
-"""Training of candidate sets on the output of one block (METHODS 5, VQ4DiT, arXiv 2408.17131).
+"""Training of candidate sets on the output of one block.
+
+See docs/algorithms.md#candidates, VQ4DiT, arXiv 2408.17131.
 
 The caller walks over the blocks of a model, puts a ``CandidateWeight`` in place of every weight of
 one block (``dpq_core.methods.candidates.install``), trains, and goes on with plain codes, so that

@@ -1,4 +1,6 @@
-"""A phase of calibration that chooses the codes of one block among candidates (METHODS 5, VQ4DiT).
+"""A phase of calibration that chooses the codes of one block among candidates.
+
+See docs/algorithms.md#candidates, VQ4DiT.
 
 While it lasts, every quantized weight of the block decodes to a mixture of the codewords nearest to
 its original. Its parts stay as they are until codes are chosen; codebooks are trained afterwards,

@@ -1,4 +1,4 @@
-"""The E-step of quantized weights: new codes for old codebooks (METHODS 1.7).
+"""The E-step of quantized weights: new codes for old codebooks (docs/algorithms.md#e-step).
 
 Codes move towards the teacher's weights in the metric of the layer's inputs, as the student sees
 them: coordinate descent with a limit on how many codes may change.

@@ -1,4 +1,6 @@
-"""Where the loss wants the weights to be: targets of the E-step ``pv`` (PV-Tuning, METHODS 4.5).
+"""Where the loss wants the weights to be: targets of the E-step ``pv``.
+
+See PV-Tuning, docs/algorithms.md#pv.
 
 PV-Tuning (arXiv 2405.14852) moves a dense buffer along the gradient and encodes anew what moved
 most. Here the step is a Newton step in the metric of the layer inputs: with the gradient G of the

@@ -1,4 +1,6 @@
-"""Calibration: EM over the quantized weights of a student, with data (METHODS 1.7 to 1.9, 4.4, A6).
+"""Calibration: EM over the quantized weights of a student, with data.
+
+See docs/algorithms.md#e-step, #dead-codewords, #block-training, #recompute.
 
 E-step: codes move towards the teacher's weights in the metric of the layer inputs. M-step: AdamW on
 codebooks, pools, scales and small parameters. The best state by validation loss is kept, and the

@@ -1,6 +1,7 @@
 """What a phase of calibration minimises: the task's own loss, or a block's distance to its teacher.
 
-Block-wise training (METHODS 4.4): a block gets its inputs from the already calibrated part before
+Block-wise training (docs/algorithms.md#block-training): a block gets its inputs from the already
+calibrated part before
 it, and learns to give the outputs that the teacher's block gives on the teacher's own inputs, so
 that it makes up for what the blocks before it got wrong. Only one block's activations are kept.
 """

@@ -19,15 +19,23 @@ ESTEPS_AT_LEAST = 16
 """E-steps of a run that is too short for one every ``every`` steps."""
 
 LAST_ESTEP = 0.8
-"""Share of a phase after which codes stand still, so that the codewords converge (METHODS 1.7)."""
+"""Share of a phase after which codes stand still, so that the codewords converge.
+
+See docs/algorithms.md#e-step.
+"""
 
 UNLIMITED = 0.5
-"""Share of a phase in which an E-step may change any number of codes (METHODS 1.7)."""
+"""Share of a phase in which an E-step may change any number of codes.
+
+See docs/algorithms.md#e-step.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrateSettings:
-    """How a student is trained: EM over its quantized weights (METHODS 1.7 to 1.9, A6).
+    """How a student is trained: EM over its quantized weights.
+
+    See docs/algorithms.md#e-step, #dead-codewords, #recompute.
 
     Attributes:
         steps: M-steps of end-to-end training.
@@ -37,7 +45,7 @@ class CalibrateSettings:
         block_steps: M-steps per block; 0 is ``steps`` in mode ``block``, half of it in ``both``.
         block_batches: training batches whose activations are kept while a block is trained.
         lr: AdamW's, for weights of RMS 0.05; codebooks and scales get it times RMS / 0.05, so that
-            it means the same relative change everywhere (METHODS 1.8).
+            it means the same relative change everywhere (docs/algorithms.md#m-step).
         betas: AdamW's.
         warmup: share of a phase's steps in which the learning rate rises from 0.
         schedule: ``constant``, or ``cosine`` down to a hundredth at the end of a phase.
@@ -54,7 +62,8 @@ class CalibrateSettings:
         validate_every: M-steps between validations; 0 is a twentieth of the phase.
         patience: validations without a better one after which a phase ends; 0 never.
         candidates: nearest codewords per subvector between which every block chooses by gradient
-            descent before its codebooks are trained (VQ4DiT, METHODS 5); 0 leaves this out, 2 and 3
+            descent before its codebooks are trained (VQ4DiT, docs/algorithms.md#candidates); 0
+            leaves this out, 2 and 3
             are good choices. Each block gets as many steps for it as for its codebooks.
         tau_dead: M-steps after which a codeword that no code uses is given a new value; 0 never.
         save_every: M-steps between saved states; 0 saves on Ctrl-C only.

@@ -19,7 +19,7 @@ from dpq_core.data.task import Batch
 from dpq_core.errors import SpecError
 
 TYPICAL_RMS = 0.05
-"""RMS of a weight for which the learning rate is meant as it is (METHODS 1.8)."""
+"""RMS of a weight for which the learning rate is meant as it is (docs/algorithms.md#m-step)."""
 
 RECOMPUTE_BYTES = 1 << 30
 """Dense float32 weights beyond this are decoded again in the backward pass."""
@@ -134,7 +134,7 @@ def rates(
     layers: Sequence[QuantizedLayer],
     groups: Sequence[Mapping[str, Any]],
 ) -> dict[str, float]:
-    """Factor of the learning rate of every trained parameter (METHODS 1.8).
+    """Factor of the learning rate of every trained parameter (docs/algorithms.md#m-step).
 
     Codebooks, pools and scales move in proportion to their RMS; all others as AdamW has it. A
     task's ``lr_scale`` multiplies either.
@@ -167,7 +167,9 @@ def own_options(
 
 @contextlib.contextmanager
 def recomputing(layers: Sequence[QuantizedLayer], always: bool | None) -> Iterator[None]:
-    """Within: dense weights are not kept for the backward pass but decoded again (METHODS A6).
+    """Within: dense weights are not kept for the backward pass but decoded again.
+
+    See docs/algorithms.md#recompute.
 
     Args:
         layers: whose modules are meant.

@@ -1,6 +1,7 @@
 """Candidate sets: each subvector learns which of its nearest codewords it takes (VQ4DiT).
 
-METHODS 5 (VQ4DiT, arXiv 2408.17131). A weight is a mixture of the n nearest codewords of each
+docs/algorithms.md#candidates (VQ4DiT, arXiv 2408.17131). A weight is a mixture of the n nearest
+codewords of each
 subvector, ``w = sum_i softmax(z)_i c_i``; the ratios are trained on the output of a block together
 with a regulariser that drives them to 0 or 1, are frozen one by one when they get there, and become
 plain codes in the end. n floats per subvector are trained, so this is done block by block
@@ -56,7 +57,7 @@ class CandidateWeight(nn.Module):
             partition: all sizes.
             subvectors: float32 [G, d, P] of the core to be quantized.
             codebooks: float32 [S*B, K, d].
-            n: candidates per subvector, 2 or 3 (METHODS 5); at most K^S.
+            n: candidates per subvector, 2 or 3 (docs/algorithms.md#candidates); at most K^S.
             start: equal ratios (``uniform``, the paper), or ratios in inverse proportion to the
                 distances (``distance``, the release: z_i = log(farthest / distance_i)).
             frame: the way from the core to the matrix; None if the core is the matrix.

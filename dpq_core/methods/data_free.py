@@ -79,7 +79,10 @@ def learn_encoding(task: QuantizationTask) -> tuple[Encoding, tuple[IterationSta
 
 
 def _learn_stages(task: QuantizationTask, shared: dict[str, Any]) -> Encoding:
-    """Residual k-means, then codebook updates and beam searches in turns (METHODS 4.2, 4.3)."""
+    """Residual k-means, then codebook updates and beam searches in turns.
+
+    See docs/algorithms.md#residual-kmeans, #beam-search.
+    """
     p, spec = task.partition, task.spec
     start = additive.residual_kmeans(task.points, p, spec=spec.kmeans, **shared)
     found = additive.alternate(
@@ -94,7 +97,10 @@ def _learn_stages(task: QuantizationTask, shared: dict[str, Any]) -> Encoding:
 
 
 def _pooled(task: QuantizationTask, encoding: Encoding) -> Encoding:
-    """Codebooks -> pool and index map, refined on the subvectors (METHODS 1.5, A2, A3)."""
+    """Codebooks -> pool and index map, refined on the subvectors.
+
+    See docs/algorithms.md#pool, #pool-wkmeans, #pool-refine.
+    """
     p, spec = task.partition, task.spec.pool
     usage = codeword_usage(encoding.codes, p, task.weights)
     if spec.method == "greedy":

@@ -1,6 +1,7 @@
 """Codes and codewords that reconstruct the output of a layer, given statistics of its input.
 
-The step of ``quantize`` between learning codebooks and storing them (METHODS 1.7, 1.11): error
+The step of ``quantize`` between learning codebooks and storing them
+(docs/algorithms.md#assignment, #sequential): error
 feedback and coordinate descent over the codes, closed-form updates of the codebooks or the pool,
 and a last sweep with the codewords as they are stored.
 """

@@ -50,7 +50,9 @@ def quantize(
     *,
     statistics: InputStatistics | None = None,
 ) -> Quantized:
-    """Quantize one weight (METHODS 1.1-1.7): basis, scales, codebooks, pool, assignment.
+    """Quantize one weight: basis, scales, codebooks, pool, assignment.
+
+    See docs/algorithms.md#partition, #assignment.
 
     Args:
         weight: of ``partition.shape``, any floating dtype, on any device.

@@ -14,7 +14,8 @@ class PQConv2d(nn.Module):
     """``Conv2d`` with its kernel quantized; the kernel is decoded a chunk of outputs at a time.
 
     Kernels are small and their activations many, so decoding always precedes the convolution
-    (METHODS 1.10). Grouped convolutions decode as a whole (a chunk could cut through a group), and
+    (docs/algorithms.md#convolution). Grouped convolutions decode as a whole (a chunk could cut
+    through a group), and
     so do kernels that are stored in another basis.
     """
 

@@ -13,7 +13,7 @@ class PQLinear(nn.Module):
 
     For many tokens the rows of W are decoded a chunk at a time and multiplied (decode-then-GEMM);
     for few tokens on a CPU, without gradients, inner products with all codewords are tabulated
-    once per token and summed by code (METHODS A8), so that W never exists.
+    once per token and summed by code (docs/algorithms.md#lut), so that W never exists.
     """
 
     def __init__(self, weight: PQWeight, bias: Tensor | None = None) -> None:

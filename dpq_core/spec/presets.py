@@ -15,7 +15,8 @@ def preset(name: str, bits: int) -> QuantSpec:
     """The spec of a preset at a nominal width.
 
     * ``fast``: shared codebooks of 256 codewords, row scales, permuted columns, nearest codewords.
-    * ``faithful``: DPQ as published (METHODS 9): one codebook of 256 per column group along the
+    * ``faithful``: DPQ as published (docs/algorithms.md#preset-faithful): one codebook of 256 per
+    column group along the
       axis that takes fewer bytes, no scales, the greedy pool, 20 iterations of
       SR-C, and the block-diagonal assignment where there are statistics.
     * ``best``: as ``fast``, with error feedback, coordinate descent and closed-form updates of the

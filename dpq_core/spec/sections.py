@@ -65,13 +65,15 @@ class KMeansSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class PoolSpec:
-    """Many codebooks stored as one pool of vectors and a map of indices (METHODS 1.5, DPQ).
+    """Many codebooks stored as one pool of vectors and a map of indices.
+
+    See docs/algorithms.md#pool, DPQ.
 
     Attributes:
         method: ``none`` stores the codebooks; ``greedy`` is the paper's reading (by usage, with the
             threshold ``tau``); ``wkmeans`` clusters the codewords, weighted by usage.
         size: vectors in the pool; 0 for the paper's rows * cols / (16 d^2), and no pool at all
-            where it would not pay (METHODS 1.6).
+            where it would not pay (docs/algorithms.md#bit-accounting).
         tau: for ``greedy``: codewords nearer than this, in RMS norms, are one.
         refine: rounds of assigning anew and averaging after the pool is built.
         packed: indices take ceil(log2 size) bits; otherwise 16.
@@ -99,7 +101,7 @@ class PoolSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class AssignmentSpec:
-    """How codes are chosen once there are codebooks (METHODS 1.7, 6).
+    """How codes are chosen once there are codebooks (docs/algorithms.md#assignment, #assign-ldlq).
 
     All but ``l2`` lower the error of the layer's output, for which they need statistics of its
     input; without statistics every input counts alike, and all methods are ``l2``.

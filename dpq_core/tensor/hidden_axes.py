@@ -2,7 +2,8 @@
 
 Between producers (their rows are the hidden units) and a consumer (its columns are) the order of
 the units is free, as long as all that lies between acts on each unit alone, such as an activation
-function or a product with another producer (PQF, arXiv 2010.15703, section 3.2; METHODS 2.3). Only
+function or a product with another producer (PQF, arXiv 2010.15703, section 3.2;
+docs/algorithms.md#permutation). Only
 an adapter knows which tensors these are (``Adapter.hidden_axes``).
 """
 

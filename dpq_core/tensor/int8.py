@@ -1,4 +1,6 @@
-"""Symmetric 8-bit codebooks: int8 values and one float16 scale per codebook (METHODS 7).
+"""Symmetric 8-bit codebooks: int8 values and one float16 scale per codebook.
+
+See docs/algorithms.md#int8-codebooks.
 
 GPTVQ (arXiv 2402.15319, section 3.3) stores codebooks like this at negligible loss: it halves what
 a pool or codebooks cost, which buys more codewords.

@@ -161,7 +161,7 @@ def pool_of(spec: QuantSpec, rows: int, cols: int, codewords: tuple[int, int]) -
     """Size of the pool and bits of an index into it; 0 and 0 where codebooks stay as they are.
 
     Unless the spec asks for a size, the paper's rule holds, and there is no pool where it would not
-    pay (METHODS 1.6).
+    pay (docs/algorithms.md#bit-accounting).
     """
     codebooks, K = codewords
     if spec.pool.method == "none":

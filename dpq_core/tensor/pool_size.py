@@ -1,4 +1,7 @@
-"""How large a pool is, and whether storing one pays: bits as they are stored (METHODS 1.6)."""
+"""How large a pool is, and whether storing one pays: bits as they are stored.
+
+See docs/algorithms.md#bit-accounting.
+"""
 
 from __future__ import annotations
 

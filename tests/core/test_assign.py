@@ -170,7 +170,10 @@ def test_with_independent_inputs_feedback_changes_nothing() -> None:
 
 
 def reference_ldlq(objective: Objective, books: Tensor, H: Tensor) -> tuple[Tensor, Tensor]:
-    """QuIP#'s BlockLDLQ with the metric D_j, one group after the other, float64 (METHODS A4)."""
+    """QuIP#'s BlockLDLQ with the metric D_j, one group after the other, float64.
+
+    See docs/algorithms.md#assign-ldlq.
+    """
     W, d, order = objective.core.double(), objective.grouping.d, objective.hessian.order.tolist()
     groups = [slice(g * d, (g + 1) * d) for g in order]
     columns = torch.cat([torch.arange(g.start, g.stop) for g in groups])
@@ -235,7 +238,7 @@ def test_large_inputs_are_decided_first() -> None:
 
 
 def correlated(alpha: float = 1.25) -> tuple[Tensor, Tensor, Tensor]:
-    """METHODS 1.7: correlated activations with a power-law spectrum, m=1024, n=256, d=4, K=256."""
+    """Correlated activations with a power-law spectrum, m=1024, n=256, d=4, K=256."""
     core = normal(1024, 256, seed=0)
     basis = torch.linalg.qr(normal(256, 256, seed=1).double()).Q
     spectrum = torch.arange(1, 257, dtype=torch.float64) ** -alpha

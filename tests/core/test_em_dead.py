@@ -1,4 +1,4 @@
-"""Dead codewords during calibration: ageing, revival, state (METHODS 1.9)."""
+"""Dead codewords during calibration: ageing, revival, state (docs/algorithms.md#dead-codewords)."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def one_layer(**changes) -> PQLinear:
 
 @pytest.mark.parametrize("pooled", [False, True])
 def test_the_gradient_of_codewords_is_a_sum_over_their_subvectors(pooled):
-    """METHODS A6: scatter-add of the dense gradient to slots, then to the pool."""
+    """The dense gradient is added up by slots, then by vectors of the pool."""
     pool = {"pool": PoolSpec(method="wkmeans", size=20)} if pooled else {}
     layer = one_layer(row_scale=False, **pool)
     weight, p = layer.weight, layer.weight.partition

@@ -198,7 +198,7 @@ def test_refining_never_raises_the_error(sizes: dict[str, Any], pool: bool) -> N
 
 @pytest.fixture(scope="module")
 def groupwise() -> tuple[Objective, Tensor]:
-    """METHODS 1.7 in small: correlated inputs, a codebook of k-means per group."""
+    """Correlated inputs, and a codebook of k-means per group."""
     core = normal(512, 64, seed=0)
     basis = torch.linalg.qr(normal(64, 64, seed=1).double()).Q
     spectrum = torch.arange(1, 65, dtype=torch.float64) ** -1.25

@@ -52,7 +52,7 @@ def added_error(books: Tensor, usage: Tensor, pool: Tensor, index: Tensor) -> fl
 
 
 def naive_greedy(books: Tensor, usage: Tensor, size: int, tau: float) -> Tensor:
-    """The scan of METHODS 1.5, one codeword after the other."""
+    """The scan of docs/algorithms.md#pool, one codeword after the other."""
     vectors, weight = books.view(-1, books.shape[2]), usage.view(-1).double()
     norms = vectors.double().square().sum(1)
     radius = tau * math.sqrt(float((weight * norms).sum() / weight.sum()))
@@ -106,7 +106,7 @@ def test_greedy_without_any_usage() -> None:
 
 @pytest.mark.parametrize("d", [2, 4, 8])
 def test_wkmeans_adds_much_less_error_than_greedy(d: int) -> None:
-    """METHODS section 9, test 5: heavy-tailed weights, equal N."""
+    """docs/algorithms.md#preset-faithful, test 5: heavy-tailed weights, equal N."""
     books, usage = trained(512, 48 * d, d)
     size = round(512 * 48 * d / (16 * d * d)) + 100
     errors = [added_error(books, usage, *greedy(books, usage, size, tau)) for tau in (0.05, 0.2)]
@@ -115,7 +115,10 @@ def test_wkmeans_adds_much_less_error_than_greedy(d: int) -> None:
 
 
 def test_merging_beats_sampled_starts() -> None:
-    """The reason for it: k-means from codewords sampled by w |c - mean|^2 (METHODS A2)."""
+    """The reason for it: k-means from codewords sampled by w |c - mean|^2.
+
+    See docs/algorithms.md#pool-wkmeans.
+    """
     books, usage = trained(512, 192, 4)
     vectors, weight = books.view(-1, 4), usage.view(-1).double()
     generator = torch.Generator().manual_seed(0)
@@ -255,7 +258,7 @@ def test_same_pool_on_any_number_of_threads(restore_threads: None) -> None:
 
 
 def test_index_beyond_int16_survives_packing() -> None:
-    """METHODS section 9, test 10: 65,536 vectors need unsigned 16-bit entries."""
+    """docs/algorithms.md#preset-faithful, test 10: 65,536 vectors need unsigned 16-bit entries."""
     index = torch.tensor([[0, 32_767, 32_768, 40_000, 65_535]], dtype=torch.int32)
     assert torch.equal(unpack(pack(index, 16), 16, 5), index)
 

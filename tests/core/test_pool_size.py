@@ -1,4 +1,4 @@
-"""Sizes of pools against the literals of the paper's supplement and of METHODS 1.6."""
+"""Sizes of pools against the literals of the paper's supplement."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_full_codebooks_cost_the_same_for_every_d() -> None:
 
 @pytest.mark.parametrize(("rows", "pays"), [(12_284, True), (12_288, False), (12_292, False)])
 def test_pool_pays_below_4096_times_d_minus_one_rows(rows: int, pays: bool) -> None:
-    """METHODS 1.6, with entries of 16 bits: at 12,288 rows of d=4 both take as much."""
+    """With entries of 16 bits both take as much at 12,288 rows of d=4."""
     size = pool_of(rows, 1024, 4, packed=False)
     assert size.pays == pays
 

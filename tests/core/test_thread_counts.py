@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dpq_core.methods.output_aware import InputStatistics
 
 from dpq_core.data.statistics.moment import Moment
 from dpq_core.methods.assignment import hessian
+from dpq_core.methods.output_aware import InputStatistics
 from dpq_core.methods.quantize import quantize
 from dpq_core.spec import QuantSpec
 from dpq_core.tensor.partition import Layout, Partition

@@ -22,7 +22,7 @@ from dpq_core.runtime.weight import PQWeight
 from dpq_core.tensor.packing import pack, unpack
 
 SHARE = 0.01
-"""Of all subvectors, offered to the reservoir per E-step (METHODS 1.9)."""
+"""Of all subvectors, offered to the reservoir per E-step (docs/algorithms.md#dead-codewords)."""
 
 AT_LEAST = 256
 """Subvectors offered per E-step, where there are as many."""

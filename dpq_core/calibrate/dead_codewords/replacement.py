@@ -1,4 +1,4 @@
-"""Dead codewords: how long unused, when replaced, by what (METHODS 1.9).
+"""Dead codewords: how long unused, when replaced, by what (docs/algorithms.md#dead-codewords).
 
 Two levels: a slot (b, k) of a codebook is dead while no subvector uses it, and is then pointed to
 another pool vector, which changes nothing yet. A pool vector that no slot in use names for
@@ -19,7 +19,9 @@ from dpq_core.kernels.cpu.nearest import nearest
 
 @dataclass(frozen=True, kw_only=True)
 class DeadRule:
-    """When and how much is replaced (METHODS 1.9; ``tau_dead`` read as steps).
+    """When and how much is replaced.
+
+    See docs/algorithms.md#dead-codewords; ``tau_dead`` read as steps.
 
     Attributes:
         after: steps without use until a vector is dead.

@@ -1,4 +1,6 @@
-"""A weighted sample of badly served subvectors, kept over the steps of a calibration (METHODS 1.9).
+"""A weighted sample of badly served subvectors, kept over the steps of a calibration.
+
+See docs/algorithms.md#dead-codewords.
 
 Dead codewords are replaced by what the codebook serves worst. Such subvectors are seen a few at a
 time; the reservoir keeps a sample of all seen so far in which each has a chance that grows with
@@ -15,7 +17,7 @@ from torch import Tensor
 from dpq_core.errors import SpecError
 
 CAPACITY = 4096
-"""Subvectors kept per tensor, unless told otherwise (METHODS 1.9)."""
+"""Subvectors kept per tensor, unless told otherwise (docs/algorithms.md#dead-codewords)."""
 
 _STATE = ("subvectors", "group", "priority", "key", "counters")
 

@@ -1,6 +1,7 @@
 """Quantization in the order in which data flows: every layer sees what the quantized prefix makes.
 
-Block by block (METHODS 1.7, 1.11, 4.3): collect H = E[x x^T] of some layers with inputs from the
+Block by block (docs/algorithms.md#assignment, #sequential, #beam-search): collect H = E[x x^T] of
+some layers with inputs from the
 already quantized model, quantize them, put the decoded weights in place, go on. Only one block's
 activations live at a time, and the matrices of one pass.
 """

@@ -12,7 +12,9 @@ _COLUMNS = 1024
 
 
 class Moment:
-    """Uncentered second moment H = E[x x^T] of rows x, accumulated in float64 (METHODS 0, 1.7).
+    """Uncentered second moment H = E[x x^T] of rows x, accumulated in float64.
+
+    See docs/algorithms.md#notation, #assignment.
 
     Attributes:
         cols: length of a row.

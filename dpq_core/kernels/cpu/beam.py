@@ -3,7 +3,7 @@
 One point after the other: every kept partial sum of codewords is extended by every codeword of the
 next stage, and the best ``beam`` of them are kept. The codewords lie coordinate by coordinate, so
 that the loop over them is a stream of vector multiplications (AQLM, arXiv 2401.06118, section 3.2,
-searches the same way; METHODS 4.3).
+searches the same way; docs/algorithms.md#beam-search).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Look-up table product for few tokens on a CPU (METHODS A8).
+"""Look-up table product for few tokens on a CPU (docs/algorithms.md#lut).
 
 ``y[r] = s[r] * sum_j table[j, codes[j, r]]`` with ``table[j, k] = <x_j, c_k>``: K inner products
 per group and token instead of one per row. Parallel over blocks of OUTPUT rows, so that no two

@@ -1,7 +1,8 @@
 """Nearest of very many centres: exact, and far below points times centres where d is small.
 
 A pool has 5,000 to 65,536 vectors and is asked for 70,000 to 260,000 codewords, again and again
-(METHODS A2). Both are put in spatial order once; a run of points then meets only the runs of
+(docs/algorithms.md#pool-wkmeans). Both are put in spatial order once; a run of points then meets
+only the runs of
 centres whose bounding boxes are near enough.
 """
 

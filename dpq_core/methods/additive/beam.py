@@ -1,6 +1,7 @@
 """Encoding with additive codebooks: which codewords, one per stage, add up to a subvector.
 
-METHODS 4.3 (AQLM, arXiv 2401.06118, section 3.2; VQDM, arXiv 2409.00492). ``beam_search`` builds
+docs/algorithms.md#beam-search (AQLM, arXiv 2401.06118, section 3.2; VQDM, arXiv 2409.00492).
+``beam_search`` builds
 the sums from nothing; ``sweep`` chooses each stage anew while the others stay, which is cheaper
 and never makes a sum worse. Both measure in L2 or under one metric per group: with M = F F^T the
 distance ``(x - c)^T M (x - c)`` is ``|F^T x - F^T c|^2``, so a metric is a change of coordinates.

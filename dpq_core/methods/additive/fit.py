@@ -1,7 +1,8 @@
 """Additive codebooks and codes in turns: exact least squares, then new codes.
 
-METHODS 4.3, with the codebooks in closed form where AQLM (arXiv 2401.06118) takes 100 Adam steps,
-and with the fading noise of LSQ++ (SR-C, METHODS 2.1).
+docs/algorithms.md#beam-search, with the codebooks in closed form where AQLM (arXiv 2401.06118)
+takes 100 Adam steps,
+and with the fading noise of LSQ++ (SR-C, docs/algorithms.md#kmeans).
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class AlternateSpec:
         beam: of the new codes; 0 leaves the beam search out.
         sweeps: of coordinate descent on the better of the old and the new codes.
         noise: of the points in all codebook updates but the last two, in standard deviations of
-            their group; it fades as sqrt(1 - i / rounds) (SR-C of LSQ++, METHODS 2.1), lets the
+            their group; it fades as sqrt(1 - i / rounds) (SR-C of LSQ++,
+            docs/algorithms.md#kmeans), lets the
             codewords escape poor minima, and pays from about six rounds on. 0: none.
         tolerance: stop when a round without noise lowers the error by less than this share.
         seed: of the noise.

@@ -1,6 +1,7 @@
 """Additive codebooks: a subvector is the sum of one codeword from each of S stages.
 
-METHODS 4 (AQLM, arXiv 2401.06118; VQDM, arXiv 2409.00492). Where all groups share their codebooks
+docs/algorithms.md#additive (AQLM, arXiv 2401.06118; VQDM, arXiv 2409.00492). Where all groups
+share their codebooks
 the stages are AQLM's; with one codebook per group they are VQDM's groupwise ones.
 ``residual_kmeans`` gives the start, ``alternate`` improves it, ``encoder`` takes it into
 Hessian-aware assignment.
@@ -55,7 +56,9 @@ def residual_kmeans(
     seed: int,
     weights: Tensor | None = None,
 ) -> AdditiveResult:
-    """Each stage is k-means on what the stages before it left over (METHODS 4.2).
+    """Each stage is k-means on what the stages before it left over.
+
+    See docs/algorithms.md#residual-kmeans.
 
     Args:
         points: float32 [G, d, P].

@@ -1,4 +1,6 @@
-"""Codes that reconstruct a layer's output, not its weights (METHODS 1.7, 6 and A4).
+"""Codes that reconstruct a layer's output, not its weights.
+
+See docs/algorithms.md#assignment, #assign-ldlq.
 
 ``l2``         nearest codeword of every subvector
 ``blockdiag``  nearest under the block H_jj ("And the bit goes down", arXiv 1907.05686)

@@ -1,6 +1,7 @@
 """The metric of a layer's output error: the damped second moment of its inputs, and its factors.
 
-Everything here has a mean diagonal of one (METHODS 6: ``H / mean(diag H) + damping I``), and
+Everything here has a mean diagonal of one (docs/algorithms.md#assign-ldlq: ``H / mean(diag H) +
+damping I``), and
 ``Hessian.scale`` takes errors back to the units of the H that was measured.
 
 Steps are ordered by their energy, and sweeps go from the last to the first: columns with large

@@ -1,7 +1,10 @@
-"""Closed-form updates of codebooks and pools with codes standing still (METHODS A5).
+"""Closed-form updates of codebooks and pools with codes standing still.
+
+See docs/algorithms.md#codebook-update.
 
 E_out is a quadratic of all codewords together. Its minimum is found by conjugate gradients on the
-normal equations, preconditioned with the d x d block of every codeword (what METHODS A5 solves for
+normal equations, preconditioned with the d x d block of every codeword (what
+docs/algorithms.md#codebook-update solves for
 one codeword at a time). Unlike updates group by group this is as exact for codewords that many
 groups share, directly or through a pool. An iteration costs one product with H.
 """

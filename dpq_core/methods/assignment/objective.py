@@ -16,7 +16,9 @@ CHUNK_FLOATS = 1 << 26  # of one [cols, rows] buffer; rows are independent and c
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """``E_out = sum_r w_r (W - What)_r H (W - What)_r^T`` over codes and codebooks (METHODS 0).
+    """``E_out = sum_r w_r (W - What)_r H (W - What)_r^T`` over codes and codebooks.
+
+    See docs/algorithms.md#notation.
 
     Attributes:
         core: float32 W [R, C], the matrix that is encoded (scales divided out).

@@ -1,6 +1,7 @@
 """k-means over all groups of a tensor at once: weighted, stochastically relaxed (SR-C), batched.
 
-METHODS 2.1 and A1 (PQF, arXiv 2010.15703, section 3.3): codes come from the clean points, and the
+docs/algorithms.md#kmeans (PQF, arXiv 2010.15703, section 3.3): codes come from the clean points,
+and the
 codebook update sees noise that fades as ``(1 - i / I)^p``, which lets codewords escape poor minima.
 """
 

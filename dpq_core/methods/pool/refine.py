@@ -1,4 +1,7 @@
-"""Alternating refinement of codes, index map and pool on the subvectors themselves (METHODS A3)."""
+"""Alternating refinement of codes, index map and pool on the subvectors themselves.
+
+See docs/algorithms.md#pool-refine.
+"""
 
 from __future__ import annotations
 

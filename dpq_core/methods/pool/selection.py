@@ -1,4 +1,6 @@
-"""Codebook pool: all codebooks of a tensor as indices into one set of vectors (METHODS 1.5, A2).
+"""Codebook pool: all codebooks of a tensor as indices into one set of vectors.
+
+See docs/algorithms.md#pool, #pool-wkmeans.
 
 Instead of codebooks ``[C, K, d]`` a tensor stores a pool ``[N, d]`` and, for each codeword, the
 index of its pool vector. ``greedy`` builds the pool as the paper describes it, ``wkmeans`` by
@@ -35,7 +37,7 @@ SETTLED = 1e-3
 def greedy(codebooks: Tensor, usage: Tensor, size: int, tau: float) -> tuple[Tensor, Tensor]:
     """The most used codewords that are not within ``tau`` of one another, as the pool.
 
-    The paper leaves metric and remainder open (METHODS 1.5): ``tau`` is relative to the
+    The paper leaves metric and remainder open (docs/algorithms.md#pool): ``tau`` is relative to the
     usage-weighted root mean square norm, equal usage goes to the larger norm, and where fewer
     than ``size`` codewords are that far apart, the most used of the others fill the pool.
 
@@ -103,7 +105,7 @@ def _within(vectors: Tensor, squared: float) -> Tensor:
 def wkmeans(
     codebooks: Tensor, usage: Tensor, size: int, *, iterations: int = 2
 ) -> tuple[Tensor, Tensor]:
-    """Usage-weighted k-means of the codewords (METHODS A2).
+    """Usage-weighted k-means of the codewords (docs/algorithms.md#pool-wkmeans).
 
     A codeword is the mean of its subvectors, so ``sum usage |c - pool[index]|^2`` is exactly what
     the pool adds to the squared error. There are only some two to ten codewords per pool vector:

@@ -1,7 +1,8 @@
 """Q_n: an orthonormal transform with a fast product for every length n >= 1.
 
 Rotating a weight by random signs and Q_n spreads its outliers over all entries ("incoherence",
-QuIP#, arXiv 2402.04396, section 3; METHODS 6.2). The definition is complete, so that a file needs
+QuIP#, arXiv 2402.04396, section 3; docs/algorithms.md#rotation). The definition is complete, so
+that a file needs
 to store the signs only. Indices count from 0; n = 2^p m with m odd::
 
     Q_n = n^(-1/2) (H_r (x) F_q),   n = r q,
@@ -20,7 +21,7 @@ to store the signs only. Indices count from 0; n = 2^p m with m odd::
   - Where there is no such q: q = m and F_q is Hartley's matrix, F[i, j] = cos t + sin t with
     t = 2 pi i j / m.
 
-With a Hadamard factor every entry of Q_n is +-n^(-1/2). Where none is known, METHODS suggests a
+With a Hadamard factor every entry of Q_n is +-n^(-1/2). Where none is known, one could take a
 random orthogonal factor. Hartley's is taken instead: it needs no storage and no generator, an FFT
 applies it at any size, and its entries are bounded by sqrt(2 / n), while the largest entry of a
 random orthogonal matrix grows as sqrt(2 log(n) / n). A row of Q_n times random signs times x is a

@@ -3,7 +3,8 @@
 For Gaussian subvectors with covariance Sigma, K codewords leave a distortion of about
 ``d K^(-2/d) |Sigma|^(1/d)``. So the search lowers the sum of ``|Sigma|^(1/d)`` over the codebooks:
 where each group of columns has its own codebook, correlated columns should meet in one group
-(METHODS 2.3); where groups share one, all of them should look alike, coordinate by coordinate.
+(docs/algorithms.md#permutation); where groups share one, all of them should look alike, coordinate
+by coordinate.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Greedy orders of the columns, from which a search starts (PQF, section 3.2; METHODS 2.3)."""
+"""Greedy orders of the columns, from which a search starts.
+
+See PQF, section 3.2; docs/algorithms.md#permutation.
+"""
 
 from __future__ import annotations
 

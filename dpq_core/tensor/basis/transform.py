@@ -1,7 +1,8 @@
 """Randomised Hadamard transform (RHT) of a matrix: exactly invertible incoherence processing.
 
 ``W~ = Q_m S_V W S_U Q_n^T`` with random sign diagonals S and the orthonormal Q of
-``tensor.basis.hadamard`` (QuIP#, arXiv 2402.04396, section 3; METHODS 6.2). At inference the
+``tensor.basis.hadamard`` (QuIP#, arXiv 2402.04396, section 3; docs/algorithms.md#rotation). At
+inference the
 weight stays transformed and the activations are transformed instead:
 ``y = S_V Q_m^T (W~ (Q_n S_U x))``. A side whose signs are None is left as it is.
 """
