@@ -44,7 +44,7 @@ def test_every_anchor_that_is_referred_to_exists():
 
 
 def test_nothing_refers_to_a_document_that_is_not_here():
-    """``METHODS 1.7`` and the like named sections that no reader of the repository can find."""
+    """Numbered sections of it stood in docstrings; no reader of the repository can find them."""
     word = "METHODS"
     pattern = re.compile(rf"\b{word} (section )?[A0-9]")
     files = [*ROOT.rglob("*.py"), *ROOT.rglob("*.md")]

@@ -389,7 +389,7 @@ def test_the_encoder_serves_hessian_aware_assignment() -> None:
     torch.testing.assert_close(decoded, searched.core_hat)
 
     metric, group = metrics(1, d), 6
-    codes = encoder(books, stages=2, sharing=4, beam=16)(points[group].T, metric[0], group)
+    codes = encoder(books, cut, beam=16)(points[group].T, metric[0], group)
     own = books.view(2, 2, 16, d)[:, group // 4]
     one_group = grouped(points[:1], stages=2)
     best = brute_force(points[group][None], own, 2, 1, metric.double())
@@ -412,4 +412,4 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(SpecError, match=r"metric must be \[2, 4, 4\], not \[4, 4\]"):
         beam_search(x, books, grouping=grouped(x, 2, stages=3), metric=torch.eye(4))
     with pytest.raises(SpecError, match=r"2 groups, 1 per codebook, need codebooks \[2, K, 4\]"):
-        sweep(x, books, codes_like(3, 2, 5, 8), stages=3)
+        sweep(x, books, codes_like(3, 2, 5, 8), grouped(x, stages=3))

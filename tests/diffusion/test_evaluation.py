@@ -177,7 +177,7 @@ def test_a_source_that_is_gone_is_noted(models, monkeypatch, tmp_path):
     _reference(tmp_path / "ref.safetensors", "adm-inception-v3")
     with pytest.raises(SpecError, match="nothing to measure: give --reference-stats"):
         measure("compressed")
-    assert evaluation._original("compressed", gone, "") == (
+    assert evaluation._find_baseline("compressed", gone, "") == (
         "",
         f"left out: {gone} is not on this machine; give --baseline SOURCE",
     )
