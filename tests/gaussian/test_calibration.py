@@ -179,7 +179,7 @@ class TestWholeRuns:
     def test_a_rig_is_set_up_where_no_cameras_are_given(self, folder: Path) -> None:
         done = calibrated(folder, steps=30, cameras="", pixels=48)
         assert done.report.after < done.report.before
-        assert done.report.reference == 0
+        assert done.report.baseline == 0
 
     def test_the_file_says_what_it_is(self, folder: Path) -> None:
         calibrated(folder, steps=12, finer=1.0)

@@ -253,7 +253,7 @@ def test_the_teacher_reads_a_window_once_and_alone(make_task, monkeypatch):
     monkeypatch.setattr("dpq_llama.calibration.task._MEMORY", 0)
     fresh = make_task()
     assert fresh.loss(batch).item() == first
-    assert fresh._known == {}
+    assert fresh._hidden_of_window == {}
 
 
 # -- what does not fit ---------------------------------------------------------------------------
@@ -295,7 +295,7 @@ def test_an_artifact_gets_closer_to_the_original(tied, source, tmp_path, mode):
     options = engine(mode=mode, block_batches=2)
     done = calibrate_artifact(LlamaAdapter(), tied, tmp_path / "out", options, CPU)
     report = done.report
-    assert report.reference == 0
+    assert report.baseline == 0
     assert report.recovered > (0.2 if mode == "end" else 0.05)
     fresh = calibration(str(tmp_path / "out"), str(source), options.adapter, CPU)
     with torch.no_grad():
