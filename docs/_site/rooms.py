@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import colorsys
-from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,13 +31,14 @@ ROW, LEFT, WIDTH = 44, 150, 640
 """Pixels: height of a row, end of the names, width of the drawing."""
 
 
-def imports() -> Counter[tuple[str, str]]:
-    """(importing room, imported room) -> how many modules of the first import the second."""
-    found: Counter[tuple[str, str]] = Counter()
-    for room in ROOMS:
-        for path in sorted((ROOT / "dpq_core" / room).rglob("*.py")):
-            found.update((room, other) for other in _needed(path) - {room})
-    return found
+def imports() -> set[tuple[str, str]]:
+    """Pairs of an importing and an imported room."""
+    return {
+        (room, other)
+        for room in ROOMS
+        for path in (ROOT / "dpq_core" / room).rglob("*.py")
+        for other in _needed(path) - {room}
+    }
 
 
 def _needed(path: Path) -> set[str]:
@@ -61,8 +61,8 @@ def drawing() -> str:
         'font-family="sans-serif" font-size="15">',
         f'<rect width="{WIDTH}" height="{height}" rx="8" fill="#ffffff"/>',
     ]
-    for (room, other), count in sorted(imports().items()):
-        parts.append(_arc(ROOMS.index(room), ROOMS.index(other), count))
+    for room, other in sorted(imports()):
+        parts.append(_arc(ROOMS.index(room), ROOMS.index(other)))
     for index, room in enumerate(ROOMS):
         y = _middle(index)
         parts.append(f'<circle cx="{LEFT + 14}" cy="{y}" r="6" fill="{_colour(index)}"/>')
@@ -70,15 +70,14 @@ def drawing() -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
-def _arc(start: int, end: int, count: int) -> str:
+def _arc(start: int, end: int) -> str:
     """From the importing room on the right to the imported one above it."""
     first, last, x = _middle(start), _middle(end), LEFT + 22
     reach = x + 40 * abs(start - end) + 20
-    title = f"<title>{ROOMS[start]} imports {ROOMS[end]}: {count} modules</title>"
+    title = f"<title>{ROOMS[start]} imports {ROOMS[end]}</title>"
     return (
         f'<path d="M{x} {first} C{reach} {first} {reach} {last} {x} {last}" fill="none" '
-        f'stroke="{_colour(start)}" stroke-width="{1 + min(count, 20) / 8:.2f}" '
-        f'stroke-opacity="0.75">{title}</path>'
+        f'stroke="{_colour(start)}" stroke-width="1.6" stroke-opacity="0.75">{title}</path>'
     )
 
 
