@@ -6,7 +6,8 @@ STAMP := $(VENV)/.installed
 
 # One thread each: two workers are faster on two cores than one worker with two threads.
 WORKERS ?= auto
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -P -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile
+# Compiled modules are kept: the tests start many processes that would compile them again.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -P -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile
 
 .PHONY: demo test quick portable lint bench format docs coverage
 

@@ -43,6 +43,7 @@ def write_some(out: Path, count: int, **options) -> ArtifactWriter:
     return writer
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
 @pytest.mark.parametrize(
     ("mode", "step"), [("eager", 1), ("lazy", 4), ("overwrite", 3), ("fallback", 5)]

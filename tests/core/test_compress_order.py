@@ -28,6 +28,8 @@ from dpq_core.tensor.hidden_axes import HiddenAxis, Producer
 from dpq_core.tensor.partition import Layout
 from dpq_core.tensor.pq_tensor import permutation_of
 
+pytestmark = pytest.mark.slow  # whole runs of a job
+
 WIDTH, BLOCKS = 32, range(3)
 SPEC = QuantSpec(
     d=4,

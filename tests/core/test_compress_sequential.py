@@ -22,6 +22,8 @@ from dpq_core.spec import AssignmentSpec, KMeansSpec, QuantSpec
 from dpq_core.tensor.checkpoint import SafetensorsCheckpoint
 from dpq_core.tensor.partition import Layout
 
+pytestmark = pytest.mark.slow  # whole runs of a job
+
 WIDTH, BATCHES = 32, 8
 KMEANS = KMeansSpec(iterations=2, tail=1)
 SPEC = QuantSpec(d=4, K=16, kmeans=KMEANS, assignment=AssignmentSpec(method="ldlq+icm"))

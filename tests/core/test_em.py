@@ -18,6 +18,8 @@ from dpq_core.errors import AdapterError, ArtifactError, SourceError, SpecError
 from dpq_core.run import Run
 from dpq_core.spec import PoolSpec
 
+pytestmark = pytest.mark.slow  # whole runs of a job
+
 SHORT = CalibrateSettings(steps=30, mode="end", block_batches=4)
 
 
@@ -56,7 +58,7 @@ def test_it_recovers_what_compressing_lost(mode):
     ids=lambda c: "+".join(c),
 )
 def test_every_stored_form_can_be_calibrated(changes):
-    task = Regression(spec=SPEC.replace(**changes))
+    task = Regression(1, spec=SPEC.replace(**changes))
     report = run(task)
     assert report.recovered > 0.3
     for module in task.student.modules():

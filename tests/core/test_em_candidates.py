@@ -31,6 +31,8 @@ from dpq_core.runtime.weight import PQWeight
 from dpq_core.spec import PoolSpec
 from dpq_core.tensor.partition import Layout, Partition
 
+pytestmark = pytest.mark.slow  # whole runs of a job
+
 ONLY = {
     "steps": 1,
     "block_steps": 50,

@@ -21,6 +21,8 @@ from dpq_diffusion.sampling.samplers import RequestedSettings, make_sampler
 from dpq_diffusion.source.checkpoint import open_checkpoint
 from dpq_diffusion.source.locate import locate
 
+pytestmark = pytest.mark.slow  # whole runs of a job
+
 CPU = Run(device="cpu")
 
 

@@ -17,6 +17,8 @@ from dpq_diffusion.convert.ldm import convert
 from dpq_diffusion.convert.ldm_settings import LdmSettings
 from dpq_diffusion.pipelines.loading import load_pipeline
 
+pytestmark = pytest.mark.slow  # whole runs of a job
+
 CPU = Run(device="cpu")
 
 

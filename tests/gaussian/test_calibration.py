@@ -28,6 +28,8 @@ from dpq_gaussian.loading import load_scene
 from dpq_gaussian.options import CalibrateOptions, CompressOptions
 from dpq_gaussian.rendering import RenderOptions, Splats, render
 
+pytestmark = pytest.mark.slow  # whole runs of a job
+
 RUN = Run(device="cpu")
 PQ = {"harmonics": "pq", "harmonics_spec": "d=3,K=16"}
 

@@ -27,6 +27,8 @@ from dpq_llama.adapter import LlamaAdapter
 from dpq_llama.calibration.task import calibration, losses
 from dpq_llama.options import CalibrateOptions
 
+pytestmark = pytest.mark.slow  # whole runs of a job
+
 CPU = Run(device="cpu")
 SMALL = CalibrateOptions(context=16, samples=8, batch_size=4, validation_samples=4)
 QUICK = {"iterations": 2, "tail": 1}
