@@ -212,7 +212,9 @@ class TestWholeRuns:
         write_cameras(tmp_path)
         take_photographs(scene, tmp_path)
         write_scene(scene, tmp_path / "scene.ply", "ply")
-        task = task_of(compressed(tmp_path, preset="high", quality=0.5), size=0.98, finer=1.0)
+        task = task_of(
+            compressed(tmp_path, preset="high", quality=0.5), relative_size=0.98, finer=1.0
+        )
         task.student.rate_control.steps += 1
         fitted = task.fitted()
         sizes = [task.student.encoded(r).nbytes for r in (task.student.rounded(), fitted)]
@@ -236,8 +238,12 @@ class TestWholeRuns:
         raw = SceneFile(folder / "raw.dpq").parameters
         for steps, factor in ((10, 1.005), (500, 1.25), (1000, 1.5), (9000, 1.5)):
             assert self._begun(folder, steps).parameters == raw.refined(factor)
-        assert self._begun(folder, 1000, size=0.8).parameters == raw  # there is enough to shed
-        assert self._begun(folder, 1000, size=1.2).parameters == raw.refined(1.5 * 1.2**2.5)
+        assert (
+            self._begun(folder, 1000, relative_size=0.8).parameters == raw
+        )  # there is enough to shed
+        assert self._begun(folder, 1000, relative_size=1.2).parameters == raw.refined(
+            1.5 * 1.2**2.5
+        )
         calibrated(folder, steps=12, finer=1.0)
         encoded = self._begun(folder, 1000, file="better.dpq")
         assert encoded.parameters == raw
