@@ -75,4 +75,4 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.section(f"{len(skipped)} tests did not run: data outside of the repository")
     for nodeid, name in sorted(skipped.items()):
         terminalreporter.line(f"{nodeid}: {name}")
-    terminalreporter.line("What they guard is tested on small data as well (tests/README.md).")
+    terminalreporter.line("What they guard is tested on small data as well.")

@@ -89,7 +89,9 @@ def test_links_lead_somewhere(path):
     assert [link for link in local if not (path.parent / link).exists()] == []
 
 
-def test_the_example_runner_can_fail(tmp_path):
+def test_the_example_runner_can_fail(tmp_path, monkeypatch):
+    scripts = str(Path(sys.executable).parent)
+    monkeypatch.setenv("PATH", scripts + os.pathsep + os.environ["PATH"])
     page = tmp_path / "page.md"
     page.write_text("```python\n1 / 0\n```\n<!-- not run: a joke -->\n```bash\nrm -rf x\n```\n")
     _, shell = blocks(page)
