@@ -206,7 +206,7 @@ def test_pad_pulls_no_pool_vector_to_zero() -> None:
     """Both groups hold (3, 4), but of the last one only the 3 counts."""
     points = torch.tensor([[[3.0], [4.0]], [[3.0], [0.0]]]).expand(2, 2, 20).contiguous()
     pool = torch.tensor([[2.0, 3.0], [-9.0, -9.0]])
-    result = refine(points, pool, torch.tensor([[0, 1], [0, 1]]), pad=1)
+    result = refine(points, pool, torch.tensor([[0, 1], [0, 1]]), grouped(points, 1, pad=1))
     assert result.pool[result.index[0, result.codes[0, 0]].long()].tolist() == [3.0, 4.0]
     assert result.stats[-1].objective == 0
 
