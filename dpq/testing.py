@@ -1,10 +1,11 @@
-"""AdapterContract: the test class that an adapter's author subclasses (needs pytest).
+"""The test classes that an adapter's author subclasses (needs pytest).
 
+``TensorAdapterContract`` is for a ``TensorAdapter``, ``FileAdapterContract`` for a ``FileAdapter``.
 Two class attributes are enough::
 
-    class TestMyAdapter(AdapterContract):
+    class TestMyAdapter(TensorAdapterContract):
         adapter_class = MyAdapter
-        source = "builtin:small"  # or override the ``source`` fixture
+        source_name = "builtin:small"  # or override the ``source`` fixture
 
 Every capability that the adapter has is tested, on the source and on an artifact made of it.
 """
@@ -12,6 +13,7 @@ Every capability that the adapter has is tested, on the source and on an artifac
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
@@ -20,11 +22,21 @@ import pytest
 import torch
 
 from dpq_core.artifact import Artifact
+from dpq_core.artifact.stored import StoredModel
 from dpq_core.errors import SourceError
 from dpq_core.jobs.compress import CompressOptions, compress
+from dpq_core.jobs.compress_file import compress_file
+from dpq_core.jobs.request import open_artifact
 from dpq_core.planning.plan import make_plan
 from dpq_core.plugin import options, registry
-from dpq_core.plugin.adapter import Adapter, Evaluation
+from dpq_core.plugin.adapter import (
+    Adapter,
+    Evaluation,
+    FileAdapter,
+    PacksWithin,
+    Probes,
+    TensorAdapter,
+)
 from dpq_core.run import Run
 from dpq_core.spec import KMeansSpec, Override, QuantSpec
 from dpq_core.tensor.checkpoint import Checkpoint
@@ -34,23 +46,23 @@ _ARTIFACTS: dict[tuple[type, str, str], Path] = {}
 """Class of tests, source and its fingerprint -> what it was compressed to."""
 
 
-class AdapterContract:
-    """What every adapter promises.
+class AdapterContract(ABC):
+    """What every adapter promises, whatever its artifacts are.
 
     Class attributes:
         adapter_class: the adapter under test.
         source_name: a small source that it opens; override ``source`` where one must be made.
-        spec: used for the artifact; few iterations, since quality is not what is tested here.
+        output_name: what the artifact is called.
         run: device and seed.
     """
 
     adapter_class: ClassVar[type[Adapter]]
     source_name: ClassVar[str]
-    spec: ClassVar[QuantSpec] = QuantSpec(K=16, kmeans=KMeansSpec(iterations=2, tail=1))
+    output_name: ClassVar[str] = "artifact"
     run: ClassVar[Run] = Run(device="cpu", seed=0)
 
     @pytest.fixture
-    def adapter(self) -> Adapter:
+    def adapter(self) -> Any:
         """A new adapter."""
         return self.adapter_class()
 
@@ -61,14 +73,18 @@ class AdapterContract:
 
     @pytest.fixture
     def artifact(
-        self, adapter: Adapter, source: str, tmp_path_factory: pytest.TempPathFactory
-    ) -> Artifact:
+        self, adapter: Any, source: str, tmp_path_factory: pytest.TempPathFactory
+    ) -> StoredModel:
         """The source, compressed; once for all tests of a class that are given the same source."""
         key = type(self), source, adapter.open(source).fingerprint
         if key not in _ARTIFACTS:
-            out = tmp_path_factory.mktemp("contract") / "artifact"
-            _ARTIFACTS[key] = self._compress(adapter, source, out)
-        return Artifact.open(_ARTIFACTS[key])
+            out = tmp_path_factory.mktemp("contract") / self.output_name
+            _ARTIFACTS[key] = self.compressed(adapter, source, out)
+        return open_artifact(str(_ARTIFACTS[key]))
+
+    @abstractmethod
+    def compressed(self, adapter: Any, source: str, out: Path) -> Path:
+        """The source as an artifact at ``out``: the contracts of the two kinds know how."""
 
     def test_it_is_installed_under_its_name(self) -> None:
         """The entry point ``name`` of the group ``dpq.adapters`` gives this class."""
@@ -80,7 +96,7 @@ class AdapterContract:
         assert summary.strip()
         assert "\n" not in summary
 
-    def test_its_builtin_models_can_be_opened(self, adapter: Adapter) -> None:
+    def test_its_builtin_models_can_be_opened(self, adapter: Any) -> None:
         """And ``builtin:NAME`` alone says which adapter to take."""
         for name in self.adapter_class.builtins:
             assert adapter.open(f"builtin:{name}").tensors
@@ -95,7 +111,7 @@ class AdapterContract:
             assert options.parse(cls, []) == cls()
 
     def test_a_source_that_does_not_exist_is_a_one_line_error(
-        self, adapter: Adapter, tmp_path: Path
+        self, adapter: Any, tmp_path: Path
     ) -> None:
         """SourceError, naming the source."""
         missing = str(tmp_path / "no-such-source")
@@ -105,9 +121,7 @@ class AdapterContract:
         assert "no-such-source" in message
         assert "\n" not in message
 
-    def test_tensors_are_what_they_were_announced_to_be(
-        self, adapter: Adapter, source: str
-    ) -> None:
+    def test_tensors_are_what_they_were_announced_to_be(self, adapter: Any, source: str) -> None:
         """Shape and dtype before reading equal those after; reading twice gives the same."""
         checkpoint = adapter.open(source)
         assert checkpoint.tensors, "the source holds no tensors"
@@ -117,13 +131,13 @@ class AdapterContract:
             assert tensor.device.type == "cpu", name
             assert torch.equal(tensor, checkpoint.read(name)), name
 
-    def test_opening_twice_gives_the_same(self, adapter: Adapter, source: str) -> None:
+    def test_opening_twice_gives_the_same(self, adapter: Any, source: str) -> None:
         """Names in the same order, and the same fingerprint."""
         first, second = adapter.open(source), adapter.open(source)
         assert list(first.tensors) == list(second.tensors)
         assert first.fingerprint == second.fingerprint
 
-    def test_side_files_exist_and_stay_inside(self, adapter: Adapter, source: str) -> None:
+    def test_side_files_exist_and_stay_inside(self, adapter: Any, source: str) -> None:
         """Their names are relative and do not lead out of the artifact."""
         for name, path in adapter.open(source).side_files.items():
             parts = PurePosixPath(name).parts
@@ -132,34 +146,18 @@ class AdapterContract:
             assert parts[0] != "/", name
             assert ".." not in parts, name
 
-    def test_it_selects_tensors_that_can_be_cut(self, adapter: Adapter, source: str) -> None:
-        """At least one tensor is selected, and its layout suits its shape."""
-        checkpoint = adapter.open(source)
-        selected = self._selected(adapter, checkpoint)
-        assert selected, "select() picks no tensor: nothing would be compressed"
-        for name, layout in selected.items():
-            Partition.of(checkpoint.tensors[name].shape, layout, self.spec)
-        assert selected == self._selected(adapter, checkpoint)
-
-    def test_the_presets_fit(self, adapter: Adapter, source: str) -> None:
-        """Every preset width can be planned and makes the model smaller."""
-        checkpoint = adapter.open(source)
-        before = sum(info.nbytes for info in checkpoint.tensors.values())
-        for bits in (1, 2, 3, 4):
-            assert make_plan(checkpoint, adapter, QuantSpec.preset(bits)).nbytes < before
-
     def test_compressing_twice_gives_the_same_bytes(
-        self, adapter: Adapter, source: str, artifact: Artifact, tmp_path: Path
+        self, adapter: TensorAdapter, source: str, artifact: StoredModel, tmp_path: Path
     ) -> None:
-        """Same source, spec and seed: the same directory, generated files included."""
-        again = self._compress(adapter, source, tmp_path / "again")
+        """Same source, spec and seed: the same bytes, generated files included."""
+        again = self.compressed(adapter, source, tmp_path / artifact.path.name)
         first, second = _content(artifact.path), _content(again)
         assert sorted(first) == sorted(second)
         assert [name for name in first if first[name] != second[name]] == []
         assert artifact.manifest.adapter == adapter.name
 
     def test_evaluation_is_comparable_and_reproducible(
-        self, adapter: Adapter, source: str, artifact: Artifact
+        self, adapter: Any, source: str, artifact: StoredModel
     ) -> None:
         """Artifact and source get the same metrics by one protocol; a rerun the same values."""
         self._needs(adapter, "evaluate")
@@ -174,7 +172,7 @@ class AdapterContract:
         assert adapter.evaluate(source, chosen, self.run).metrics == plain.metrics
 
     def test_samples_are_reproducible(
-        self, adapter: Adapter, artifact: Artifact, tmp_path: Path
+        self, adapter: Any, artifact: StoredModel, tmp_path: Path
     ) -> None:
         """Something is made, the same for the same seed; files lie in the folder given."""
         self._needs(adapter, "sample")
@@ -188,7 +186,7 @@ class AdapterContract:
         assert any(made[0]), "neither texts nor files"
 
     def test_exports_are_whole_and_reproducible(
-        self, adapter: Adapter, source: str, artifact: Artifact, tmp_path: Path
+        self, adapter: Any, source: str, artifact: StoredModel, tmp_path: Path
     ) -> None:
         """Every format, of both, is written twice with the same bytes and leaves nothing else."""
         self._needs(adapter, "export")
@@ -208,16 +206,50 @@ class AdapterContract:
                 assert made[0] == made[1]
 
     def test_it_loads_source_and_artifact(
-        self, adapter: Adapter, source: str, artifact: Artifact
+        self, adapter: Any, source: str, artifact: StoredModel
     ) -> None:
         """Both give a model."""
         self._needs(adapter, "load")
         assert adapter.load(source, self.run) is not None
         assert adapter.load(str(artifact.path), self.run) is not None
 
-    def test_the_probe_is_finite_and_reproducible(
-        self, adapter: Adapter, artifact: Artifact
+    def _needs(self, adapter: Any, verb: str) -> None:
+        if verb not in adapter.capabilities():
+            pytest.skip(f"adapter {adapter.name!r} has no {verb}")
+
+    def _options(self, adapter: Any, verb: str) -> Any:
+        """Options of a verb; override to make a slow default quick."""
+        return adapter.default_options(verb)
+
+
+class TensorAdapterContract(AdapterContract):
+    """What the adapter of a model of named tensors promises beyond that.
+
+    Class attributes:
+        spec: used for the artifact; few iterations, since quality is not what is tested here.
+    """
+
+    spec: ClassVar[QuantSpec] = QuantSpec(K=16, kmeans=KMeansSpec(iterations=2, tail=1))
+
+    def test_it_selects_tensors_that_can_be_cut(
+        self, adapter: TensorAdapter[Any], source: str
     ) -> None:
+        """At least one tensor is selected, and its layout suits its shape."""
+        checkpoint = adapter.open(source)
+        selected = self._selected(adapter, checkpoint)
+        assert selected, "select() picks no tensor: nothing would be compressed"
+        for name, layout in selected.items():
+            Partition.of(checkpoint.tensors[name].shape, layout, self.spec)
+        assert selected == self._selected(adapter, checkpoint)
+
+    def test_the_presets_fit(self, adapter: TensorAdapter[Any], source: str) -> None:
+        """Every preset width can be planned and makes the model smaller."""
+        checkpoint = adapter.open(source)
+        before = sum(info.nbytes for info in checkpoint.tensors.values())
+        for bits in (1, 2, 3, 4):
+            assert make_plan(checkpoint, adapter, QuantSpec.preset(bits)).nbytes < before
+
+    def test_the_probe_is_finite_and_reproducible(self, adapter: Any, artifact: Artifact) -> None:
         """Named tensors, without NaN, the same in a second run."""
         self._needs(adapter, "probe")
         first, second = adapter.probe(artifact, self.run), adapter.probe(artifact, self.run)
@@ -228,35 +260,31 @@ class AdapterContract:
             assert torch.equal(tensor, second[name]), name
 
     def test_its_hidden_units_may_be_reordered(
-        self, adapter: Adapter, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self,
+        adapter: TensorAdapter[Any],
+        source: str,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         """Where ``hidden_axes`` names some: the probe is that of permutations that are stored."""
         checkpoint = adapter.open(source)
         consumers = {axis.consumer for axis in adapter.hidden_axes(checkpoint)}
         if not consumers:
             pytest.skip(f"adapter {adapter.name!r} names no hidden axes")
-        self._needs(adapter, "probe")
+        if not isinstance(adapter, Probes):
+            pytest.skip(f"adapter {adapter.name!r} has no probe")
         named = sorted(consumers & set(self._selected(adapter, checkpoint)))
         rules = [Override(name, {"permute": True}) for name in named]
-        free = Artifact.open(self._compress(adapter, source, tmp_path / "free", rules))
+        free = Artifact.open(self.compressed(adapter, source, tmp_path / "free", rules))
         monkeypatch.setattr(type(adapter), "hidden_axes", lambda *_: ())
-        stored = Artifact.open(self._compress(adapter, source, tmp_path / "stored", rules))
+        stored = Artifact.open(self.compressed(adapter, source, tmp_path / "stored", rules))
         assert free.manifest.stored_nbytes < stored.manifest.stored_nbytes, "no axis fits"
         found, wanted = adapter.probe(free, self.run), adapter.probe(stored, self.run)
         for name, tensor in wanted.items():
             away = (found[name].float() - tensor.float()).abs().max()
             assert away <= 0.01 * tensor.float().abs().max(), name
 
-    def _needs(self, adapter: Adapter, verb: str) -> None:
-        if verb not in adapter.capabilities():
-            pytest.skip(f"adapter {adapter.name!r} has no {verb}")
-
-    def _options(self, adapter: Adapter, verb: str) -> Any:
-        """Options of a verb; override to make a slow default quick."""
-        cls = adapter.options.get(verb)
-        return None if cls is None else cls()
-
-    def _selected(self, adapter: Adapter, checkpoint: Checkpoint) -> dict[str, Any]:
+    def _selected(self, adapter: TensorAdapter[Any], checkpoint: Checkpoint) -> dict[str, Any]:
         layouts = {
             name: adapter.select(name, info.shape)
             for name, info in checkpoint.tensors.items()
@@ -264,17 +292,48 @@ class AdapterContract:
         }
         return {name: layout for name, layout in layouts.items() if layout is not None}
 
-    def _compress(
-        self, adapter: Adapter, source: str, out: Path, rules: Iterable[Override] = ()
+    def compressed(
+        self,
+        adapter: TensorAdapter[Any],
+        source: str,
+        out: Path,
+        rules: Iterable[Override] = (),
     ) -> Path:
+        """The source as a folder of tensors, some of them by rules of their own."""
         without = CompressOptions(probe=False)
         made = compress(adapter, source, out, self.spec, rules, options=without, run=self.run)
         return made.artifact
 
 
-def _content(folder: Path) -> dict[str, bytes]:
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+class FileAdapterContract(AdapterContract):
+    """What the adapter that codes a source into one file promises beyond that."""
+
+    output_name: ClassVar[str] = "artifact.dpq"
+
+    def test_a_budget_is_kept(
+        self, adapter: FileAdapter[Any], source: str, artifact: StoredModel, tmp_path: Path
+    ) -> None:
+        """A file for a number of bytes is never larger; nine tenths can be reached."""
+        if not isinstance(adapter, PacksWithin):
+            pytest.skip(f"adapter {adapter.name!r} packs within no number of bytes")
+        budget = artifact.nbytes * 9 // 10
+        out = tmp_path / self.output_name
+        chosen = self._options(adapter, "compress")
+        made = compress_file(adapter, source, out, options=chosen, budget=budget, run=self.run)
+        assert made.nbytes == out.stat().st_size <= budget
+
+    def compressed(self, adapter: FileAdapter[Any], source: str, out: Path) -> Path:
+        """The source as one file."""
+        chosen = self._options(adapter, "compress")
+        return compress_file(adapter, source, out, options=chosen, run=self.run).output
+
+
+def _content(path: Path) -> dict[str, bytes]:
+    """The bytes of a file, or of all files of a folder by name."""
+    if path.is_file():
+        return {"": path.read_bytes()}
+    files = (file for file in sorted(path.rglob("*")) if file.is_file())
+    return {file.relative_to(path).as_posix(): file.read_bytes() for file in files}
 
 
 def _protocols(evaluation: Evaluation) -> list[tuple[str, str, bool]]:

@@ -10,7 +10,7 @@ import torch
 from cli_runs import install_toy, write_mlp
 from toy_adapter import MLPAdapter
 
-from dpq.testing import AdapterContract
+from dpq.testing import TensorAdapterContract
 from dpq_core.errors import DPQError
 from dpq_core.plugin.adapter import Adapter, Sampling
 from dpq_core.run import Run
@@ -44,7 +44,7 @@ class Misspelt(FreeAdapter):
     axis = HiddenAxis(consumer="w2", producers=(Producer("w_1"), Producer("b1")))
 
 
-class TestToyAdapter(AdapterContract):
+class TestToyAdapter(TensorAdapterContract):
     adapter_class = MLPAdapter
 
     @pytest.fixture
@@ -84,7 +84,7 @@ def test_an_adapter_that_names_its_hidden_units_keeps_the_contract(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = str(write_mlp(tmp_path / "net.safetensors"))
-    contract = AdapterContract()
+    contract = TensorAdapterContract()
     contract.test_its_hidden_units_may_be_reordered(FreeAdapter(), source, tmp_path, monkeypatch)
 
 
@@ -104,7 +104,7 @@ def test_an_adapter_that_names_its_hidden_units_keeps_the_contract(
 def test_the_contract_can_fail(
     cls: type[Adapter], test: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    contract = AdapterContract()
+    contract = TensorAdapterContract()
     contract.adapter_class = cls  # type: ignore[misc]
     source = str(write_mlp(tmp_path / "net.safetensors"))
     values = {"adapter": cls(), "source": source, "tmp_path": tmp_path, "monkeypatch": monkeypatch}

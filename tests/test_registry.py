@@ -15,9 +15,9 @@ from dpq_core.plugin.adapter import Adapter
 from dpq_core.plugin.registry import AdapterEntry
 
 GOOD = """
-from dpq_core.plugin.adapter import Adapter
+from dpq_core.plugin.adapter import TensorAdapter
 
-class Good(Adapter):
+class Good(TensorAdapter):
     name = "good"
     summary = "does nothing well"
     def open(self, source): raise NotImplementedError

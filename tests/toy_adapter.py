@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dpq_core.artifact import Artifact
 from dpq_core.errors import SourceError, SpecError
-from dpq_core.plugin.adapter import Adapter, Evaluation, Export, Metric, Sampling
+from dpq_core.plugin.adapter import Evaluation, Export, Metric, Sampling, TensorAdapter
 from dpq_core.run import Run
 from dpq_core.tensor.checkpoint import Checkpoint, SafetensorsCheckpoint
 from dpq_core.tensor.partition import Layout
@@ -33,7 +33,7 @@ class SampleOptions:
     count: int = field(default=3, metadata={"help": "outputs to show"})
 
 
-class MLPAdapter(Adapter):
+class MLPAdapter(TensorAdapter):
     name = "mlp"
     summary = "two-layer perceptrons (w1, b1, w2) in a .safetensors file"
     options: ClassVar[Mapping[str, type]] = {"evaluate": EvaluateOptions, "sample": SampleOptions}

@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dpq_core.errors import AdapterError
-from dpq_core.plugin.adapter import Adapter, Demo, Evaluation, Sampling
+from dpq_core.plugin.adapter import (
+    Calibrates,
+    Demo,
+    Evaluates,
+    Evaluation,
+    Loads,
+    Probes,
+    Samples,
+    Sampling,
+    TensorAdapter,
+)
 from dpq_core.run import Run
 from dpq_diffusion.options import CalibrateOptions, CompressOptions, EvaluateOptions, SampleOptions
 
@@ -29,7 +39,14 @@ if TYPE_CHECKING:
 _DRAWN_QUICKLY = {"scheduler": "dpmsolver++", "sampling_steps": 10, "batch_size": 20}
 
 
-class DiffusionAdapter(Adapter):
+class DiffusionAdapter(
+    TensorAdapter[CompressOptions],
+    Loads,
+    Calibrates[CalibrateOptions],
+    Evaluates[EvaluateOptions],
+    Samples[SampleOptions],
+    Probes,
+):
     """Pipelines of diffusers in safetensors, and original DiT and LDM checkpoints."""
 
     name: ClassVar[str] = "diffusion"
@@ -51,15 +68,14 @@ class DiffusionAdapter(Adapter):
 
     def open(self, source: str) -> Checkpoint:
         """Open the denoiser without reading its tensors."""
-        return self.open_with(source, None)
+        return self.open_with(source, CompressOptions())
 
-    def open_with(self, source: str, options: Any) -> Checkpoint:
+    def open_with(self, source: str, options: CompressOptions) -> Checkpoint:
         """Open the components to compress, by default the denoiser."""
         from dpq_diffusion.hub.text_guard import check_markable
         from dpq_diffusion.source.checkpoint import open_checkpoint
 
-        chosen = options or CompressOptions()
-        checkpoint = open_checkpoint(source, chosen.names)
+        checkpoint = open_checkpoint(source, options.names)
         check_markable(checkpoint.components)
         return checkpoint
 
@@ -100,23 +116,25 @@ class DiffusionAdapter(Adapter):
 
         return load_pipeline(source, run)
 
-    def calibration(self, source: str, baseline: str, options: Any, run: Run) -> CalibrationTask:
+    def calibration(
+        self, source: str, baseline: str, options: CalibrateOptions, run: Run
+    ) -> CalibrationTask:
         """The calibration task of a denoiser: the uncompressed one as teacher, noisy samples."""
         from dpq_diffusion.calibration.build import calibration
 
         return calibration(source, baseline, options, run)
 
-    def evaluate(self, source: str, options: Any, run: Run) -> Evaluation:
+    def evaluate(self, source: str, options: EvaluateOptions, run: Run) -> Evaluation:
         """Measure Fréchet distances, precision, recall and fidelity to the uncompressed model."""
         from dpq_diffusion.evaluation.evaluate import evaluate
 
-        return evaluate(source, options or EvaluateOptions(), run)
+        return evaluate(source, options, run)
 
-    def sample(self, source: str, options: Any, run: Run, out: Path | None) -> Sampling:
+    def sample(self, source: str, options: SampleOptions, run: Run, out: Path | None) -> Sampling:
         """Draw images: a grid, a folder of PNG files, an ADM batch."""
         from dpq_diffusion.sampling.sample import sample
 
-        return sample(source, options or SampleOptions(), run, out)
+        return sample(source, options, run, out)
 
     def probe(self, artifact: Artifact, run: Run) -> Mapping[str, torch.Tensor]:
         """Outputs of the compressed components on fixed inputs."""

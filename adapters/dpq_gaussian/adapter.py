@@ -10,7 +10,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from dpq_core.plugin.adapter import Adapter, Demo, Evaluation, Export, Sampling
+from dpq_core.plugin.adapter import (
+    Calibrates,
+    Demo,
+    Evaluates,
+    Evaluation,
+    Export,
+    Exports,
+    FileAdapter,
+    Loads,
+    PacksWithin,
+    Samples,
+    Sampling,
+)
 from dpq_core.run import Run
 from dpq_gaussian.options import (
     EXPORTS,
@@ -25,10 +37,17 @@ if TYPE_CHECKING:
     from dpq_core.artifact.single_writer import Packed
     from dpq_core.data.task import CalibrationTask
     from dpq_core.tensor.checkpoint import Checkpoint
-    from dpq_core.tensor.partition import Layout
 
 
-class GaussianAdapter(Adapter):
+class GaussianAdapter(
+    FileAdapter[CompressOptions],
+    PacksWithin[CompressOptions],
+    Loads,
+    Calibrates[CalibrateOptions],
+    Evaluates[EvaluateOptions],
+    Samples[SampleOptions],
+    Exports[ExportOptions],
+):
     """Scenes in .ply, compressed.ply, .splat, .spz and .sog, and ``builtin:NAME``."""
 
     name: ClassVar[str] = "gaussian"
@@ -50,7 +69,6 @@ class GaussianAdapter(Adapter):
         "export": ExportOptions,
     }
     exports: ClassVar[tuple[str, ...]] = EXPORTS
-    single_file: ClassVar[bool] = True
 
     def open(self, source: str) -> Checkpoint:
         """Opens a scene as a checkpoint, whose tensors are the attributes."""
@@ -58,21 +76,17 @@ class GaussianAdapter(Adapter):
 
         return SceneCheckpoint(source)
 
-    def select(self, name: str, shape: tuple[int, ...]) -> Layout | None:
-        """Selects no tensor for quantization: ``pack`` codes all attributes together."""
-        return None
-
-    def pack(self, source: str, options: Any, run: Run) -> Packed:
+    def pack(self, source: str, options: CompressOptions, run: Run) -> Packed:
         """Codes a scene into the streams of one ``.dpq`` file."""
         from dpq_gaussian.compress import pack
 
-        return pack(source, options or CompressOptions(), run)
+        return pack(source, options, run)
 
-    def pack_within(self, source: str, options: Any, budget: int, run: Run) -> Packed:
+    def pack_within(self, source: str, options: CompressOptions, budget: int, run: Run) -> Packed:
         """Codes a scene into at most ``budget`` bytes, with steps chosen for them."""
         from dpq_gaussian.budget import pack_within
 
-        return pack_within(source, options or CompressOptions(), budget, run)
+        return pack_within(source, options, budget, run)
 
     def load(self, source: str, run: Run) -> Any:
         """Loads a ``Scene`` from any source, and decodes it where it is compressed."""
@@ -80,25 +94,27 @@ class GaussianAdapter(Adapter):
 
         return load_scene(source)
 
-    def calibration(self, source: str, baseline: str, options: Any, run: Run) -> CalibrationTask:
+    def calibration(
+        self, source: str, baseline: str, options: CalibrateOptions, run: Run
+    ) -> CalibrationTask:
         """Prepares a compressed scene for training on photographs or the original's pictures."""
         from dpq_gaussian.calibration.task import calibration
 
         return calibration(source, baseline, options, run)
 
-    def evaluate(self, source: str, options: Any, run: Run) -> Evaluation:
+    def evaluate(self, source: str, options: EvaluateOptions, run: Run) -> Evaluation:
         """Measures the quality of pictures, the size, the times and the errors of a scene."""
         from dpq_gaussian.evaluation.evaluate import evaluate
 
         return evaluate(source, options, run)
 
-    def sample(self, source: str, options: Any, run: Run, out: Path | None) -> Sampling:
+    def sample(self, source: str, options: SampleOptions, run: Run, out: Path | None) -> Sampling:
         """Draws pictures from given cameras and along an orbit."""
         from dpq_gaussian.sample import sample
 
-        return sample(source, options or SampleOptions(), run, out)
+        return sample(source, options, run, out)
 
-    def export(self, source: str, to: str, options: Any, run: Run, out: Path) -> Export:
+    def export(self, source: str, to: str, options: ExportOptions, run: Run, out: Path) -> Export:
         """Writes a scene as .ply, .splat or .spz."""
         from dpq_gaussian.export import export
 

@@ -9,13 +9,13 @@ from dpq_core.run import Run
 from dpq_gaussian.options import ExportOptions
 
 
-def export(source: str, to: str, options: ExportOptions | None, run: Run, out: Path) -> Export:
+def export(source: str, to: str, options: ExportOptions, run: Run, out: Path) -> Export:
     """Writes a scene as one file that other programs open, replacing an existing one.
 
     Args:
         source: ``builtin:NAME``, a .dpq, or a splat file.
         to: one of ``EXPORTS``.
-        options: None for the defaults.
+        options: the axes of the scene, and whether unusable values are repaired.
         run: unused but for its progress; the result depends on nothing random.
         out: the file.
 
@@ -27,7 +27,6 @@ def export(source: str, to: str, options: ExportOptions | None, run: Run, out: P
     from dpq_gaussian.loading import load
     from dpq_gaussian.scene import check_values, repaired
 
-    options = options or ExportOptions()
     loaded = load(source, axes=options.axes)
     scene, notes = loaded.scene, list(loaded.notes)
     if options.repair:

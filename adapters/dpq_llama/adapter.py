@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dpq_core.errors import AdapterError
-from dpq_core.plugin.adapter import Adapter, Demo, Evaluation, Sampling
+from dpq_core.plugin.adapter import (
+    Calibrates,
+    Demo,
+    Evaluates,
+    Evaluation,
+    Loads,
+    Probes,
+    Samples,
+    Sampling,
+    TensorAdapter,
+)
 from dpq_core.run import Run
 from dpq_llama.options import CalibrateOptions, EvaluateOptions, SampleOptions
 
@@ -25,7 +35,14 @@ if TYPE_CHECKING:
     from dpq_core.tensor.partition import Layout
 
 
-class LlamaAdapter(Adapter):
+class LlamaAdapter(
+    TensorAdapter[None],
+    Loads,
+    Calibrates[CalibrateOptions],
+    Evaluates[EvaluateOptions],
+    Samples[SampleOptions],
+    Probes,
+):
     """Llama checkpoints in safetensors: local folders, hub ids and ``builtin:NAME``."""
 
     name: ClassVar[str] = "llama"
@@ -79,23 +96,25 @@ class LlamaAdapter(Adapter):
 
         return load_model(source, run.device)
 
-    def calibration(self, source: str, baseline: str, options: Any, run: Run) -> CalibrationTask:
+    def calibration(
+        self, source: str, baseline: str, options: CalibrateOptions, run: Run
+    ) -> CalibrationTask:
         """The compressed model against the original, on text files, a data set or its own text."""
         from dpq_llama.calibration.task import calibration
 
         return calibration(source, baseline, options, run)
 
-    def evaluate(self, source: str, options: Any, run: Run) -> Evaluation:
+    def evaluate(self, source: str, options: EvaluateOptions, run: Run) -> Evaluation:
         """Perplexity of a text, lm-eval tasks, or both."""
         from dpq_llama.evaluation.evaluate import evaluate
 
-        return evaluate(source, options or EvaluateOptions(), run)
+        return evaluate(source, options, run)
 
-    def sample(self, source: str, options: Any, run: Run, out: Path | None) -> Sampling:
+    def sample(self, source: str, options: SampleOptions, run: Run, out: Path | None) -> Sampling:
         """Continue prompts; with ``out``, each text also becomes a file."""
         from dpq_llama.evaluation.generation import sample
 
-        return sample(source, options or SampleOptions(), run, out)
+        return sample(source, options, run, out)
 
     def probe(self, artifact: Artifact, run: Run) -> Mapping[str, torch.Tensor]:
         """Logits of a fixed token sequence."""

@@ -131,5 +131,5 @@ class CalibrationTask(ABC):
         return ()
 
     def packed(self) -> Packed:
-        """The student as it is now, coded for one file; for adapters with ``single_file``."""
+        """The student as it is now, coded for one file; for a ``FileAdapter``."""
         raise AdapterError(f"{type(self).__name__} has no single file to write")

@@ -18,22 +18,18 @@ from typing import Any
 
 import torch
 
-from dpq_core.artifact import Artifact, ArtifactFile, single_writer
 from dpq_core.calibrate.distributed import Workers, join
-from dpq_core.calibrate.layers import quantized_layers
 from dpq_core.calibrate.loop import Saving, calibrate
 from dpq_core.calibrate.report import CalibrateReport
 from dpq_core.calibrate.settings import CalibrateSettings
 from dpq_core.data.task import CalibrationTask
 from dpq_core.device import resolve
-from dpq_core.errors import ANY, CONTINUE, AdapterError, ArtifactError, Hint, SourceError
-from dpq_core.jobs.hidden_match import aligned
+from dpq_core.errors import ANY, CONTINUE, ArtifactError, Hint, SourceError
+from dpq_core.jobs.calibrated_artifact import CalibratedArtifact, open_calibrated
 from dpq_core.jobs.report import Report, Table, facts
-from dpq_core.jobs.rewrite import Replacement, check_output, rewrite
-from dpq_core.plugin.adapter import Adapter
+from dpq_core.plugin.adapter import Adapter, Calibrates, lacks
 from dpq_core.run import Run
 from dpq_core.sizes import format_seconds, format_size
-from dpq_core.tensor.checkpoint import Checkpoint
 
 STATE_SUFFIX = ".calibration"
 """``<out>.calibration`` holds the state of an unfinished run."""
@@ -137,70 +133,57 @@ def calibrate_artifact(
         KeyboardInterrupt: after Ctrl-C, once the state is saved.
     """
     options, run = options or CalibrateOptions(), run or Run()
-    if "calibrate" not in adapter.capabilities():
-        raise AdapterError(f"adapter {adapter.name!r} cannot calibrate (see `dpq adapters`)")
-    opened: Artifact | ArtifactFile
-    if adapter.single_file:
-        opened = ArtifactFile.open(source, adapter=adapter.name)
-    else:
-        opened = Artifact.open(source, adapter=adapter.name)
-    before = opened.nbytes
+    if not isinstance(adapter, Calibrates):
+        raise lacks(adapter, "calibrate")
+    if options.adapter is None:
+        options = dataclasses.replace(options, adapter=adapter.default_options("calibrate"))
+    opened = open_calibrated(adapter, source)
     with _processes(run):
         workers = Workers()
-        saving = _saving(adapter, opened, out, options, run)
+        saving = _saving(opened, out, options, run)
         workers.wait()
-        task, checkpoint = _open(adapter, opened, options, run)
+        task = _open(adapter, opened, options, run)
         report = calibrate(
             task,
             options.settings,
-            checkpoint=_aligned(adapter, checkpoint, opened),
-            dtypes=_dtypes(task, opened),
+            checkpoint=opened.originals(),
+            dtypes=opened.dtypes(task),
             saving=saving,
             run=run if workers.rank == 0 else dataclasses.replace(run, progress=Run().progress),
         )
         if workers.rank == 0:
-            _write(adapter, opened, out, task, checkpoint, options, run)
+            opened.write(out, task, overwrite=options.overwrite or options.resume, run=run)
             shutil.rmtree(saving.folder, ignore_errors=True)
         workers.wait()
-    nbytes = (ArtifactFile if adapter.single_file else Artifact).open(out).nbytes
     return Calibrated(
         artifact=out,
         report=report,
-        nbytes_before=before,
-        nbytes=nbytes,
+        nbytes_before=opened.artifact.nbytes,
+        nbytes=open_calibrated(adapter, out).artifact.nbytes,
         writer=workers.rank == 0,
     )
 
 
-def _saving(
-    adapter: Adapter,
-    opened: Artifact | ArtifactFile,
-    out: Path,
-    options: CalibrateOptions,
-    run: Run,
-) -> Saving:
+def _saving(opened: CalibratedArtifact, out: Path, options: CalibrateOptions, run: Run) -> Saving:
     """Where the state of this run is kept; looks first whether anything is in the way."""
-    overwrite = options.overwrite or options.resume
-    if adapter.single_file:
-        single_writer.check_output(out, overwrite=options.overwrite)
-    else:
-        check_output(out, overwrite=options.overwrite, resume=options.resume)
+    opened.check_output(out, overwrite=options.overwrite, resume=options.resume)
     folder = out.with_name(out.name + STATE_SUFFIX)
-    if folder.exists() and not overwrite:
+    if folder.exists() and not (options.overwrite or options.resume):
         raise ArtifactError(f"{folder}: an earlier run was not finished", CONTINUE)
-    about = [repr(opened.manifest), options.baseline, repr(options.adapter), run.seed]
+    about = [repr(opened.artifact.manifest), options.baseline, repr(options.adapter), run.seed]
     identity = hashlib.sha256(json.dumps(about).encode()).hexdigest()
     return Saving(folder=folder, resume=options.resume, identity=identity)
 
 
 def _open(
-    adapter: Adapter, opened: Artifact | ArtifactFile, options: CalibrateOptions, run: Run
-) -> tuple[CalibrationTask, Checkpoint | None]:
-    """The task and, where the student has weights by name, their originals."""
-    baseline = options.baseline or opened.manifest.source
+    adapter: Calibrates[Any], opened: CalibratedArtifact, options: CalibrateOptions, run: Run
+) -> CalibrationTask:
+    """The student with its data, after the uncompressed model was opened."""
+    artifact = opened.artifact
+    baseline = options.baseline or artifact.manifest.source
     try:
-        checkpoint = None if adapter.single_file else adapter.open(baseline)
-        task = adapter.calibration(str(opened.path), baseline, options.adapter, run)
+        opened.open_baseline(baseline)
+        return adapter.calibration(str(artifact.path), baseline, options.adapter, run)
     except SourceError as error:
         if options.baseline is not None:
             raise
@@ -209,60 +192,6 @@ def _open(
             f"{error}",
             Hint.of("if it is elsewhere now, say where with {}", baseline=ANY),
         ) from None
-    return task, checkpoint
-
-
-def _aligned(
-    adapter: Adapter, checkpoint: Checkpoint | None, opened: Artifact | ArtifactFile
-) -> Checkpoint | None:
-    """The originals in the order of the student's hidden units: codes move towards them."""
-    if checkpoint is None or isinstance(opened, ArtifactFile):
-        return None
-    return aligned(adapter, checkpoint, opened)
-
-
-def _dtypes(task: CalibrationTask, opened: Artifact | ArtifactFile) -> dict[str, torch.dtype]:
-    """Name in the student -> dtype in which the artifact keeps a dense parameter."""
-    if isinstance(opened, ArtifactFile):
-        return {}
-    kept = {e.name: e.torch_dtype for e in opened.manifest.tensors if e.spec is None}
-    names = {name: task.parameter_name(name) for name, _ in task.student.named_parameters()}
-    return {name: kept[stored] for name, stored in names.items() if stored in kept}
-
-
-def _write(
-    adapter: Adapter,
-    opened: Artifact | ArtifactFile,
-    out: Path,
-    task: CalibrationTask,
-    checkpoint: Checkpoint | None,
-    options: CalibrateOptions,
-    run: Run,
-) -> None:
-    overwrite = options.overwrite or options.resume
-    if isinstance(opened, ArtifactFile):
-        manifest, contents = single_writer.complete(task.packed())
-        single_writer.write(out, manifest, contents, overwrite=overwrite)
-        return
-    replaced = _replaced(task)
-    unknown = sorted(set(replaced) - set(opened.names()))
-    if unknown:
-        raise AdapterError(
-            f"{type(task).__name__}: {unknown[0]!r} was trained, but the artifact has no such "
-            "tensor; see CalibrationTask.tensor_name"
-        )
-    rewrite(adapter, opened, out, replaced.get, baseline=checkpoint, overwrite=overwrite, run=run)
-
-
-def _replaced(task: CalibrationTask) -> dict[str, Replacement]:
-    """Name in the artifact -> new value, of all that was trained."""
-    layers = quantized_layers(task)
-    replaced: dict[str, Replacement] = {layer.name: layer.weight.pq() for layer in layers}
-    inside = {id(p) for layer in layers for p in layer.weight.parameters()}
-    for name, parameter in task.student.named_parameters():
-        if parameter.requires_grad and id(parameter) not in inside:
-            replaced[task.parameter_name(name)] = parameter.detach()
-    return replaced
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from dpq_core.jobs.probe import store_probe
 from dpq_core.kernels.cpu.openmp import short_spins
 from dpq_core.methods.quantize import quantize
 from dpq_core.planning.plan import make_plan
-from dpq_core.plugin.adapter import Adapter
+from dpq_core.plugin.adapter import TensorAdapter
 from dpq_core.run import Run
 from dpq_core.spec import Override, QuantSpec
 from dpq_core.tensor.checkpoint import Checkpoint
@@ -69,7 +69,7 @@ class CompressOptions:
 
 @short_spins()
 def compress(
-    adapter: Adapter,
+    adapter: TensorAdapter,
     source: str,
     out: Path,
     spec: QuantSpec | Plan,
@@ -100,7 +100,8 @@ def compress(
     """
     options, run = options or CompressOptions(), run or Run()
     started = time.perf_counter()
-    checkpoint = adapter.open_with(source, options.adapter)
+    own = adapter.default_options("compress") if options.adapter is None else options.adapter
+    checkpoint = adapter.open_with(source, own)
     plan = spec if isinstance(spec, Plan) else make_plan(checkpoint, adapter, spec, overrides)
     learner = None if task is None else task()
     data = None if learner is None else [learner.fingerprint, options.sequential.to_json()]
@@ -245,7 +246,7 @@ def _write(
     writer.write(name, {f"{name}.{part}": value for part, value in parts.items()}, error)
 
 
-def _add_files(checkpoint: Checkpoint, adapter: Adapter, writer: ArtifactWriter) -> None:
+def _add_files(checkpoint: Checkpoint, adapter: TensorAdapter, writer: ArtifactWriter) -> None:
     """Write what belongs beside the weights."""
     for relative, path in checkpoint.side_files.items():
         writer.add_file(relative, path)

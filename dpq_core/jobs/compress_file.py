@@ -13,7 +13,7 @@ from dpq_core.artifact.single_writer import check_output, complete, size_of, wri
 from dpq_core.jobs.compress import peak_memory
 from dpq_core.jobs.report import Report, Table, facts
 from dpq_core.kernels.cpu.openmp import short_spins
-from dpq_core.plugin.adapter import Adapter
+from dpq_core.plugin.adapter import FileAdapter, PacksWithin, lacks
 from dpq_core.run import Run
 from dpq_core.sizes import format_seconds, format_size
 
@@ -114,7 +114,7 @@ def attribute_table(manifest: FileManifest, nbytes: int) -> Table:
 
 @short_spins()
 def compress_file(
-    adapter: Adapter,
+    adapter: FileAdapter[Any],
     source: str,
     out: Path,
     *,
@@ -127,7 +127,7 @@ def compress_file(
     """Code a source into one file, which appears when it is whole.
 
     Args:
-        adapter: one with ``single_file``.
+        adapter: of the source's domain.
         source: what it opens.
         out: the file.
         overwrite: replace an artifact there.
@@ -137,6 +137,7 @@ def compress_file(
         run: device, seed and progress.
 
     Raises:
+        AdapterError: the adapter cannot fit a file to a budget.
         SourceError: the source cannot be read, or holds values that cannot be coded.
         SpecError: the options do not fit the source, or the budget is too small.
         ArtifactError: the output is in the way or cannot be written.
@@ -145,10 +146,14 @@ def compress_file(
     if not dry_run:
         check_output(out, overwrite=overwrite)
     run = run or Run()
+    if options is None:
+        options = adapter.default_options("compress")
     if budget is None:
         packed = adapter.pack(source, options, run)
-    else:
+    elif isinstance(adapter, PacksWithin):
         packed = adapter.pack_within(source, options, budget, run)
+    else:
+        raise lacks(adapter, "fit a file to a number of bytes")
     manifest, contents = complete(packed)
     if dry_run:
         nbytes = size_of(packed)

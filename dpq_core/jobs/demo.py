@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dpq_core import device as devices
 from dpq_core.errors import AdapterError
@@ -15,12 +15,10 @@ from dpq_core.jobs.compress_file import compress_file
 from dpq_core.jobs.evaluate import format_value, measure
 from dpq_core.jobs.report import Report, Table
 from dpq_core.plugin import registry
+from dpq_core.plugin.adapter import Adapter, Demo, FileAdapter, Samples, TensorAdapter, lacks
 from dpq_core.run import Progress, Run, silent
 from dpq_core.sizes import format_size
 from dpq_core.spec import QuantSpec
-
-if TYPE_CHECKING:
-    from dpq_core.plugin.adapter import Adapter, Demo
 
 WIDTHS = (4, 3, 2, 1)
 """Bits per weight."""
@@ -122,7 +120,7 @@ def _rows(demo: Demo, adapter: Adapter, output: Path, run: Run) -> list[Row]:
         shutil.rmtree(folder, ignore_errors=True)
     rows = [_row(demo, adapter, demo.source, run, original) | {"width": "original"}]
     for version, folder in zip(versions, folders, strict=True):
-        out = output / (folder.name + (".dpq" if adapter.single_file else ""))
+        out = output / (folder.name + (".dpq" if isinstance(adapter, FileAdapter) else ""))
         compressed = _compress(demo, adapter, out, version, run)
         row = _row(demo, adapter, str(out), run, folder, original)
         row |= {"width": version, **compressed, "ratio": rows[0]["nbytes"] / row["nbytes"]}
@@ -132,11 +130,13 @@ def _rows(demo: Demo, adapter: Adapter, output: Path, run: Run) -> list[Row]:
 
 def _compress(demo: Demo, adapter: Adapter, out: Path, version: str, run: Run) -> dict[str, float]:
     """Write one version; its true bits per weight, and the seconds that it took."""
-    if adapter.single_file:
+    if isinstance(adapter, FileAdapter):
         chosen = adapter.options["compress"](preset=version)
         file = compress_file(adapter, demo.source, out, overwrite=True, options=chosen, run=run)
         numbers = file.source_nbytes / _FLOAT_BYTES
         return {"bits_per_weight": 8 * file.nbytes / numbers, "seconds": file.seconds}
+    if not isinstance(adapter, TensorAdapter):
+        raise lacks(adapter, "compress")
     spec = QuantSpec.preset(int(version.split()[0]), seed=run.seed)
     options = CompressOptions(overwrite=True)
     report = compress(adapter, demo.source, out, spec, options=options, run=run)
@@ -161,6 +161,8 @@ def _row(
         places = {demo.SAMPLES: str(samples), demo.ORIGINAL: str(original)}
         return cls(**{k: places.get(v, v) if isinstance(v, str) else v for k, v in given.items()})
 
+    if not isinstance(adapter, Samples):
+        raise lacks(adapter, "sample")
     samples.mkdir(parents=True, exist_ok=True)
     chosen = options("sample", demo.sample, demo.sample_against)
     made = adapter.sample(source, chosen, run, samples)

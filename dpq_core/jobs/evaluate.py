@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dpq_core.errors import SourceError, SpecError
 from dpq_core.jobs.report import Report, Table
 from dpq_core.jobs.request import size_on_disk
+from dpq_core.plugin.adapter import Evaluates, lacks
 from dpq_core.sizes import format_size
 
 if TYPE_CHECKING:
@@ -133,6 +134,8 @@ class EvaluationReport(Report):
 
 def measure(adapter: Adapter, source: str, options: Any, run: Run) -> Measured:
     """Evaluate one source; its size is read before, so that a wrong source fails at once."""
+    if not isinstance(adapter, Evaluates):
+        raise lacks(adapter, "evaluate")
     nbytes = size_on_disk(adapter, source)
     return Measured(source, nbytes, adapter.evaluate(source, options, run))
 

@@ -21,7 +21,7 @@ from dpq_core.tensor.hidden_axes import HiddenAxis, Orders, ReorderedCheckpoint
 from dpq_core.tensor.plan import TensorPlan
 
 if TYPE_CHECKING:
-    from dpq_core.plugin.adapter import Adapter
+    from dpq_core.plugin.adapter import TensorAdapter
 
 COORDINATES = 128
 """Weights per unit and tensor that are compared, at most."""
@@ -33,7 +33,7 @@ _ROUNDS = 32
 """What is left after these cannot be told apart, such as units without weights."""
 
 
-def aligned(adapter: Adapter, original: Checkpoint, artifact: Artifact) -> Checkpoint:
+def aligned(adapter: TensorAdapter, original: Checkpoint, artifact: Artifact) -> Checkpoint:
     """The original, its hidden units in the order in which the artifact has them.
 
     Args:

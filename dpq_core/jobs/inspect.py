@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpq_core.artifact import Artifact, ArtifactFile
+from dpq_core.artifact.stored import StoredModel
 from dpq_core.errors import ArtifactError
 from dpq_core.jobs.compress_file import attribute_table, attributes_json
 from dpq_core.jobs.probe import check_probe
@@ -33,40 +35,66 @@ class InspectReport(Report):
         verified: what was checked -> the outcome; None without a check.
     """
 
-    artifact: Artifact | ArtifactFile
+    artifact: StoredModel
     verified: dict[str, str] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """All that is known without loading the model, as JSON values; sizes in bytes."""
-        if isinstance(self.artifact, Artifact):
-            values = _folder_json(self.artifact)
-        else:
-            values = _file_json(self.artifact)
+        values = self.contents()
         return values if self.verified is None else {**values, "verified": self.verified}
 
-    def tables(self) -> tuple[Table, ...]:
-        """The sums, and for a file its attributes."""
-        if isinstance(self.artifact, Artifact):
-            return (_folder_facts(self.to_json()),)
-        return (
-            _file_facts(self.to_json()),
-            attribute_table(self.artifact.manifest, self.artifact.nbytes),
-        )
+    @abstractmethod
+    def contents(self) -> dict[str, Any]:
+        """What ``to_json`` gives, but for the check."""
 
+    @abstractmethod
     def tensor_table(self) -> Table:
         """Every tensor of a folder; the attributes of a file."""
-        if isinstance(self.artifact, ArtifactFile):
-            return attribute_table(self.artifact.manifest, self.artifact.nbytes)
-        columns = ("tensor", "shape", "spec", ">bits/weight", ">relative error", ">size")
-        return Table("", columns, tuple(map(_tensor_row, self.to_json()["tensors"])))
 
     def remarks(self) -> tuple[str, ...]:
         """What was verified."""
         if self.verified is None:
             return ()
-        if isinstance(self.artifact, ArtifactFile):
-            return (f"verified: the hashes of {len(self.artifact.manifest.streams)} streams match",)
         return ("verified: " + "; ".join(f"{k} {v}" for k, v in self.verified.items()),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderInspection(InspectReport):
+    """The tensors and files of a folder."""
+
+    artifact: Artifact
+
+    def contents(self) -> dict[str, Any]:
+        """Sizes, specs, files and tensors."""
+        return _folder_json(self.artifact)
+
+    def tables(self) -> tuple[Table, ...]:
+        """The sums."""
+        return (_folder_facts(self.contents()),)
+
+    def tensor_table(self) -> Table:
+        """Every tensor with its spec, bits and error."""
+        columns = ("tensor", "shape", "spec", ">bits/weight", ">relative error", ">size")
+        return Table("", columns, tuple(map(_tensor_row, self.contents()["tensors"])))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileInspection(InspectReport):
+    """The attributes and streams of a single file."""
+
+    artifact: ArtifactFile
+
+    def contents(self) -> dict[str, Any]:
+        """Sizes, attributes and streams."""
+        return _file_json(self.artifact)
+
+    def tables(self) -> tuple[Table, ...]:
+        """The sums, and the attributes."""
+        return (_file_facts(self.contents()), self.tensor_table())
+
+    def tensor_table(self) -> Table:
+        """Every attribute with its bits and errors."""
+        return attribute_table(self.artifact.manifest, self.artifact.nbytes)
 
 
 def inspect(path: Path, *, verify: bool = False, run: Run | None = None) -> InspectReport:
@@ -78,12 +106,15 @@ def inspect(path: Path, *, verify: bool = False, run: Run | None = None) -> Insp
     """
     run = run or Run()
     artifact = open_artifact(str(path))
-    if not verify:
-        return InspectReport(artifact=artifact)
     if isinstance(artifact, ArtifactFile):
-        artifact.verify(run.progress)
-        return InspectReport(artifact=artifact, verified={"hashes": "match"})
-    return InspectReport(artifact=artifact, verified=_verify(artifact, run))
+        checked = _verify_file(artifact, run) if verify else None
+        return FileInspection(artifact=artifact, verified=checked)
+    return FolderInspection(artifact=artifact, verified=_verify(artifact, run) if verify else None)
+
+
+def _verify_file(artifact: ArtifactFile, run: Run) -> dict[str, str]:
+    artifact.verify(run.progress)
+    return {"hashes": f"match ({len(artifact.manifest.streams)} streams)"}
 
 
 def _verify(artifact: Artifact, run: Run) -> dict[str, str]:

@@ -20,7 +20,7 @@ from dpq_core.tensor.plan import Plan
 if TYPE_CHECKING:
     from dpq_core.data.task import CalibrationTask
     from dpq_core.jobs.spec_arguments import SpecArguments
-    from dpq_core.plugin.adapter import Adapter
+    from dpq_core.plugin.adapter import TensorAdapter
     from dpq_core.tensor.checkpoint import Checkpoint
 
 COLUMNS = ("tensor", "shape", "spec", "layout", ">bits/weight", ">error", ">size")
@@ -105,7 +105,7 @@ class PlanReport(Report):
 
 
 def plan_model(
-    adapter: Adapter,
+    adapter: TensorAdapter,
     arguments: SpecArguments,
     options: Any,
     task: Callable[[], CalibrationTask] | None,
@@ -161,7 +161,7 @@ def plan_model(
 
 
 def _sensitivity(
-    adapter: Adapter,
+    adapter: TensorAdapter,
     checkpoint: Checkpoint,
     task: Callable[[], CalibrationTask] | None,
     run: Run,

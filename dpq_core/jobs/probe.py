@@ -14,7 +14,7 @@ from safetensors.torch import load, save
 
 from dpq_core.artifact import Artifact, ArtifactWriter
 from dpq_core.errors import ArtifactError
-from dpq_core.plugin.adapter import Adapter
+from dpq_core.plugin.adapter import Adapter, Probes
 from dpq_core.run import Run
 
 PROBE_NAME = "probe.safetensors"
@@ -48,7 +48,7 @@ def store_probe(
         run: device and seed.
         budget: bytes of the whole artifact, at most; there is no probe if it would take more.
     """
-    if "probe" not in adapter.capabilities() or writer.nbytes > MAX_ARTIFACT_BYTES:
+    if not isinstance(adapter, Probes) or writer.nbytes > MAX_ARTIFACT_BYTES:
         return
     outputs = adapter.probe(writer.preview(), run)
     content = save({name: t.float().cpu().contiguous() for name, t in outputs.items()})
@@ -64,7 +64,7 @@ def check_probe(adapter: Adapter, artifact: Artifact, run: Run) -> ProbeResult |
         ArtifactError: the stored probe is unreadable or names other outputs.
     """
     path = artifact.path / PROBE_NAME
-    if not path.is_file() or "probe" not in adapter.capabilities():
+    if not path.is_file() or not isinstance(adapter, Probes):
         return None
     try:
         stored = load(path.read_bytes())

@@ -14,7 +14,7 @@ from dpq_core.artifact.reader import tensor_plan
 from dpq_core.errors import CONTINUE, REPLACE, ArtifactError
 from dpq_core.jobs.hidden_match import aligned
 from dpq_core.jobs.probe import PROBE_NAME, store_probe
-from dpq_core.plugin.adapter import Adapter
+from dpq_core.plugin.adapter import TensorAdapter
 from dpq_core.run import Run
 from dpq_core.tensor.checkpoint import Checkpoint
 from dpq_core.tensor.plan import Plan
@@ -47,7 +47,7 @@ def check_output(out: Path, *, overwrite: bool, resume: bool = False) -> None:
 
 
 def rewrite(
-    adapter: Adapter,
+    adapter: TensorAdapter,
     artifact: Artifact,
     out: Path,
     replaced: Callable[[str], Replacement | None],

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dpq_core.calibrate.settings import CalibrateSettings
-from dpq_core.errors import ANY, REPLACE, AdapterError, Hint, SpecError, UsageError
+from dpq_core.errors import ANY, REPLACE, Hint, SpecError, UsageError
 from dpq_core.jobs import calibrate as calibrating
 from dpq_core.jobs import evaluate as evaluating
 from dpq_core.jobs import inspect as inspecting
@@ -28,6 +28,7 @@ from dpq_core.jobs.report import Report, Table
 from dpq_core.jobs.request import adapter_of, request
 from dpq_core.nearest import nearest
 from dpq_core.plugin import registry
+from dpq_core.plugin.adapter import Exports, Loads, Samples, lacks
 from dpq_core.run import Progress, Run, silent
 from dpq_core.sizes import format_size
 
@@ -109,6 +110,8 @@ def sample(source: str | Path, *, progress: Progress = silent, **arguments: Any)
     if out is not None:
         out = Path(out)
         out.mkdir(parents=True, exist_ok=True)
+    if not isinstance(call.adapter, Samples):
+        raise lacks(call.adapter, "sample")
     with call.run(progress) as run:
         made = call.adapter.sample(call.arguments.source, call.own.get("sample"), run, out)
     return SampleReport(texts=made.texts, files=made.files)
@@ -160,8 +163,8 @@ def export(
     given = {"source": str(source), "output": Path(output), **arguments}
     call = request(ExportArguments, given)
     said, adapter = call.arguments, call.adapter
-    if not adapter.exports:
-        raise AdapterError(f"adapter {adapter.name!r} cannot export (see `dpq adapters`)")
+    if not adapter.exports or not isinstance(adapter, Exports):
+        raise lacks(adapter, "export")
     to = _format(adapter.name, adapter.exports, said.to, said.output)
     if said.output.exists() and not said.overwrite:
         raise SpecError(f"{said.output}: exists already", REPLACE)
@@ -232,5 +235,7 @@ def load(
         DPQError: the source cannot be loaded, or the adapter loads no models.
     """
     chosen = adapter_of(adapter, str(source))
+    if not isinstance(chosen, Loads):
+        raise lacks(chosen, "load models")
     with registry.explain_missing(chosen.name):
         return chosen.load(str(source), Run(device=device, seed=seed, progress=progress))

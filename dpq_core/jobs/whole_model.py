@@ -24,6 +24,7 @@ from dpq_core.jobs.plan import PlanReport, plan_model
 from dpq_core.jobs.request import Request, request
 from dpq_core.jobs.rewrite import check_output
 from dpq_core.jobs.spec_arguments import SpecArguments
+from dpq_core.plugin.adapter import Calibrates, FileAdapter
 from dpq_core.run import Progress, Run, silent
 from dpq_core.sizes import parse_size
 
@@ -49,7 +50,7 @@ def plan(source: str, *, progress: Progress = silent, **arguments: Any) -> PlanR
         DPQError: an argument, the source or the adapter is wrong.
     """
     call = request(PlanArguments, {"source": str(source), **arguments})
-    if call.adapter.single_file:
+    if isinstance(call.adapter, FileAdapter):
         return _code_file(call, Path(source), progress, dry_run=True)
     task = _task(call) if call.arguments.uses_data else None
     with call.run(progress) as run:
@@ -72,7 +73,7 @@ def compress(
     given = {"source": str(source), "output": Path(output), **arguments}
     call = request(CompressArguments, given)
     said = call.arguments
-    if call.adapter.single_file:
+    if isinstance(call.adapter, FileAdapter):
         return _code_file(
             call, said.output, progress, dry_run=said.dry_run, overwrite=said.overwrite
         )
@@ -95,7 +96,7 @@ def _task(call: Request[Any]) -> Callable[[Run], CalibrationTask]:
         AdapterError: the adapter cannot calibrate.
     """
     adapter, source = call.adapter, call.arguments.source
-    if "calibrate" not in adapter.capabilities():
+    if not isinstance(adapter, Calibrates):
         raise AdapterError(
             f"adapter {adapter.name!r} has no data to look at",
             Hint.of("leave out {}, {} and {}", preset="best", statistics=True, steps=ANY),

@@ -1,7 +1,10 @@
 """The plugin contract: what a domain (LLMs, diffusion, splats, yours) tells dpq.
 
-``open`` and ``select`` are enough for ``dpq compress`` and ``inspect``. Everything else is added
-capability by capability; ``Adapter.capabilities`` says which ones an adapter has.
+There are two kinds of adapters: a ``TensorAdapter`` describes a model of named tensors, a
+``FileAdapter`` codes a whole source into one file. ``open`` and what the kind needs are enough for
+``dpq compress`` and ``inspect``. Every further verb is a method that an adapter has or has not:
+``Loads``, ``Calibrates``, ``Evaluates``, ``Samples``, ``Exports``, ``Probes`` and ``PacksWithin``
+say which.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 from dpq_core.errors import AdapterError
 
@@ -106,6 +109,10 @@ class Demo:
     shown: tuple[str, ...] = ()
 
 
+Options = TypeVar("Options", contravariant=True)
+"""The frozen dataclass of a verb's options, None for a verb without any."""
+
+
 class Adapter(ABC):
     """One domain. In-tree adapters have exactly the standing of a third party's.
 
@@ -114,12 +121,10 @@ class Adapter(ABC):
         summary: one line for ``dpq adapters``.
         options: verb (``compress``, ``calibrate``, ``evaluate``, ``sample``, ``export``) -> frozen
             dataclass of that verb's options; every field has a default and
-            ``metadata={"help": ...}``. The CLI turns them into flags.
+            ``metadata={"help": ...}``. The CLI turns them into flags, Python into keywords.
         builtins: the models that ship with the adapter: ``x`` is the source ``builtin:x``.
         exports: the formats of ``export``, as in ``dpq export --to``; a format that is the suffix
             of the output needs not be named.
-        single_file: its artifacts are one ``.dpq`` file, which ``pack`` fills, and not a folder of
-            tensors; ``select``, ``overrides`` and ``generated_files`` are then not asked.
         demo: what ``dpq demo`` shows of it; None leaves it out.
     """
 
@@ -128,7 +133,6 @@ class Adapter(ABC):
     options: ClassVar[Mapping[str, type]] = {}
     builtins: ClassVar[tuple[str, ...]] = ()
     exports: ClassVar[tuple[str, ...]] = ()
-    single_file: ClassVar[bool] = False
     demo: ClassVar[Demo | None] = None
 
     @abstractmethod
@@ -139,8 +143,26 @@ class Adapter(ABC):
             SourceError: it does not exist, or is not of this domain.
         """
 
-    def open_with(self, source: str, options: Any) -> Checkpoint:
-        """``open`` with the adapter's own options for ``compress``, or None for their defaults."""
+    @classmethod
+    def default_options(cls, verb: str) -> Any:
+        """The options of a verb at their defaults; None where the verb has none."""
+        options = cls.options.get(verb)
+        return None if options is None else options()
+
+    @classmethod
+    def capabilities(cls) -> tuple[str, ...]:
+        """The verbs beyond ``compress`` and ``inspect`` that this adapter has."""
+        return tuple(verb for verb, method in _METHODS.items() if hasattr(cls, method))
+
+
+class TensorAdapter(Adapter, Generic[Options]):
+    """The adapter of a model of named tensors; its artifacts are folders of weight files.
+
+    ``Options`` are those of ``compress``.
+    """
+
+    def open_with(self, source: str, options: Options) -> Checkpoint:
+        """``open`` with the adapter's own options for ``compress``."""
         return self.open(source)
 
     @abstractmethod
@@ -172,62 +194,108 @@ class Adapter(ABC):
         """Files to write beside the weights (config, model card): relative path -> content."""
         return {}
 
-    def pack(self, source: str, options: Any, run: Run) -> Packed:
-        """The whole source, coded for one file; for adapters with ``single_file``."""
-        raise self._lacks("pack a source into one file")
 
-    def pack_within(self, source: str, options: Any, budget: int, run: Run) -> Packed:
+class FileAdapter(Adapter, Generic[Options]):
+    """The adapter that codes a whole source into one ``.dpq`` file.
+
+    ``Options`` are those of ``compress``.
+    """
+
+    @abstractmethod
+    def pack(self, source: str, options: Options, run: Run) -> Packed:
+        """The whole source, coded for one file."""
+
+
+@runtime_checkable
+class PacksWithin(Protocol[Options]):
+    """A ``FileAdapter`` that fits its file to a number of bytes."""
+
+    @abstractmethod
+    def pack_within(self, source: str, options: Options, budget: int, run: Run) -> Packed:
         """As ``pack``, as well as a file of ``budget`` bytes allows, and never larger."""
-        raise self._lacks("fit a file to a number of bytes")
 
+
+@runtime_checkable
+class Loads(Protocol):
+    """An adapter that loads models."""
+
+    @abstractmethod
     def load(self, source: str, run: Run) -> Any:
         """A runnable model from an artifact or from an uncompressed source."""
-        raise self._lacks("load models")
 
-    def calibration(self, source: str, baseline: str, options: Any, run: Run) -> CalibrationTask:
+
+@runtime_checkable
+class Calibrates(Protocol[Options]):
+    """An adapter that has data to look at and a loss to train on."""
+
+    @abstractmethod
+    def calibration(
+        self, source: str, baseline: str, options: Options, run: Run
+    ) -> CalibrationTask:
         """Student, teacher, batches and loss, for ``dpq calibrate``.
 
         Args:
             source: an artifact: the student (see ``dpq_core.calibrate.layers.prepare_student``).
             baseline: the uncompressed model that it was made of: the teacher.
-            options: an instance of ``options["calibrate"]``, or None for its defaults.
+            options: an instance of ``options["calibrate"]``.
             run: device and seed; progress is shown by the loop.
         """
-        raise self._lacks("calibrate")
 
-    def evaluate(self, source: str, options: Any, run: Run) -> Evaluation:
+
+@runtime_checkable
+class Evaluates(Protocol[Options]):
+    """An adapter that measures models."""
+
+    @abstractmethod
+    def evaluate(self, source: str, options: Options, run: Run) -> Evaluation:
         """Measure an artifact or an uncompressed source on the domain's own task."""
-        raise self._lacks("evaluate")
 
-    def sample(self, source: str, options: Any, run: Run, out: Path | None) -> Sampling:
+
+@runtime_checkable
+class Samples(Protocol[Options]):
+    """An adapter whose models make something."""
+
+    @abstractmethod
+    def sample(self, source: str, options: Options, run: Run, out: Path | None) -> Sampling:
         """Let the model make something a person can look at; files go to ``out``."""
-        raise self._lacks("sample")
 
-    def export(self, source: str, to: str, options: Any, run: Run, out: Path) -> Export:
+
+@runtime_checkable
+class Exports(Protocol[Options]):
+    """An adapter that writes formats of its ecosystem."""
+
+    @abstractmethod
+    def export(self, source: str, to: str, options: Options, run: Run, out: Path) -> Export:
         """Write an artifact or an uncompressed source in a format of its ecosystem.
 
         ``to`` is one of ``exports``. ``out`` appears whole or not at all, and replaces what is
         there: the caller has made sure that this is wanted.
         """
-        raise self._lacks("export")
 
+
+@runtime_checkable
+class Probes(Protocol):
+    """An adapter whose artifacts can be run on a fixed input."""
+
+    @abstractmethod
     def probe(self, artifact: Artifact, run: Run) -> Mapping[str, torch.Tensor]:
         """Outputs of the loaded artifact on a fixed input, to be stored and compared later.
 
         The artifact may still be unfinished: load it by ``artifact.path``, do not open it anew.
         """
-        raise self._lacks("probe")
 
-    @classmethod
-    def capabilities(cls) -> tuple[str, ...]:
-        """The optional verbs that this adapter implements."""
-        methods = {verb: verb for verb in ("load", "evaluate", "sample", "export", "probe")}
-        methods["calibrate"] = "calibration"
-        return tuple(
-            verb
-            for verb, method in methods.items()
-            if getattr(cls, method) is not getattr(Adapter, method)
-        )
 
-    def _lacks(self, what: str) -> AdapterError:
-        return AdapterError(f"adapter {self.name!r} cannot {what} (see `dpq adapters`)")
+_METHODS = {
+    "load": "load",
+    "evaluate": "evaluate",
+    "sample": "sample",
+    "export": "export",
+    "probe": "probe",
+    "calibrate": "calibration",
+}
+"""Verb -> the method of an adapter that can do it; one for each of the protocols above."""
+
+
+def lacks(adapter: Adapter, what: str) -> AdapterError:
+    """The error for a verb that an adapter does not have."""
+    return AdapterError(f"adapter {adapter.name!r} cannot {what} (see `dpq adapters`)")

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import dpq_gaussian.export as splats
 import dpq_gaussian.options as splat_options
-from dpq_core.plugin.adapter import Adapter, Export
+from dpq_core.plugin.adapter import Export, TensorAdapter
 from dpq_core.errors import SourceError
 from toy_adapter import MLPAdapter
 
@@ -47,10 +47,9 @@ class Single(Exporting):
 class Mute(MLPAdapter):
     name = "mute"
     exports = ()
-    export = Adapter.export
 
 
-class Splats(Adapter):
+class Splats(TensorAdapter):
     name = "splats"
     summary = "splats"
     options = {"export": splat_options.ExportOptions}

@@ -18,7 +18,7 @@ from dpq_core.jobs import hidden_order as compress_order
 from dpq_core.jobs.compress import CompressOptions, compress
 from dpq_core.planning.plan import make_plan
 from dpq_core.planning.planner import candidate_specs, plan_for_budget
-from dpq_core.plugin.adapter import Adapter
+from dpq_core.plugin.adapter import TensorAdapter
 from dpq_core.run import Run
 from dpq_core.runtime.weight import PQWeight
 from dpq_core.spec import AssignmentSpec, KMeansSpec, Override, QuantSpec
@@ -41,7 +41,7 @@ SPEC = QuantSpec(
 DOWN = [f"blocks.{i}.down.weight" for i in BLOCKS]
 
 
-class Stored(Adapter):
+class Stored(TensorAdapter):
     name = "stacks"
     summary = "stacks of toy blocks in a .safetensors file"
 

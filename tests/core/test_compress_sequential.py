@@ -16,7 +16,7 @@ from dpq_core.data.sequential.loop import SequentialOptions
 from dpq_core.errors import ArtifactError
 from dpq_core.jobs import compress as compress_module
 from dpq_core.jobs.compress import CompressOptions, compress
-from dpq_core.plugin.adapter import Adapter
+from dpq_core.plugin.adapter import TensorAdapter
 from dpq_core.run import Run
 from dpq_core.spec import AssignmentSpec, KMeansSpec, QuantSpec
 from dpq_core.tensor.checkpoint import SafetensorsCheckpoint
@@ -29,7 +29,7 @@ KMEANS = KMeansSpec(iterations=2, tail=1)
 SPEC = QuantSpec(d=4, K=16, kmeans=KMEANS, assignment=AssignmentSpec(method="ldlq+icm"))
 
 
-class Stacks(Adapter):
+class Stacks(TensorAdapter):
     name = "stacks"
     summary = "stacks of toy blocks in a .safetensors file"
 

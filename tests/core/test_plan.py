@@ -7,7 +7,7 @@ import torch
 
 from dpq_core.errors import SpecError
 from dpq_core.planning.plan import make_plan
-from dpq_core.plugin.adapter import Adapter
+from dpq_core.plugin.adapter import TensorAdapter
 from dpq_core.spec import KMeansSpec, Override, QuantSpec
 from dpq_core.tensor.checkpoint import Checkpoint, TensorInfo
 from dpq_core.tensor.partition import Layout
@@ -30,7 +30,7 @@ class Shapes(Checkpoint):
         raise AssertionError("planning must not read tensors")
 
 
-class Matrices(Adapter):
+class Matrices(TensorAdapter):
     """Compresses every matrix, the table at 8 bits."""
 
     name = "matrices"

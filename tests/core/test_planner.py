@@ -13,7 +13,7 @@ from dpq_core.planning.overhead import overhead
 from dpq_core.planning.plan import make_plan
 from dpq_core.planning.planner import GRID, bytes_of_bits, candidate_specs, plan_for_budget
 from dpq_core.planning.predict import curve
-from dpq_core.plugin.adapter import Adapter
+from dpq_core.plugin.adapter import TensorAdapter
 from dpq_core.spec import Override, QuantSpec
 from dpq_core.tensor.checkpoint import Checkpoint, TensorInfo
 from dpq_core.tensor.partition import Layout, Partition
@@ -39,7 +39,7 @@ class Weights(Checkpoint):
         return self._values[name]
 
 
-class Matrices(Adapter):
+class Matrices(TensorAdapter):
     name = "matrices"
     summary = "for tests"
     policy: tuple[Override, ...] = ()

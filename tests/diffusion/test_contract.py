@@ -6,13 +6,13 @@ from typing import ClassVar
 
 import pytest
 
-from dpq.testing import AdapterContract
+from dpq.testing import TensorAdapterContract
 from dpq_diffusion.adapter import DiffusionAdapter
 from dpq_diffusion.options import CompressOptions, EvaluateOptions, SampleOptions
 
 
 @pytest.mark.slow
-class TestDiffusion(AdapterContract):
+class TestDiffusion(TensorAdapterContract):
     adapter_class = DiffusionAdapter
     source_name: ClassVar[str] = "builtin:tiny-dit"
 

@@ -15,7 +15,7 @@ from splat_files import make_scene
 from dpq_core.artifact import ArtifactFile
 from dpq_core.errors import AdapterError, SpecError
 from dpq_core.jobs.compress_file import compress_file
-from dpq_core.plugin.adapter import Adapter
+from dpq_core.plugin.adapter import FileAdapter
 from dpq_core.run import Run
 from dpq_gaussian import budget as byte_budget
 from dpq_gaussian.adapter import GaussianAdapter
@@ -107,8 +107,11 @@ def test_a_budget_that_cannot_be_met_writes_nothing(ply: Path) -> None:
 
 
 def test_an_adapter_need_not_be_able_to(ply: Path) -> None:
-    class Unfitting(GaussianAdapter):
-        pack_within = Adapter.pack_within
+    class Unfitting(FileAdapter[CompressOptions]):
+        name = "unfitting"
+        summary = "has no pack_within"
+        open = GaussianAdapter.open
+        pack = GaussianAdapter.pack
 
     with pytest.raises(AdapterError, match="cannot fit a file to a number of bytes"):
         compress_file(Unfitting(), str(ply), ply.with_suffix(".dpq"), budget=30_000)

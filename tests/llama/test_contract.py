@@ -6,13 +6,13 @@ from typing import ClassVar
 
 import pytest
 
-from dpq.testing import AdapterContract
+from dpq.testing import TensorAdapterContract
 from dpq_llama.adapter import LlamaAdapter
 from dpq_llama.options import EvaluateOptions, SampleOptions
 
 
 @pytest.mark.slow
-class TestLlama(AdapterContract):
+class TestLlama(TensorAdapterContract):
     adapter_class = LlamaAdapter
     source_name: ClassVar[str] = "builtin:tiny-llama"
 

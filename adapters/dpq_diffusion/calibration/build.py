@@ -36,9 +36,7 @@ _VALIDATION_IMAGES = 16
 """Trajectories for validation; of images and latents at most a tenth is, and never less than 1."""
 
 
-def calibration(
-    source: str, baseline: str, options: CalibrateOptions | None, run: Run
-) -> DenoiserTask:
+def calibration(source: str, baseline: str, options: CalibrateOptions, run: Run) -> DenoiserTask:
     """The calibration task of an artifact: student, teacher and the samples that both look at.
 
     An uncompressed source becomes a student without a teacher, for compressing with data.
@@ -48,7 +46,6 @@ def calibration(
         SourceError: the original is another model, or data cannot be read.
         SpecError: an option does not fit the model.
     """
-    options = options or CalibrateOptions()
     folder, original, device = locate(source), open_checkpoint(baseline), resolve(run.device)
     requested = RequestedSettings(steps=options.sampling_steps, guidance=options.guidance)
     sampler = make_sampler(load_folder(original.folder, device), requested)

@@ -255,16 +255,13 @@ class SceneTask(CalibrationTask):
         )
 
 
-def calibration(
-    source: str, baseline: str, options: CalibrateOptions | None, run: Run
-) -> SceneTask:
+def calibration(source: str, baseline: str, options: CalibrateOptions, run: Run) -> SceneTask:
     """Prepares the calibration of a file beside the scene it was made from.
 
     Raises:
         ArtifactError: the file is damaged.
         SourceError: the scene is another one or cannot be read, or views are missing.
     """
-    options = options or CalibrateOptions()
     device = drawing_device(run.device)
     file = SceneFile(source)
     original = load_scene(baseline)

@@ -86,14 +86,13 @@ class _Setup:
         )
 
 
-def evaluate(source: str, options: EvaluateOptions | None, run: Run) -> Evaluation:
+def evaluate(source: str, options: EvaluateOptions, run: Run) -> Evaluation:
     """Measures a scene, and further files of it: pictures, attributes, bytes and seconds.
 
     Raises:
         SpecError: there is nothing to measure, or an option does not fit the scene.
         SourceError: a file cannot be read, is of another scene, or the cameras see nothing.
     """
-    options = options or EvaluateOptions()
     device = drawing_device(run.device)
     lpips = load_lpips(options.lpips, device) if options.lpips else None
     origin = origin_of(source)

@@ -205,9 +205,7 @@ def _head(model: PreTrainedModel) -> nn.Module:
     return head
 
 
-def calibration(
-    source: str, baseline: str, options: CalibrateOptions | None, run: Run
-) -> LlamaTask:
+def calibration(source: str, baseline: str, options: CalibrateOptions, run: Run) -> LlamaTask:
     """The task of an artifact, its uncompressed model and text.
 
     An uncompressed source becomes a student without a teacher, for compressing with data.
@@ -217,7 +215,6 @@ def calibration(
         SourceError: the original is another model, or text cannot be read.
         SpecError: there is too little text, or an option does not fit the model.
     """
-    options = options or CalibrateOptions()
     folder, original = locate(source), open_checkpoint(baseline)
     config = read_config(folder)
     head = has_head(config)

@@ -1,0 +1,153 @@
+"""The artifact that is calibrated, in its two forms: what is read before, what is written after."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import torch
+
+from dpq_core.artifact import Artifact, ArtifactFile, single_writer
+from dpq_core.artifact.stored import StoredModel
+from dpq_core.calibrate.layers import quantized_layers
+from dpq_core.data.task import CalibrationTask
+from dpq_core.errors import AdapterError
+from dpq_core.jobs import rewrite
+from dpq_core.jobs.hidden_match import aligned
+from dpq_core.jobs.rewrite import Replacement
+from dpq_core.plugin.adapter import Adapter, FileAdapter, TensorAdapter, lacks
+from dpq_core.run import Run
+from dpq_core.tensor.checkpoint import Checkpoint
+
+
+class CalibratedArtifact(ABC):
+    """An artifact before and after its calibration.
+
+    Attributes:
+        artifact: the one that comes in.
+    """
+
+    artifact: StoredModel
+
+    @abstractmethod
+    def check_output(self, out: Path, *, overwrite: bool, resume: bool) -> None:
+        """Refuse an output that is in the way, before any work is done.
+
+        Raises:
+            ArtifactError: ``out`` exists and is not to be replaced.
+        """
+
+    def open_baseline(self, source: str) -> None:  # noqa: B027  # a file has no weights by name
+        """Open the uncompressed source, where its weights are compared by name.
+
+        Raises:
+            SourceError: it cannot be opened.
+        """
+
+    def originals(self) -> Checkpoint | None:
+        """The original weights, in the order of the student's hidden units: codes move there.
+
+        None where the student has no weights by name.
+        """
+        return None
+
+    def dtypes(self, task: CalibrationTask) -> dict[str, torch.dtype]:
+        """Name in the student -> dtype in which the artifact keeps a dense parameter."""
+        return {}
+
+    @abstractmethod
+    def write(self, out: Path, task: CalibrationTask, *, overwrite: bool, run: Run) -> None:
+        """Write the student as it is now; ``out`` appears whole or not at all.
+
+        Raises:
+            AdapterError: the task trained a tensor that the artifact does not have.
+            ArtifactError: the output cannot be written.
+        """
+
+
+class CalibratedFile(CalibratedArtifact):
+    """One ``.dpq`` file, which the task itself codes anew."""
+
+    def __init__(self, artifact: ArtifactFile) -> None:
+        self.artifact = artifact
+
+    def check_output(self, out: Path, *, overwrite: bool, resume: bool) -> None:
+        """As ``CalibratedArtifact``; there is no half-written file to resume."""
+        single_writer.check_output(out, overwrite=overwrite)
+
+    def write(self, out: Path, task: CalibrationTask, *, overwrite: bool, run: Run) -> None:
+        """As ``CalibratedArtifact``."""
+        manifest, contents = single_writer.complete(task.packed())
+        single_writer.write(out, manifest, contents, overwrite=overwrite)
+
+
+class CalibratedFolder(CalibratedArtifact):
+    """A folder of tensors, which is written anew with those replaced that were trained."""
+
+    def __init__(self, artifact: Artifact, adapter: TensorAdapter) -> None:
+        self.artifact: Artifact = artifact
+        self._adapter = adapter
+        self._baseline: Checkpoint | None = None
+
+    def check_output(self, out: Path, *, overwrite: bool, resume: bool) -> None:
+        """As ``CalibratedArtifact``."""
+        rewrite.check_output(out, overwrite=overwrite, resume=resume)
+
+    def open_baseline(self, source: str) -> None:
+        """As ``CalibratedArtifact``."""
+        self._baseline = self._adapter.open(source)
+
+    def originals(self) -> Checkpoint | None:
+        """As ``CalibratedArtifact``."""
+        if self._baseline is None:
+            return None
+        return aligned(self._adapter, self._baseline, self.artifact)
+
+    def dtypes(self, task: CalibrationTask) -> dict[str, torch.dtype]:
+        """As ``CalibratedArtifact``."""
+        kept = {e.name: e.torch_dtype for e in self.artifact.manifest.tensors if e.spec is None}
+        names = {name: task.parameter_name(name) for name, _ in task.student.named_parameters()}
+        return {name: kept[stored] for name, stored in names.items() if stored in kept}
+
+    def write(self, out: Path, task: CalibrationTask, *, overwrite: bool, run: Run) -> None:
+        """As ``CalibratedArtifact``."""
+        replaced = _trained(task)
+        unknown = sorted(set(replaced) - set(self.artifact.names()))
+        if unknown:
+            raise AdapterError(
+                f"{type(task).__name__}: {unknown[0]!r} was trained, but the artifact has no such "
+                "tensor; see CalibrationTask.tensor_name"
+            )
+        rewrite.rewrite(
+            self._adapter,
+            self.artifact,
+            out,
+            replaced.get,
+            baseline=self._baseline,
+            overwrite=overwrite,
+            run=run,
+        )
+
+
+def open_calibrated(adapter: Adapter, path: Path) -> CalibratedArtifact:
+    """The artifact at ``path``, of the adapter's form.
+
+    Raises:
+        ArtifactError: it is missing, half-written, damaged, hostile or another adapter's.
+    """
+    if isinstance(adapter, FileAdapter):
+        return CalibratedFile(ArtifactFile.open(path, adapter=adapter.name))
+    if isinstance(adapter, TensorAdapter):
+        return CalibratedFolder(Artifact.open(path, adapter=adapter.name), adapter)
+    raise lacks(adapter, "compress")
+
+
+def _trained(task: CalibrationTask) -> dict[str, Replacement]:
+    """Name in the artifact -> new value, of all that was trained."""
+    layers = quantized_layers(task)
+    replaced: dict[str, Replacement] = {layer.name: layer.weight.pq() for layer in layers}
+    inside = {id(p) for layer in layers for p in layer.weight.parameters()}
+    for name, parameter in task.student.named_parameters():
+        if parameter.requires_grad and id(parameter) not in inside:
+            replaced[task.parameter_name(name)] = parameter.detach()
+    return replaced
