@@ -8,6 +8,6 @@ report = dpq.compress(SOURCE, "small-dit", bits=3)
 print(f"{report.source_nbytes:,} -> {report.nbytes:,} bytes")
 
 samples = dpq.sample(
-    "small-dit", baseline=SOURCE, output="pictures", samples=4, columns=4, sampling_steps=4
+    "small-dit", baseline=SOURCE, output="pictures", count=4, columns=4, sampling_steps=4
 )
 print(*samples.files, sep="\n")

@@ -3,4 +3,4 @@
 set -euo pipefail
 
 dpq compress --adapter diffusion builtin:tiny-dit --bits 3 -o small-dit
-dpq sample small-dit --baseline builtin:tiny-dit -o pictures --samples 4 --columns 4 --sampling-steps 4
+dpq sample small-dit --baseline builtin:tiny-dit -o pictures --count 4 --columns 4 --sampling-steps 4

@@ -17,6 +17,8 @@ from torch import Tensor
 DATA = ROOT.parent / "shared" / "data"
 """Files that the repository does not hold, beside the checkout."""
 
+os.environ.pop("COLUMNS", None)  # tables are as wide as in a file, whoever runs the tests
+
 MISSING = "missing data: "
 """How the reasons of tests begin that are skipped for want of such files."""
 

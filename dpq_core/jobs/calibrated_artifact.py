@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -84,7 +85,7 @@ class CalibratedFile(CalibratedArtifact):
 class CalibratedFolder(CalibratedArtifact):
     """A folder of tensors, which is written anew with those replaced that were trained."""
 
-    def __init__(self, artifact: Artifact, adapter: TensorAdapter) -> None:
+    def __init__(self, artifact: Artifact, adapter: TensorAdapter[Any]) -> None:
         self.artifact: Artifact = artifact
         self._adapter = adapter
         self._baseline: Checkpoint | None = None

@@ -69,7 +69,7 @@ class CompressOptions:
 
 @short_spins()
 def compress(
-    adapter: TensorAdapter,
+    adapter: TensorAdapter[Any],
     source: str,
     out: Path,
     spec: QuantSpec | Plan,
@@ -246,7 +246,7 @@ def _write(
     writer.write(name, {f"{name}.{part}": value for part, value in parts.items()}, error)
 
 
-def _add_files(checkpoint: Checkpoint, adapter: TensorAdapter, writer: ArtifactWriter) -> None:
+def _add_files(checkpoint: Checkpoint, adapter: TensorAdapter[Any], writer: ArtifactWriter) -> None:
     """Write what belongs beside the weights."""
     for relative, path in checkpoint.side_files.items():
         writer.add_file(relative, path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ _ROUNDS = 32
 """What is left after these cannot be told apart, such as units without weights."""
 
 
-def aligned(adapter: TensorAdapter, original: Checkpoint, artifact: Artifact) -> Checkpoint:
+def aligned(adapter: TensorAdapter[Any], original: Checkpoint, artifact: Artifact) -> Checkpoint:
     """The original, its hidden units in the order in which the artifact has them.
 
     Args:

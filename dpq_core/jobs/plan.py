@@ -105,7 +105,7 @@ class PlanReport(Report):
 
 
 def plan_model(
-    adapter: TensorAdapter,
+    adapter: TensorAdapter[Any],
     arguments: SpecArguments,
     options: Any,
     task: Callable[[], CalibrationTask] | None,
@@ -161,7 +161,7 @@ def plan_model(
 
 
 def _sensitivity(
-    adapter: TensorAdapter,
+    adapter: TensorAdapter[Any],
     checkpoint: Checkpoint,
     task: Callable[[], CalibrationTask] | None,
     run: Run,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -47,7 +48,7 @@ def check_output(out: Path, *, overwrite: bool, resume: bool = False) -> None:
 
 
 def rewrite(
-    adapter: TensorAdapter,
+    adapter: TensorAdapter[Any],
     artifact: Artifact,
     out: Path,
     replaced: Callable[[str], Replacement | None],

@@ -24,7 +24,7 @@ from dpq_core.jobs.plan import PlanReport, plan_model
 from dpq_core.jobs.request import Request, request
 from dpq_core.jobs.rewrite import check_output
 from dpq_core.jobs.spec_arguments import SpecArguments
-from dpq_core.plugin.adapter import Calibrates, FileAdapter
+from dpq_core.plugin.adapter import Adapter, Calibrates, FileAdapter, TensorAdapter, lacks
 from dpq_core.run import Progress, Run, silent
 from dpq_core.sizes import parse_size
 
@@ -51,7 +51,7 @@ def plan(source: str, *, progress: Progress = silent, **arguments: Any) -> PlanR
     """
     call = request(PlanArguments, {"source": str(source), **arguments})
     if isinstance(call.adapter, FileAdapter):
-        return _code_file(call, Path(source), progress, dry_run=True)
+        return _code_file(call, call.adapter, Path(source), progress, dry_run=True)
     task = _task(call) if call.arguments.uses_data else None
     with call.run(progress) as run:
         return _plan(call, task, run)
@@ -75,7 +75,12 @@ def compress(
     said = call.arguments
     if isinstance(call.adapter, FileAdapter):
         return _code_file(
-            call, said.output, progress, dry_run=said.dry_run, overwrite=said.overwrite
+            call,
+            call.adapter,
+            said.output,
+            progress,
+            dry_run=said.dry_run,
+            overwrite=said.overwrite,
         )
     task = _task(call) if said.uses_data or said.calibration_steps else None
     with call.run(progress) as run:
@@ -114,7 +119,7 @@ def _plan(
     call: Request[Any], task: Callable[[Run], CalibrationTask] | None, run: Run
 ) -> PlanReport:
     own = call.own.get("compress")
-    return plan_model(call.adapter, call.arguments, own, _bound(task, run), run)
+    return plan_model(_with_tensors(call.adapter), call.arguments, own, _bound(task, run), run)
 
 
 def _uncalibrated(said: CompressArguments) -> Path:
@@ -148,7 +153,7 @@ def _compress(
         adapter=call.own.get("compress"),
     )
     return compress_tensors(
-        call.adapter,
+        _with_tensors(call.adapter),
         said.source,
         _uncalibrated(said),
         planned.plan,
@@ -179,8 +184,20 @@ def _calibrate_compressed(call: Request[CompressArguments], run: Run) -> Calibra
     return done
 
 
+def _with_tensors(adapter: Adapter) -> TensorAdapter[Any]:
+    """The adapter of a model of named tensors.
+
+    Raises:
+        AdapterError: it is none, nor a ``FileAdapter``.
+    """
+    if not isinstance(adapter, TensorAdapter):
+        raise lacks(adapter, "compress")
+    return adapter
+
+
 def _code_file(
     call: Request[Any],
+    adapter: FileAdapter[Any],
     output: Path,
     progress: Progress,
     *,
@@ -201,7 +218,7 @@ def _code_file(
         )
     with call.run(progress) as run:
         return compress_file(
-            call.adapter,
+            adapter,
             said.source,
             output,
             overwrite=overwrite,

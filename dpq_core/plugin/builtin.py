@@ -41,7 +41,7 @@ def find_local(source: str, builtin: Path, marker: str) -> Path | None:
 def _unknown_builtin(name: str, names: Sequence[str]) -> SourceError:
     """The error for ``builtin:name``: the nearest of ``names``, then all of them."""
     sources = [f"{BUILTIN_SCHEME}{known}" for known in names]
-    hint = nearest(f"{BUILTIN_SCHEME}{name}", sources, most=1, cutoff=0.8)
+    hint = nearest(f"{BUILTIN_SCHEME}{name}", sources, most=1, cutoff=0.7)
     return SourceError(
         f"no builtin model {name!r}; {hint}available: " + (", ".join(sources) or "none")
     )

@@ -17,7 +17,7 @@ MEASURE = """
 import json, sys
 import psutil, torch
 import dpq_llama
-from dpq_llama import quantizer  # its imports are not part of the model
+from dpq_llama.hub import quantizer  # its imports are not part of the model
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from dpq_core.kernels.cpu import lut
 torch.set_num_threads(1)
