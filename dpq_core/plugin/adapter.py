@@ -152,7 +152,8 @@ class Adapter(ABC):
     @classmethod
     def capabilities(cls) -> tuple[str, ...]:
         """The verbs beyond ``compress`` and ``inspect`` that this adapter has."""
-        return tuple(verb for verb, method in _METHODS.items() if hasattr(cls, method))
+        verbs = (verb for verb, method in _METHODS.items() if hasattr(cls, method))
+        return tuple(verb for verb in verbs if verb != "export" or cls.exports)
 
 
 class TensorAdapter(Adapter, Generic[Options]):

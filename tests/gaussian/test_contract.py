@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
-from splat_files import columns, make_scene, write_ply
 
 from dpq.testing import FileAdapterContract
 from dpq_gaussian.adapter import GaussianAdapter
@@ -15,16 +14,11 @@ from dpq_gaussian.options import EvaluateOptions, SampleOptions
 @pytest.mark.slow
 class TestGaussian(FileAdapterContract):
     adapter_class = GaussianAdapter
-
-    @pytest.fixture
-    def source(self, tmp_path_factory: pytest.TempPathFactory) -> str:
-        return str(
-            write_ply(tmp_path_factory.mktemp("scene") / "scene.ply", columns(make_scene(400)))
-        )
+    source_name: ClassVar[str] = "builtin:tiny-scene"
 
     def _options(self, adapter: GaussianAdapter, verb: str) -> Any:
         quick = {
-            "evaluate": EvaluateOptions(limit=2, pixels=64),
+            "evaluate": EvaluateOptions(limit=2, pixels=64, baseline="none"),
             "sample": SampleOptions(frames=2, width=64),
         }
         return quick.get(verb, adapter.default_options(verb))
