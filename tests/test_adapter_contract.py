@@ -12,7 +12,8 @@ from toy_adapter import MLPAdapter
 
 from dpq.testing import TensorAdapterContract
 from dpq_core.errors import DPQError
-from dpq_core.plugin.adapter import Adapter, Sampling
+from dpq_core.plugin.adapter import Adapter
+from dpq_core.plugin.results import Sampling
 from dpq_core.run import Run
 from dpq_core.tensor.checkpoint import Checkpoint
 from dpq_core.tensor.hidden_axes import HiddenAxis, Producer

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from dpq_core.artifact import Artifact
 from dpq_core.errors import SourceError, SpecError
-from dpq_core.plugin.adapter import Evaluation, Export, Metric, Sampling, TensorAdapter
+from dpq_core.plugin.adapter import TensorAdapter
+from dpq_core.plugin.results import Evaluation, Export, Metric, Sampling
 from dpq_core.run import Run
 from dpq_core.tensor.checkpoint import Checkpoint, SafetensorsCheckpoint
 from dpq_core.tensor.partition import Layout

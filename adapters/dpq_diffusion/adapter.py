@@ -10,17 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dpq_core.errors import AdapterError
-from dpq_core.plugin.adapter import (
-    Calibrates,
-    Demo,
-    Evaluates,
-    Evaluation,
-    Loads,
-    Probes,
-    Samples,
-    Sampling,
-    TensorAdapter,
-)
+from dpq_core.plugin.adapter import Calibrates, Evaluates, Loads, Probes, Samples, TensorAdapter
+from dpq_core.plugin.results import Demo, Evaluation, Sampling
 from dpq_core.run import Run
 from dpq_diffusion.options import CalibrateOptions, CompressOptions, EvaluateOptions, SampleOptions
 

@@ -12,17 +12,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from dpq_core.plugin.adapter import (
     Calibrates,
-    Demo,
     Evaluates,
-    Evaluation,
-    Export,
     Exports,
     FileAdapter,
     Loads,
     PacksWithin,
     Samples,
-    Sampling,
 )
+from dpq_core.plugin.results import Demo, Evaluation, Export, Sampling
 from dpq_core.run import Run
 from dpq_gaussian.options import (
     EXPORTS,

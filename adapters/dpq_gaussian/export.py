@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dpq_core.plugin.adapter import Export
+from dpq_core.plugin.results import Export
 from dpq_core.run import Run
 from dpq_gaussian.options import ExportOptions
 

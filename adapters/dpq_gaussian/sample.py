@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from dpq_core.errors import SourceError, SpecError
-from dpq_core.plugin.adapter import Sampling
+from dpq_core.plugin.results import Sampling
 from dpq_core.run import Progress, Run
 from dpq_gaussian.cameras import Camera, read_cameras, select
 from dpq_gaussian.loading import load

@@ -15,7 +15,8 @@ from dpq_core.jobs.compress_file import compress_file
 from dpq_core.jobs.evaluate import format_value, measure
 from dpq_core.jobs.report import Report, Table
 from dpq_core.plugin import registry
-from dpq_core.plugin.adapter import Adapter, Demo, FileAdapter, Samples, TensorAdapter, lacks
+from dpq_core.plugin.adapter import Adapter, FileAdapter, Samples, TensorAdapter, lacks
+from dpq_core.plugin.results import Demo
 from dpq_core.run import Progress, Run, silent
 from dpq_core.sizes import format_size
 from dpq_core.spec import QuantSpec

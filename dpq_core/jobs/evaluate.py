@@ -16,7 +16,8 @@ from dpq_core.plugin.adapter import Evaluates, lacks
 from dpq_core.sizes import format_size
 
 if TYPE_CHECKING:
-    from dpq_core.plugin.adapter import Adapter, Evaluation, Metric
+    from dpq_core.plugin.adapter import Adapter
+    from dpq_core.plugin.results import Evaluation, Metric
     from dpq_core.run import Run
 
 NO_BASELINE = "none"

@@ -11,7 +11,7 @@ from toy_adapter import MLPAdapter
 
 from dpq_core.jobs import demo
 from dpq_core.plugin import registry
-from dpq_core.plugin.adapter import Demo, Sampling
+from dpq_core.plugin.results import Demo, Sampling
 from dpq_gaussian.adapter import GaussianAdapter
 
 WIDTHS = ["original", "4 bits", "2 bits"]

@@ -8,7 +8,7 @@ import pytest
 from cli_runs import dpq, install_toy, write_mlp
 from toy_adapter import MLPAdapter
 
-from dpq_core.plugin.adapter import Evaluation, Metric
+from dpq_core.plugin.results import Evaluation, Metric
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 
 import dpq_gaussian.export as splats
 import dpq_gaussian.options as splat_options
-from dpq_core.plugin.adapter import Export, TensorAdapter
+from dpq_core.plugin.adapter import TensorAdapter
+from dpq_core.plugin.results import Export
 from dpq_core.errors import SourceError
 from toy_adapter import MLPAdapter
 

@@ -15,8 +15,8 @@ from typing import Any
 from dpq_core.artifact import Artifact
 from dpq_core.device import resolve
 from dpq_core.errors import SpecError
-from dpq_core.plugin.adapter import Evaluation, Metric
 from dpq_core.plugin.builtin import BUILTIN_SCHEME
+from dpq_core.plugin.results import Evaluation, Metric
 from dpq_core.run import Run
 from dpq_diffusion.evaluation.fidelity import compare
 from dpq_diffusion.evaluation.quality import evaluate_samples

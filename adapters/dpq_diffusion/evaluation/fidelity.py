@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from dpq_core.errors import SpecError
-from dpq_core.plugin.adapter import Metric
 from dpq_core.plugin.image_metrics import mean_squared_error, ssim
+from dpq_core.plugin.results import Metric
 from dpq_core.run import Progress
 from dpq_diffusion.pipelines.conditions import Item
 from dpq_diffusion.sampling.image_pairs import ImageFidelity

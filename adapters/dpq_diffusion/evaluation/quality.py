@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dpq_core.errors import SpecError
-from dpq_core.plugin.adapter import Metric
+from dpq_core.plugin.results import Metric
 from dpq_core.run import Progress, silent
 from dpq_diffusion.evaluation.extractor import ADM_EXTRACTOR, FeatureExtractor
 from dpq_diffusion.evaluation.frechet import Gaussian, GaussianAccumulator, frechet_distance

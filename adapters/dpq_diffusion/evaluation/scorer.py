@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from dpq_core.errors import SpecError
-from dpq_core.plugin.adapter import Metric
 from dpq_core.plugin.builtin import BUILTIN_SCHEME
+from dpq_core.plugin.results import Metric
 from dpq_core.run import Progress
 from dpq_diffusion.evaluation.extractor import FeatureExtractor
 from dpq_diffusion.evaluation.inception_weights import load_inception

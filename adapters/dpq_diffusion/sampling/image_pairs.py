@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from dpq_core.errors import SpecError
-from dpq_core.plugin.adapter import Metric
 from dpq_core.plugin.image_metrics import (
     SSIM_PROTOCOL,
     decibels,
@@ -21,6 +20,7 @@ from dpq_core.plugin.image_metrics import (
     mean_squared_error,
     ssim,
 )
+from dpq_core.plugin.results import Metric
 from dpq_core.run import Progress, silent
 from dpq_diffusion.sampling.images import Images
 

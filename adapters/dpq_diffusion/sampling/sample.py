@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dpq_core.errors import SpecError
-from dpq_core.plugin.adapter import Sampling
+from dpq_core.plugin.results import Sampling
 from dpq_core.run import Run
 from dpq_diffusion.options import SampleOptions
 from dpq_diffusion.pipelines.conditions import Condition, Item

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from dpq_core.artifact import ArtifactFile
 from dpq_core.errors import SourceError, SpecError
-from dpq_core.plugin.adapter import Evaluation, Metric
 from dpq_core.plugin.builtin import BUILTIN_SCHEME
 from dpq_core.plugin.image_metrics import mean_psnr
+from dpq_core.plugin.results import Evaluation, Metric
 from dpq_core.run import Run
 from dpq_gaussian.cameras import Camera
 from dpq_gaussian.cameras.photographs import photograph

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpq_core.errors import SpecError
-from dpq_core.plugin.adapter import Evaluation, Metric
+from dpq_core.plugin.results import Evaluation, Metric
 from dpq_core.run import Run
 from dpq_llama.evaluation import perplexity
 from dpq_llama.options import EvaluateOptions

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dpq_core.device import resolve
 from dpq_core.errors import SpecError
-from dpq_core.plugin.adapter import Sampling
+from dpq_core.plugin.results import Sampling
 from dpq_core.run import Run
 from dpq_llama.families.llama import has_head
 from dpq_llama.options import SampleOptions

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dpq_core.errors import SourceError, SpecError
 from dpq_core.nearest import nearest
-from dpq_core.plugin.adapter import Metric
+from dpq_core.plugin.results import Metric
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
