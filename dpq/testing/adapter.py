@@ -123,7 +123,7 @@ class AdapterContract(ABC):
             assert ".." not in parts, name
 
     def test_compressing_twice_gives_the_same_bytes(
-        self, adapter: TensorAdapter[Any], source: str, artifact: StoredModel, tmp_path: Path
+        self, adapter: Any, source: str, artifact: StoredModel, tmp_path: Path
     ) -> None:
         """Same source, spec and seed: the same bytes, generated files included."""
         again = self.compressed(adapter, source, tmp_path / artifact.path.name)
