@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 ANY = ...
@@ -28,12 +30,18 @@ class Hint:
 
     def in_python(self) -> str:
         """``use overwrite=True to replace it``."""
-        words = (name if v is ANY else f"{name}={v!r}" for name, v in self.options)
-        return self.text.format(*words)
+        return self.text.format(*(_argument(name, value) for name, value in self.options))
 
     def on_the_command_line(self) -> str:
         """``use --overwrite to replace it``."""
         return self.text.format(*(_flag(name, value) for name, value in self.options))
+
+
+def _argument(name: str, value: Any) -> str:
+    """``overwrite=True`` or, where the value is open, ``baseline``."""
+    if value is ANY:
+        return name
+    return f"{name}={str(value)!r}" if isinstance(value, PurePath) else f"{name}={value!r}"
 
 
 def _flag(name: str, value: Any) -> str:
@@ -50,22 +58,60 @@ class DPQError(Exception):
     Attributes:
         message: what is wrong, and where.
         hint: what to change in the call, where that is known; ``str`` words it as arguments.
+        option: name of the argument that the message is about, where it is about one.
+        value: what was given for that argument; ``ANY`` where it adds nothing.
     """
 
-    def __init__(self, message: str, hint: Hint | None = None) -> None:
-        """Keep the message and the hint apart, so that each door can word the hint."""
+    def __init__(
+        self,
+        message: str,
+        hint: Hint | None = None,
+        *,
+        option: str | None = None,
+        value: Any = ANY,
+    ) -> None:
+        """Keep the message and the arguments' names apart, so that each door can word them."""
+        super().__init__(message, hint)
+        self.message = message
+        self.hint = hint
+        self.option = option
+        self.value = value
+
+    def __str__(self) -> str:
+        """The message, and the hint in terms of Python's arguments."""
+        hint = self.hint.in_python() if self.hint else ""
+        return self._line(_argument, hint)
+
+    def on_the_command_line(self) -> str:
+        """The message, and the hint in terms of flags."""
+        hint = self.hint.on_the_command_line() if self.hint else ""
+        return self._line(_flag, hint)
+
+    def _line(self, word: Callable[[str, Any], str], hint: str) -> str:
+        about = f"{word(self.option, self.value)}: " if self.option else ""
+        return about + self.message + (f"; {hint}" if hint else "")
+
+
+class Interrupted(KeyboardInterrupt):
+    """A run was stopped with Ctrl-C after its state was saved.
+
+    Attributes:
+        message: what is kept.
+        hint: how to go on.
+    """
+
+    def __init__(self, message: str, hint: Hint) -> None:
+        """Keep the message and the hint apart, as ``DPQError`` does."""
         super().__init__(message, hint)
         self.message = message
         self.hint = hint
 
     def __str__(self) -> str:
         """The message, and the hint in terms of Python's arguments."""
-        return self.message if self.hint is None else f"{self.message}; {self.hint.in_python()}"
+        return f"{self.message}; {self.hint.in_python()}"
 
     def on_the_command_line(self) -> str:
         """The message, and the hint in terms of flags."""
-        if self.hint is None:
-            return self.message
         return f"{self.message}; {self.hint.on_the_command_line()}"
 
 

@@ -154,7 +154,7 @@ def test_resume_and_overwrite(net, quick, tmp_path):
     [
         ({"row": 3}, "unknown option 'row'; did you mean rows"),
         ({"basline": "x"}, "unknown option 'basline'; did you mean baseline"),
-        ({"rows": 0}, "--rows must be at least 1"),
+        ({"rows": 0}, "rows=0: must be at least 1"),
     ],
 )
 def test_a_wrong_keyword_says_the_nearest(net, wrong, message):

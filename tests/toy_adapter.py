@@ -26,7 +26,7 @@ class EvaluateOptions:
 
     def __post_init__(self) -> None:
         if self.rows < 1:
-            raise SpecError("--rows must be at least 1")
+            raise SpecError("must be at least 1", option="rows", value=self.rows)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from dpq_core.errors import SpecError
+from dpq_core.errors import ANY, Hint, SpecError
 from dpq_core.nearest import nearest
 
 SCHEDULERS = ("auto", "ddpm", "ddim", "dpmsolver++")
@@ -40,7 +40,7 @@ class CompressOptions:
     def __post_init__(self) -> None:
         """Refuse an empty name in the list of components."""
         if self.components and not all(self.names):
-            raise SpecError(f"option --components: an empty name in {self.components!r}")
+            raise SpecError("an empty name", option="components", value=self.components)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -106,22 +106,22 @@ class CalibrateOptions:
     def __post_init__(self) -> None:
         """Check every field."""
         if self.loss not in LOSSES:
-            raise SpecError(f"option --loss must be one of {', '.join(LOSSES)}, not {self.loss!r}")
+            raise SpecError(f"must be one of {', '.join(LOSSES)}", option="loss", value=self.loss)
         if bool(self.images) + bool(self.latents) + bool(self.prompts) > 1:
-            raise SpecError("--images, --latents and --prompts exclude each other; choose one")
+            raise SpecError(
+                "more than one source of training inputs is given",
+                Hint.of("choose one of {}, {} and {}", images=ANY, latents=ANY, prompts=ANY),
+            )
         for name, least in (
             ("trajectories", 1),
             ("sampling_steps", 0),
             ("batch_size", 1),
             ("validation_samples", 1),
         ):
-            if getattr(self, name) < least:
-                flag = f"--{name.replace('_', '-')}"
-                raise SpecError(f"option {flag} must be {least} or more")
-        if self.guidance is not None and not (math.isfinite(self.guidance) and self.guidance >= 0):
-            raise SpecError("option --guidance must be a number of 0 or more")
+            _check_at_least(name, getattr(self, name), least)
+        _check_guidance(self.guidance)
         if not 0 <= self.class_dropout <= 1:
-            raise SpecError("option --class-dropout must be 0..1")
+            raise SpecError("must be 0..1", option="class_dropout", value=self.class_dropout)
 
     @property
     def validation_batches(self) -> int:
@@ -159,9 +159,9 @@ class SampleOptions:
     def __post_init__(self) -> None:
         """Check every field."""
         _check_sampler(self.sampling_steps, self.guidance, self.scheduler, self.guided_channels)
-        _check_at_least("--count", self.count, 0)
-        _check_at_least("--columns", self.columns, 1)
-        _check_at_least("--batch-size", self.batch_size, 1)
+        _check_at_least("count", self.count, 0)
+        _check_at_least("columns", self.columns, 1)
+        _check_at_least("batch_size", self.batch_size, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,24 +204,29 @@ class EvaluateOptions:
     def __post_init__(self) -> None:
         """Check every field."""
         _check_sampler(self.sampling_steps, self.guidance, self.scheduler, self.guided_channels)
-        _check_at_least("--count", self.count, 2)
-        _check_at_least("--batch-size", self.batch_size, 1)
-        _check_at_least("--baseline-count", self.baseline_count, 1)
+        _check_at_least("count", self.count, 2)
+        _check_at_least("batch_size", self.batch_size, 1)
+        _check_at_least("baseline_count", self.baseline_count, 1)
 
 
 def _check_sampler(steps: int, guidance: float | None, scheduler: str, channels: int) -> None:
     if scheduler not in SCHEDULERS:
         hint = nearest(scheduler, SCHEDULERS, most=1)
         raise SpecError(
-            f"option --scheduler: unknown scheduler {scheduler!r}; {hint}"
-            f"known: {', '.join(SCHEDULERS)}"
+            f"unknown scheduler; {hint}known: {', '.join(SCHEDULERS)}",
+            option="scheduler",
+            value=scheduler,
         )
-    _check_at_least("--sampling-steps", steps, 0)
-    _check_at_least("--guided-channels", channels, 0)
+    _check_at_least("sampling_steps", steps, 0)
+    _check_at_least("guided_channels", channels, 0)
+    _check_guidance(guidance)
+
+
+def _check_guidance(guidance: float | None) -> None:
     if guidance is not None and not (math.isfinite(guidance) and guidance >= 0):
-        raise SpecError("option --guidance must be a number of 0 or more")
+        raise SpecError("must be a number of 0 or more", option="guidance", value=guidance)
 
 
-def _check_at_least(flag: str, value: int, least: int) -> None:
+def _check_at_least(name: str, value: int, least: int) -> None:
     if value < least:
-        raise SpecError(f"option {flag} must be {least} or more, not {value}")
+        raise SpecError(f"must be {least} or more", option=name, value=value)

@@ -115,7 +115,7 @@ def pack_within(source: str, options: CompressOptions, budget: int, run: Run) ->
     packed = to_packed(prepared, policy, encoded, measure(prepared.scene, encoded))
     run.progress("done", 100, 100)
     shares = [f"{name}={_relative(base, policy, name):.4g}" for name in _attributes(factors)]
-    note = f"fitted to {budget:,} bytes: as --attribute {' --attribute '.join(shares)}"
+    note = f"fitted to {budget:,} bytes, as by the attributes {' '.join(shares)}"
     return dataclasses.replace(packed, notes=(*packed.notes, note))
 
 

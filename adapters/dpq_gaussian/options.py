@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from dpq_core.errors import SpecError
+from dpq_core.errors import ANY, Hint, SpecError
 from dpq_core.spec import QuantSpec
 from dpq_gaussian.policy import ATTRIBUTES, CODERS, PQ_SPEC, PRESETS, Policy, parse_factor
 
@@ -64,15 +64,20 @@ class CompressOptions:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        _check_choice("--preset", self.preset, PRESETS)
-        _check_range("--quality", self.quality, 0.01, 100)
-        _check_range("--position-bits", self.position_bits, 0, 32)
+        _check_choice("preset", self.preset, PRESETS)
+        _check_range("quality", self.quality, 0.01, 100)
+        _check_range("position_bits", self.position_bits, 0, 32)
         for text in self.attribute:
             if parse_factor(text)[0] == "harmonics" and self.harmonics == "pq":
-                raise SpecError(f"option --attribute {text!r}: --harmonics pq has no steps")
-        _check_choice("--harmonics", self.harmonics, CODERS)
+                message = "harmonics coded by product quantization have no steps"
+                raise SpecError(message, option="attribute", value=text)
+        _check_choice("harmonics", self.harmonics, CODERS)
         if self.harmonics_spec and self.harmonics != "pq":
-            raise SpecError("option --harmonics-spec needs --harmonics pq")
+            raise SpecError(
+                "is for product quantization of the harmonics",
+                Hint.of("give {} with it", harmonics="pq"),
+                option="harmonics_spec",
+            )
         self.harmonic_spec()
 
     def harmonic_spec(self) -> QuantSpec | None:
@@ -89,7 +94,7 @@ class CompressOptions:
                     raise SpecError("write fields of a spec, such as d=15,K=1024")
                 codebooks.partition(1, 15, spec)
             except SpecError as error:
-                raise SpecError(f"option --harmonics-spec: {error}") from None
+                raise SpecError(str(error), option="harmonics_spec") from None
             return spec
         return PQ_SPEC
 
@@ -138,13 +143,13 @@ class CalibrateOptions:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        _check_range("--downscale", self.downscale, 1, 1000)
-        _check_range("--pixels", self.pixels, *_SIZES, unit=" pixels")
-        _check_range("--distill", self.distill, 0, 1)
-        _check_range("--batch-size", self.batch_size, 1, 1000)
-        _check_range("--ssim", self.ssim, 0, 1)
-        _check_range("--finer", self.finer, 1, 4)
-        _check_range("--relative-size", self.relative_size, 0.5, 2)
+        _check_range("downscale", self.downscale, 1, 1000)
+        _check_range("pixels", self.pixels, *_SIZES, unit=" pixels")
+        _check_range("distill", self.distill, 0, 1)
+        _check_range("batch_size", self.batch_size, 1, 1000)
+        _check_range("ssim", self.ssim, 0, 1)
+        _check_range("finer", self.finer, 1, 4)
+        _check_range("relative_size", self.relative_size, 0.5, 2)
         colour(self.background)
 
 
@@ -184,13 +189,17 @@ class EvaluateOptions:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        _check_range("--limit", self.limit, 0, _MAX_VIEWS)
-        _check_range("--downscale", self.downscale, 1, 1000)
-        _check_range("--pixels", self.pixels, *_SIZES, unit=" pixels")
+        _check_range("limit", self.limit, 0, _MAX_VIEWS)
+        _check_range("downscale", self.downscale, 1, 1000)
+        _check_range("pixels", self.pixels, *_SIZES, unit=" pixels")
         if self.all_cameras and not self.cameras:
-            raise SpecError("option --all-cameras needs --cameras; a rig has no held-out views")
+            raise SpecError(
+                "a rig has no held-out views",
+                Hint.of("give {} with it", cameras=ANY),
+                option="all_cameras",
+            )
         if self.encode:
-            _check_choice("--encode", self.encode, PRESETS)
+            _check_choice("encode", self.encode, PRESETS)
         colour(self.background)
 
 
@@ -226,17 +235,27 @@ class SampleOptions:
     def __post_init__(self) -> None:
         """Check every field."""
         if self.names and not self.cameras:
-            raise SpecError("option --names needs --cameras")
-        for flag, value in (("--width", self.width), ("--height", self.height)):
-            _check_range(flag, value, 0, _MAX_SIDE)
+            raise SpecError(
+                "an orbit has no named cameras",
+                Hint.of("give {} with it", cameras=ANY),
+                option="names",
+            )
+        for name, value in (("width", self.width), ("height", self.height)):
+            _check_range(name, value, 0, _MAX_SIDE)
         if self.frames is not None:
-            _check_range("--frames", self.frames, 0, _MAX_FRAMES)
+            _check_range("frames", self.frames, 0, _MAX_FRAMES)
         if self.orbit_frames == 0 and not self.cameras:
-            raise SpecError("option --frames 0 needs --cameras, or nothing is drawn")
+            raise SpecError(
+                "nothing is drawn",
+                Hint.of("give {} with it", cameras=ANY),
+                option="frames",
+                value=0,
+            )
         if self.elevation is not None and not abs(self.elevation) <= _STEEPEST:
-            raise SpecError(f"option --elevation must be -{_STEEPEST:.0f} to {_STEEPEST:.0f}")
-        _check_range("--sh-degree", self.sh_degree, 0, 3)
-        _check_range("--fps", self.fps, 0.1, 100)
+            message = f"must be -{_STEEPEST:.0f} to {_STEEPEST:.0f}"
+            raise SpecError(message, option="elevation", value=self.elevation)
+        _check_range("sh_degree", self.sh_degree, 0, 3)
+        _check_range("fps", self.fps, 0.1, 100)
         colour(self.background)
 
     @property
@@ -268,16 +287,16 @@ class ExportOptions:
                 parse_axes(axes)
 
 
-def _check_choice(flag: str, value: str, choices: Collection[str]) -> None:
+def _check_choice(name: str, value: str, choices: Collection[str]) -> None:
     """Refuse a value that is not one of the choices."""
     if value not in choices:
-        raise SpecError(f"option {flag} must be one of {', '.join(choices)}, not {value!r}")
+        raise SpecError(f"must be one of {', '.join(choices)}", option=name, value=value)
 
 
-def _check_range(flag: str, value: float, least: float, largest: float, *, unit: str = "") -> None:
+def _check_range(name: str, value: float, least: float, largest: float, *, unit: str = "") -> None:
     """Refuse a value outside of its range; NaN is outside of every range."""
     if not least <= value <= largest:
-        raise SpecError(f"option {flag} must be {least} to {largest}{unit}, not {value}")
+        raise SpecError(f"must be {least} to {largest}{unit}", option=name, value=value)
 
 
 def colour(text: str) -> tuple[float, float, float]:
@@ -295,6 +314,8 @@ def colour(text: str) -> tuple[float, float, float]:
         red, green, blue = bytes.fromhex(digits)
     except ValueError:
         raise SpecError(
-            f"option --background: {text!r} is no colour; use {', '.join(BACKGROUNDS)} or #rrggbb"
+            f"is no colour; use {', '.join(BACKGROUNDS)} or #rrggbb",
+            option="background",
+            value=text,
         ) from None
     return red / 255, green / 255, blue / 255

@@ -34,7 +34,7 @@ CODERS = ("transform", "pq")
 PQ_SPEC = QuantSpec(
     d=15, K=1024, scope="subspace", conv_layout="channel", row_scale=False, codebook_dtype="float16"
 )
-"""What --harmonics-spec changes: three subspaces in the order of the bands."""
+"""What the option ``harmonics_spec`` changes: three subspaces in the order of the bands."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,8 @@ def parse_factor(text: str) -> tuple[str, float]:
         number = 0.0
     if name not in ATTRIBUTES or not 0.001 <= number <= 1000:
         raise SpecError(
-            f"option --attribute {text!r}: write NAME=FACTOR, a factor of 0.001 to 1000 for one of "
-            + ", ".join(ATTRIBUTES)
+            f"write NAME=FACTOR, a factor of 0.001 to 1000 for one of {', '.join(ATTRIBUTES)}",
+            option="attribute",
+            value=text,
         )
     return name, number

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dpq_core.errors import SourceError, SpecError
+from dpq_core.errors import ANY, Hint, SourceError, SpecError
 from dpq_core.plugin.results import Sampling
 from dpq_core.run import Progress, Run
 from dpq_gaussian.cameras import Camera, read_cameras, select
@@ -65,7 +65,7 @@ def sample(source: str, options: SampleOptions, run: Run, out: Path | None) -> S
         AdapterError: a library that an option needs is missing.
     """
     if out is None:
-        raise SpecError("pictures need a folder: give --output FOLDER")
+        raise SpecError("pictures need a folder", Hint.of("give {}", output=ANY))
     if options.mp4:
         check_mp4()
     subject = _open(source, options, run)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dpq_core.errors import SpecError
+from dpq_core.errors import ANY, Hint, SpecError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LOSSES = ("auto", "kl", "cross-entropy", "both", "hidden")
@@ -39,10 +39,11 @@ class EvaluateOptions:
     def __post_init__(self) -> None:
         """Check every field."""
         _check_dtype(self.dtype)
-        if self.context < 0 or self.context == 1:
-            raise SpecError("option --context must be at least 2, or 0 for the default")
-        if self.limit < 0 or self.batch_size < 1:
-            raise SpecError("option --limit must be 0 or more, --batch-size 1 or more")
+        _check_context(self.context)
+        if self.limit < 0:
+            raise SpecError("must be 0 or more", option="limit", value=self.limit)
+        if self.batch_size < 1:
+            raise SpecError("must be 1 or more", option="batch_size", value=self.batch_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +69,11 @@ class SampleOptions:
         """Check every field."""
         _check_dtype(self.dtype)
         if self.max_new_tokens < 1:
-            raise SpecError("option --max-new-tokens must be 1 or more")
+            raise SpecError("must be 1 or more", option="max_new_tokens", value=self.max_new_tokens)
         if not self.temperature >= 0:
-            raise SpecError("option --temperature must be 0 or more")
+            raise SpecError("must be 0 or more", option="temperature", value=self.temperature)
         if not 0 < self.top_p <= 1:
-            raise SpecError("option --top-p must be in (0, 1]")
+            raise SpecError("must be in (0, 1]", option="top_p", value=self.top_p)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,18 +117,22 @@ class CalibrateOptions:
     def __post_init__(self) -> None:
         """Check every field."""
         if self.loss not in LOSSES:
-            raise SpecError(f"option --loss must be one of {', '.join(LOSSES)}, not {self.loss!r}")
+            raise SpecError(f"must be one of {', '.join(LOSSES)}", option="loss", value=self.loss)
         if bool(self.texts) + bool(self.dataset) + self.generate > 1:
-            raise SpecError("--texts, --dataset and --generate exclude each other; choose one")
-        if self.context < 0 or self.context == 1:
-            raise SpecError("option --context must be at least 2, or 0 for the default")
+            raise SpecError(
+                "more than one source of text is given",
+                Hint.of("choose one of {}, {} and {}", texts=ANY, dataset=ANY, generate=True),
+            )
+        _check_context(self.context)
         for name in ("samples", "batch_size", "validation_samples"):
             if getattr(self, name) < 1:
-                raise SpecError(f"option --{name.replace('_', '-')} must be 1 or more")
+                raise SpecError("must be 1 or more", option=name, value=getattr(self, name))
         if self.samples < self.batch_size:
             raise SpecError(
-                f"option --samples ({self.samples}) must be at least --batch-size "
-                f"({self.batch_size})"
+                "fewer windows than one batch takes",
+                Hint.of("lower {} or give more samples", batch_size=ANY),
+                option="samples",
+                value=self.samples,
             )
 
     @property
@@ -139,4 +144,9 @@ class CalibrateOptions:
 
 def _check_dtype(dtype: str) -> None:
     if dtype not in DTYPES:
-        raise SpecError(f"option --dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+        raise SpecError(f"must be one of {', '.join(DTYPES)}", option="dtype", value=dtype)
+
+
+def _check_context(context: int) -> None:
+    if context < 0 or context == 1:
+        raise SpecError("must be at least 2, or 0 for the default", option="context", value=context)

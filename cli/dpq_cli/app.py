@@ -23,7 +23,7 @@ from dpq_cli.commands import (
 )
 from dpq_cli.generate import EXTRA_ARGS
 from dpq_cli.interrupt import interruptible
-from dpq_core.errors import DPQError, UsageError
+from dpq_core.errors import DPQError, Interrupted, UsageError
 from dpq_core.version import __version__
 
 INTERRUPTED = 130
@@ -66,7 +66,8 @@ def _exit_with(message: str, code: int) -> typer.Exit:
 
 
 def _advice(stop: KeyboardInterrupt) -> str:
-    return f"; {stop}" if str(stop) else ""
+    advice = stop.on_the_command_line() if isinstance(stop, Interrupted) else str(stop)
+    return f"; {advice}" if advice else ""
 
 
 def _os_error(error: OSError) -> str:

@@ -221,7 +221,9 @@ def _parsed(classes: Mapping[str, type], words: Sequence[str], name: str) -> dic
                 classes[verb](**values)  # refuses what does not fit
                 chosen |= values
         except SpecError as error:
-            raise typer.BadParameter(f"{error} (see `dpq adapters {name}`)") from None
+            raise typer.BadParameter(
+                f"{error.on_the_command_line()} (see `dpq adapters {name}`)"
+            ) from None
     return chosen
 
 

@@ -31,7 +31,9 @@ def interruptible(advice: Callable[[], str] = lambda: "") -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt(*(stop.args or (advice(),))) from None
+        if stop.args:
+            raise
+        raise KeyboardInterrupt(advice()) from None
     except Exception:
         if not seen:
             raise

@@ -9,13 +9,14 @@ import os
 import shutil
 import stat
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from dpq_core.artifact import strict_json
 from dpq_core.artifact.strict_json import shown
-from dpq_core.errors import ArtifactError
+from dpq_core.errors import ArtifactError, Hint
 
 MANIFEST_NAME = "dpq.json"
 JOURNAL_NAME = "journal.jsonl"
@@ -23,6 +24,8 @@ PARTIAL_SUFFIX = ".partial"
 REPLACED_SUFFIX = ".replaced"
 DISCARDED_SUFFIX = ".discarded"
 MAX_PATH_BYTES = 500
+RESUME = Hint.of("mend this and continue with {}", resume=True)
+"""What to do where the operating system refused and finished work is kept."""
 BLOCK_BYTES = 1 << 22
 """Bytes read, hashed or copied at a time."""
 
@@ -95,14 +98,17 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ArtifactError(
-            f"{path}: cannot write ({error.strerror or error}); finished tensors are kept: "
-            "mend this and run the same command with --resume"
+            f"{path}: cannot write ({error.strerror or error}); what is finished is kept", RESUME
         ) from None
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, hint: Hint | None = None) -> Iterator[Path]:
     """Give a file to write, which becomes ``path`` at the end of the block: whole, or not at all.
+
+    Args:
+        path: the final file; its folder is made where it is missing.
+        hint: what to do where the operating system refuses.
 
     Raises:
         ArtifactError: the operating system refused.
@@ -120,10 +126,28 @@ def replacing(path: Path) -> Iterator[Path]:
             partial.unlink()
         if isinstance(error, OSError):
             reason = error.strerror or error
-            raise ArtifactError(
-                f"{path}: cannot write ({reason}); nothing was left there"
-            ) from None
+            left = "what was there is kept" if path.exists() else "nothing was left there"
+            raise ArtifactError(f"{path}: cannot write ({reason}); {left}", hint) from None
         raise
+
+
+@contextmanager
+def making_folder(path: Path) -> Iterator[Path]:
+    """Give a folder to fill, which becomes ``path`` at the end of the block: whole, or not at all.
+
+    Where another process made ``path`` meanwhile, that one stays and this one is deleted.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f"{path.name}{PARTIAL_SUFFIX}-", dir=path.parent))
+    try:
+        yield partial
+        try:
+            partial.rename(path)
+        except OSError:
+            if not path.is_dir():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager
@@ -179,7 +203,7 @@ def publish(partial: Path, out: Path, *, replace: bool) -> None:
     if not (replace and (out / MANIFEST_NAME).exists()):
         partial.rename(out)  # atomic; replaces an empty folder, refuses any other
     elif not _exchange(partial, out):
-        # A moment without ``out``; a kill in it leaves a whole ``partial`` for --resume.
+        # A moment without ``out``; a kill in it leaves a whole ``partial`` for a resumed run.
         old = out.with_name(out.name + REPLACED_SUFFIX)
         discard(old)
         out.rename(old)

@@ -17,7 +17,7 @@ from typing import Any
 from dpq_core.artifact import strict_json
 from dpq_core.artifact.files import sync_folder, write_all
 from dpq_core.artifact.strict_json import integer, typed
-from dpq_core.errors import ArtifactError
+from dpq_core.errors import START_OVER, ArtifactError
 
 JOURNAL_VERSION = 1
 MAX_JOURNAL_BYTES = 256 << 20
@@ -186,5 +186,6 @@ def check_identity(path: Path, found: Mapping[str, Any], wanted: Mapping[str, An
             )
     raise ArtifactError(
         f"{path}: this half-written output belongs to another source or spec "
-        f"({different[0]} differs); delete it, or drop --resume and use --overwrite"
+        f"({different[0]} differs); delete it, or start over",
+        START_OVER,
     )

@@ -24,7 +24,7 @@ from dpq_core.artifact.header import Slot
 from dpq_core.artifact.manifest import MAX_MANIFEST_BYTES, Manifest
 from dpq_core.artifact.strict_json import one_line, shown
 from dpq_core.artifact.verify import problems
-from dpq_core.errors import ArtifactError
+from dpq_core.errors import ArtifactError, Hint
 from dpq_core.run import Progress, silent
 from dpq_core.tensor.checkpoint import TensorInfo
 from dpq_core.tensor.plan import TensorPlan
@@ -158,12 +158,12 @@ class Artifact:
 
 def _check_finished(path: Path) -> None:
     partial = path.with_name(path.name + PARTIAL_SUFFIX) if path.name else path
-    half = "is half-written; run the same `dpq compress` command with --resume to finish it"
+    finish = Hint.of("finish it by compressing once more with {}", resume=True)
     try:
         if (path / JOURNAL_NAME).exists() or (path.name.endswith(PARTIAL_SUFFIX) and path.is_dir()):
-            raise ArtifactError(f"{path}: {half}")
+            raise ArtifactError(f"{path}: is half-written", finish)
         if not path.exists() and partial.is_dir():
-            raise ArtifactError(f"{path}: {half} (see {partial})")
+            raise ArtifactError(f"{path}: is half-written (see {partial})", finish)
         if not path.is_dir():
             raise ArtifactError(f"{path}: no such folder; an artifact is a folder with dpq.json")
         if not (path / MANIFEST_NAME).exists():

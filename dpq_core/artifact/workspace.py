@@ -133,7 +133,8 @@ def _rehash(path: Path, lines: list[Finished]) -> hashlib._Hash:
             if digest.hexdigest() != line.sha256:
                 raise ArtifactError(
                     f"{path}: the bytes of tensor {line.name!r} changed since they were written; "
-                    "use --overwrite without --resume to start over"
+                    "start over",
+                    START_OVER,
                 )
     os.truncate(path, position)
     return digest

@@ -38,7 +38,7 @@ from dpq_core.calibrate.steps import MStep, own_options, rates, recomputing
 from dpq_core.calibrate.train import Context, DeferredInterrupt, Training
 from dpq_core.data.task import CalibrationTask
 from dpq_core.device import resolve
-from dpq_core.errors import AdapterError, SpecError
+from dpq_core.errors import ANY, AdapterError, Hint, Interrupted, SpecError
 from dpq_core.run import Run
 from dpq_core.tensor.checkpoint import Checkpoint
 
@@ -117,7 +117,8 @@ class _Calibration:
         if self._target is None and settings.candidates:
             raise AdapterError(
                 "calibrate: candidates are the codewords nearest to the original weights, and "
-                f"{type(task).__name__} comes without these; leave out --candidates"
+                f"{type(task).__name__} comes without these",
+                Hint.of("leave out {}", candidates=ANY),
             )
         device, workers = resolve(run.device), Workers()
         self.context = Context(
@@ -268,7 +269,8 @@ class _Watch:
                 self.folder.save(state, {**student, **self.training.tensors()})
             context.workers.wait()
         if stopped:
-            advice = "nothing is kept"
-            if self.folder is not None:
-                advice = f"continue with --resume ({self.folder.path} is kept)"
-            raise KeyboardInterrupt(advice)
+            if self.folder is None:
+                raise KeyboardInterrupt("nothing is kept")
+            raise Interrupted(
+                f"{self.folder.path} is kept", Hint.of("use {} to continue", resume=True)
+            )

@@ -21,7 +21,7 @@ from dpq_core.calibrate.settings import CalibrateSettings
 from dpq_core.data.sequential.activations import Unstorable
 from dpq_core.data.sequential.capture import arguments_of, until
 from dpq_core.data.task import Batch, CalibrationTask, EStep
-from dpq_core.errors import AdapterError
+from dpq_core.errors import ANY, AdapterError, Hint
 
 Share = tuple[Batch, float]
 """This process's samples of a batch, and their share of all."""
@@ -84,10 +84,11 @@ def phases(
     result = []
     if mode in ("block", "both") or settings.candidates:
         if not blockwise:
-            without = " without --candidates" if settings.candidates else ""
+            hint = Hint.of("use {}", mode="end")
+            if settings.candidates:
+                hint = Hint.of("use {} without {}", mode="end", candidates=ANY)
             raise AdapterError(
-                f"calibrate: {type(task).__name__} has no blocks with a teacher; use --mode end"
-                + without
+                f"calibrate: {type(task).__name__} has no blocks with a teacher", hint
             )
         steps = settings.block_steps_in(mode)
         for index, path in enumerate(paths):

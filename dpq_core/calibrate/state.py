@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dpq_core.artifact.files import replacing
 from dpq_core.calibrate.report import Assigned, Validated
 from dpq_core.errors import START_OVER, ArtifactError
 
@@ -103,18 +102,12 @@ class StateFolder:
         for name in ("validations", "esteps"):
             plain[name] = [dataclasses.asdict(item) for item in plain[name]]
         metadata = {"version": STATE_VERSION, "identity": self.identity, "state": json.dumps(plain)}
-        file, partial = self.path / STATE_NAME, self.path / f"{STATE_NAME}.partial"
+        file = self.path / STATE_NAME
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            # A clone where tensors share memory, which the format does not allow.
-            save_file(_apart(tensors), partial, metadata)
-            with partial.open("rb") as handle:
-                os.fsync(handle.fileno())
-            partial.replace(file)
-        except (OSError, SafetensorError) as error:
-            with contextlib.suppress(OSError):
-                partial.unlink()
-            raise ArtifactError(f"{file}: cannot save the calibration ({error})") from None
+            with replacing(file) as partial:
+                save_file(_without_shared_memory(tensors), partial, metadata)
+        except SafetensorError as error:
+            raise ArtifactError(f"{file}: cannot write the calibration ({error})") from None
 
     def load(self, device: torch.device) -> tuple[LoopState, dict[str, Tensors]] | None:
         """The saved state and the tensors of ``save``'s ``extra``; None where nothing is saved.
@@ -145,7 +138,8 @@ class StateFolder:
         if metadata.get("version") != STATE_VERSION or metadata.get("identity") != self.identity:
             raise ArtifactError(
                 f"{file}: is the state of another run (another artifact, data, setting or version "
-                "of dpq); repeat that run's command to resume it, or start over with --overwrite"
+                "of dpq); repeat that run to resume it, or start over",
+                START_OVER,
             )
 
     def exists(self) -> bool:
@@ -157,8 +151,8 @@ class StateFolder:
         shutil.rmtree(self.path, ignore_errors=True)
 
 
-def _apart(tensors: Tensors) -> Tensors:
-    """The tensors, no two of them in the same memory."""
+def _without_shared_memory(tensors: Tensors) -> Tensors:
+    """The tensors, cloned where they share memory with another, which safetensors refuses."""
     seen: set[int] = set()
     result = {}
     for name, value in tensors.items():

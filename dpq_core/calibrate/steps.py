@@ -16,7 +16,7 @@ from dpq_core.calibrate.distributed import Workers
 from dpq_core.calibrate.layers import QuantizedLayer
 from dpq_core.calibrate.settings import CalibrateSettings
 from dpq_core.data.task import Batch
-from dpq_core.errors import SpecError
+from dpq_core.errors import ANY, Hint, SpecError
 
 TYPICAL_RMS = 0.05
 """RMS of a weight for which the learning rate is meant as it is (docs/algorithms.md#m-step)."""
@@ -85,8 +85,8 @@ class MStep:
         if not (math.isfinite(value) and math.isfinite(norm)):
             what = "loss" if not math.isfinite(value) else "gradient"
             raise SpecError(
-                f"calibrate: the {what} is not finite; lower --lr (now {self._settings.lr:g}) or "
-                "look for damaged values in the data"
+                f"calibrate: the {what} is not finite at a learning rate of {self._settings.lr:g}",
+                Hint.of("lower {} or look for damaged values in the data", lr=ANY),
             )
         for group in self._adam.param_groups:
             group["lr"] = self._settings.lr * group["scale"] * factor

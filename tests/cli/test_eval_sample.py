@@ -98,7 +98,7 @@ def test_a_wrong_baseline_fails(out, tmp_path):
     [
         (["--row", "3"], 2, "did you mean --rows?"),
         (["--rows", "many"], 2, "is not a whole number"),
-        (["--rows", "0"], 2, "--rows must be at least 1"),
+        (["--rows", "0"], 2, "--rows 0: must be at least 1"),
         (["more"], 2, "unexpected argument 'more'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -66,7 +66,7 @@ def test_a_stopped_run_resumes_where_it_was(tmp_path: Path, reference, count: in
     """F23: leaving the context keeps every finished tensor, whatever SYNC_SECONDS is."""
     out = tmp_path / "out"
     write_some(out, count)
-    with pytest.raises(ArtifactError, match=r"half-written; run .*--resume"):
+    with pytest.raises(ArtifactError, match=r"half-written; finish it .*resume=True"):
         Artifact.open(out)
     with make_writer(out, shard_bytes=200, resume=True) as writer:
         assert list(writer.done) == [t.name for t in tiny_plan()][:count]
@@ -95,7 +95,7 @@ def test_full_disk_is_one_line_and_can_be_resumed(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", full)
-        with pytest.raises(ArtifactError, match=r"No space left on device.*--resume") as caught:
+        with pytest.raises(ArtifactError, match=r"No space left on device.*resume=True") as caught:
             write_tiny(out, shard_bytes=200)
     assert "\n" not in str(caught.value)
     assert not out.exists()
@@ -187,7 +187,7 @@ def test_changed_data_is_noticed_and_named(tmp_path: Path) -> None:
     shard.write_bytes(data)
     with pytest.raises(ArtifactError, match=r"tensor 'block\.\d\.\w+' changed since") as caught:
         write_tiny(out, shard_bytes=200, resume=True)
-    assert "--overwrite" in str(caught.value)
+    assert "overwrite=True" in str(caught.value)
     shard.write_bytes(data[:-3])
     with pytest.raises(ArtifactError, match="changed since"):
         write_tiny(out, shard_bytes=200, resume=True)

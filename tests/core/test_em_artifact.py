@@ -97,7 +97,7 @@ class Impatient(CalibratedMLP):
 def test_an_interrupted_run_resumes_to_the_same_bytes(artifact, tmp_path):
     calibrate_artifact(CalibratedMLP(), artifact, tmp_path / "whole", OPTIONS)
     out = tmp_path / "out"
-    with pytest.raises(KeyboardInterrupt, match="--resume"):
+    with pytest.raises(KeyboardInterrupt, match="resume=True"):
         calibrate_artifact(Impatient(), artifact, out, OPTIONS)
     assert not out.exists()
     with pytest.raises(ArtifactError, match="use resume=True to continue it or overwrite=True"):

@@ -433,14 +433,14 @@ class Poisoned(Regression):
 def test_mistakes_are_one_line():
     with pytest.raises(SpecError, match="candidates must be 0, or 2 or more"):
         CalibrateSettings(candidates=1)
-    with pytest.raises(AdapterError, match=r"no blocks with a teacher; .* without --candidates"):
+    with pytest.raises(AdapterError, match=r"no blocks .*; use mode=.end. without candidates"):
         run(Regression(blockwise=False))
-    with pytest.raises(AdapterError, match=r"original weights.*leave out --candidates") as caught:
+    with pytest.raises(AdapterError, match=r"original weights.*leave out candidates") as caught:
         calibrate(Regression(), CalibrateSettings(**ONLY))
     assert "\n" not in str(caught.value)
     task = Poisoned(blocks=1)
     before = snapshot(task.student)
-    with pytest.raises(SpecError, match="loss is not finite; look for damaged values"):
+    with pytest.raises(SpecError, match=r"loss is not finite.*look for damaged values"):
         run(task)
     now = changing(task.student)
     assert all(torch.equal(now[name], value) for name, value in before.items())

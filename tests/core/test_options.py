@@ -31,7 +31,7 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.context < 1:
-            raise SpecError("--context must be at least 1")
+            raise SpecError("must be at least 1", option="context", value=self.context)
 
 
 def test_nothing_given_means_the_defaults():
@@ -83,7 +83,7 @@ def test_what_is_spelled_is_what_is_read(context, temperature, raw, tasks):
         (["--raw=yes"], "option --raw takes no value; write --raw/--no-raw"),
         (["--context=1", "--context=2"], "option --context is given twice"),
         (["--raw", "--no-raw"], "option --no-raw is given twice"),
-        (["--context=0"], "--context must be at least 1"),
+        (["--context=0"], "context=0: must be at least 1"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -155,9 +155,9 @@ def test_options_that_do_not_fit_are_refused(make_task, kind, options, words):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"loss": "l1"}, "--loss must be one of distill, ddpm, flow"),
-        ({"images": "a", "latents": "b"}, "exclude each other"),
-        ({"batch_size": 0}, "--batch-size must be 1 or more"),
+        ({"loss": "l1"}, "loss='l1': must be one of distill, ddpm, flow"),
+        ({"images": "a", "latents": "b"}, "choose one of images, latents and prompts"),
+        ({"batch_size": 0}, "batch_size=0: must be 1 or more"),
         ({"guidance": math.nan}, "--guidance"),
         ({"class_dropout": 1.5}, "--class-dropout"),
     ],

@@ -75,7 +75,7 @@ def test_guidance_is_away_from_the_last_class(tmp_path):
     model.model["diffusion_model"] = Guided()
     expected = images_of(model, table[3].expand(2, 1, -1))
     assert (draw(source, "3") - expected).abs().max() <= 1
-    with pytest.raises(SpecError, match="--label 10: the model has the classes 0 to 9"):
+    with pytest.raises(SpecError, match="label=10: the model has the classes 0 to 9"):
         draw(source, "10")
 
 

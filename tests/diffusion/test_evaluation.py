@@ -115,7 +115,7 @@ def test_fidelity_to_a_folder_of_samples(models, tmp_path):
 
 def test_fidelity_to_another_process_is_refused(models):
     models["other"] = diffusion_pipelines.latent_unet()
-    with pytest.raises(SpecError, match=r"--baseline other: draws by ddim, 3 steps, guidance 1;"):
+    with pytest.raises(SpecError, match=r"baseline='other': draws by ddim, 3 steps, guidance 1;"):
         measure("plain", baseline="other")
 
 
@@ -175,11 +175,11 @@ def test_a_source_that_is_gone_is_noted(models, monkeypatch, tmp_path):
     gone = str(tmp_path / "gone")
     monkeypatch.setattr(evaluation, "origin_of", lambda source: gone)
     _reference(tmp_path / "ref.safetensors", "adm-inception-v3")
-    with pytest.raises(SpecError, match="nothing to measure: give --reference-stats"):
+    with pytest.raises(SpecError, match="nothing to measure; give reference_stats"):
         measure("compressed")
     assert evaluation._find_baseline("compressed", gone, "") == (
         "",
-        f"left out: {gone} is not on this machine; give --baseline SOURCE",
+        f"left out: no baseline is given, and {gone} is not on this machine",
     )
 
 
@@ -226,7 +226,7 @@ def _reference(path: Path, extractor: str) -> Path:
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        ("plain", {}, "nothing to measure: give --reference-stats with --inception for FID"),
+        ("plain", {}, "nothing to measure; give reference_stats with inception for FID"),
         ("plain", {"inception": "download"}, "--inception needs --reference-stats"),
         ("plain", {"baseline": "plain", "label": ("9",)}, "the model has the classes 0 to 2"),
     ],
@@ -241,8 +241,8 @@ def test_mistakes_are_one_line(models, source, options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"count": 1}, "--count must be 2 or more"),
-        ({"baseline_count": 0}, "--baseline-count must be 1 or more"),
+        ({"count": 1}, "count=1: must be 2 or more"),
+        ({"baseline_count": 0}, "baseline_count=0: must be 1 or more"),
         ({"scheduler": "euler"}, "unknown scheduler 'euler'; known: auto, ddpm, ddim"),
     ],
 )

@@ -497,7 +497,7 @@ class TestMatching:
         ):
             latents.read(file, scene.take(slice(0, 250)), "x")
         moved = changed(scene, positions=scene.positions[:, ::-1].copy())
-        with pytest.raises(SourceError, match="positions differ; say which with --baseline"):
+        with pytest.raises(SourceError, match="positions differ; say which with baseline"):
             latents.read(file, moved, "x")
 
     def test_gaussians_that_are_never_drawn_do_not_count(self, tmp_path: Path) -> None:
@@ -578,12 +578,12 @@ class TestViews:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"downscale": 0.5}, "option --downscale must be 1 to 1000, not 0.5"),
-        ({"pixels": 8}, "option --pixels must be 16 to 8192 pixels, not 8"),
-        ({"distill": 1.5}, "option --distill must be 0 to 1, not 1.5"),
-        ({"batch_size": 0}, "option --batch-size must be 1 to 1000, not 0"),
-        ({"ssim": 1.5}, "option --ssim must be 0 to 1, not 1.5"),
-        ({"relative_size": 3.0}, "option --relative-size must be 0.5 to 2, not 3.0"),
+        ({"downscale": 0.5}, "downscale=0.5: must be 1 to 1000"),
+        ({"pixels": 8}, "pixels=8: must be 16 to 8192 pixels"),
+        ({"distill": 1.5}, "distill=1.5: must be 0 to 1"),
+        ({"batch_size": 0}, "batch_size=0: must be 1 to 1000"),
+        ({"ssim": 1.5}, "ssim=1.5: must be 0 to 1"),
+        ({"relative_size": 3.0}, "relative_size=3.0: must be 0.5 to 2"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

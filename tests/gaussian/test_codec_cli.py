@@ -56,7 +56,7 @@ def test_a_dry_run_leaves_nothing(ply: Path) -> None:
     [
         (("--bits", "2"), "has no weights to set bits"),
         (("--override", "x=keep"), "has no weights to set bits"),
-        (("--preset", "huge"), "--preset must be one of small, balanced, high"),
+        (("--preset", "huge"), "--preset huge: must be one of small, balanced, high"),
         (("--cameras", "nowhere"), "nowhere"),
     ],
 )

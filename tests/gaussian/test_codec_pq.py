@@ -302,14 +302,20 @@ def test_the_golden_file_decodes_as_ever() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"harmonics": "vq"}, "--harmonics must be one of transform, pq"),
-        ({"harmonics_spec": "K=16"}, "--harmonics-spec needs --harmonics pq"),
-        ({"harmonics": "pq", "harmonics_spec": "K=1"}, "--harmonics-spec: spec: K must be 2"),
-        ({"harmonics": "pq", "harmonics_spec": "d=46"}, "--harmonics-spec: harmonics of 45"),
+        ({"harmonics": "vq"}, "harmonics='vq': must be one of transform, pq"),
+        (
+            {"harmonics_spec": "K=16"},
+            "harmonics_spec: is for .*; give harmonics='pq' with it",
+        ),
+        ({"harmonics": "pq", "harmonics_spec": "K=1"}, "harmonics_spec: spec: K must be 2"),
+        ({"harmonics": "pq", "harmonics_spec": "d=46"}, "harmonics_spec: harmonics of 45"),
         ({"harmonics": "pq", "harmonics_spec": "words=2"}, "unknown key words"),
         ({"harmonics": "pq", "harmonics_spec": "row_scale=true"}, "need row_scale=false"),
-        ({"harmonics": "pq", "harmonics_spec": "keep"}, "--harmonics-spec: write fields"),
-        ({"harmonics": "pq", "attribute": ("harmonics=2",)}, "--harmonics pq has no steps"),
+        ({"harmonics": "pq", "harmonics_spec": "keep"}, "harmonics_spec: write fields"),
+        (
+            {"harmonics": "pq", "attribute": ("harmonics=2",)},
+            "by product quantization have no steps",
+        ),
     ],
 )
 def test_options_are_checked(changes: dict[str, Any], message: str) -> None:

@@ -181,10 +181,10 @@ def test_the_background_is_drawn(folder):
 
 
 def test_nothing_to_compare_with(folder):
-    with pytest.raises(SpecError, match="nothing to compare with: give --baseline SOURCE"):
+    with pytest.raises(SpecError, match=r"nothing to compare with; give baseline \("):
         measured(folder / "scene.ply")
     poses = write_cameras(folder / "poses")
-    with pytest.raises(SpecError, match="or --cameras with photographs"):
+    with pytest.raises(SpecError, match="or cameras with photographs"):
         measured(folder / "scene.ply", cameras=str(poses))
     _, metrics = measured(folder / "noisy.ply", **given(folder, cameras=str(poses)))
     assert "PSNR to the original" in metrics
@@ -222,11 +222,11 @@ def test_a_blind_camera_is_left_out(folder, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"limit": -1}, "option --limit must be 0 to"),
-        ({"pixels": 8}, "option --pixels must be 16 to"),
-        ({"downscale": 0.5}, "option --downscale must be 1 to"),
-        ({"all_cameras": True}, "option --all-cameras needs --cameras"),
-        ({"encode": "tiny"}, "option --encode must be one of"),
+        ({"limit": -1}, "limit=-1: must be 0 to"),
+        ({"pixels": 8}, "pixels=8: must be 16 to"),
+        ({"downscale": 0.5}, "downscale=0.5: must be 1 to"),
+        ({"all_cameras": True}, "all_cameras: a rig has no held-out views; give cameras with it"),
+        ({"encode": "tiny"}, "encode='tiny': must be one of"),
         ({"background": "plaid"}, "is no colour"),
     ],
 )

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from splat_files import changed, columns, make_scene, write_ply
 
-from dpq_core.errors import SourceError, SpecError
+from dpq_core.errors import ArtifactError, SourceError, SpecError
 from dpq_gaussian.formats import SceneStream, check_values, read_scene, write_scene
 from dpq_gaussian.scene import repaired
 
@@ -35,13 +35,13 @@ def test_the_same_scene_gives_the_same_bytes(tmp_path, to):
 def test_nothing_is_overwritten_unasked(tmp_path, to):
     path = tmp_path / f"a.{to}"
     path.write_text("mine")
-    with pytest.raises(SourceError, match="exists; choose another name or --overwrite"):
+    with pytest.raises(SourceError, match="exists already; use overwrite=True to replace it"):
         write_scene(make_scene(), path, to)
     assert path.read_text() == "mine"
     write_scene(make_scene(), path, to, overwrite=True)
     assert len(read_scene(path).scene) == 50
     (tmp_path / "folder").mkdir()
-    with pytest.raises(SourceError, match="it is a folder"):
+    with pytest.raises(SourceError, match="is a folder"):
         write_scene(make_scene(), tmp_path / "folder", to, overwrite=True)
     with pytest.raises(SourceError, match=r"the folder .*/no does not exist"):
         write_scene(make_scene(), tmp_path / "no" / "a", to)
@@ -63,7 +63,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, to, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     (tmp_path / "a").write_text("mine")
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(ArtifactError, match="No space left"):
         write_scene(make_scene(), tmp_path / "a", to, overwrite=True)
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a", "mine")]
 
@@ -75,7 +75,7 @@ def test_a_limit_in_the_middle_of_writing_leaves_nothing(tmp_path, to):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
-        with pytest.raises(OSError, match="too large"):
+        with pytest.raises(ArtifactError, match="too large"):
             write_scene(make_scene(500), tmp_path / "a", to)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -124,7 +124,7 @@ def test_values_that_mean_nothing_are_refused(tmp_path, name, value):
         check_values(scene, "here.ply")
     assert str(caught.value) == (
         f"here.ply: unusable values among 50 Gaussians: {name} is NaN or infinite in 2 "
-        "(first: 3); `dpq export --repair` writes the scene without them"
+        "(first: 3); export the scene with repair=True, which drops them"
     )
     with pytest.raises(SourceError, match="unusable values"):
         write_scene(scene, tmp_path / "a.ply", "ply")

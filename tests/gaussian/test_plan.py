@@ -59,7 +59,7 @@ def test_the_file_is_as_large_as_was_said_and_never_larger(ply: Path, budget: in
 
 def test_the_options_in_the_note_give_the_same_bytes(ply: Path) -> None:
     (note,) = [n for n in fitted(ply, 40_000).notes if n.startswith("fitted to 40,000 bytes")]
-    factors = tuple(re.findall(r"--attribute (\S+)", note))
+    factors = tuple(re.findall(r"\S+=\S+", note))
     assert [factor.partition("=")[0] for factor in factors] == list(ATTRIBUTES)
     again = ply.with_name("again.dpq")
     options = CompressOptions(attribute=factors)

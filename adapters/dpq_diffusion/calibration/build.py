@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dpq_core.artifact import Artifact
 from dpq_core.calibrate.layers import prepare_student
 from dpq_core.device import resolve
-from dpq_core.errors import SourceError, SpecError
+from dpq_core.errors import ANY, GIVE_BASELINE, Hint, SourceError, SpecError
 from dpq_core.run import Run
 from dpq_core.runtime.swap import set_module
 from dpq_core.runtime.weight import PQWeight
@@ -31,6 +31,8 @@ from dpq_diffusion.pipelines.loading import load_folder
 from dpq_diffusion.sampling.samplers import RequestedSettings, Sampler, TextSampler, make_sampler
 from dpq_diffusion.source.checkpoint import DiffusionCheckpoint, open_checkpoint
 from dpq_diffusion.source.locate import locate
+
+_GIVE_PROMPTS = Hint.of("give {}, a file with one prompt per line", prompts=ANY)
 
 _VALIDATION_IMAGES = 16
 """Trajectories for validation; of images and latents at most a tenth is, and never less than 1."""
@@ -95,8 +97,9 @@ def _check_same_architecture(student: Any, teacher: Any, baseline: str) -> None:
     for name, artifact_value, model_value in pairs:
         if artifact_value != model_value:
             raise SourceError(
-                f"{baseline}: {name} is {model_value}, of the artifact {artifact_value}; is this "
-                "the model that was compressed? Give it with --baseline"
+                f"{baseline}: {name} is {model_value}, of the artifact {artifact_value}; it is not "
+                "the model that was compressed",
+                GIVE_BASELINE,
             )
 
 
@@ -108,8 +111,9 @@ def _samples(
     if options.images or options.latents:
         if text:
             raise SpecError(
-                "--images and --latents are for models that draw classes; a text-to-image pipeline "
-                "is calibrated on its own images: give --prompts FILE"
+                "files of images or latents are for models that draw classes; a text-to-image "
+                "pipeline is calibrated on its own images",
+                _GIVE_PROMPTS,
             )
         return _samples_of_files(sampler.pipeline, options, run)
     conditions = _conditions(sampler, options, text=text)
@@ -145,20 +149,20 @@ def _conditions(
 ) -> tuple[Condition, ...]:
     if not text:
         if options.prompts:
-            raise SpecError("--prompts: the model draws classes, not prompts; leave it out")
+            message = "the model draws classes, not prompts; leave it out"
+            raise SpecError(message, option="prompts")
         return sampler.conditions((), ())
     if not options.prompts:
         raise SpecError(
-            "a text-to-image pipeline is calibrated on images of its own: give --prompts FILE, one "
-            "prompt per line"
+            "a text-to-image pipeline is calibrated on images of its own", _GIVE_PROMPTS
         )
     path = Path(options.prompts).expanduser()
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"--prompts {path}: cannot be read ({error})") from None
+        raise SourceError(f"cannot be read ({error})", option="prompts", value=path) from None
     if not any(lines):
-        raise SourceError(f"--prompts {path}: no prompt in it")
+        raise SourceError("no prompt in it", option="prompts", value=path)
     return sampler.conditions((), [line for line in lines if line])
 
 
@@ -222,6 +226,7 @@ def _condition_inputs(model: ClassModel, labels: Tensor) -> dict[str, Tensor]:
 def _check_process(clean: NoisedData, loss: str) -> None:
     if clean.process.name != loss:
         raise SpecError(
-            f"--loss {loss} does not fit the model's scheduler; {clean.process.name} does, and so "
-            "does distill"
+            f"does not fit the model's scheduler; {clean.process.name} does, and so does distill",
+            option="loss",
+            value=loss,
         )

@@ -56,17 +56,19 @@ def read_latents(path: Path, model: ClassModel) -> TrainingData:
             names = {"latents", "labels"}.intersection(file.keys())
             tensors = {name: file.get_tensor(name) for name in names}
     except (OSError, SafetensorError) as error:
-        raise SourceError(f"--latents {path}: cannot be read ({error})") from None
+        raise SourceError(f"cannot be read ({error})", option="latents", value=path) from None
     if "latents" not in tensors:
-        raise SourceError(f"--latents {path}: holds no tensor `latents`")
+        raise SourceError("holds no tensor `latents`", option="latents", value=path)
     latents, labels = tensors["latents"].float(), tensors.get("labels")
     if tuple(latents.shape[1:]) != model.shape or not len(latents):
         raise SpecError(
-            f"--latents {path}: latents are {list(latents.shape)}, the denoiser takes "
-            f"[N, {', '.join(map(str, model.shape))}]"
+            f"latents are {list(latents.shape)}, the denoiser takes "
+            f"[N, {', '.join(map(str, model.shape))}]",
+            option="latents",
+            value=path,
         )
     if not bool(latents.isfinite().all()):
-        raise SpecError(f"--latents {path}: latents hold NaN or infinity")
+        raise SpecError("latents hold NaN or infinity", option="latents", value=path)
     if model.count:
         labels = _check_labels(labels, len(latents), model.count, path)
     digest = hashlib.sha256(latents.numpy().tobytes())
@@ -82,11 +84,13 @@ def read_latents(path: Path, model: ClassModel) -> TrainingData:
 
 def _check_labels(labels: Tensor | None, count: int, classes: int, path: Path) -> Tensor:
     if labels is None:
-        raise SpecError(f"--latents {path}: the model draws classes; add a tensor `labels` [N]")
+        message = "the model draws classes; add a tensor `labels` [N]"
+        raise SpecError(message, option="latents", value=path)
     if labels.shape != (count,) or labels.is_floating_point():
-        raise SpecError(f"--latents {path}: labels must be {count} whole numbers, one per latent")
+        message = f"labels must be {count} whole numbers, one per latent"
+        raise SpecError(message, option="latents", value=path)
     if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise SpecError(f"--latents {path}: labels must be 0..{classes - 1}")
+        raise SpecError(f"labels must be 0..{classes - 1}", option="latents", value=path)
     return labels
 
 
@@ -109,7 +113,7 @@ def read_images(
     """
     model = class_model(pipeline)
     if not folder.is_dir():
-        raise SourceError(f"--images {folder}: no such folder")
+        raise SourceError("no such folder", option="images", value=folder)
     paths, labels = _list_images(folder, pipeline, model)
     channels, height, width = model.shape
     factor, grey = 1, channels == 1
@@ -144,7 +148,8 @@ def _list_images(folder: Path, pipeline: Any, model: ClassModel) -> tuple[list[P
         return unlabelled, [0] * len(unlabelled)
     names = sorted(p.name for p in folder.iterdir() if p.is_dir())
     if not names:
-        raise SourceError(f"--images {folder}: no sub-folders; the model wants one per class")
+        message = "no sub-folders; the model wants one per class"
+        raise SourceError(message, option="images", value=folder)
     paths: list[Path] = []
     labels: list[int] = []
     for name, label in zip(names, _class_labels(names, pipeline, model, folder), strict=True):
@@ -157,7 +162,7 @@ def _list_images(folder: Path, pipeline: Any, model: ClassModel) -> tuple[list[P
 def _image_paths(folder: Path) -> list[Path]:
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
     if not paths:
-        raise SourceError(f"--images {folder}: no images ({', '.join(_SUFFIXES)})")
+        raise SourceError(f"no images ({', '.join(_SUFFIXES)})", option="images", value=folder)
     return paths
 
 
@@ -174,8 +179,8 @@ def _class_labels(
         numbered = any(name.lstrip("-").isdecimal() for name in names)
         if len(names) == model.count and not numbered:
             return list(range(model.count))  # as torchvision's ImageFolder and the DiT code have it
-        reason = str(error).removeprefix("--label ")
-        raise SpecError(f"--images {folder}: sub-folder {reason}") from None
+        message = f"sub-folder {error.value!r}: {error.message}"
+        raise SpecError(message, option="images", value=folder) from None
     return [one.label for one in conditions if one.label is not None]
 
 
@@ -187,7 +192,7 @@ def _read_pixels(path: Path, size: tuple[int, int], *, grey: bool) -> NDArray[np
         with Image.open(path) as image:
             whole = image.convert("L" if grey else "RGB")
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
-        raise SourceError(f"--images: {path} cannot be read as an image") from None
+        raise SourceError(f"{path} cannot be read as an image", option="images") from None
     fitted = whole
     if whole.size != size:
         fitted = ImageOps.fit(whole, size, Image.Resampling.BICUBIC)

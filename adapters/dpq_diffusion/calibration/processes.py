@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dpq_core.errors import SpecError
+from dpq_core.errors import Hint, SpecError
 from dpq_diffusion.pipelines.schedulers import LEARNED
 
 
@@ -63,8 +63,9 @@ def noise_process(scheduler: Any) -> NoiseProcess:
             direct=config.get("variance_type") == LEARNED[0],
         )
     raise SpecError(
-        f"calibrate: the process of a {type(scheduler).__name__} is not known here; without "
-        "--images and --latents, --loss distill works for it"
+        f"calibrate: the process of a {type(scheduler).__name__} is not known here, only its own "
+        "trajectories can be trained on",
+        Hint.of("give {} without images or latents", loss="distill"),
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpq_core.errors import SourceError
+from dpq_core.errors import Hint, SourceError
 from dpq_core.run import Progress, silent
 from dpq_diffusion.calibration.calls import Call, CallTemplate, Recorder
 from dpq_diffusion.calibration.inputs import GuidanceHalves, NoisedData, RecordedCalls
@@ -66,7 +66,9 @@ class Trajectories:
             SpecError: the scheduler runs an unknown process.
         """
         if self.final is None:
-            raise SourceError("this pipeline does not show its latents; use --loss distill")
+            raise SourceError(
+                "this pipeline does not show its latents", Hint.of("use {}", loss="distill")
+            )
         process = noise_process(scheduler)
         data = torch.cat(self.final)
         own = self.first[0].inputs.keys() - {self.form.sample, self.form.timestep}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dpq_core.artifact.files import making_folder
 from dpq_core.artifact.header import Slot, encode
 from dpq_diffusion.folders import CONFIG, INDEX, STEMS
 
@@ -64,9 +64,7 @@ class Conversion:
 
 def write_conversion(folder: Path, conversion: Conversion) -> None:
     """Write a converted checkpoint to ``folder``, which appears only when it is complete."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
-    try:
+    with making_folder(folder) as partial:
         if conversion.pipeline:
             _write_json(partial / INDEX, conversion.index())
         for name, part in conversion.parts.items():
@@ -74,13 +72,6 @@ def write_conversion(folder: Path, conversion: Conversion) -> None:
         for relative, path in conversion.files.items():
             (partial / relative).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, partial / relative)
-        try:
-            partial.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was first
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_part(folder: Path, part: ConvertedComponent) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from dpq_core.artifact import Artifact
 from dpq_core.device import resolve
-from dpq_core.errors import SpecError
+from dpq_core.errors import ANY, Hint, SpecError
 from dpq_core.plugin.builtin import BUILTIN_SCHEME
 from dpq_core.plugin.results import Evaluation, Metric
 from dpq_core.run import Run
@@ -60,8 +60,14 @@ def evaluate(source: str, options: EvaluateOptions, run: Run) -> Evaluation:
     baseline, note = _find_baseline(source, origin, options.baseline)
     if scorer is None and not baseline:
         raise SpecError(
-            "nothing to measure: give --reference-stats with --inception for FID, sFID, IS, "
-            "precision and recall, or --baseline SOURCE to compare with the uncompressed model"
+            "nothing to measure",
+            Hint.of(
+                "give {} with {} for FID, sFID, IS, precision and recall, or {} to compare with "
+                "the uncompressed model",
+                reference_stats=ANY,
+                inception=ANY,
+                baseline=ANY,
+            ),
         )
     requested = RequestedSettings(
         steps=options.sampling_steps,
@@ -126,7 +132,7 @@ def _find_baseline(source: str, origin: str, requested_baseline: str) -> tuple[s
         return "", "left out: the model is not compressed"
     if origin.startswith(BUILTIN_SCHEME) or Path(origin).exists():
         return origin, ""
-    return "", f"left out: {origin} is not on this machine; give --baseline SOURCE"
+    return "", f"left out: no baseline is given, and {origin} is not on this machine"
 
 
 @contextmanager
@@ -166,7 +172,9 @@ def _fidelity(
     baseline_sampler = make_sampler(load_pipeline(baseline, run), requested)
     if baseline_sampler.settings != subject.sampler.settings:
         raise SpecError(
-            f"--baseline {baseline}: draws by {baseline_sampler.settings}; not the same model"
+            f"draws by {baseline_sampler.settings}; not the same model",
+            option="baseline",
+            value=baseline,
         )
     items = subject.provenance.items(min(options.count, options.baseline_count))
     comparison = compare(subject.sampler, baseline_sampler, items, options.batch_size, run.progress)

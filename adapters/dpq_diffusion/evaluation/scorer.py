@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from dpq_core.errors import SpecError
+from dpq_core.errors import ANY, Hint, SpecError
 from dpq_core.plugin.builtin import BUILTIN_SCHEME
 from dpq_core.plugin.results import Metric
 from dpq_core.run import Progress
@@ -64,7 +64,11 @@ def find_scorer(
     folder = BUILTIN / origin.removeprefix(BUILTIN_SCHEME) / CLASSIFIER
     ships = origin.startswith(BUILTIN_SCHEME) and folder.is_dir()
     if options.inception and not options.reference_stats:
-        raise SpecError("--inception needs --reference-stats: what the samples are compared with")
+        raise SpecError(
+            "there is nothing to compare the samples with",
+            Hint.of("give {} too", reference_stats=ANY),
+            option="inception",
+        )
     reference = read_reference(Path(options.reference_stats)) if options.reference_stats else None
     stored = None if reference is None else reference.statistics
     of_classifier = stored is not None and stored.extractor == TINY_EXTRACTOR

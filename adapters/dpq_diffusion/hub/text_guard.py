@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dpq_core.errors import SourceError
+from dpq_core.errors import ANY, Hint, SourceError
 from dpq_diffusion.folders import CONFIG, Component
 from dpq_hf.activation_mark import ACTIVATION_KEYS, ActivationMark
 
@@ -25,6 +25,6 @@ def check_markable(components: Mapping[str, Component]) -> None:
         if "_class_name" not in part.config and MARK.add_to_json(part.config) == part.config:
             raise SourceError(
                 f"{part.folder / CONFIG}: names no activation ({', '.join(ACTIVATION_KEYS)}), so "
-                "nothing would stop transformers without dpq from loading random weights; leave "
-                "this component out of --components"
+                "nothing would stop transformers without dpq from loading random weights",
+                Hint.of("leave this component out of {}", components=ANY),
             )

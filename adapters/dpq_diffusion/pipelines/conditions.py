@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dpq_core.errors import SpecError
+from dpq_core.nearest import nearest
 
 _SHOWN_CLASSES = 8
 
@@ -82,7 +82,8 @@ def _label(word: str, classes: int, names: Mapping[int, str]) -> int:
     if word.lstrip("-").isdecimal():
         label = int(word)
         if not 0 <= label < classes:
-            raise SpecError(f"--label {label}: the model has the classes 0 to {classes - 1}")
+            message = f"the model has the classes 0 to {classes - 1}"
+            raise SpecError(message, option="label", value=label)
         return label
     numbers: dict[str, int] = {}
     for number, name in names.items():
@@ -91,8 +92,8 @@ def _label(word: str, classes: int, names: Mapping[int, str]) -> int:
     if word.strip().lower() in numbers:
         return numbers[word.strip().lower()]
     if not numbers:
-        raise SpecError(f"--label {word!r}: the model has no class names; give 0 to {classes - 1}")
-    near = difflib.get_close_matches(word.lower(), numbers, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+        message = f"the model has no class names; give 0 to {classes - 1}"
+        raise SpecError(message, option="label", value=word)
     shown = ", ".join(list(names.values())[:12]) + (", ..." if len(names) > 12 else "")
-    raise SpecError(f"--label {word!r}: unknown class; {hint}classes: {shown}")
+    message = f"unknown class; {nearest(word.lower(), numbers, most=1)}classes: {shown}"
+    raise SpecError(message, option="label", value=word)

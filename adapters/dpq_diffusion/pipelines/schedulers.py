@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from dpq_core.errors import SpecError
+from dpq_core.errors import Hint, SpecError
 
 _CLASSES = {
     "ddpm": "DDPMScheduler",
@@ -34,8 +34,11 @@ def make_scheduler(current: Any, name: str, *, learned_variance: bool) -> Any:
     kind = type(current) if name == "auto" else getattr(diffusers, _CLASSES[name])
     if name != "auto" and not hasattr(current, "alphas_cumprod"):
         raise SpecError(
-            f"--scheduler {name} does not fit this model: its own, {type(current).__name__}, runs "
-            "another kind of process; use --scheduler auto"
+            f"does not fit this model: its own, {type(current).__name__}, runs another kind of "
+            "process",
+            Hint.of("use {}", scheduler="auto"),
+            option="scheduler",
+            value=name,
         )
     parameters = inspect.signature(kind.__init__).parameters
     config = {key: value for key, value in current.config.items() if key in parameters}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpq_core.errors import SpecError
+from dpq_core.errors import ANY, Hint, SpecError
 from dpq_core.plugin.results import Sampling
 from dpq_core.run import Run
 from dpq_diffusion.options import SampleOptions
@@ -41,7 +41,7 @@ def sample(source: str, options: SampleOptions, run: Run, out: Path | None) -> S
         SourceError: the model cannot be read, or gives NaN.
     """
     if out is None:
-        raise SpecError("images need a folder: give --output FOLDER")
+        raise SpecError("images need a folder", Hint.of("give {}", output=ANY))
     folder = SampleFolder(out)
     provenance, count = _draw(source, options, run, folder)
     rows = _rows(provenance, count, options.columns)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpq_core.errors import SourceError, SpecError
+from dpq_core.errors import ANY, Hint, SourceError, SpecError
 from dpq_diffusion.pipelines.class_models import class_model
 from dpq_diffusion.pipelines.conditions import Condition, Item, class_conditions, class_names
 from dpq_diffusion.pipelines.denoising import (
@@ -125,7 +125,8 @@ class ClassSampler(Sampler):
         self._class_denoiser = class_denoiser = class_model(pipeline)
         if requested.guidance not in (None, 1) and class_denoiser.null is None:
             kind = "null class to guide with" if class_denoiser.count else "classes to guide by"
-            raise SpecError(f"--guidance {requested.guidance:g}: the model has no {kind}; use 1")
+            message = f"the model has no {kind}; use 1"
+            raise SpecError(message, option="guidance", value=requested.guidance)
         learned = predicts_variance(class_denoiser.model)
         scheduler = make_scheduler(
             pipeline.scheduler, requested.scheduler, learned_variance=learned
@@ -133,7 +134,8 @@ class ClassSampler(Sampler):
         steps = requested.steps or _STEPS
         if steps > scheduler.config.num_train_timesteps:
             most = scheduler.config.num_train_timesteps
-            raise SpecError(f"--sampling-steps {steps}: the model was trained with {most} steps")
+            message = f"the model was trained with {most} steps"
+            raise SpecError(message, option="sampling_steps", value=steps)
         default = 1.0 if class_denoiser.null is None else _GUIDANCE
         settings = Settings(
             scheduler=scheduler_name(scheduler),
@@ -152,12 +154,16 @@ class ClassSampler(Sampler):
     ) -> tuple[Condition, ...]:
         """The classes to draw, or the one condition of an unconditional model."""
         if prompts:
-            raise SpecError("--prompt: the model draws classes, not prompts; use --label")
+            raise SpecError(
+                "the model draws classes, not prompts",
+                Hint.of("use {}", label=ANY),
+                option="prompt",
+            )
         if self._class_denoiser.count:
             names = class_names(self.pipeline)
             return class_conditions(labels, self._class_denoiser.count, names, few=few)
         if labels:
-            raise SpecError("--label: the model is unconditional; leave it out")
+            raise SpecError("the model is unconditional; leave it out", option="label")
         return (Condition(),)
 
     def draw(self, items: Sequence[Item], trace: Trace = no_trace) -> Tensor:
@@ -192,9 +198,11 @@ class TextSampler(Sampler):
                 "for Stable Diffusion 1) beside it"
             )
         if requested.guidance is not None and "guidance_scale" not in self._takes:
-            raise SpecError(f"--guidance: {type(pipeline).__name__} has no guidance; leave it out")
+            message = f"{type(pipeline).__name__} has no guidance; leave it out"
+            raise SpecError(message, option="guidance")
         if requested.guided_channels:
-            raise SpecError("--guided-channels is for class-conditional models; leave it out")
+            message = "is for class-conditional models; leave it out"
+            raise SpecError(message, option="guided_channels")
         if requested.scheduler != "auto":
             scheduler = make_scheduler(
                 pipeline.scheduler, requested.scheduler, learned_variance=False
@@ -222,9 +230,13 @@ class TextSampler(Sampler):
     ) -> tuple[Condition, ...]:
         """The prompts to draw."""
         if labels:
-            raise SpecError("--label: the model draws prompts, not classes; use --prompt")
+            raise SpecError(
+                "the model draws prompts, not classes",
+                Hint.of("use {}", prompt=ANY),
+                option="label",
+            )
         if not prompts:
-            raise SpecError("nothing to draw: give --prompt TEXT")
+            raise SpecError("nothing to draw", Hint.of("give {}", prompt=ANY))
         return tuple(Condition(name=prompt, prompt=prompt) for prompt in prompts)
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dpq_core.errors import SourceError
+from dpq_core.errors import ANY, Hint, SourceError
 from dpq_core.tensor.checkpoint import Checkpoint, SafetensorsCheckpoint, TensorInfo
 from dpq_diffusion.folders import (
     CONFIG,
@@ -113,8 +113,8 @@ def open_checkpoint(source: str, names: Sequence[str] = ()) -> DiffusionCheckpoi
     chosen = tuple(names) or tuple(name for name in DENOISERS if name in present)
     if not chosen:
         raise SourceError(
-            f"{folder}: no denoiser ({', '.join(DENOISERS)}); choose with --components from "
-            + ", ".join(present)
+            f"{folder}: no denoiser ({', '.join(DENOISERS)}) among {', '.join(present)}",
+            Hint.of("choose with {}", components=ANY),
         )
     for name in chosen:
         if name not in present:
@@ -131,7 +131,9 @@ def _open_component(source: str, folder: Path, names: Sequence[str]) -> Diffusio
     if not (folder / CONFIG).is_file():
         raise SourceError(f"{folder}: neither {INDEX} nor {CONFIG}, so not a diffusers folder")
     if names:
-        raise SourceError(f"{folder}: a single component; --components chooses within a pipeline")
+        raise SourceError(
+            f"{folder}: a single component, not a pipeline", Hint.of("leave out {}", components=ANY)
+        )
     part = component(folder)
     if "_class_name" not in part.config:
         raise SourceError(f"{folder / CONFIG}: no _class_name, so not a component of diffusers")

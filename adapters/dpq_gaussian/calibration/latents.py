@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dpq_core.errors import SourceError
+from dpq_core.errors import ANY, Hint, SourceError
 from dpq_gaussian.codec.decoding import CodedScene, SceneFile, UnwrittenScene
 from dpq_gaussian.codec.encoding import encode_again, to_grid
 from dpq_gaussian.codec.grids import SPINS, UNIT, Ints, depths, grid_spacing
@@ -134,10 +134,9 @@ def _matched(
     if kept is None:
         kept = np.arange(len(original))
     other = f"{file.file.path} was made of another scene than {baseline}"
+    hint = Hint.of("say which with {}", baseline=ANY)
     if len(kept) != len(file):
-        raise SourceError(
-            f"{other}: {len(file):,} Gaussians, not {len(kept):,}; say which with --baseline"
-        )
+        raise SourceError(f"{other}: {len(file):,} Gaussians, not {len(kept):,}", hint)
     corner, side = np.array(file.parameters.cube[:3]), file.parameters.cube[3]
     grid = to_grid(np.ascontiguousarray(original.positions[kept]), corner, side)
     along = morton_order(grid)
@@ -146,7 +145,7 @@ def _matched(
     apart = np.abs(cells.astype(np.int64) - grid).max(axis=1)
     coarsest = 2.0 ** (32 - file.parameters.depth_least)
     if (apart > _MOVED * coarsest).any():
-        raise SourceError(f"{other}: positions differ; say which with --baseline")
+        raise SourceError(f"{other}: positions differ", hint)
     return order, grid
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from dpq_core.errors import SourceError
+from dpq_core.errors import Hint, SourceError
 from dpq_core.plugin.builtin import BUILTIN_SCHEME
 from dpq_gaussian.calibration.loss import TargetPicture
 from dpq_gaussian.cameras import Camera, held_out, read_cameras
@@ -129,6 +129,7 @@ def _given(options: CalibrateOptions) -> tuple[Camera, ...]:
     if 0 < len(missing) < len(chosen) and options.photographs:
         raise SourceError(
             f"{source}: no photograph of view {missing[0]!r} and {len(missing) - 1} more of "
-            f"{len(chosen)}; use --no-photographs to train on pictures of the original"
+            f"{len(chosen)}",
+            Hint.of("use {} to train on pictures of the original", photographs=False),
         )
     return tuple(sized_like_photograph(camera, options.downscale) for camera in chosen)

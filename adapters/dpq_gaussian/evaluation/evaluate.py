@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dpq_core.artifact import ArtifactFile
-from dpq_core.errors import SourceError, SpecError
+from dpq_core.errors import ANY, Hint, SourceError, SpecError
 from dpq_core.plugin.builtin import BUILTIN_SCHEME
 from dpq_core.plugin.image_metrics import mean_psnr
 from dpq_core.plugin.results import Evaluation, Metric
@@ -103,8 +103,12 @@ def evaluate(source: str, options: EvaluateOptions, run: Run) -> Evaluation:
     views = find_views(twin or origin, options, reference.scene)
     if original is None and not views.photographed:
         raise SpecError(
-            "nothing to compare with: give --baseline SOURCE (the uncompressed scene), or "
-            "--cameras with photographs"
+            "nothing to compare with",
+            Hint.of(
+                "give {} (the uncompressed scene), or {} with photographs",
+                baseline=ANY,
+                cameras=ANY,
+            ),
         )
     setup = _Setup(
         options=options,
@@ -137,15 +141,15 @@ def origin_of(source: str) -> str:
     return source
 
 
-def _original(source: str, origin: str, asked: str) -> tuple[str, list[str]]:
+def _original(source: str, origin: str, baseline: str) -> tuple[str, list[str]]:
     """The original to compare with, and a note where there is none."""
-    if asked:
-        return ("", ["fidelity to the original: left out"]) if asked == NONE else (asked, [])
+    if baseline:
+        return ("", ["fidelity to the original: left out"]) if baseline == NONE else (baseline, [])
     if origin == source:
-        return "", ["fidelity to the original left out: give --baseline SOURCE"]
+        return "", ["fidelity to the original left out: no baseline is given"]
     if origin.startswith(BUILTIN_SCHEME) or Path(origin).exists():
         return origin, []
-    return "", [f"fidelity left out: {origin} is not on this machine; give --baseline SOURCE"]
+    return "", [f"fidelity left out: no baseline is given, and {origin} is not on this machine"]
 
 
 def _drawing(options: EvaluateOptions, reference: EvaluatedFile) -> RenderOptions:
@@ -155,9 +159,9 @@ def _drawing(options: EvaluateOptions, reference: EvaluatedFile) -> RenderOption
 
 def _left_out(options: EvaluateOptions) -> Iterator[str]:
     if not options.lpips:
-        yield "LPIPS left out: give --lpips with the weights of VGG-16"
+        yield "LPIPS left out: no weights of VGG-16 are given (option lpips)"
     if not options.encode:
-        yield "encode seconds left out: give --encode with a preset"
+        yield "encode seconds left out: no preset is given (option encode)"
 
 
 def _with_references(setup: _Setup, reference: EvaluatedFile) -> tuple[_Setup, list[str]]:

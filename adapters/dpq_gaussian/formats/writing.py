@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
-from dpq_core.errors import SourceError, SpecError
+from dpq_core.artifact.files import replacing
+from dpq_core.errors import REPLACE, SourceError, SpecError
 from dpq_core.nearest import nearest
 from dpq_gaussian.formats import ply, splat, spz
 from dpq_gaussian.formats.coordinates import NATIVE, convert, parse_axes
@@ -62,7 +59,7 @@ def write_scene(
         SourceError: ``path`` exists, a value is NaN, infinite or a quaternion without length, or
             the scene does not fit in the format. Nothing is written then.
         SpecError: there is no such format, or no such axes.
-        OSError: e.g. the disk is full. Nothing is left behind.
+        ArtifactError: the operating system refused, e.g. the disk is full; nothing is left behind.
     """
     path = Path(path)
     if to not in WRITABLE:
@@ -77,7 +74,8 @@ def write_scene(
     chunks = (convert(chunk, NATIVE, target) for chunk in stream.chunks)
     stream = SceneStream(count=stream.count, sh_degree=stream.sh_degree, chunks=chunks)
     notes = _notes(stream.sh_degree, to, target, antialiased)
-    with _new_file(path, overwrite) as file:
+    _check_place(path, overwrite)
+    with replacing(path) as partial, partial.open("wb") as file:
         if to == "ply":
             ply.write(file, stream, antialiased)
         elif to == "splat":
@@ -105,20 +103,11 @@ def _notes(degree: int, to: str, target: str, antialiased: bool) -> tuple[str, .
     return tuple(notes)
 
 
-@contextmanager
-def _new_file(path: Path, overwrite: bool) -> Iterator[BinaryIO]:
-    """A file beside ``path`` that takes its name when all has gone well."""
-    if path.is_dir() or (path.exists() and not overwrite):
-        advice = "it is a folder" if path.is_dir() else "choose another name or --overwrite"
-        raise SourceError(f"{path} exists; {advice}")
+def _check_place(path: Path, overwrite: bool) -> None:
+    """Refuse a place where no new file can be written."""
+    if path.is_dir():
+        raise SourceError(f"{path}: is a folder")
+    if path.exists() and not overwrite:
+        raise SourceError(f"{path}: exists already", REPLACE)
     if not path.parent.is_dir():
         raise SourceError(f"{path}: the folder {path.parent} does not exist")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpq_core.errors import AdapterError
+from dpq_core.errors import AdapterError, Hint
 from dpq_gaussian.cameras.camera import Camera
 from dpq_gaussian.rendering.constants import DILATION
 from dpq_gaussian.rendering.types import Rendered, RenderOptions, Splats
@@ -56,7 +56,7 @@ def _rasterize(
         from gsplat import rasterization  # type: ignore[import-not-found]
     except ImportError:
         raise AdapterError(
-            "drawing on a GPU needs gsplat: pip install gsplat, or use --device cpu"
+            "drawing on a GPU needs gsplat: pip install gsplat", Hint.of("or use {}", device="cpu")
         ) from None
     device = splats.positions.device
     view = torch.eye(4)

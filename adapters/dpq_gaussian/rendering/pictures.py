@@ -87,7 +87,7 @@ def check_mp4() -> None:
     """
     if importlib.util.find_spec("av") is None:
         raise AdapterError(
-            "option --mp4 needs PyAV: pip install 'dpq[video]' (the GIF needs nothing)"
+            "needs PyAV: pip install 'dpq[video]' (the GIF needs nothing)", option="mp4"
         )
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dpq_core.errors import SourceError, SpecError
+from dpq_core.errors import ANY, Hint, SourceError, SpecError
 from dpq_gaussian.cameras.camera import Camera, Vectors
 from dpq_gaussian.rendering import RenderOptions, Splats, render
 from dpq_gaussian.scene import Scene
@@ -183,7 +183,8 @@ class _Trials:
         if max(scores) < _LEAST:
             raise SourceError(
                 "no camera around the scene sees any of it: its Gaussians are too faint or too "
-                "scattered; give cameras with --cameras"
+                "scattered",
+                Hint.of("give {}", cameras=ANY),
             )
         return DISTANCES[int(np.argmax(scores))]
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dpq_core.errors import SourceError
+from dpq_core.errors import Hint, SourceError
 from dpq_gaussian.scene.gaussians import Scene
 
 ROWS = 1 << 16
@@ -45,8 +45,8 @@ def check_values(scene: Scene, where: str) -> None:
     if faults_by_name:
         faults = "; ".join(f"{name} in {k} (first: {i})" for name, (k, i) in faults_by_name.items())
         raise SourceError(
-            f"{where}: unusable values among {len(scene)} Gaussians: {faults}; "
-            "`dpq export --repair` writes the scene without them"
+            f"{where}: unusable values among {len(scene)} Gaussians: {faults}",
+            Hint.of("export the scene with {}, which drops them", repair=True),
         )
 
 

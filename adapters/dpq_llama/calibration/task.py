@@ -17,7 +17,7 @@ from dpq_core.calibrate.distributed import Workers
 from dpq_core.calibrate.layers import prepare_student
 from dpq_core.data.task import Batch, CalibrationTask
 from dpq_core.device import resolve
-from dpq_core.errors import AdapterError, SourceError, SpecError
+from dpq_core.errors import ANY, GIVE_BASELINE, AdapterError, Hint, SourceError, SpecError
 from dpq_core.run import Run
 from dpq_llama.calibration import losses
 from dpq_llama.calibration.windows import Windows, read_windows, write_windows
@@ -251,16 +251,17 @@ def _fill_in_defaults(
 
     longest: int = LlamaConfig.from_dict(dict(config)).max_position_embeddings
     if options.context > longest:
-        raise SpecError(
-            f"--context {options.context} is more than the {longest} positions of the model"
-        )
+        message = f"more than the {longest} positions of the model"
+        raise SpecError(message, option="context", value=options.context)
     loss = options.loss
     if loss == "auto":
         loss = "kl" if head else "hidden"
     if not head and (loss != "hidden" or not (options.texts or options.dataset)):
         raise SpecError(
-            "this model has no language-model head: give --texts or --dataset, and no --loss but "
-            "hidden"
+            "this model has no language-model head, so it is trained on its hidden states",
+            Hint.of(
+                "give {} or {}, and no other loss than {}", texts=ANY, dataset=ANY, loss="hidden"
+            ),
         )
     context = options.context or min(_USUAL_CONTEXT, longest)
     return dataclasses.replace(options, loss=loss, context=context)
@@ -271,8 +272,9 @@ def _check_same_model(student: PreTrainedModel, teacher: PreTrainedModel, baseli
         ours, theirs = getattr(student.config, name), getattr(teacher.config, name)
         if ours != theirs:
             raise SourceError(
-                f"{baseline}: {name} is {theirs}, of the artifact {ours}; is this the model that "
-                "was compressed? Give it with --baseline"
+                f"{baseline}: {name} is {theirs}, of the artifact {ours}; it is not the model that "
+                "was compressed",
+                GIVE_BASELINE,
             )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpq_core.errors import SourceError, SpecError
+from dpq_core.errors import ANY, Hint, SourceError, SpecError
 from dpq_core.methods.quantize import tensor_seed
 from dpq_core.run import Progress, silent
 from dpq_llama.options import CalibrateOptions
@@ -90,9 +90,10 @@ def read_windows(
     count = min(most, len(ids) // context)
     if count < options.validation_windows + options.batch_size:
         raise SpecError(
-            f"{description}: {len(ids):,} tokens fill {count} windows of --context {context}, "
+            f"{description}: {len(ids):,} tokens fill {count} windows of {context} tokens, "
             f"at least {options.validation_windows} are needed for validation and "
-            f"{options.batch_size} for a batch; give more text or a shorter --context"
+            f"{options.batch_size} for a batch",
+            Hint.of("give more text or a shorter {}", context=ANY),
         )
     windows = torch.tensor(ids[: count * context], dtype=torch.int64).view(count, context)
     return Windows(ids=windows, validation=options.validation_windows, description=description)
@@ -183,7 +184,7 @@ def _files(patterns: tuple[str, ...]) -> list[Path]:
             matches = {path for path in paths if path.is_file()}
             problem = "no such file or folder, and no file matches it as a pattern"
         if not matches:
-            raise SourceError(f"--texts {pattern}: {problem}")
+            raise SourceError(problem, option="texts", value=pattern)
         files |= matches
     return sorted(files)
 
@@ -197,12 +198,14 @@ def _rows(dataset: str, seed: int) -> Iterator[str]:
     """
     name, *parts = dataset.split(":")
     if len(parts) > 3:
-        raise SpecError(f"--dataset {dataset}: write ID[:config[:split[:column]]]")
+        raise SpecError("write ID[:config[:split[:column]]]", option="dataset", value=dataset)
     config, split, column = (*parts, "", "", "")[:3]
     try:
         from datasets import load_dataset  # type: ignore[import-untyped,unused-ignore]
     except ImportError:
-        raise SpecError("--dataset needs the datasets library: pip install datasets") from None
+        raise SpecError(
+            "needs the datasets library: pip install datasets", option="dataset"
+        ) from None
     try:
         rows = load_dataset(name, config or None, split=split or "train", streaming=True)
         for row in rows.shuffle(seed=seed, buffer_size=_BUFFER):
@@ -210,7 +213,7 @@ def _rows(dataset: str, seed: int) -> Iterator[str]:
             yield _text(row, column, dataset)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise SourceError(f"--dataset {dataset}: cannot be read ({reason})") from None
+        raise SourceError(f"cannot be read ({reason})", option="dataset", value=dataset) from None
 
 
 def _text_column(row: dict[str, Any], dataset: str) -> str:
@@ -220,8 +223,10 @@ def _text_column(row: dict[str, Any], dataset: str) -> str:
         return "text"
     if len(columns) != 1:
         raise SourceError(
-            f"--dataset {dataset}: say which column is the text: {', '.join(columns) or 'none is'}"
-            f" ({dataset.split(':')[0]}:config:split:column)"
+            f"say which column is the text: {', '.join(columns) or 'none is'}"
+            f" ({dataset.split(':')[0]}:config:split:column)",
+            option="dataset",
+            value=dataset,
         )
     return columns[0]
 
@@ -230,6 +235,8 @@ def _text(row: dict[str, Any], column: str, dataset: str) -> str:
     value = row.get(column)
     if not isinstance(value, str):
         raise SourceError(
-            f"--dataset {dataset}: no text in column {column!r}; its columns: {', '.join(row)}"
+            f"no text in column {column!r}; its columns: {', '.join(row)}",
+            option="dataset",
+            value=dataset,
         )
     return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpq_core.errors import SpecError
+from dpq_core.errors import ANY, Hint, SpecError
 from dpq_core.plugin.results import Evaluation, Metric
 from dpq_core.run import Run
 from dpq_llama.evaluation import perplexity
@@ -35,7 +35,9 @@ def evaluate(source: str, options: EvaluateOptions, run: Run) -> Evaluation:
     builtin = builtin_name(source)
     texts = options.texts or (("builtin",) if builtin and not options.tasks else ())
     if not texts and not options.tasks:
-        raise SpecError("nothing to measure: give --texts FILE (a held-out text) or --tasks NAMES")
+        raise SpecError(
+            "nothing to measure", Hint.of("give {} (a held-out text) or {}", texts=ANY, tasks=ANY)
+        )
     paths = tuple(_HELD_OUT if text == "builtin" else Path(text) for text in texts)
     text = perplexity.read_texts(paths)
     tokenizer = load_tokenizer(source)
@@ -61,12 +63,13 @@ def evaluate(source: str, options: EvaluateOptions, run: Run) -> Evaluation:
     return Evaluation(metrics=tuple(metrics), details=details)
 
 
-def _context(model: PreTrainedModel, asked: int, builtin: str | None) -> int:
-    """Tokens per window; ``asked`` is 0 for the default of the model."""
+def _context(model: PreTrainedModel, context: int, builtin: str | None) -> int:
+    """Tokens per window; a ``context`` of 0 takes the default of the model."""
     longest: int = model.config.max_position_embeddings
-    if asked > longest:
-        raise SpecError(f"--context {asked} is more than the {longest} positions of the model")
-    return asked or _TRAINED_CONTEXT.get(builtin or "", min(_USUAL_CONTEXT, longest))
+    if context > longest:
+        message = f"more than the {longest} positions of the model"
+        raise SpecError(message, option="context", value=context)
+    return context or _TRAINED_CONTEXT.get(builtin or "", min(_USUAL_CONTEXT, longest))
 
 
 def _text_metrics(

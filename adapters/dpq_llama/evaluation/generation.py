@@ -58,8 +58,9 @@ def _continue(model: PreTrainedModel, ids: Tensor, options: SampleOptions) -> Te
     room = model.config.max_position_embeddings - ids.shape[1]
     if room < 1 or ids.shape[1] == 0:
         raise SpecError(
-            f"--prompt has {ids.shape[1]} tokens; the model takes 1 to "
-            f"{model.config.max_position_embeddings - 1}"
+            f"has {ids.shape[1]} tokens; the model takes 1 to "
+            f"{model.config.max_position_embeddings - 1}",
+            option="prompt",
         )
     draws: dict[str, Any] = {
         "do_sample": False,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dpq_core.errors import SourceError, SpecError
+from dpq_core.errors import ANY, Hint, SourceError, SpecError
 from dpq_core.run import Progress, silent
 from dpq_llama.source.texts import read_text
 
@@ -104,7 +104,8 @@ def score(
     count = len(ids) // context
     if count == 0:
         raise SpecError(
-            f"the text has {len(ids)} tokens, fewer than one window of --context {context}"
+            f"the text has {len(ids)} tokens, fewer than one window of {context}",
+            Hint.of("give a longer text or a shorter {}", context=ANY),
         )
     count = min(count, limit) if limit else count
     windows = ids[: count * context].view(count, context).to(model.device)

@@ -79,19 +79,21 @@ def _resolve(names: list[str]) -> tuple[Any, list[str]]:
         if path.is_dir():
             local = TaskManager(include_path=str(path), include_defaults=False)
             if not local.all_tasks:
-                raise SpecError(f"--tasks {name}: the folder defines no task")
+                raise SpecError("the folder defines no task", option="tasks", value=name)
             task_names += [str(local.task_index[task].yaml_path) for task in local.all_subtasks]
         elif path.suffix in (".yaml", ".yml"):
             if not path.is_file():
-                raise SpecError(f"--tasks {name}: no such file")
+                raise SpecError("no such file", option="tasks", value=name)
             task_names.append(str(path.resolve()))
         else:
             registered.append(name)
     manager = TaskManager(include_defaults=bool(registered))
     for name in registered:
         if not manager.match_tasks([name]):
-            hint = nearest(name, manager.all_tasks, most=3)
-            raise SpecError(f"--tasks {name}: no such task; {hint}see `lm-eval ls tasks`")
+            message = (
+                f"no such task; {nearest(name, manager.all_tasks, most=3)}see `lm-eval ls tasks`"
+            )
+            raise SpecError(message, option="tasks", value=name)
         task_names += manager.match_tasks([name])
     return manager, task_names
 

@@ -8,7 +8,6 @@ durable, so that a killed run continues after the last finished block.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +64,7 @@ class BlockStore:
         discard_blocks(out)
         with files.writing(self.folder):
             self.folder.mkdir(parents=True)
-            self._write_journal()
+        self._write_journal()
 
     @property
     def scratch(self) -> Path:
@@ -88,12 +87,10 @@ class BlockStore:
             for name, tensor in tensors.items()
             for part, value in tensor.parts.items()
         }
-        path = self._file(len(self.segments))
-        save(named, path)
-        with files.writing(path):
-            _sync(path)
-            self.segments[segment] = {n: float(t.relative_error) for n, t in tensors.items()}
-            self._write_journal()
+        with files.replacing(self._file(len(self.segments)), files.RESUME) as partial:
+            save(named, partial)
+        self.segments[segment] = {n: float(t.relative_error) for n, t in tensors.items()}
+        self._write_journal()
 
     def close(self) -> None:
         """Note that no segment will follow.
@@ -102,8 +99,7 @@ class BlockStore:
             ArtifactError: the disk refused.
         """
         self.complete = True
-        with files.writing(self.folder):
-            self._write_journal()
+        self._write_journal()
 
     def read(self, name: str) -> FinishedTensor:
         """One finished tensor; only this one is brought into memory.
@@ -137,11 +133,8 @@ class BlockStore:
             "complete": self.complete,
             "segments": [{"name": n, "tensors": t} for n, t in self.segments.items()],
         }
-        draft = self.folder / f"{JOURNAL_NAME}.new"
-        draft.write_text(json.dumps(content, allow_nan=False), encoding="ascii")
-        _sync(draft)
-        draft.replace(self.folder / JOURNAL_NAME)
-        files.sync_folder(self.folder)
+        with files.replacing(self.folder / JOURNAL_NAME, files.RESUME) as partial:
+            partial.write_text(json.dumps(content, allow_nan=False), encoding="ascii")
 
     def _load(self, journal: Path) -> None:
         where = str(journal)
@@ -188,12 +181,3 @@ def discard_blocks(out: Path) -> None:
 
 def _folder_of(out: Path) -> Path:
     return out.with_name(out.name + BLOCKS_SUFFIX)
-
-
-def _sync(path: Path) -> None:
-    """Make the bytes of a file durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
