@@ -1,4 +1,4 @@
-"""How much a model's loss depends on each of its weights: measured, by a little noise.
+"""How much a model's loss depends on each of its weights, measured by adding a little noise.
 
 The planner weighs predicted errors with it. A gradient would not do: a distillation loss has none
 at the uncompressed model, where it is zero.
@@ -16,10 +16,10 @@ from dpq_core.methods.quantize import tensor_seed
 from dpq_core.run import Progress, silent
 
 RELATIVE = 0.05
-"""Energy of the noise over that of the weight: about what two bits per weight leave."""
+"""Energy of the noise over that of the weight: about the error at two bits per weight."""
 
 _LEAST = 1e-6
-"""Of the largest sensitivity: noise may lower a loss by chance, but bytes are never worthless."""
+"""Smallest sensitivity, as a share of the largest: noise may lower a loss by chance."""
 
 
 def sensitivities(
@@ -31,35 +31,35 @@ def sensitivities(
     seed: int = 0,
     progress: Progress = silent,
 ) -> dict[str, float]:
-    """Rise of the loss per unit of relative error, of every weight that a module of the task has.
+    """How much the loss rises per unit of relative error, for each weight of the task's modules.
 
     Args:
         task: its student is the uncompressed model; it is left as it was.
-        names: of the tensors that matter.
+        names: names of the tensors to measure.
         batches: validation batches to measure on.
         relative: ||noise||^2 over ||W||^2.
-        seed: of the noise.
+        seed: seed of the noise.
         progress: called weight by weight.
 
     Returns:
         Tensor name -> sensitivity, positive; names that no module has are left out.
     """
-    wanted, model = set(names), task.student
-    found: dict[str, nn.Parameter] = {}
+    requested, model = set(names), task.student
+    weights: dict[str, nn.Parameter] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         weight = module._parameters.get("weight")
-        if weight is not None and task.tensor_name(path) in wanted:
-            found.setdefault(task.tensor_name(path), weight)
+        if weight is not None and task.tensor_name(path) in requested:
+            weights.setdefault(task.tensor_name(path), weight)
     data = list(task.validation())[:batches]
     was_training = model.training
     model.eval()
     base = _loss(task, data)
     rises: dict[str, float] = {}
-    for index, (name, weight) in enumerate(found.items()):
-        progress(name, index, len(found))
+    for index, (name, weight) in enumerate(weights.items()):
+        progress(name, index, len(weights))
         rises[name] = _rise(task, data, weight, relative, tensor_seed(seed, name)) - base
     model.train(was_training)
-    progress("done", len(found), len(found))
+    progress("done", len(weights), len(weights))
     least = _LEAST * max([*rises.values(), 1e-30])
     return {name: max(rise, least) / relative for name, rise in rises.items()}
 
@@ -68,7 +68,7 @@ def sensitivities(
 def _rise(
     task: CalibrationTask, data: list[Batch], weight: nn.Parameter, relative: float, seed: int
 ) -> float:
-    """The loss while one weight is noisy: every row by the same share of its energy."""
+    """The loss while noise is added to one weight, in proportion to each row's energy."""
     generator = torch.Generator().manual_seed(seed)
     kept = weight.detach().clone()
     noise = torch.randn(weight.shape, generator=generator).to(weight)

@@ -1,7 +1,7 @@
-"""What a domain hands the calibration loop: a student, batches, losses. No domain knowledge here.
+"""CalibrationTask: the student, the batches and the losses that a domain gives to calibration.
 
-The loop (``dpq_core.calibrate.loop``) is one for all domains. ``Adapter.calibration`` builds a task
-from an artifact (the student) and the uncompressed source (the teacher).
+The calibration loop (``dpq_core.calibrate.loop``) is the same for all domains. An adapter builds a
+task from an artifact (the student) and the uncompressed source (the teacher).
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ class EStepStats:
 
 
 class EStep(Protocol):
-    """Something of the student that can be assigned anew while its codewords stand still.
+    """A part of the student whose codes can be chosen anew while its codewords stay fixed.
 
     All that a step changes must be buffers or trained parameters of the student: the loop takes a
     step back that raised the loss, and saves and restores the student through them alone.
     """
 
     def step(self, limit: float, progress: float) -> EStepStats:
-        """Assign.
+        """Choose the codes anew.
 
         Args:
             limit: share of all codes that may change, those with the largest gain first.
@@ -76,7 +76,7 @@ class CalibrationTask(ABC):
     fingerprint: str = ""
 
     def begin(self, steps: int) -> None:  # noqa: B027  # not every task wants to know
-        """Told how many M-steps there are end to end, before anything else is asked of the task."""
+        """Take note of the number of end-to-end M-steps; called before anything else."""
 
     @abstractmethod
     def train_batch(self, step: int) -> Batch:
@@ -98,9 +98,9 @@ class CalibrationTask(ABC):
         """Validation loss of the uncompressed model: what a perfect calibration would reach."""
 
     def groups(self) -> list[dict[str, Any]]:
-        """Parameter groups for the optimizer; all alike by default.
+        """The parameter groups for the optimizer; one group with all parameters by default.
 
-        Each has ``params``, ``lr_scale``, and may have ``betas`` and ``eps`` of its own.
+        Each has ``params`` and ``lr_scale``, and may have its own ``betas`` and ``eps``.
         """
         trained = [p for p in self.student.parameters() if p.requires_grad]
         return [{"params": trained, "lr_scale": 1.0}]
@@ -110,7 +110,7 @@ class CalibrationTask(ABC):
         return None
 
     def blocks(self) -> Sequence[str]:
-        """Paths of the blocks that are run one after the other; empty: no block-wise training."""
+        """Paths of the blocks that run one after the other; empty for no block-wise training."""
         return ()
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
@@ -127,9 +127,9 @@ class CalibrationTask(ABC):
         return self.tensor_name(path).removesuffix("weight") + leaf if path else name
 
     def esteps(self) -> Sequence[EStep]:
-        """E-steps of its own; quantized weights of module trees get theirs from the loop."""
+        """The task's own E-steps; quantized weights of module trees get theirs from the loop."""
         return ()
 
     def packed(self) -> Packed:
-        """The student as it is now, coded for one file; for a ``FileAdapter``."""
+        """The student's present state, coded for one file; for a ``FileAdapter``."""
         raise AdapterError(f"{type(self).__name__} has no single file to write")

@@ -1,6 +1,6 @@
-"""Stage 1 of a whole model: the one file that knows the order of the steps.
+"""Compression of a whole model into an artifact: the order of the steps.
 
-open -> plan -> for each tensor: read, quantize, write -> side files -> probe -> finish. Tensors are
+Open -> plan -> for each tensor: read, quantize, write -> side files -> probe -> finish. Tensors are
 read and written one at a time, so that peak memory is set by the largest tensor. With a task, the
 model is quantized block by block first, with statistics of its inputs; the results wait on disk.
 """
@@ -24,7 +24,7 @@ from dpq_core.artifact.manifest import format_version
 from dpq_core.artifact.shards import SHARD_BYTES
 from dpq_core.data.sequential.block_store import BlockStore, discard_blocks
 from dpq_core.data.sequential.loop import SequentialOptions
-from dpq_core.data.sequential.quantizer import Learned, learn
+from dpq_core.data.sequential.quantizer import SequentialResult, quantize_sequentially
 from dpq_core.device import resolve
 from dpq_core.jobs.compress_report import CompressReport, TensorReport
 from dpq_core.jobs.hidden_order import orders_of, stored_parts
@@ -46,14 +46,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class CompressOptions:
-    """How the output is written.
+    """Options of ``compress``: how the output is written, and how statistics are collected.
 
     Attributes:
         resume: continue a half-written output of the same source and spec.
         overwrite: replace an existing output.
         shard_bytes: start a new weight file beyond this size.
         probe: store outputs of the loaded artifact on a fixed input, where the adapter can.
-        budget: bytes that the artifact was planned to take at most: a probe beyond is left out.
+        budget: most bytes that the artifact may take; a probe that exceeds it is left out.
         adapter: an instance of ``Adapter.options["compress"]``; None for its defaults.
         sequential: how statistics are collected, where there is a task.
     """
@@ -82,16 +82,16 @@ def compress(
     """Quantize a source into an artifact, tensor by tensor.
 
     Args:
-        adapter: of the source's domain.
-        source: as ``adapter.open`` takes it.
+        adapter: adapter of the source's domain.
+        source: the source, as ``adapter.open`` takes it.
         out: folder to write.
-        spec: for all tensors; or a plan that has one for each (``dpq_core.planning.planner``).
-        overrides: of the spec, by name.
+        spec: the spec of all tensors, or a plan with one for each (``dpq_core.planning.planner``).
+        overrides: changes of the spec for tensors by name.
         options: how the output is written.
         run: device and progress.
-        task: makes a task whose student is the source, uncompressed. Then every layer that runs in
-            it is quantized with statistics of its inputs, which the quantized layers before it
-            make; without a task no data is looked at.
+        task: makes a task whose student is the uncompressed source. Every layer that runs in it is
+            quantized with statistics of its inputs, as the quantized layers before it make them;
+            without a task no data is used.
 
     Raises:
         SourceError: the source cannot be opened or read.
@@ -103,8 +103,8 @@ def compress(
     own = adapter.default_options("compress") if options.adapter is None else options.adapter
     checkpoint = adapter.open_with(source, own)
     plan = spec if isinstance(spec, Plan) else make_plan(checkpoint, adapter, spec, overrides)
-    learner = None if task is None else task()
-    data = None if learner is None else [learner.fingerprint, options.sequential.to_json()]
+    calibration = None if task is None else task()
+    data = None if calibration is None else [calibration.fingerprint, options.sequential.to_json()]
     identity = fingerprint(checkpoint, plan, adapter.name, data)
     writer = ArtifactWriter(
         out,
@@ -117,23 +117,25 @@ def compress(
         resume=options.resume,
         overwrite=options.overwrite,
     )
-    remembers = learner is not None or any(t.axis is not None for t in plan)
+    keeps_blocks = calibration is not None or any(t.axis is not None for t in plan)
     with writer:
-        learned, store = Learned(), None
-        if remembers and len(writer.done) < len(plan.tensors):
+        sequential, store = SequentialResult(), None
+        if keeps_blocks and len(writer.done) < len(plan.tensors):
             store = BlockStore(
                 writer.out, identity, resume=options.resume, overwrite=options.overwrite
             )
-            if learner is not None:
-                learned = learn(checkpoint, plan, learner, store, options.sequential, run)
-        learner = None  # a whole model
+            if calibration is not None:
+                sequential = quantize_sequentially(
+                    checkpoint, plan, calibration, store, options.sequential, run
+                )
+        calibration = None  # frees a whole model
         orders = orders_of(plan, checkpoint, store, resolve(run.device))
-        reports = _write_tensors(checkpoint, plan, writer, run, learned, orders)
+        reports = _write_tensors(checkpoint, plan, writer, run, sequential, orders)
         _add_files(checkpoint, adapter, writer)
         if options.probe:
             store_probe(adapter, writer, run, options.budget)
         artifact = writer.finish()
-        if remembers:
+        if keeps_blocks:
             discard_blocks(writer.out)
     return CompressReport(
         artifact=artifact.path,
@@ -143,19 +145,19 @@ def compress(
         nbytes=artifact.nbytes,
         seconds=time.perf_counter() - started,
         peak_memory=peak_memory(),
-        segments=learned.segments,
-        data_free=learned.missing(plan),
+        segments=sequential.segments,
+        data_free=sequential.missing(plan),
     )
 
 
 def fingerprint(checkpoint: Checkpoint, plan: Plan, adapter: str, data: Any = None) -> str:
-    """Hash of everything that decides the output's bytes; guards ``resume``.
+    """A hash of everything that decides the output's bytes; a resumed run must have the same.
 
     Args:
         checkpoint: the source.
-        plan: what becomes of it.
-        adapter: name.
-        data: what statistics come from, as JSON; None without.
+        plan: the plan of its tensors.
+        adapter: name of the adapter.
+        data: what the statistics come from, as JSON; None without data.
     """
     specs = {t.name: t.spec and t.spec.to_json() for t in plan}
     version = format_version(t.spec for t in plan if t.spec is not None)
@@ -187,18 +189,18 @@ def _write_tensors(
     plan: Plan,
     writer: ArtifactWriter,
     run: Run,
-    learned: Learned,
+    sequential: SequentialResult,
     orders: Orders,
 ) -> list[TensorReport]:
-    total = learned.weights + sum(t.info.numel for t in plan)
+    total = sequential.weights + sum(t.info.numel for t in plan)
     device = resolve(run.device)
-    done, reports = learned.weights, []
+    done, reports = sequential.weights, []
     for tensor in plan:
         run.progress(tensor.name, done, total)
         started = time.perf_counter()
         resumed = tensor.name in writer.done
         if not resumed:
-            _write(checkpoint, tensor, writer, device, learned, orders)
+            _write(checkpoint, tensor, writer, device, sequential, orders)
         done += tensor.info.numel
         reports.append(
             TensorReport(
@@ -220,19 +222,19 @@ def _write(
     tensor: TensorPlan,
     writer: ArtifactWriter,
     device: torch.device,
-    learned: Learned,
+    sequential: SequentialResult,
     orders: Orders,
 ) -> None:
-    """Write one tensor as it is, or quantized: earlier, or else now."""
+    """Write one tensor: dense, as sequential quantization has quantized it, or quantized now."""
     name = tensor.name
     if tensor.spec is None or tensor.partition is None:
         values = orders.apply(name, checkpoint.read(name))
         check_finite(values, name)
         writer.write(name, {name: values}, None)
         return
-    if learned.store is not None and name in learned.store.errors:
-        found = learned.store.read(name)
-        parts, error = found.parts, found.relative_error
+    if sequential.store is not None and name in sequential.store.errors:
+        stored = sequential.store.read(name)
+        parts, error = stored.parts, stored.relative_error
     else:
         # No name for the weight here: quantize() can then free it before k-means.
         result = quantize(
@@ -247,7 +249,7 @@ def _write(
 
 
 def _add_files(checkpoint: Checkpoint, adapter: TensorAdapter[Any], writer: ArtifactWriter) -> None:
-    """Write what belongs beside the weights."""
+    """Write the files that belong beside the weights."""
     for relative, path in checkpoint.side_files.items():
         writer.add_file(relative, path)
     generated = adapter.generated_files(checkpoint, writer.manifest_draft)

@@ -107,4 +107,4 @@ class CompressReport(Report):
     def remarks(self) -> tuple[str, ...]:
         """How many tensors the table leaves out."""
         more = sum(t.relative_error is not None for t in self.tensors) - ROWS
-        return (f"{more} more in `dpq inspect --tensors` and in --json",) if more > 0 else ()
+        return (f"{more} more; `dpq inspect` lists them all",) if more > 0 else ()

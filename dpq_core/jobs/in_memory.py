@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from dpq_core.data.sequential.quantizer import known_inputs
+from dpq_core.data.sequential.quantizer import input_statistics
 from dpq_core.data.statistics import LayerStatistics
 from dpq_core.kernels.cpu.openmp import short_spins
 from dpq_core.methods.output_aware import InputStatistics
@@ -101,7 +101,7 @@ def quantize_(
             continue
         seen = known.get(path)
         if isinstance(seen, LayerStatistics):
-            seen = known_inputs(seen, dense.device)
+            seen = input_statistics(seen, dense.device)
         result = quantize(dense.detach(), plan.partition, plan.spec, plan.name, statistics=seen)
         done[dense] = PQWeight.from_pq(result.pq)
         swap.replace_module(model, path, done[dense])

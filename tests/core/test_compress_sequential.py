@@ -256,21 +256,21 @@ def test_without_a_task_nothing_changes(source, blind):
 
 def test_embeddings_are_weighted_by_half_their_look_ups():
     statistics = quantizer.LayerStatistics(count=8, row_counts=torch.tensor([0.0, 2.0, 6.0, 0.0]))
-    found = quantizer.known_inputs(statistics, torch.device("cpu"))
+    found = quantizer.input_statistics(statistics, torch.device("cpu"))
     assert found.row_weight.tolist() == [0.5, 1.0, 2.0, 0.5]
     assert found.hessian is None
     nothing = quantizer.LayerStatistics(count=0, row_counts=torch.zeros(3))
-    found = quantizer.known_inputs(nothing, torch.device("cpu"))
+    found = quantizer.input_statistics(nothing, torch.device("cpu"))
     assert found.row_weight.tolist() == [0.5, 0.5, 0.5]
 
 
 def test_the_matrix_of_a_layer_is_given_on_where_it_is_wanted():
     hessian = torch.eye(3)
     statistics = quantizer.LayerStatistics(count=1, hessian=hessian)
-    found = quantizer.known_inputs(statistics, torch.device("cpu"))
+    found = quantizer.input_statistics(statistics, torch.device("cpu"))
     assert torch.equal(found.hessian, hessian)
     assert found.row_weight is None
-    moved = quantizer.known_inputs(statistics, torch.device("meta"))
+    moved = quantizer.input_statistics(statistics, torch.device("meta"))
     assert moved.hessian.device.type == "meta"
 
 

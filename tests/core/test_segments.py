@@ -30,7 +30,7 @@ def stages_of(calls):
     """The stages of calls (path, serial) within one block, as (paths, stop)."""
     found = segments_of([(path, 1, serial) for path, serial in calls], blocks=("a",),
                         replays=(True,), wirings=(None,))  # fmt: skip
-    return [(stage.paths, stage.stop) for stage in found[1].stages]
+    return [(group.paths, group.stop) for group in found[1].layer_groups]
 
 
 def test_layers_outside_of_blocks_have_segments_of_their_own():
@@ -43,10 +43,10 @@ def test_layers_outside_of_blocks_have_segments_of_their_own():
         ("b", "b", None),
         ("after all blocks", None, None),
     ]
-    assert [[stage.paths for stage in s.stages] for s in found] == [
+    assert [[group.paths for group in s.layer_groups] for s in found] == [
         [("first",)], [("a.x",)], [("mid",)], [("b.x",)], [("last",)]
     ]  # fmt: skip
-    assert all(stage.shared for s in found for stage in s.stages)
+    assert all(group.shared for s in found for group in s.layer_groups)
 
 
 def test_a_model_without_blocks_is_one_segment():
@@ -54,7 +54,7 @@ def test_a_model_without_blocks_is_one_segment():
     assert (found.name, found.block, found.until, found.source) == (
         "after all blocks", None, None, Source.PREFIX
     )  # fmt: skip
-    assert [stage.paths for stage in found.stages] == [("x",), ("y",)]
+    assert [group.paths for group in found.layer_groups] == [("x",), ("y",)]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_inputs_are_chained_where_the_block_before_was_run_alone(replays, wiring
 def test_a_layer_belongs_to_the_segment_of_its_first_call():
     calls = [("head", 0, 1), ("a.x", 1, 2), ("head", 2, 3), ("head", 0, 4)]
     found = segments_of(calls)
-    assert [[stage.paths for stage in s.stages] for s in found] == [
+    assert [[group.paths for group in s.layer_groups] for s in found] == [
         [("head",)], [("a.x",)], [], [], []
     ]  # fmt: skip
 
@@ -90,18 +90,18 @@ def test_where_blocks_repeat_every_pass_runs_to_the_end_of_the_model():
     found = segments_of(calls, repeated=True)
     assert {(s.block, s.until) for s in found} == {(None, None)}
     assert [s.name for s in found[:2]] == ["before a", "a"]
-    assert [(stage.paths, stage.stop) for s in found for stage in s.stages] == [
+    assert [(group.paths, group.stop) for s in found for group in s.layer_groups] == [
         (("first",), None), (("a.x",), None), (("a.y",), None)
     ]  # fmt: skip
 
 
 def test_layers_that_did_not_run_come_last_in_their_block():
     found = segments_of([("a.x", 1, 2)], {"a": ["a.e1", "a.e2"], "b": []})
-    assert [(stage.paths, stage.shared) for stage in found[1].stages] == [
+    assert [(group.paths, group.shared) for group in found[1].layer_groups] == [
         (("a.x",), True),
         (("a.e1", "a.e2"), False),
     ]
-    assert found[3].stages == ()
+    assert found[3].layer_groups == ()
 
 
 def test_layers_of_one_input_are_one_stage_and_a_pass_ends_at_the_next():

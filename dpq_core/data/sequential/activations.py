@@ -1,4 +1,4 @@
-"""Stored arguments of a block, one set per batch: in memory up to a budget, beyond it on disk."""
+"""Activations: the arguments of a block for every batch, in memory up to a budget, then on disk."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _SPILLED = frozenset(DTYPES.values())
 
 
 class Unstorable(Exception):  # noqa: N818 - not a mistake of the user: the caller runs the prefix
-    """Inputs of a block cannot be kept: they are not tensors and plain values, or do not come."""
+    """The arguments of a block cannot be stored, or a batch never reaches the block."""
 
 
 @dataclass(frozen=True)
 class _Slot:
-    """Stands for a tensor in a structure of arguments."""
+    """The place of a tensor in a structure of arguments."""
 
     index: int
 
 
 @dataclass
 class _Stored:
-    """Arguments of one batch: ``tensors`` is None while they are on disk."""
+    """The arguments of one batch; ``tensors`` is None while they are on disk."""
 
     structure: Any
     tensors: list[Tensor] | None
@@ -41,7 +41,7 @@ class _Stored:
 
 
 def flatten(value: Any, tensors: list[Tensor]) -> Any:
-    """Move the tensors of nested tuples, lists and dicts to a list; each of them once.
+    """Collect the tensors of nested tuples, lists and dicts in a list, each of them once.
 
     Returns:
         The structure, with a slot for every tensor.
@@ -50,10 +50,10 @@ def flatten(value: Any, tensors: list[Tensor]) -> Any:
         Unstorable: it holds something else, which may have a state (a cache, say).
     """
     if isinstance(value, Tensor):
-        known = next((i for i, tensor in enumerate(tensors) if tensor is value), len(tensors))
-        if known == len(tensors):
+        index = next((i for i, tensor in enumerate(tensors) if tensor is value), len(tensors))
+        if index == len(tensors):
             tensors.append(value)
-        return _Slot(known)
+        return _Slot(index)
     if type(value) in (tuple, list):
         return type(value)(flatten(item, tensors) for item in value)
     if type(value) is dict:
@@ -75,18 +75,18 @@ def unflatten(structure: Any, tensors: Sequence[Tensor]) -> Any:
 
 
 class Activations:
-    """Arguments by number of the batch; kept on the CPU, and on disk beyond the budget.
+    """The arguments of a block by batch number, kept in memory up to a budget and then on disk.
 
     Attributes:
-        nbytes: of what is in memory.
+        nbytes: bytes of the tensors in memory.
     """
 
     def __init__(self, folder: Path, budget: int) -> None:
-        """Nothing stored yet.
+        """Start with nothing stored.
 
         Args:
-            folder: for what does not fit; made when it is needed.
-            budget: bytes in memory, at most.
+            folder: where tensors beyond the budget go; made when it is needed.
+            budget: largest number of bytes in memory.
         """
         self.nbytes = 0
         self._folder, self._budget = folder, budget
@@ -96,7 +96,7 @@ class Activations:
         """Store or replace the arguments of one batch.
 
         Raises:
-            Unstorable: they are no tensors and plain values.
+            Unstorable: they are not tensors and plain values.
             ArtifactError: the disk refused.
         """
         tensors: list[Tensor] = []
@@ -147,7 +147,7 @@ class Activations:
 
 
 def save(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write tensors to a safetensors file; its folder is made.
+    """Write tensors to a safetensors file, and make its folder.
 
     Raises:
         ArtifactError: the disk refused.

@@ -1,4 +1,4 @@
-"""Runs a part of a model over all calibration batches: a block alone, or the model's prefix."""
+"""BlockRunner: runs one block, or the model up to it, over all calibration batches."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ from dpq_core.data.task import CalibrationTask
 
 
 class BlockRunner:
-    """Holds the inputs of at most one block, on all batches.
+    """Runs parts of a model over all batches, and stores the inputs of one block at a time.
 
     Attributes:
-        held: path of the block whose inputs are stored.
+        stored_block: path of the block whose inputs are stored; None where none are.
     """
 
     def __init__(self, task: CalibrationTask, batches: int, activations: Activations) -> None:
-        """Nothing stored yet.
+        """Start with nothing stored.
 
         Args:
-            task: whose student is run.
-            batches: how many of ``train_batch``.
+            task: its student is run.
+            batches: number of training batches to run.
             activations: where inputs are stored.
         """
-        self.held: str | None = None
-        self._refused: set[str] = set()  # blocks whose inputs turned out to be no plain tensors
+        self.stored_block: str | None = None
+        self._refused: set[str] = set()  # blocks whose inputs cannot be stored
         self._task, self._model = task, task.student
         self._batches, self._activations = range(batches), activations
 
     def run(self, segment: Segment, stop: str | None = None) -> None:
-        """One pass over all batches.
+        """Run a segment over all batches once.
 
         Args:
-            segment: what has to run.
-            stop: path of a layer at whose call the pass may end.
+            segment: the part of the model to run.
+            stop: path of a layer; the pass may end where it is called.
         """
         if segment.source is not Source.PREFIX and segment.block is not None:
-            self._hold(segment.block)
+            self._store_inputs(segment.block)
         block = self._module(segment.block)
         before = self._module(stop or segment.until)
         for step in self._batches:
             with until(before=before, after=block):
-                if block is not None and self.held == segment.block:
+                if block is not None and self.stored_block == segment.block:
                     args, kwargs = self._activations.get(step)
                     block(*args, **kwargs)
                 else:
@@ -55,12 +55,13 @@ class BlockRunner:
         """Turn the stored inputs of a block into those of the next one, or forget them.
 
         Args:
-            segment: a block, quantized.
-            following: the next block, if anything is left to do.
+            segment: a block that is quantized.
+            following: the next block; None where nothing is left to do.
         """
         block = self._module(segment.block)
         wiring = None if following is None else following.wiring
-        if block is None or self.held != segment.block or following is None or wiring is None:
+        stored = block is not None and self.stored_block == segment.block
+        if block is None or not stored or following is None or wiring is None:
             self.clear()
             return
         for step in self._batches:
@@ -68,19 +69,19 @@ class BlockRunner:
             output = block(*arguments[0], **arguments[1])
             try:
                 self._activations.put(step, next_arguments(arguments, output, wiring))
-            except Unstorable:  # this batch is wired otherwise: capture the inputs instead
+            except Unstorable:  # this batch flows differently: capture the inputs instead
                 self.clear()
                 return
-        self.held = following.block
+        self.stored_block = following.block
 
     def clear(self) -> None:
         """Forget all inputs."""
         self._activations.clear()
-        self.held = None
+        self.stored_block = None
 
-    def _hold(self, path: str) -> None:
+    def _store_inputs(self, path: str) -> None:
         """Run the model up to a block, and store the block's inputs."""
-        if self.held == path or path in self._refused:
+        if self.stored_block == path or path in self._refused:
             return
         self.clear()
         block = self._model.get_submodule(path)
@@ -93,7 +94,7 @@ class BlockRunner:
                 self._refused.add(path)
                 self.clear()
                 return
-        self.held = path
+        self.stored_block = path
 
     def _module(self, path: str | None) -> nn.Module | None:
         return None if path is None else self._model.get_submodule(path)

@@ -1,4 +1,4 @@
-"""BlockStore: what sequential quantization has finished, block by block, on disk.
+"""BlockStore: the finished blocks of sequential quantization on disk, to resume from.
 
 ``<out>.blocks/journal.json`` lists the finished segments; each has one safetensors file with the
 stored parts of its tensors (``NAME.part``). A segment is in the journal only after its bytes are
@@ -29,27 +29,27 @@ MAX_JOURNAL_BYTES = 256 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedTensor:
-    """One quantized tensor: its stored parts by name, and how well it went."""
+    """One quantized tensor: its stored parts by name, and its relative error."""
 
     parts: Mapping[str, Tensor]
     relative_error: float
 
 
 class BlockStore:
-    """The store of one run.
+    """The store of one run, beside its output.
 
     Attributes:
         folder: ``<out>.blocks``.
         segments: finished segments, in order: name -> the tensors in it with their errors.
-        complete: nothing is left to do.
+        complete: whether all segments are finished.
     """
 
     def __init__(self, out: Path, fingerprint: str, *, resume: bool, overwrite: bool) -> None:
-        """Open the store beside ``out``, new or resumed; the caller holds the right to write there.
+        """Open the store beside ``out``, new or resumed; the caller has locked ``out``.
 
         Raises:
-            ArtifactError: there is a store already, and it is of another run, damaged, or neither
-                flag is given.
+            ArtifactError: there is a store already, and it is another run's, damaged, or neither
+                to be resumed nor overwritten.
         """
         self.folder = _folder_of(out)
         self.segments: dict[str, dict[str, float]] = {}
@@ -68,16 +68,16 @@ class BlockStore:
 
     @property
     def scratch(self) -> Path:
-        """A folder for whatever need not outlive the run."""
+        """The folder of temporary files, deleted at the end of the run."""
         return self.folder / "scratch"
 
     @property
     def errors(self) -> dict[str, float]:
-        """Finished tensor -> relative error."""
+        """The relative error of every finished tensor, by name."""
         return {name: e for tensors in self.segments.values() for name, e in tensors.items()}
 
     def finish(self, segment: str, tensors: Mapping[str, FinishedTensor]) -> None:
-        """Add a segment, durably and at once.
+        """Add a finished segment; it is on disk when this returns.
 
         Raises:
             ArtifactError: the disk refused.
@@ -93,7 +93,7 @@ class BlockStore:
         self._write_journal()
 
     def close(self) -> None:
-        """Note that no segment will follow.
+        """Mark the store as complete.
 
         Raises:
             ArtifactError: the disk refused.
@@ -102,18 +102,18 @@ class BlockStore:
         self._write_journal()
 
     def read(self, name: str) -> FinishedTensor:
-        """One finished tensor; only this one is brought into memory.
+        """Read one finished tensor, and nothing else, into memory.
 
         Raises:
             ArtifactError: it cannot be read.
         """
         numbered = enumerate(self.segments.values())
-        number, error = next((i, found[name]) for i, found in numbered if name in found)
+        number, error = next((i, errors[name]) for i, errors in numbered if name in errors)
         path = self._file(number)
         try:
             with safe_open(path, framework="pt") as handle:
-                mine = [key for key in handle.keys() if key.rpartition(".")[0] == name]  # noqa: SIM118
-                parts = {key.rpartition(".")[2]: handle.get_tensor(key).clone() for key in mine}
+                keys = [key for key in handle.keys() if key.rpartition(".")[0] == name]  # noqa: SIM118
+                parts = {key.rpartition(".")[2]: handle.get_tensor(key).clone() for key in keys}
         except (SafetensorError, OSError) as failure:
             raise self._damaged(path, f"cannot be read ({failure})") from None
         return FinishedTensor(parts=parts, relative_error=error)
@@ -163,7 +163,7 @@ class BlockStore:
 
 
 def discard_blocks(out: Path) -> None:
-    """Delete the store beside an output, if there is one.
+    """Delete the store beside ``out``, if there is one.
 
     Raises:
         ArtifactError: the folder holds files that are not of dpq, or the disk refused.
@@ -171,9 +171,9 @@ def discard_blocks(out: Path) -> None:
     folder = _folder_of(out)
     if not folder.exists():
         return
-    begun = all(path.name.startswith(JOURNAL_NAME) for path in folder.iterdir())
-    ours = begun or (folder / JOURNAL_NAME).exists()
-    if folder.is_symlink() or not ours:
+    empty = all(path.name.startswith(JOURNAL_NAME) for path in folder.iterdir())
+    is_store = empty or (folder / JOURNAL_NAME).exists()
+    if folder.is_symlink() or not is_store:
         raise ArtifactError(f"{folder}: is not a folder of dpq; move it away")
     with files.writing(folder):
         files.discard(folder)

@@ -1,4 +1,4 @@
-"""How data flows through the blocks of a model: traced once, then used to run blocks alone."""
+"""How data flows from block to block: traced on one batch, then used to run blocks alone."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from dpq_core.data.sequential.activations import Unstorable, flatten, unflatten
 from dpq_core.data.statistics.hooks import TensorSerials
 
 Wiring = tuple[int | None, ...]
-"""For every tensor among a block's arguments: which tensor of the previous block's output it is, or
-None where it is the same as among the previous block's arguments."""
+"""For each tensor argument of a block, its index among the outputs of the previous block; None
+where it is the previous block's argument in the same place."""
 
 
-class Reached(BaseException):
-    """The forward pass has come as far as it is wanted."""
+class StopForward(BaseException):
+    """Ends a forward pass early, from within a hook."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockTrace:
-    """What one batch showed of a block.
+    """How one block ran on the traced batch.
 
     Attributes:
-        path: of the block.
-        replays: called again with its arguments it gives the same output, bit for bit, and its
-            arguments can be stored.
+        path: path of the block.
+        replays: whether a second call with the same arguments gives the same output, bit for bit,
+            and the arguments can be stored.
         wiring: how its arguments follow from the previous block; None where they do not.
     """
 
@@ -41,11 +41,11 @@ class BlockTrace:
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """One layer was called.
+    """One call of a layer.
 
     Attributes:
-        path: of the layer.
-        segment: 2 k + 1 inside of block k, 2 k before block k and outside of all.
+        path: path of the layer.
+        segment: 2 k + 1 inside block k, 2 k before block k and outside all blocks.
         serial: number of its input, equal for the same tensor.
     """
 
@@ -56,12 +56,12 @@ class Call:
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """What one batch showed of a model.
+    """How a model ran on the traced batch.
 
     Attributes:
         blocks: in the order in which they ran.
-        calls: of layers, in order.
-        repeated: some block ran more than once.
+        calls: calls of layers, in order.
+        repeated: whether some block ran more than once.
     """
 
     blocks: tuple[BlockTrace, ...]
@@ -72,7 +72,7 @@ class Trace:
 def trace(
     model: nn.Module, layers: Iterable[str], blocks: Sequence[str], forward: Callable[[], Any]
 ) -> Trace:
-    """Watch one forward pass; every block is run twice in it, to see whether it can be replayed.
+    """Trace one forward pass; each block runs twice in it, to see whether it can be replayed.
 
     At most one block's arguments and output are held at a time.
 
@@ -101,18 +101,18 @@ class _Tracer:
         self.blocks: list[BlockTrace] = []
         self.calls: list[Call] = []
         self.repeated = False
-        self._identities = TensorSerials()
+        self._serials = TensorSerials()
         self._active: str | None = None
         self._muted = False
-        self._entered: list[int] = []  # serials of the arguments of the active block
+        self._argument_serials: list[int] = []  # serials of the arguments of the active block
         self._wiring: Wiring | None = None
-        self._previous: _Passed | None = None
+        self._previous: _BlockCall | None = None
 
     def watch_layer(self, path: str, module: nn.Module) -> RemovableHandle:
         def called(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self._muted:
                 return
-            serial = self._identities.serial(args[0] if args else next(iter(kwargs.values())))
+            serial = self._serials.serial(args[0] if args else next(iter(kwargs.values())))
             inside = self._active is not None and path.startswith(f"{self._active}.")
             segment = 2 * len(self.blocks) + int(inside or path == self._active)
             self.calls.append(Call(path=path, segment=segment, serial=serial))
@@ -122,35 +122,35 @@ class _Tracer:
     def watch_block(self, path: str, module: nn.Module) -> Iterator[RemovableHandle]:
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if not self._muted:
-                self._enter(path, (args, kwargs))
+                self._block_begins(path, (args, kwargs))
 
         def leave(
             module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
         ) -> None:
             if not self._muted:
-                self._leave(path, module, (args, kwargs), output)
+                self._block_ends(path, module, (args, kwargs), output)
 
         yield module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
         yield module.register_forward_hook(leave, with_kwargs=True)
 
-    def _enter(self, path: str, arguments: Any) -> None:
+    def _block_begins(self, path: str, arguments: Any) -> None:
         self.repeated |= any(block.path == path for block in self.blocks)
         self._active = path
         try:
-            now = _Passed.of(arguments, None)
+            now = _BlockCall.of(arguments, None)
         except Unstorable:
-            self._entered, self._wiring = [], None
+            self._argument_serials, self._wiring = [], None
             return
-        self._entered = [self._identities.serial(x) for x in now.tensors]
-        self._wiring = self._wire(now) if self._previous else None
+        self._argument_serials = [self._serials.serial(x) for x in now.tensors]
+        self._wiring = self._wiring_from_previous(now) if self._previous else None
 
-    def _wire(self, now: _Passed) -> Wiring | None:
+    def _wiring_from_previous(self, now: _BlockCall) -> Wiring | None:
         before = self._previous
         assert before is not None
         if now.structure != before.structure:
             return None
         wiring: list[int | None] = []
-        for x, serial, old in zip(now.tensors, self._entered, before.tensors, strict=True):
+        for x, serial, old in zip(now.tensors, self._argument_serials, before.tensors, strict=True):
             if serial in before.output:
                 wiring.append(before.output.index(serial))
             elif x is old or _same(x, old):
@@ -159,14 +159,14 @@ class _Tracer:
                 return None
         return tuple(wiring)
 
-    def _leave(self, path: str, module: nn.Module, arguments: Any, output: Any) -> None:
+    def _block_ends(self, path: str, module: nn.Module, arguments: Any, output: Any) -> None:
         self._previous, replays = None, False
         try:
-            passed = _Passed.of(arguments, output)
-            changed = [self._identities.serial(x) for x in passed.tensors] != self._entered
+            call = _BlockCall.of(arguments, output)
+            changed = [self._serials.serial(x) for x in call.tensors] != self._argument_serials
             replays = not changed and self._replays(module, arguments, output)
-            passed.output = [self._identities.serial(x) for x in passed.results]
-            self._previous = passed
+            call.output = [self._serials.serial(x) for x in call.results]
+            self._previous = call
         except Unstorable:
             pass
         self.blocks.append(BlockTrace(path=path, replays=replays, wiring=self._wiring))
@@ -186,14 +186,14 @@ class _Tracer:
 
 
 @dataclass
-class _Passed:
-    """Arguments and output of a block that has run.
+class _BlockCall:
+    """The arguments and the output of one call of a block.
 
     Attributes:
-        structure: of the arguments, by ``flatten``.
-        tensors: of the arguments.
+        structure: structure of the arguments, as ``flatten`` returns it.
+        tensors: tensors of the arguments.
         results: tensors of the output.
-        output: their serial numbers.
+        output: serial numbers of the tensors of the output.
     """
 
     structure: Any
@@ -202,7 +202,7 @@ class _Passed:
     output: list[int]
 
     @classmethod
-    def of(cls, arguments: Any, output: Any) -> _Passed:
+    def of(cls, arguments: Any, output: Any) -> _BlockCall:
         tensors: list[Tensor] = []
         results: list[Tensor] = []
         structure = flatten(arguments, tensors)
@@ -216,10 +216,10 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def next_arguments(arguments: Any, output: Any, wiring: Wiring) -> Any:
-    """The arguments of the next block, from those of this one and its output.
+    """The arguments of the next block, made from those of this block and its output.
 
     Raises:
-        Unstorable: they are not wired as the first batch was.
+        Unstorable: this batch does not flow as the traced one did.
     """
     tensors: list[Tensor] = []
     results: list[Tensor] = []
@@ -236,13 +236,13 @@ def next_arguments(arguments: Any, output: Any, wiring: Wiring) -> Any:
 
 @contextmanager
 def until(before: nn.Module | None = None, after: nn.Module | None = None) -> Iterator[None]:
-    """End a forward pass in the block of the ``with`` where a module begins or ends.
+    """Within the ``with`` block, a forward pass ends where a module begins or ends.
 
-    Where it never does, the pass runs to its end.
+    Where the module is never called, the pass runs to its end.
     """
 
     def stop(*_: Any) -> None:
-        raise Reached
+        raise StopForward
 
     handles = []
     if before is not None:
@@ -251,7 +251,7 @@ def until(before: nn.Module | None = None, after: nn.Module | None = None) -> It
         handles.append(after.register_forward_hook(stop))
     try:
         yield
-    except Reached:
+    except StopForward:
         pass
     finally:
         for handle in handles:
@@ -259,24 +259,24 @@ def until(before: nn.Module | None = None, after: nn.Module | None = None) -> It
 
 
 def arguments_of(module: nn.Module, forward: Callable[[], Any]) -> Any:
-    """(args, kwargs) with which ``forward`` calls a module first.
+    """The (args, kwargs) of the first call of a module in ``forward``.
 
     Raises:
-        Unstorable: it does not.
+        Unstorable: the module is not called.
     """
-    found: list[Any] = []
+    calls: list[Any] = []
 
     def take(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found.append((args, kwargs))
-        raise Reached
+        calls.append((args, kwargs))
+        raise StopForward
 
     handle = module.register_forward_pre_hook(take, with_kwargs=True, prepend=True)
     try:
         forward()
-    except Reached:
+    except StopForward:
         pass
     finally:
         handle.remove()
-    if not found:
+    if not calls:
         raise Unstorable("a batch does not reach the block")
-    return found[0]
+    return calls[0]

@@ -1,9 +1,8 @@
-"""Quantization in the order in which data flows: every layer sees what the quantized prefix makes.
+"""Sequential: quantizes layers in the order in which data flows through the model.
 
-Block by block (docs/algorithms.md#assignment, #sequential, #beam-search): collect H = E[x x^T] of
-some layers with inputs from the
-already quantized model, quantize them, put the decoded weights in place, go on. Only one block's
-activations live at a time, and the matrices of one pass.
+Block by block: collect H = E[x x^T] of some layers with inputs from the already quantized part of
+the model, quantize them, put the decoded weights in place, go on. Only the activations of one block
+and the matrices of one pass are kept at a time. See docs/algorithms.md#sequential.
 """
 
 from __future__ import annotations
@@ -39,14 +38,14 @@ class SequentialOptions:
     """How statistics are collected on the way through the model.
 
     Attributes:
-        batches: of ``CalibrationTask.train_batch`` that are looked at.
+        batches: number of training batches to look at.
         true_sequential: within a block, layers see inputs from the layers quantized before them;
             the block runs once more for every group of layers that share an input.
-        memory: bytes of stored activations beyond which they go to disk; and of the matrices that
+        memory: bytes of stored activations beyond which they go to disk, and of the matrices that
             are collected in one pass.
         store_inputs: keep the inputs of the current block; False runs the model anew for each pass.
-        max_positions: positions of a convolution's images that one batch adds, at most.
-        seed: of the draw of these positions.
+        max_positions: most positions of a convolution's images that one batch adds.
+        seed: seed of the draw of these positions.
     """
 
     batches: int = 32
@@ -57,13 +56,13 @@ class SequentialOptions:
     seed: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """What decides the results; memory and where inputs are kept do not."""
+        """The fields that decide the results, as JSON; memory and storage do not decide them."""
         values = dataclasses.asdict(self)
         return {key: values[key] for key in values if key not in ("memory", "store_inputs")}
 
 
 class Quantizer(Protocol):
-    """The engine's step for one tensor."""
+    """Quantizes one tensor at a time, and restores it from its stored parts."""
 
     def quantize(
         self, name: str, weight: Tensor, statistics: LayerStatistics
@@ -71,26 +70,26 @@ class Quantizer(Protocol):
         """Quantize one weight; returns it and its relative error, or None to leave it out.
 
         Args:
-            name: of the tensor in the artifact.
-            weight: of its original shape.
-            statistics: of the inputs of its layer.
+            name: name of the tensor in the artifact.
+            weight: the weight in its original shape.
+            statistics: statistics of the inputs of its layer.
         """
 
     def restore(self, name: str, parts: Mapping[str, Tensor]) -> PQTensor:
-        """The tensor of stored parts."""
+        """The quantized tensor made of its stored parts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentReport:
-    """What happened to one segment.
+    """How one segment was quantized.
 
     Attributes:
         name: path of the block, or words that say where the layers run.
         source: where its inputs came from.
-        tensors: that were quantized with statistics.
+        tensors: names of the tensors that were quantized with statistics.
         passes: how often its part of the model ran over all batches.
         seconds: wall time.
-        resumed: it was finished by an earlier run.
+        resumed: whether an earlier run had finished it.
     """
 
     name: str
@@ -102,10 +101,10 @@ class SegmentReport:
 
 
 class Sequential:
-    """One run over a model.
+    """One run of sequential quantization over a model.
 
     Attributes:
-        reports: of the segments that held targets, in order.
+        reports: reports of the segments that held targets, in order.
     """
 
     def __init__(
@@ -118,16 +117,16 @@ class Sequential:
         options: SequentialOptions | None = None,
         progress: Progress = silent,
     ) -> None:
-        """Find the layers of the targets; nothing is run yet.
+        """Find the layers of the targets; nothing runs yet.
 
         Args:
             task: its student is the uncompressed model, whose weights will be replaced.
-            targets: what will be quantized; those that are no weight of a Linear, Conv2d or
-                Embedding, or that never run, are left out.
-            quantizer: the step for one tensor.
-            store: where results go, and what an earlier run has finished.
+            targets: the weights to quantize; those that belong to no Linear, Conv2d or Embedding,
+                or whose layer never runs, are left out.
+            quantizer: quantizes one tensor.
+            store: where results go, with what an earlier run has finished.
             options: how statistics are collected.
-            progress: in weights.
+            progress: counts weights.
 
         Raises:
             AdapterError: a block of the task lies within another.
@@ -140,9 +139,9 @@ class Sequential:
         self._modules = {path: self._model.get_submodule(path) for path in self._targets}
         self._inputs: dict[str, LayerInput] = {}
         for path, target in self._targets.items():
-            found = LayerInput.of(self._modules[path], target.conv_layout)
-            assert found is not None  # layers_of() has seen to it
-            self._inputs[path] = found
+            kind = LayerInput.of(self._modules[path], target.conv_layout)
+            assert kind is not None  # layers_of() has seen to it
+            self._inputs[path] = kind
         activations = Activations(store.scratch, self._options.memory)
         self._runner = BlockRunner(task, self._options.batches, activations)
         self._done, self._total = 0, sum(math.prod(t.shape) for t in self._targets.values())
@@ -168,9 +167,9 @@ class Sequential:
 
     def _run(self) -> None:
         segments = self._segments()
-        left = [number for number, segment in enumerate(segments) if segment.stages]
+        left = [number for number, segment in enumerate(segments) if segment.layer_groups]
         for number, segment in enumerate(segments[: max(left, default=-1) + 1]):
-            if segment.stages:
+            if segment.layer_groups:
                 self._segment(segment)
             if segment.block is not None:
                 rest = segments[number + 1 : max(left) + 1]
@@ -178,7 +177,7 @@ class Sequential:
                 self._runner.advance(segment, following)
 
     def _segments(self) -> list[Segment]:
-        """Watch one batch, on the model as it came."""
+        """Trace one batch through the unquantized model, and cut the model into segments."""
         blocks = blocks_of(self._task)
         seen = trace(
             self._model,
@@ -214,7 +213,7 @@ class Sequential:
 
     def _restore(self, segment: Segment) -> tuple[str, ...]:
         """Put the weights of a finished segment in place."""
-        paths = {self._targets[p].name: p for stage in segment.stages for p in stage.paths}
+        paths = {self._targets[p].name: p for group in segment.layer_groups for p in group.paths}
         for name, tensor in self._store.restored(segment.name):
             if name not in paths:
                 raise ArtifactError(
@@ -226,15 +225,15 @@ class Sequential:
         return tuple(self._store.segments[segment.name])
 
     def _quantize(self, segment: Segment) -> tuple[tuple[str, ...], int]:
-        """Quantize a segment; returns the tensors, and the passes that it took."""
+        """Quantize a segment; returns its tensors and the number of passes."""
         options, finished = self._options, dict[str, FinishedTensor]()
         waiting: list[tuple[str, PQTensor]] = []
         parts = passes(segment, self._inputs, options.memory, each=options.true_sequential)
         for part in parts:
             self._progress(f"{segment.name}: statistics", self._done, self._total)
-            found = self._collect(segment, part)
+            statistics = self._collect(segment, part)
             for path in part.paths:
-                pq = self._tensor(path, found.pop(path, None), finished)
+                pq = self._tensor(path, statistics.pop(path, None), finished)
                 if pq is not None and options.true_sequential:
                     self._install(path, pq)
                 elif pq is not None:
@@ -276,7 +275,7 @@ class Sequential:
         return pq
 
     def _install(self, path: str, pq: PQTensor) -> None:
-        """Let a layer compute with what will be stored."""
+        """Give a layer the decoded weight, as it will be stored."""
         weight = self._modules[path].weight
         assert isinstance(weight, Tensor)
         weight.copy_(pq.decode(weight.dtype))

@@ -1,4 +1,4 @@
-"""Stage 1 with data: sequential quantization of a plan's tensors, before they are written."""
+"""Sequential quantization of a plan's tensors, before they are written to the artifact."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class PlanQuantizer:
 
     Attributes:
         checkpoint: where the weights are read from, in their own dtype.
-        plans: of the quantized tensors, by name.
-        device: to compute on.
+        plans: plans of the quantized tensors, by name.
+        device: device to compute on.
     """
 
     checkpoint: Checkpoint
@@ -42,7 +42,7 @@ class PlanQuantizer:
     def quantize(
         self, name: str, weight: Tensor, statistics: LayerStatistics
     ) -> tuple[PQTensor, float] | None:
-        """Quantize the checkpoint's tensor; None when the model has made another weight of it."""
+        """Quantize the checkpoint's tensor; None where the model's weight differs from it."""
         plan = self.plans[name]
         spec = plan.own_spec  # the model keeps its order; hidden axes are reordered in the end
         assert spec is not None
@@ -55,12 +55,12 @@ class PlanQuantizer:
             plan.partition,
             spec,
             name,
-            statistics=known_inputs(statistics, self.device),
+            statistics=input_statistics(statistics, self.device),
         )
         return result.pq, result.relative_error
 
     def restore(self, name: str, parts: Mapping[str, Tensor]) -> PQTensor:
-        """A tensor from its stored parts."""
+        """The quantized tensor made of its stored parts."""
         plan = self.plans[name]
         spec = plan.own_spec
         assert spec is not None
@@ -68,11 +68,11 @@ class PlanQuantizer:
         return PQTensor.from_parts(plan.partition, spec, plan.info.dtype, parts)
 
 
-def known_inputs(statistics: LayerStatistics, device: torch.device) -> InputStatistics:
-    """Statistics as the engine takes them.
+def input_statistics(statistics: LayerStatistics, device: torch.device) -> InputStatistics:
+    """The statistics of a layer's inputs in the form that ``quantize`` takes, on ``device``.
 
-    Half of an embedding's weight goes to its look-ups and half to all entries alike: a text that is
-    short says little about the entries that it lacks.
+    Half of the weight of an embedding's entries is in proportion to their look-ups and half is
+    equal for all: a short text says little about the entries that it lacks.
     """
     counts = statistics.row_counts
     if counts is not None:
@@ -84,14 +84,14 @@ def known_inputs(statistics: LayerStatistics, device: torch.device) -> InputStat
 
 
 @dataclass(frozen=True)
-class Learned:
-    """What sequential quantization has left; nothing, where there was no task.
+class SequentialResult:
+    """What sequential quantization has made; empty where there was no task.
 
     Attributes:
-        store: the tensors.
-        segments: what happened, in the order in which the model runs; empty where an earlier run
-            had finished.
-        weights: how many there are in the tensors that were to be quantized.
+        store: the store that holds the quantized tensors.
+        segments: one report per segment, in the order in which the model runs; empty where an
+            earlier run had finished.
+        weights: number of weights in the tensors to be quantized.
     """
 
     store: BlockStore | None = None
@@ -99,35 +99,35 @@ class Learned:
     weights: int = 0
 
     def missing(self, plan: Plan) -> tuple[str, ...]:
-        """Quantized tensors of the plan that are not in the store, where there is one."""
+        """The tensors of the plan that should be in the store and are not; none without a store."""
         if self.store is None:
             return ()
-        found = self.store.errors
-        return tuple(t.name for t in plan if t.spec is not None and t.name not in found)
+        errors = self.store.errors
+        return tuple(t.name for t in plan if t.spec is not None and t.name not in errors)
 
 
-def learn(
+def quantize_sequentially(
     checkpoint: Checkpoint,
     plan: Plan,
     task: CalibrationTask,
     store: BlockStore,
     options: SequentialOptions,
     run: Run,
-) -> Learned:
-    """Fill the store with every tensor of the plan that has statistics.
+) -> SequentialResult:
+    """Quantize every tensor of the plan that has statistics, into the store.
 
     Args:
         checkpoint: the source.
-        plan: its tensors.
-        task: whose student is the source, uncompressed; its weights are replaced.
+        plan: the plan of its tensors.
+        task: its student is the uncompressed source; the student's weights are replaced.
         store: new or resumed.
         options: how statistics are collected.
-        run: device and progress; the progress is of this and of writing, which follows.
+        run: device and progress; progress counts this and the writing that follows.
     """
     plans = {t.name: t for t in plan if t.partition is not None}
     weights = sum(t.info.numel for t in plans.values())
     if store.complete:
-        return Learned(store=store, weights=weights)
+        return SequentialResult(store=store, weights=weights)
     total = weights + sum(t.info.numel for t in plan)
 
     def progress(what: str, done: float, _: float) -> None:
@@ -142,7 +142,7 @@ def learn(
         progress=progress,
     )
     work.run()
-    return Learned(store=store, segments=tuple(work.reports), weights=weights)
+    return SequentialResult(store=store, segments=tuple(work.reports), weights=weights)
 
 
 def _target(plan: TensorPlan) -> TargetWeight:

@@ -1,4 +1,7 @@
-"""The order in which layers are quantized: segments (blocks, and what is between), and stages."""
+"""The order in which layers are quantized: segments of the model, and groups of layers in them.
+
+A segment is a block, or the layers between two blocks; a group holds layers that share an input.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +30,13 @@ class Source(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class LayerGroup:
-    """Layers that get the same input, or for which it does not matter who is quantized first.
+    """Layers that get the same input, or whose order does not matter.
 
     Attributes:
-        paths: of the layers.
-        stop: a layer at whose call all calls of this stage are over; None where there is none.
-        shared: all get the same input.
+        paths: paths of the layers.
+        stop: path of a layer that is called when all calls of this group are over; None where
+            there is none.
+        shared: whether all layers get the same input.
     """
 
     paths: tuple[str, ...]
@@ -49,8 +53,8 @@ class Segment:
         block: its path; None for layers outside of blocks.
         until: path of the block that begins where these layers end; None: the model's end.
         source: where its inputs come from.
-        wiring: of a block whose inputs are chained.
-        stages: in the order in which they run.
+        wiring: the wiring of a block whose inputs are chained.
+        layer_groups: in the order in which they run.
     """
 
     name: str
@@ -58,7 +62,7 @@ class Segment:
     until: str | None
     source: Source
     wiring: Wiring | None
-    stages: tuple[LayerGroup, ...]
+    layer_groups: tuple[LayerGroup, ...]
 
 
 def make_segments(
@@ -67,8 +71,8 @@ def make_segments(
     """Cut the model into segments, in the order in which they run.
 
     Args:
-        trace: of one batch.
-        unseen: path of a block -> its layers that did not run in the trace, and may on other
+        trace: trace of one batch.
+        unseen: path of a block -> its layers that did not run in the trace, and may run on other
             batches (experts); they come last in their block.
         store_inputs: False makes every source ``prefix``.
     """
@@ -80,11 +84,11 @@ def make_segments(
     store_inputs &= not trace.repeated
     segments: list[Segment] = []
     for number, block in enumerate((*trace.blocks, None)):
-        segments.append(_outside(number, trace.blocks, _stages(calls.get(2 * number, []))))
+        segments.append(_outside(number, trace.blocks, _layer_groups(calls.get(2 * number, []))))
         if block is not None:
-            stages = _stages(calls.get(2 * number + 1, []))
+            layer_groups = _layer_groups(calls.get(2 * number + 1, []))
             late = tuple(unseen.get(block.path, ()))
-            late_stage = (LayerGroup(paths=late, shared=False),) if late else ()
+            late_group = (LayerGroup(paths=late, shared=False),) if late else ()
             source = _source(number, trace.blocks) if store_inputs else Source.PREFIX
             segments.append(
                 Segment(
@@ -93,7 +97,7 @@ def make_segments(
                     until=None,
                     source=source,
                     wiring=block.wiring if source is Source.CHAIN else None,
-                    stages=(*stages, *late_stage),
+                    layer_groups=(*layer_groups, *late_group),
                 )
             )
     # Where blocks run repeatedly, a pass has to see all calls: it runs to the model's end.
@@ -108,7 +112,9 @@ def _source(number: int, blocks: Sequence[BlockTrace]) -> Source:
     return Source.CHAIN if chained else Source.CAPTURE
 
 
-def _outside(number: int, blocks: Sequence[BlockTrace], stages: tuple[LayerGroup, ...]) -> Segment:
+def _outside(
+    number: int, blocks: Sequence[BlockTrace], layer_groups: tuple[LayerGroup, ...]
+) -> Segment:
     """The layers before block ``number`` that belong to no block."""
     name = f"before {blocks[number].path}" if number < len(blocks) else "after all blocks"
     return Segment(
@@ -117,16 +123,16 @@ def _outside(number: int, blocks: Sequence[BlockTrace], stages: tuple[LayerGroup
         until=blocks[number].path if number < len(blocks) else None,
         source=Source.PREFIX,
         wiring=None,
-        stages=stages,
+        layer_groups=layer_groups,
     )
 
 
 def _whole(segment: Segment) -> Segment:
-    stages = tuple(replace(stage, stop=None) for stage in segment.stages)
-    return replace(segment, block=None, until=None, stages=stages)
+    layer_groups = tuple(replace(group, stop=None) for group in segment.layer_groups)
+    return replace(segment, block=None, until=None, layer_groups=layer_groups)
 
 
-def _stages(calls: Sequence[Call]) -> tuple[LayerGroup, ...]:
+def _layer_groups(calls: Sequence[Call]) -> tuple[LayerGroup, ...]:
     """Group the layers whose inputs are the same tensors, in the order of their first calls."""
     inputs: dict[str, tuple[int, ...]] = {}
     for call in calls:
@@ -135,42 +141,43 @@ def _stages(calls: Sequence[Call]) -> tuple[LayerGroup, ...]:
     for path, serials in inputs.items():
         groups.setdefault(serials, []).append(path)
     order = [call.path for call in calls]
-    stages: list[LayerGroup] = []
-    following: str | None = None  # first layer of the stage after
+    layer_groups: list[LayerGroup] = []
+    following: str | None = None  # first layer of the group after
     for paths in reversed(groups.values()):
         last = max(i for i, path in enumerate(order) if path in paths)
-        over = following is not None and last < order.index(following)
-        stages.append(LayerGroup(paths=tuple(paths), stop=following if over else None))
+        ends = following is not None and last < order.index(following)
+        layer_groups.append(LayerGroup(paths=tuple(paths), stop=following if ends else None))
         following = paths[0]
-    return tuple(reversed(stages))
+    return tuple(reversed(layer_groups))
 
 
 def passes(
     segment: Segment, inputs: Mapping[str, LayerInput], budget: int, *, each: bool
 ) -> list[LayerGroup]:
-    """What is collected in one pass: stages one by one, or as many as the budget allows.
+    """The groups of layers whose statistics are collected in one pass each.
 
     Args:
-        segment: to be cut.
+        segment: the segment to cut.
         inputs: path -> kind of the layer.
         budget: bytes of the matrices of one pass; a single layer may exceed it.
-        each: every stage gets passes of its own.
+        each: whether every group gets its own passes; otherwise as many groups as the budget
+            allows share one.
     """
-    found: list[LayerGroup] = []
+    parts: list[LayerGroup] = []
     used = 0
-    for stage in segment.stages:
-        whole = [stage] if stage.shared else [LayerGroup(paths=(path,)) for path in stage.paths]
+    for group in segment.layer_groups:
+        whole = [group] if group.shared else [LayerGroup(paths=(path,)) for path in group.paths]
         for number, part in enumerate(whole):
             needed = max(_nbytes(inputs[path]) for path in part.paths)
-            if found and used + needed <= budget and (number > 0 or not each):
-                stop = part.stop if found[-1].stop else None  # where both are over
-                found[-1] = LayerGroup(paths=(*found[-1].paths, *part.paths), stop=stop)
+            if parts and used + needed <= budget and (number > 0 or not each):
+                stop = part.stop if parts[-1].stop else None  # where both are over
+                parts[-1] = LayerGroup(paths=(*parts[-1].paths, *part.paths), stop=stop)
                 used += needed
             else:
-                found.append(part)
+                parts.append(part)
                 used = needed
-    return found
+    return parts
 
 
-def _nbytes(wanted: LayerInput) -> int:
-    return moment_bytes(wanted.cols, wanted.layout is Layout.EMBEDDING)
+def _nbytes(kind: LayerInput) -> int:
+    return moment_bytes(kind.cols, kind.layout is Layout.EMBEDDING)

@@ -17,8 +17,8 @@ class TargetWeight:
     """A weight that will be quantized.
 
     Attributes:
-        name: in the artifact.
-        shape: of the tensor.
+        name: name of the tensor in the artifact.
+        shape: shape of the tensor.
         conv_layout: order of the columns of a convolution.
     """
 
@@ -28,30 +28,30 @@ class TargetWeight:
 
 
 def layers_of(task: CalibrationTask, targets: Sequence[TargetWeight]) -> dict[str, TargetWeight]:
-    """Path of a layer -> the target that is its weight, in the order of the modules.
+    """The layer of each target: path of the layer -> target, in the order of the modules.
 
-    A weight that is looked up and multiplied with is the multiplying layer's: its inputs say more
-    than how often each row is asked for.
+    A weight that an embedding shares with a linear layer belongs to the linear layer, whose inputs
+    say more than how often each row is looked up.
     """
-    wanted = {target.name: target for target in targets}
-    found: dict[str, TargetWeight] = {}
-    known: set[nn.Module] = set()
+    targets_by_name = {target.name: target for target in targets}
+    target_of: dict[str, TargetWeight] = {}
+    assigned: set[nn.Module] = set()
     modules = dict(task.student.named_modules(remove_duplicate=False))
-    looked_up_last = sorted(modules, key=lambda path: isinstance(modules[path], nn.Embedding))
-    for path in looked_up_last:
+    embeddings_last = sorted(modules, key=lambda path: isinstance(modules[path], nn.Embedding))
+    for path in embeddings_last:
         module = modules[path]
         weight = getattr(module, "weight", None)
-        if module in known or not isinstance(weight, Tensor) or LayerInput.of(module) is None:
+        if module in assigned or not isinstance(weight, Tensor) or LayerInput.of(module) is None:
             continue
-        target = wanted.get(task.tensor_name(path))
+        target = targets_by_name.get(task.tensor_name(path))
         if target is not None and tuple(weight.shape) == target.shape:
-            known.add(module)
-            found[path] = wanted.pop(target.name)
-    return {path: found[path] for path in modules if path in found}
+            assigned.add(module)
+            target_of[path] = targets_by_name.pop(target.name)
+    return {path: target_of[path] for path in modules if path in target_of}
 
 
 def within(path: str, block: str) -> bool:
-    """Whether a module is a block, or inside of it."""
+    """Whether a module is the block itself or lies inside it."""
     return path == block or path.startswith(f"{block}.")
 
 

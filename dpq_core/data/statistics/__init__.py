@@ -1,4 +1,4 @@
-"""What the inputs of layers look like on some data: second moments, collected by hooks.
+"""Second moments of the inputs of layers on some data, collected by hooks.
 
 ``hooks``         ``collect`` and ``Collector``
 ``moment``        a running mean of x x^T, or of its diagonal

@@ -1,4 +1,4 @@
-"""What the inputs of layers look like on some data: second moments, collected by hooks.
+"""Second moments of the inputs of layers on some data, collected by hooks.
 
 Layers that receive the same tensor (q, k and v; gate and up) share one matrix.
 """
@@ -21,18 +21,18 @@ from dpq_core.errors import SpecError
 from dpq_core.tensor.partition import Layout
 
 MAX_POSITIONS = 4096
-"""Positions of a convolution's images that one forward pass adds, at most."""
+"""Most positions of a convolution's images that one forward pass adds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerStatistics:
-    """What is known of a layer's input; H is None where only the diagonal was kept.
+    """Statistics of a layer's input; ``hessian`` is None where only the diagonal was kept.
 
     Attributes:
         count: rows seen: tokens, samples, positions of images or look-ups.
         hessian: H = E[x x^T], float32 ``[cols, cols]``.
         diagonal: E[x_i^2], float32 ``[cols]``.
-        row_counts: of an embedding: how often each entry was looked up, float32 ``[entries]``.
+        row_counts: how often each entry of an embedding was looked up, float32 ``[entries]``.
     """
 
     count: float
@@ -47,10 +47,10 @@ class CollectOptions:
 
     Attributes:
         diagonal: keep only E[x_i^2].
-        share: one matrix for layers that get the same tensor.
-        max_positions: positions of a convolution's images that one forward pass adds, at most.
-        seed: of the draw of these positions.
-        device: of the sums; that of the inputs by default.
+        share: keep one matrix for layers that get the same tensor.
+        max_positions: most positions of a convolution's images that one forward pass adds.
+        seed: seed of the draw of these positions.
+        device: device of the sums; that of the inputs by default.
         conv_layouts: path of a dense convolution -> order of its columns, ``spatial`` by default.
     """
 
@@ -96,7 +96,7 @@ class _Shared:
 
     Attributes:
         input: kind of the layers.
-        moment: of their inputs.
+        moment: moment of their inputs.
         places: path -> how many of the inputs it has had.
         first: serial number of the first input.
         recent: serial numbers of the inputs that not every layer has had.
@@ -197,12 +197,12 @@ class Collector:
         self._handles.clear()
 
     def decayed(self, rho: float) -> None:
-        """``Moment.decayed`` of every moment, once where it is shared."""
+        """Apply ``Moment.decayed`` to every moment, once where it is shared."""
         for shared in self._distinct():
             shared.moment.decayed(rho)
 
     def statistics(self) -> dict[str, LayerStatistics]:
-        """What was collected, of the layers that ran; the same object for layers that share.
+        """The statistics of the layers that ran; layers that share inputs get the same object.
 
         Raises:
             Diverged: layers that share have not had the same inputs.
@@ -232,16 +232,16 @@ class Collector:
                 shared.moment.update(rows)
 
     def _find(self, path: str, serial: int) -> _Shared:
-        """The moment that a layer without one shares, or a new one."""
-        wanted = self._inputs[path]
+        """The moment that a layer shares with others, or a new one."""
+        kind = self._inputs[path]
         others = self._distinct() if self._options.share else []
         for shared in others:
-            if shared.takes(serial, wanted):
+            if shared.takes(serial, kind):
                 shared.places[path], shared.recent = 0, [serial]
                 return shared
-        diagonal = self._options.diagonal or wanted.layout is Layout.EMBEDDING
-        moment = Moment(wanted.cols, diagonal=diagonal, device=self._options.device)
-        return _Shared(input=wanted, moment=moment, places={path: 0})
+        diagonal = self._options.diagonal or kind.layout is Layout.EMBEDDING
+        moment = Moment(kind.cols, diagonal=diagonal, device=self._options.device)
+        return _Shared(input=kind, moment=moment, places={path: 0})
 
     def _distinct(self) -> list[_Shared]:
         return list({id(shared): shared for shared in self._shared.values()}.values())
@@ -271,9 +271,9 @@ def collect(
 
     Args:
         model: holds the layers; dense or quantized.
-        paths: of the layers; those that never run are missing in the result.
-        forward: runs the model, on as many batches as wanted; it may be called a second time, when
-            layers turn out not to share their inputs always.
+        paths: paths of the layers; those that never run are missing in the result.
+        forward: runs the model on any number of batches; it is called a second time where layers
+            turn out not to share all their inputs.
         options: what to keep.
 
     Raises:

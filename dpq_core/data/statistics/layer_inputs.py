@@ -1,4 +1,4 @@
-"""How the input of a layer becomes the rows x of ``y = x W^T``, for each kind of layer."""
+"""LayerInput: how the input of each kind of layer becomes the rows x of ``y = x W^T``."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _CHUNK = 1 << 24
 
 @dataclass(frozen=True, kw_only=True)
 class LayerInput:
-    """The kind of a layer, and all that decides how its input is cut into rows.
+    """The kind of a layer, with everything that decides how its input is cut into rows.
 
     Two layers with equal values that get the same tensor see the same rows.
 
     Attributes:
-        layout: of the weight.
+        layout: layout of the weight.
         cols: length of a row; for an embedding the number of entries.
-        kernel: of a convolution, (height, width), as are ``stride`` and ``dilation``.
-        pad: what the image is padded by, innermost axis first (left, right, top, bottom).
+        kernel: (height, width) of a convolution's kernel, as are ``stride`` and ``dilation``.
+        pad: padding of the image, innermost axis first (left, right, top, bottom).
         pad_mode: as in ``torch.nn.functional.pad``.
-        groups: of a convolution; each group's channels give rows of their own, so that a moment is
-            the average over the groups.
+        groups: groups of a convolution; the channels of each group give separate rows, so that a
+            moment is the average over the groups.
         conv_layout: order of the columns of a convolution, as in ``QuantSpec``.
     """
 
@@ -46,7 +46,7 @@ class LayerInput:
 
     @classmethod
     def of(cls, module: nn.Module, conv_layout: str | None = None) -> LayerInput | None:
-        """What ``module`` needs; None where there is no such thing as its rows.
+        """The layer input of a module; None for a kind of module that has no rows.
 
         Args:
             module: dense or quantized.
@@ -70,8 +70,8 @@ class LayerInput:
 
         Args:
             x: ``[..., cols]``, or images ``[N, Cin, H, W]`` or ``[Cin, H, W]``.
-            limit: positions of the images that are looked at, at most; drawn at random beyond.
-            generator: of the draw, on the CPU.
+            limit: most positions of the images to look at; more than that are drawn from.
+            generator: generator of the draw, on the CPU.
         """
         if self.layout is Layout.LINEAR:
             yield x.reshape(-1, self.cols)

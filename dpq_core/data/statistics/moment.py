@@ -1,4 +1,4 @@
-"""Moment: a running mean of x x^T, or of its diagonal, over the rows x that a layer sees."""
+"""Moment: the running mean of x x^T, or of its diagonal, over the input rows x of a layer."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ _COLUMNS = 1024
 class Moment:
     """Uncentered second moment H = E[x x^T] of rows x, accumulated in float64.
 
-    See docs/algorithms.md#notation, #assignment.
+    See docs/algorithms.md#assignment.
 
     Attributes:
         cols: length of a row.
-        diagonal: only the squares are kept: E[x_i^2], ``[cols]``.
-        count: rows seen, each times its weight since ``decayed``.
+        diagonal: whether only the squares are kept: E[x_i^2], ``[cols]``.
+        count: number of rows seen, each times its weight since ``decayed``.
     """
 
     def __init__(
         self, cols: int, *, diagonal: bool = False, device: torch.device | str | None = None
     ) -> None:
-        """Nothing seen yet.
+        """Start with no rows.
 
         Args:
             cols: length of a row.
             diagonal: keep only the squares.
-            device: of the sums; that of the first rows by default.
+            device: device of the sums; that of the first rows by default.
         """
         self.cols, self.diagonal, self.count = cols, diagonal, 0.0
         self._device = device
@@ -57,7 +57,7 @@ class Moment:
         self.count += index.numel()
 
     def decayed(self, rho: float) -> Moment:
-        """Weigh all that was seen so far by ``rho``, in place; for moving averages.
+        """Multiply the weight of all rows seen so far by ``rho``, in place; for moving averages.
 
         With one ``decayed(rho)`` before each update the mean forgets at that rate, and needs no
         correction at its start.
@@ -84,7 +84,7 @@ class Moment:
         return mean
 
     def totals(self) -> Tensor:
-        """What ``update_counts`` has counted, float32 ``[cols]``; diagonal only."""
+        """The counts of ``update_counts``, float32 ``[cols]``; only with ``diagonal``."""
         return self._sums(torch.device("cpu")).float()
 
     def _sums(self, device: torch.device) -> Tensor:
@@ -95,5 +95,5 @@ class Moment:
 
 
 def moment_bytes(cols: int, diagonal: bool) -> int:
-    """Bytes that a moment takes."""
+    """Size of a moment in memory, in bytes."""
     return 8 * cols * (1 if diagonal else cols)
