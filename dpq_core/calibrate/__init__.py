@@ -1,5 +1,4 @@
 """Calibration: E-steps (codes) and M-steps (codebooks) on a student, with data.
 
-What a domain hands over is ``dpq_core.data.task``.
-
+``loop`` is where to start; ``dpq_core.data.task`` is what a domain hands over.
 """

@@ -1,6 +1,6 @@
-"""Training of candidate sets on the output of one block.
+"""Training of candidate sets on the output of one block (VQ4DiT, arXiv 2408.17131).
 
-See docs/algorithms.md#candidates, VQ4DiT, arXiv 2408.17131.
+See docs/algorithms.md#candidates.
 
 The caller walks over the blocks of a model, puts a ``CandidateWeight`` in place of every weight of
 one block (``dpq_core.methods.candidates.install``), trains, and goes on with plain codes, so that
@@ -27,30 +27,30 @@ Run = Callable[[Any], Tensor]
 """The output of the block for one entry of the inputs."""
 
 Loss = Callable[[int], tuple[Tensor, float]]
-"""The error of step i on this process's samples, where 1 is that of the nearest codewords, and the
-share of all samples that these are."""
+"""The error of step i on this process's samples, relative to that of the nearest codewords, and the
+share of these samples among those of all processes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CandidateSpec:
-    """How ``train_candidates`` works; rates and thresholds are those of the released VQ4DiT.
+    """Settings of ``train_candidates``; rates and thresholds are those of the released VQ4DiT.
 
     On a small block with correlated inputs, over all starts and strengths, the release's
     regulariser ended lower than the paper's (0.17 of the nearest codewords' error, 0.21); strengths
     of 1 to 10 differ little.
 
     Attributes:
-        steps: of the logits, one batch each.
-        codebook_steps: of the hardened weights' codebooks, after all weights are hard.
+        steps: steps on the logits, one batch each.
+        codebook_steps: steps on the codebooks, after the codes of all weights are chosen.
         logit_rate: learning rate of the logits.
-        codebook_rate: of the codebooks (whose subvectors have unit RMS where rows are scaled); 0
-            trains logits only.
+        codebook_rate: learning rate of the codebooks (whose subvectors have unit RMS where rows are
+            scaled); 0 trains logits only.
         smoothing: alpha of RMSprop.
-        strength: of the regulariser, where 1 is the error of the nearest codewords; it grows
-            linearly over the steps, so that the data decide first.
+        strength: weight of the regulariser, where 1 is the error of the nearest codewords; it
+            grows linearly over the steps, so that the data decide first.
         regulariser: see ``CandidateWeight.regulariser``.
-        freeze_above: a subvector with a larger ratio settles.
-        harden_at: a weight with more settled subvectors than this share becomes hard.
+        freeze_above: a subvector whose largest ratio exceeds this is frozen.
+        harden_at: a weight with a larger share of frozen subvectors takes its codes for good.
     """
 
     steps: int = 400
@@ -66,12 +66,12 @@ class CandidateSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class CandidateStep:
-    """What one step did.
+    """The record of one step.
 
     Attributes:
         error: mean squared error of the batch, relative to the nearest codewords' on all batches.
-        regulariser: mean over the weights.
-        frozen: share of settled subvectors, mean over the weights.
+        regulariser: value of the regulariser, mean over the weights.
+        frozen: share of frozen subvectors, mean over the weights.
     """
 
     error: float
@@ -81,10 +81,10 @@ class CandidateStep:
 
 @dataclass(frozen=True, kw_only=True)
 class CandidateResult:
-    """What training came to.
+    """The result of ``train_candidates``.
 
     Attributes:
-        codes: int32 [S*G, P] per weight, by the name of its module in the block.
+        codes: int32 ``[S*G, P]`` per weight, by the name of its module in the block.
         nearest_error: mean squared error of the block's output with the nearest codewords.
         error: the same with the chosen codes and the trained codebooks.
         stats: one record per step.
@@ -104,14 +104,14 @@ def train_candidates(
     *,
     run: Run | None = None,
 ) -> CandidateResult:
-    """Choose the codes of all ``CandidateWeight`` modules in ``block``; they end up hard.
+    """Choose the codes of all ``CandidateWeight`` modules in ``block``, in place.
 
     Args:
-        block: computes its output from those weights. Nothing else in it is changed.
+        block: computes its output from those weights; nothing else in it changes.
         inputs: one entry per batch.
-        targets: the output wanted for each entry, of the uncompressed block.
+        targets: output of the uncompressed block for each entry.
         spec: steps, rates, regulariser.
-        run: how the block is called; ``block(entry)`` unless given.
+        run: calls the block on an entry; None for ``block(entry)``.
 
     Raises:
         SpecError: no candidate weights in the block, or inputs and targets do not match.
@@ -122,8 +122,8 @@ def train_candidates(
     if not inputs or len(inputs) != len(targets):
         raise SpecError(f"{len(inputs)} inputs do not match {len(targets)} targets")
     batches, call = list(zip(inputs, targets, strict=True)), run or block
-    opened = list(weights.values())
-    with _nearest(opened):
+    candidates = list(weights.values())
+    with _nearest(candidates):
         nearest_error = _error(batches, call)
     unit = nearest_error or 1.0
 
@@ -131,7 +131,7 @@ def train_candidates(
         entry, target = batches[i % len(batches)]
         return nn.functional.mse_loss(call(entry), target) / unit, 1.0
 
-    training = ChoiceTraining(opened, loss, spec)
+    training = ChoiceTraining(candidates, loss, spec)
     stats = tuple(training.steps())
     codes = {name: weight.harden() for name, weight in weights.items()}
     training.fit_codebooks()
@@ -140,7 +140,7 @@ def train_candidates(
 
 
 class ChoiceTraining:
-    """Steps on the logits of some weights, and on the codebooks of those that are hard.
+    """The optimizer of candidate logits and of the codebooks of weights whose codes are chosen.
 
     Gradients of anything else are neither computed nor touched.
     """
@@ -153,13 +153,13 @@ class ChoiceTraining:
         *,
         workers: Workers | None = None,
     ) -> None:
-        """Nothing is trained yet.
+        """Set up the optimizer; nothing is trained yet.
 
         Args:
-            weights: to be trained; the loss decodes them.
-            loss: of a step.
+            weights: the weights to train; the loss decodes them.
+            loss: loss of a step.
             spec: steps, rates, regulariser.
-            workers: over which gradients are summed; None is this process alone.
+            workers: processes over which gradients are summed; None for this process alone.
         """
         self._weights, self._loss, self._spec, self._workers = weights, loss, spec, workers
         groups = [{"params": [w.logits for w in weights], "lr": spec.logit_rate}]
@@ -168,7 +168,7 @@ class ChoiceTraining:
         self._optimizer = torch.optim.RMSprop(groups, alpha=spec.smoothing)
 
     def steps(self) -> Iterator[CandidateStep]:
-        """Train the logits until all weights are hard, or the steps are over."""
+        """Train the logits until the codes of all weights are chosen, or the steps are over."""
         for i in range(self._spec.steps):
             frozen = [weight.freeze(self._spec.freeze_above) for weight in self._weights]
             for weight, share in zip(self._weights, frozen, strict=True):
@@ -187,16 +187,16 @@ class ChoiceTraining:
             )
 
     def fit_codebooks(self) -> None:
-        """Train the codebooks of the hardened weights."""
+        """Train the codebooks of the weights whose codes are chosen."""
         for i in range(self._spec.codebook_steps if self._spec.codebook_rate else 0):
             self._step(i, torch.zeros(()))
 
     def _step(self, i: int, penalty: Tensor) -> float:
-        """One update; returns the error before it, of all samples."""
+        """One update; returns the error of all samples before it."""
         error, share = self._loss(i)
         self._optimizer.zero_grad(set_to_none=True)
-        given = [p for group in self._optimizer.param_groups for p in group["params"]]
-        trained = [p for p in given if p.requires_grad]
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        trained = [p for p in parameters if p.requires_grad]
         # Shares add up to 1 over the processes, so that the penalty counts once.
         whole = (error + penalty.to(error.device)) * share
         gradients = torch.autograd.grad(whole, trained, allow_unused=True)
@@ -219,7 +219,7 @@ def _error(batches: Sequence[tuple[Any, Tensor]], run: Run) -> float:
 
 @contextmanager
 def _nearest(weights: list[CandidateWeight]) -> Iterator[None]:
-    """Meanwhile every subvector takes its nearest codeword."""
+    """Within the ``with`` block, every subvector takes its nearest codeword."""
     before = [(weight.logits.data, weight.frozen.clone()) for weight in weights]
     for weight in weights:
         weight.logits.data = torch.zeros_like(weight.logits)

@@ -1,10 +1,8 @@
-"""A phase of calibration that chooses the codes of one block among candidates.
+"""A phase of calibration that chooses the codes of one block among candidates (arXiv 2408.17131).
 
-See docs/algorithms.md#candidates, VQ4DiT.
-
-While it lasts, every quantized weight of the block decodes to a mixture of the codewords nearest to
-its original. Its parts stay as they are until codes are chosen; codebooks are trained afterwards,
-by an ordinary phase.
+During the phase, each quantized weight of the block decodes to a mixture of the codewords nearest
+to its original. Its parts stay as they are until codes are chosen; codebooks are trained
+afterwards, by an ordinary phase. See docs/algorithms.md#candidates.
 """
 
 from __future__ import annotations
@@ -34,30 +32,30 @@ from dpq_core.runtime.weight import PQWeight
 
 
 class Choosing:
-    """Candidate sets for the quantized weights of one block."""
+    """The phase that chooses the codes of one block's weights among candidates."""
 
     def __init__(self, context: Context, phase: Phase, goal: Goal, target: ReadOriginal) -> None:
-        """Take over the parts.
+        """Keep what the phase works on.
 
         Args:
-            context: of the run.
-            phase: its title and steps.
-            goal: of the block; its parameters are not trained.
+            context: what all phases of the run share.
+            phase: title and number of steps.
+            goal: goal of the block; its parameters are not trained.
             target: reads original weights.
         """
         self._context, self._phase, self._goal, self._target = context, phase, goal, target
 
     def run(self, state: LoopState, watch: Watch) -> None:
-        """Train the logits and settle; codes that raise the block's loss are taken back.
+        """Train the logits and choose codes; codes that raise the block's loss are taken back.
 
         Raises:
             SpecError: the loss is not finite; the student is as it was.
         """
         context, goal = self._context, self._goal
         weights = [layer.weight for layer in goal.layers]
-        opened = [self._opened(layer) for layer in goal.layers]
+        mixtures = [self._mixture(layer) for layer in goal.layers]
         before, codes = context.mean(goal.loss, goal.validation), [codes_of(w) for w in weights]
-        nearest = self._nearest(weights, [mixture.candidates[0] for mixture in opened])
+        nearest = self._nearest(weights, [mixture.candidates[0] for mixture in mixtures])
         unit = nearest or 1.0
 
         def loss(step: int) -> tuple[Tensor, float]:
@@ -66,48 +64,48 @@ class Choosing:
                 return goal.loss(batch) / unit, share
 
         spec = CandidateSpec(steps=self._phase.steps, codebook_rate=0.0)
-        with mixing(weights, opened):
-            for did in ChoiceTraining(opened, loss, spec, workers=context.workers).steps():
-                if not math.isfinite(did.error):
+        with mixing(weights, mixtures):
+            for record in ChoiceTraining(mixtures, loss, spec, workers=context.workers).steps():
+                if not math.isfinite(record.error):
                     raise SpecError(
                         "calibrate: the loss is not finite; look for damaged values in the data"
                     )
                 state.step, state.done = state.step + 1, state.done + 1
-                watch(did.error * unit)
-        self._settle(state, before, codes, [mixture.harden() for mixture in opened])
+                watch(record.error * unit)
+        self._write_codes(state, before, codes, [mixture.harden() for mixture in mixtures])
 
     def resumable(self, state: LoopState) -> LoopState:
-        """Where a run that is interrupted now goes on: at the beginning of the block."""
+        """The state from which an interrupted run resumes: the beginning of the block."""
         return changed(state, step=0, done=state.done - state.step)
 
     def tensors(self) -> dict[str, Tensors]:
-        """Nothing, since a resumed run begins the block again; its student is as it was."""
+        """No tensors: a resumed run begins the block again, and the student is unchanged."""
         return {}
 
     def load(self, saved: Mapping[str, Tensors]) -> None:
         """The inverse of ``tensors``."""
 
-    def _opened(self, layer: QuantizedLayer) -> CandidateWeight:
-        """The codewords nearest to the original weight, as the frame has it."""
+    def _mixture(self, layer: QuantizedLayer) -> CandidateWeight:
+        """The candidates of a layer: the codewords nearest to its original weight."""
         weight, p = layer.weight, layer.weight.partition
         core = core_of(detached(weight.frame()), p.to_matrix(self._target(layer)))
         count = min(self._context.settings.candidates, p.K**p.stages)
         return CandidateWeight(p, p.to_subvectors(core), weight.books().detach(), n=count)
 
     def _nearest(self, weights: Sequence[PQWeight], codes: Sequence[Tensor]) -> float:
-        """The loss of those codes on the training batches; the student is as it was."""
+        """The training loss with some codes; the student's codes are put back afterwards."""
         packed = [weight.codes.clone() for weight in weights]
         _set_all(weights, codes)
         count = self._context.settings.block_batches
         loss = self._context.mean(self._goal.loss, [self._goal.batch(i) for i in range(count)])
-        for weight, own in zip(weights, packed, strict=True):
-            weight.codes.copy_(own)
+        for weight, original_codes in zip(weights, packed, strict=True):
+            weight.codes.copy_(original_codes)
         return loss
 
-    def _settle(
+    def _write_codes(
         self, state: LoopState, before: float, old: Sequence[Tensor], new: Sequence[Tensor]
     ) -> None:
-        """Write the codes, if the block's loss on the validation batches does not rise."""
+        """Write the chosen codes, unless they raise the block's loss on the validation batches."""
         context, weights = self._context, [layer.weight for layer in self._goal.layers]
         _set_all(weights, new)
         context.workers.agree(weight.codes for weight in weights)
@@ -116,7 +114,7 @@ class Choosing:
         kept = math.isfinite(after) and after <= before
         if not kept:
             _set_all(weights, old)
-        about = Assigned(
+        record = Assigned(
             phase=self._phase.title,
             step=state.step,
             what="candidates",
@@ -125,18 +123,18 @@ class Choosing:
             kept=kept,
             **asdict(stats),
         )
-        state.esteps.append(about)
+        state.esteps.append(record)
 
 
 @contextmanager
 def mixing(weights: Sequence[PQWeight], mixtures: Sequence[CandidateWeight]) -> Iterator[None]:
-    """Within: with gradients on, quantized weights decode to their mixtures.
+    """Within the ``with`` block, quantized weights decode to their mixtures, with gradients.
 
     Their parameters and buffers stay as they are, so that a state may be saved meanwhile.
 
     Args:
-        weights: in their trainable form.
-        mixtures: of the same sizes, in the frames of the weights.
+        weights: quantized weights in their trainable form.
+        mixtures: candidates of the same sizes, in the frames of the weights.
     """
     for weight, mixture in zip(weights, mixtures, strict=True):
         chunks = functools.partial(_core_chunks, weight, mixture)
@@ -152,7 +150,7 @@ def mixing(weights: Sequence[PQWeight], mixtures: Sequence[CandidateWeight]) -> 
 def _core_chunks(
     weight: PQWeight, mixture: CandidateWeight, dtype: torch.dtype, *, scaled: bool = True
 ) -> Iterator[tuple[int, Tensor]]:
-    """What ``PQWeight.core_chunks`` gives, in one piece."""
+    """``PQWeight.core_chunks`` of a mixture, in one piece."""
     core, scale = mixture.core(), weight.parts().get("row_scale") if scaled else None
     if scale is not None:
         core = core * scale.float()[:, None]
@@ -160,7 +158,7 @@ def _core_chunks(
 
 
 def _rows(weight: PQWeight, index: Tensor, dtype: torch.dtype) -> Tensor:
-    """What ``PQWeight.rows`` gives."""
+    """``PQWeight.rows`` of a weight that decodes to its mixture."""
     return weight.partition.to_matrix(weight.decode(dtype))[index]
 
 

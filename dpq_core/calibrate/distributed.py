@@ -1,7 +1,7 @@
-"""Processes that share out the batches of one run (torchrun, ``accelerate launch``).
+"""Workers: the processes that share the batches of one run (torchrun, ``accelerate launch``).
 
-All of them hold the whole student and make the same updates: batches are cut along their samples,
-gradients and statistics are summed. One process alone is the case of world size 1.
+Each holds the whole student and makes the same updates: batches are cut along their samples, and
+gradients and statistics are summed. A single process is the case of world size 1.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from dpq_core.data.task import Batch
 from dpq_core.errors import AdapterError, SpecError
 
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-"""Where launchers say how many processes they have started: torch's, and those of MPI."""
+"""Environment variables in which launchers (torch's and MPI's) give the number of processes."""
 
 
 class Workers:
-    """This process among its equals.
+    """This process among the processes of a run.
 
     Attributes:
         rank: 0 .. world - 1; only rank 0 writes files.
@@ -54,14 +54,14 @@ class Workers:
                 f"calibrate: a batch of {samples} samples cannot be shared out to {self.world} "
                 "processes; use larger batches or fewer processes"
             )
-        mine = len(range(self.rank, samples, self.world))
+        count = len(range(self.rank, samples, self.world))
         part = {
             name: value[self.rank :: self.world]
             if isinstance(value, Tensor) and value.ndim
             else value
             for name, value in batch.items()
         }
-        return part, mine / samples
+        return part, count / samples
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, in place."""
@@ -79,19 +79,19 @@ class Workers:
             dist.all_reduce(parameter.grad)
 
     def agree(self, tensors: Iterable[Tensor]) -> None:
-        """Take over the values of process 0, in place: rounding must never let them drift apart."""
+        """Copy the values of process 0 to all processes, in place, so that they stay equal."""
         if self.world > 1:
             for tensor in tensors:
                 dist.broadcast(tensor.detach(), 0)
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes have come to this call."""
         if self.world > 1:
             dist.barrier()
 
 
 def join(device: torch.device) -> bool:
-    """Join the other processes of the launcher whose environment this is; False if there is none.
+    """Join the other processes that a launcher has started; False where there is no launcher.
 
     Accelerate knows more launchers than torch (MPI, for one) and is used where it is installed.
     The caller ends with ``torch.distributed.destroy_process_group()``.

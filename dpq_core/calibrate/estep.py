@@ -1,7 +1,7 @@
-"""The E-step of quantized weights: new codes for old codebooks (docs/algorithms.md#e-step).
+"""The E-step of quantized weights: new codes for fixed codebooks (docs/algorithms.md#e-step).
 
-Codes move towards the teacher's weights in the metric of the layer's inputs, as the student sees
-them: coordinate descent with a limit on how many codes may change.
+Codes move towards the teacher's weights in the metric of the layer's inputs as the student sees
+them, by coordinate descent with a limit on the number of codes that may change.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from dpq_core.calibrate.dead_codewords.codewords import (
     Codewords,
     codes_of,
-    statistics,
+    slot_usage,
     vectors_name,
 )
+from dpq_core.calibrate.dead_codewords.replacement import slot_statistics
 from dpq_core.calibrate.distributed import Workers
 from dpq_core.calibrate.gradient import Shares, newton_steps
 from dpq_core.calibrate.layers import QuantizedLayer
@@ -34,19 +35,19 @@ from dpq_core.tensor.basis.selection import divisor
 from dpq_core.tensor.packing import pack, unpack
 
 SWEEPS = 2
-"""Of coordinate descent while the number of changed codes is not limited."""
+"""Sweeps of coordinate descent while the number of changed codes is not limited."""
 
 ReadOriginal = Callable[[QuantizedLayer], Tensor]
 """The original weight of a layer."""
 
 
 class WeightsEStep:
-    """E-steps of all quantized weights of a phase.
+    """The E-steps of all quantized weights of a phase.
 
     Attributes:
-        layers: whose codes may change; none without original weights.
+        layers: layers whose codes may change; empty without original weights.
         revived: name of a parameter of the student -> indices of its vectors that the last
-            ``step`` gave new values.
+            ``step`` replaced.
     """
 
     def __init__(
@@ -58,12 +59,12 @@ class WeightsEStep:
         *,
         interval: int,
     ) -> None:
-        """Nothing is read or computed yet.
+        """Set up the statistics; nothing is read or computed yet.
 
         Args:
             student: holds the layers.
-            layers: whose codes may change.
-            target: reads original weights; None: there are none, and codes stand still.
+            layers: layers whose codes may change.
+            target: reads original weights; None where there are none, and codes stay fixed.
             settings: kind of the E-step, decay of the statistics, age of dead codewords, seed.
             interval: M-steps between two E-steps.
         """
@@ -86,40 +87,41 @@ class WeightsEStep:
         self.revived: dict[str, Tensor] = {}
 
     def look(self, loss: Callable[[Batch], Tensor], batches: Shares, workers: Workers) -> None:
-        """Measure along the gradient of a loss where the weights should be, for ``aim``."""
+        """Measure the Newton steps along the gradient of a loss, which ``aim`` may use."""
         args = (self._student, self.layers, self._moments, loss, batches, workers)
         self._steps = newton_steps(*args) if self.layers else {}
 
     def aim(self, reach: float) -> None:
-        """Choose the targets of the next ``step``.
+        """Choose the target weights of the next ``step``.
 
         Args:
-            reach: how far to go along the gradient, relative to the step for all weights at once;
-                0 goes to the original weights.
+            reach: distance along the gradient, relative to the Newton step for all weights at once;
+                0 aims at the original weights.
         """
         self._reach = reach
 
     def collect(self, forward: Callable[[], float], workers: Workers) -> float:
-        """Run ``forward`` and remember what the layers see in it; returns its result.
+        """Run ``forward`` and add the inputs that the layers see to the statistics.
 
-        Once per E-step: codewords without codes get older by it.
+        Called once per E-step: codewords without codes age by it. Returns the result of
+        ``forward``.
         """
         for words in self._words.values():
             words.age()
         return self._moments.collect(forward, workers)
 
     def step(self, limit: float, progress: float) -> EStepStats:
-        """Assign every layer's codes anew; see ``EStep``."""
+        """Choose every layer's codes anew; see ``EStep``."""
         self.revived = {}
         return total([self._assign(layer, limit, progress) for layer in self.layers])
 
     def undo(self) -> None:
-        """The last ``step`` raised the loss, and the student was taken back."""
+        """Forget the last ``step``, which raised the loss; the caller has restored the student."""
         for words in self._words.values():
             words.undo()
 
     def solve(self) -> EStepStats:
-        """Codebooks (or pools) that minimise the layers' output errors, in closed form (A5)."""
+        """Set codebooks (or pools) to the least-squares solution of the layers' output errors."""
         for layer in self.layers:
             objective, p = self._objective(layer), layer.weight.partition
             if objective is None:
@@ -127,15 +129,15 @@ class WeightsEStep:
             parts = layer.weight.parts()
             values = parts["pool" if p.pool else "codebooks"]
             index = unpack(parts["index_map"], p.index_bits, p.K) if p.pool else None
-            found = update_codebooks(
+            solution = update_codebooks(
                 objective, codes_of(layer.weight), values.detach(), index_map=index
             )
             with torch.no_grad():
-                values.copy_(found.codebooks)
+                values.copy_(solution.codebooks)
         return total([stats_of(layer.weight, codes_of(layer.weight)) for layer in self.layers])
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a resumed run needs."""
+        """The tensors that a resumed run needs."""
         moments = {f"moments/{name}": value for name, value in self._moments.tensors().items()}
         words = {
             f"words/{path}/{name}": value
@@ -149,8 +151,8 @@ class WeightsEStep:
         self._moments.load(_below("moments", tensors))
         words = _below("words", tensors)
         for path, codewords in self._words.items():
-            if found := _below(path, words):
-                codewords.load(found)
+            if state := _below(path, words):
+                codewords.load(state)
 
     def _assign(self, layer: QuantizedLayer, limit: float, progress: float) -> EStepStats:
         weight = layer.weight
@@ -163,7 +165,7 @@ class WeightsEStep:
             revived = len(words.replaced)
             if revived:
                 self.revived[f"{layer.path}.weight.{vectors_name(weight)}"] = words.replaced
-        found = assign(
+        codes = assign(
             objective,
             weight.books().detach(),
             method="icm",
@@ -171,24 +173,24 @@ class WeightsEStep:
             codes=before,
             limit=limit,
         ).codes
-        set_codes(weight, found)
-        changed = int((found != before).sum())
-        return replace(stats_of(weight, found), changed=changed, revived=revived)
+        set_codes(weight, codes)
+        changed = int((codes != before).sum())
+        return replace(stats_of(weight, codes), changed=changed, revived=revived)
 
-    def _wanted(self, layer: QuantizedLayer) -> Tensor:
-        """The dense weight that the codes are to come near."""
+    def _target_weight(self, layer: QuantizedLayer) -> Tensor:
+        """The dense weight that the codes should approximate."""
         if self._reach == 0 and self._target is not None:
             return self._target(layer)
         step = self._steps[layer.path]
         return layer.weight.decode(step.dtype).detach() + self._reach * step
 
     def _objective(self, layer: QuantizedLayer) -> Objective | None:
-        """The output error that this layer's codes are to lower; None where no input was seen."""
+        """The output error of a layer as a function of its codes; None where no input was seen."""
         weight, seen = layer.weight, self._moments.of(layer.path)
         if seen is None or self._target is None:
             return None
         p, frame = weight.partition, detached(weight.frame())
-        core = core_of(frame, p.to_matrix(self._wanted(layer)))
+        core = core_of(frame, p.to_matrix(self._target_weight(layer)))
         row_weight = torch.ones(p.rows, device=core.device)
         if frame.row_scale is not None:
             row_weight = frame.row_scale.float().square()
@@ -204,7 +206,7 @@ class WeightsEStep:
 
 
 def core_of(frame: Frame, matrix: Tensor) -> Tensor:
-    """The float32 core that codewords stand for, of W ``[R, C]``: inverse of ``Frame.restore``."""
+    """The float32 core of W ``[R, C]``, which codewords approximate; undoes ``Frame.restore``."""
     core = frame.rotate(matrix.float())
     if frame.row_scale is not None:
         core = core / divisor(frame.row_scale)[:, None]
@@ -212,36 +214,36 @@ def core_of(frame: Frame, matrix: Tensor) -> Tensor:
 
 
 def detached(frame: Frame) -> Frame:
-    """The frame without gradients."""
+    """A frame whose tensors have no gradients."""
     plain = {name: None if v is None else v.detach() for name, v in vars(frame).items()}
     return Frame(**plain)
 
 
 def set_codes(weight: PQWeight, codes: Tensor) -> None:
-    """Replace the codes ``[stages * groups, points]`` of a weight, in place."""
+    """Replace the codes ``[S*G, P]`` of a weight, in place."""
     packed = pack(codes, weight.partition.code_bits)
     weight.codes.copy_(packed.to(weight.codes.device))
 
 
 def stats_of(weight: PQWeight, codes: Tensor) -> EStepStats:
-    """How the codewords of a weight are used by some codes."""
-    found = statistics(weight, codes)
+    """The usage of a weight's codewords by some codes."""
+    dead, perplexity = slot_statistics(slot_usage(weight, codes))
     return EStepStats(
         changed=0,
         total=codes.numel(),
-        dead=found.dead_slots,
-        perplexity=found.slot_perplexity / weight.partition.K,
+        dead=dead,
+        perplexity=perplexity / weight.partition.K,
     )
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under a prefix, by what follows it."""
+    """The tensors whose names begin with a prefix, by the rest of their names."""
     dot = f"{prefix}/"
     return {n.removeprefix(dot): v for n, v in tensors.items() if n.startswith(dot)}
 
 
 def total(parts: Sequence[EStepStats]) -> EStepStats:
-    """Several E-steps as one: shares are averaged over the codes."""
+    """The sum of several E-steps' statistics; shares are averaged over the codes."""
     codes = sum(s.total for s in parts)
 
     def mean(values: Sequence[float]) -> float:

@@ -1,10 +1,8 @@
-"""Where the loss wants the weights to be: targets of the E-step ``pv``.
-
-See PV-Tuning, docs/algorithms.md#pv.
+"""Newton steps of the dense weights along the loss gradient: targets of the E-step ``pv``.
 
 PV-Tuning (arXiv 2405.14852) moves a dense buffer along the gradient and encodes anew what moved
-most. Here the step is a Newton step in the metric of the layer inputs: with the gradient G of the
-loss by the dense weight and H = E[x x^T], the loss near What is about
+most (docs/algorithms.md#pv). Here the step is a Newton step in the metric of the layer inputs: with
+the gradient G of the loss by the dense weight and H = E[x x^T], the loss near What is about
 ``<G, D> + tr(D H D^T) / (2 eta)``, whose minimum is ``What - eta G H^-1``. The curvature 1 / eta of
 each layer is measured by a second gradient a little way along that direction.
 """
@@ -28,7 +26,7 @@ REACH = 0.01
 """Length of the step to the second gradient, relative to the weight."""
 
 DAMPING = 0.1
-"""Of H, in units of its mean diagonal: gradients are noisy where inputs hardly vary."""
+"""Damping of H, in units of its mean diagonal: gradients are noisy where inputs hardly vary."""
 
 Shares = Sequence[tuple[Batch, float]]
 """Batches of this process, each with its share of all samples."""
@@ -42,18 +40,18 @@ def newton_steps(
     batches: Shares,
     workers: Workers,
 ) -> dict[str, Tensor]:
-    """The change of each weight to where the loss on some batches is least, by path; dense.
+    """The change of each dense weight that minimises the loss on some batches, by path.
 
-    It is the step for all weights at once. Codes are changed a few at a time, and these may go
-    further: other layers do not move with them.
+    It is the step for all weights at once. Codes change a few at a time and may go further, since
+    other layers do not move with them.
 
     Args:
-        student: holds the layers; it is as before afterwards.
-        layers: whose weights are asked for.
-        moments: of the layers' inputs.
-        loss: of the student.
-        batches: of this process.
-        workers: over which gradients are summed.
+        student: holds the layers; it is unchanged afterwards.
+        layers: layers of the weights.
+        moments: moments of the layers' inputs.
+        loss: loss of the student.
+        batches: batches of this process.
+        workers: processes over which gradients are summed.
     """
     with dense(student, layers) as weights:
         first = _gradients(weights, loss, batches, workers)
@@ -71,7 +69,7 @@ def newton_steps(
     for path, direction in directions.items():
         slope = (first[path] * direction).sum()
         fallen = ((first[path] - second[path]) * direction).sum()
-        # Where the slope does not fall there is no minimum near by: go as far as was looked.
+        # Where the slope does not fall there is no minimum near by: go as far as was measured.
         length = torch.where(fallen > 0, reach[path] * slope / fallen.clamp(min=1e-30), reach[path])
         steps[path] = -length * direction
     return steps
@@ -116,7 +114,7 @@ def _gradients(
 def dense(
     student: nn.Module, layers: Sequence[QuantizedLayer]
 ) -> Iterator[dict[str, nn.Parameter]]:
-    """Within: the student has dense weights, and only those of some layers have gradients.
+    """Within the ``with`` block, the student has dense weights, some with gradients.
 
     Yields:
         Path of a layer -> its weight, float32.

@@ -14,7 +14,7 @@ from dpq_core.runtime.weight import PQWeight
 from dpq_core.tensor.checkpoint import Checkpoint
 
 SMALL = 1 << 16
-"""Elements of a dense parameter that is trained along: biases, norms, small tables."""
+"""Most elements of a dense parameter that is trained too: biases, norms, small tables."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class QuantizedLayer:
     """One quantized weight of a student.
 
     Attributes:
-        path: of the module that holds it as ``weight``.
-        module: that module, whose input the statistics are of.
+        path: path of the module that holds the weight as ``weight``.
+        module: that module; the statistics are of its input.
         weight: the weight itself; layers that share it are listed once, by their first path.
-        name: of the tensor in the artifact and in the uncompressed source.
+        name: name of the tensor in the artifact and in the uncompressed source.
     """
 
     path: str
@@ -35,34 +35,34 @@ class QuantizedLayer:
 
 
 def quantized_layers(task: CalibrationTask) -> list[QuantizedLayer]:
-    """All quantized weights of the student that are trained, in its order, in trainable form."""
-    found: dict[PQWeight, QuantizedLayer] = {}
+    """All trained quantized weights of the student, in its order; puts them in trainable form."""
+    layers: dict[PQWeight, QuantizedLayer] = {}
     for path, module in task.student.named_modules():
         weight = getattr(module, "weight", None)
-        if isinstance(weight, PQWeight) and weight not in found and is_trained(weight):
+        if isinstance(weight, PQWeight) and weight not in layers and is_trained(weight):
             if not in_train_form(weight):
                 weight.train_form()
-            found[weight] = QuantizedLayer(path, module, weight, task.tensor_name(path))
-    return list(found.values())
+            layers[weight] = QuantizedLayer(path, module, weight, task.tensor_name(path))
+    return list(layers.values())
 
 
 def prepare_student(model: nn.Module, *, small: int = SMALL) -> nn.Module:
     """Make a loaded model a student, in place: float32 codebooks and small parameters are trained.
 
     Args:
-        model: with ``PQWeight`` modules.
-        small: dense parameters of at most that many elements are trained, all others stand still.
+        model: model with ``PQWeight`` modules.
+        small: dense parameters of at most that many elements are trained; all others stay fixed.
 
     Returns:
         The model.
     """
-    own: set[nn.Parameter] = set()
+    quantized: set[nn.Parameter] = set()
     for module in model.modules():
         if isinstance(module, PQWeight):
             module.train_form()
-            own.update(module.parameters())
+            quantized.update(module.parameters())
     for parameter in model.parameters():
-        if parameter in own:
+        if parameter in quantized:
             continue
         trained = parameter.is_floating_point() and parameter.numel() <= small
         parameter.requires_grad_(False)
@@ -73,7 +73,7 @@ def prepare_student(model: nn.Module, *, small: int = SMALL) -> nn.Module:
 
 
 def targets(checkpoint: Checkpoint) -> Callable[[QuantizedLayer], Tensor]:
-    """Reads the original weight of a layer, in float32 where its codes are.
+    """A function that reads the original weight of a layer, float32 on the device of its codes.
 
     Raises (when called):
         SourceError: the baseline has no such tensor, or of another shape.
@@ -82,10 +82,10 @@ def targets(checkpoint: Checkpoint) -> Callable[[QuantizedLayer], Tensor]:
     def read(layer: QuantizedLayer) -> Tensor:
         info = checkpoint.tensors.get(layer.name)
         if info is None or tuple(info.shape) != tuple(layer.weight.shape):
-            have = "no such tensor" if info is None else f"shape {list(info.shape)}"
+            theirs = "no such tensor" if info is None else f"shape {list(info.shape)}"
             raise SourceError(
                 f"{checkpoint.source}: {layer.name!r} of the artifact has shape "
-                f"{list(layer.weight.shape)}, here is {have}; is this the model that was "
+                f"{list(layer.weight.shape)}, here is {theirs}; is this the model that was "
                 "compressed?",
                 GIVE_BASELINE,
             )
@@ -95,7 +95,7 @@ def targets(checkpoint: Checkpoint) -> Callable[[QuantizedLayer], Tensor]:
 
 
 def snapshot(student: nn.Module) -> dict[str, Tensor]:
-    """Copies of all that calibration may change: trained parameters and buffers (codes)."""
+    """Copies of everything that calibration may change: trained parameters and buffers (codes)."""
     return {name: value.detach().clone() for name, value in changing(student).items()}
 
 
@@ -108,16 +108,16 @@ def restore(student: nn.Module, saved: Mapping[str, Tensor]) -> None:
 
 
 def changing(student: nn.Module) -> dict[str, Tensor]:
-    """Name -> trained parameter or buffer."""
+    """The trained parameters and the buffers of a student, by name."""
     trained = {name: p for name, p in student.named_parameters() if p.requires_grad}
     return {**trained, **dict(student.named_buffers())}
 
 
 def round_student(student: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
-    """Round all that was trained to what will be stored, in place.
+    """Round trained parameters to the values that will be stored, in place.
 
     Args:
-        student: with quantized weights in their trainable form.
+        student: has its quantized weights in their trainable form.
         dtypes: name -> stored dtype of dense parameters; those that are missing stay as they are.
 
     Raises:
@@ -128,8 +128,10 @@ def round_student(student: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None
             if isinstance(module, PQWeight) and is_trained(module):
                 stored = PQWeight.from_pq(module.pq())
                 stored.train_form()
-                for mine, rounded in zip(module.parameters(), stored.parameters(), strict=True):
-                    mine.copy_(rounded)
+                for parameter, rounded in zip(
+                    module.parameters(), stored.parameters(), strict=True
+                ):
+                    parameter.copy_(rounded)
         for name, parameter in student.named_parameters():
             if parameter.requires_grad and name in dtypes:
                 parameter.copy_(parameter.to(dtypes[name]))

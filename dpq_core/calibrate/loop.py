@@ -1,10 +1,9 @@
-"""Calibration: EM over the quantized weights of a student, with data.
+"""The calibration loop: EM over the quantized weights of a student, with data.
 
-See docs/algorithms.md#e-step, #dead-codewords, #block-training, #recompute.
-
-E-step: codes move towards the teacher's weights in the metric of the layer inputs. M-step: AdamW on
-codebooks, pools, scales and small parameters. The best state by validation loss is kept, and the
-state that came in counts: calibrating never makes a student worse.
+E-step: codes move towards the teacher's weights in the metric of the layer inputs
+(docs/algorithms.md#e-step). M-step: AdamW on codebooks, pools, scales and small parameters
+(docs/algorithms.md#m-step). The best state by validation loss is kept, the initial state included:
+calibrating never makes a student worse.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from dpq_core.calibrate.phases import Phase, phases, validation
 from dpq_core.calibrate.report import CalibrateReport, note, recovered
 from dpq_core.calibrate.settings import CalibrateSettings
 from dpq_core.calibrate.state import LoopState, StateFolder, Tensors
-from dpq_core.calibrate.steps import MStep, own_options, rates, recomputing
+from dpq_core.calibrate.steps import MStep, adamw_options, rates, recomputing
 from dpq_core.calibrate.train import Context, DeferredInterrupt, Training
 from dpq_core.data.task import CalibrationTask
 from dpq_core.device import resolve
@@ -45,12 +44,12 @@ from dpq_core.tensor.checkpoint import Checkpoint
 
 @dataclass(frozen=True, kw_only=True)
 class Saving:
-    """Where the state of an unfinished run is kept, and whose it is.
+    """The folder of an unfinished run's state, and the run's identity.
 
     Attributes:
-        folder: of the state.
-        resume: continue from the state there, if there is one; the result is the same.
-        identity: of artifact, data and options; settings and student are mixed in.
+        folder: folder of the state.
+        resume: continue from a state there, if there is one; the result is the same.
+        identity: identity of artifact, data and options; settings and student are added to it.
     """
 
     folder: Path
@@ -67,12 +66,12 @@ def calibrate(
     saving: Saving | None = None,
     run: Run | None = None,
 ) -> CalibrateReport:
-    """Train a student in place; it ends in the best state found, rounded to what is stored.
+    """Train a student in place; it ends in the best state, rounded to the values that are stored.
 
     Args:
         task: student, batches and losses. Quantized weights whose parameters require gradients
             are put into their trainable form.
-        settings: of the loop.
+        settings: settings of the loop.
         checkpoint: the original weights, by the names of ``task.tensor_name``; without it codes
             are chosen by the task's own E-steps only.
         dtypes: name in the student -> stored dtype of a dense parameter, where it is known.
@@ -112,7 +111,7 @@ class _Calibration:
         # Now, while the student is as it came: a resumed run must have the same.
         trained = {n: p for n, p in task.student.named_parameters() if p.requires_grad}
         self._rates = rates(trained, self._layers, task.groups())
-        self._own = own_options(trained, task.groups())
+        self._adamw = adamw_options(trained, task.groups())
         self._target = None if checkpoint is None else targets(checkpoint)
         if self._target is None and settings.candidates:
             raise AdapterError(
@@ -133,9 +132,9 @@ class _Calibration:
         """Train all phases."""
         student = self._task.student
         folder = None if saving is None else StateFolder(saving.folder, self._identity(saving))
-        found = folder.load(self.context.device) if saving and folder and saving.resume else None
-        if found is not None:
-            state, saved = found
+        resumed = folder.load(self.context.device) if saving and folder and saving.resume else None
+        if resumed is not None:
+            state, saved = resumed
             restore(student, saved.pop("student"))
         else:
             state, saved = self._begin(), {}
@@ -152,8 +151,8 @@ class _Calibration:
     def _identity(self, saving: Saving) -> str:
         """Hash of everything that decides the result."""
         shapes = {n: list(t.shape) for n, t in changing(self._task.student).items()}
-        given = [saving.identity, self._task.name, self._task.fingerprint]
-        text = json.dumps([given, self._settings.to_json(), shapes, self.context.workers.world])
+        task = [saving.identity, self._task.name, self._task.fingerprint]
+        text = json.dumps([task, self._settings.to_json(), shapes, self.context.workers.world])
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _begin(self) -> LoopState:
@@ -170,10 +169,10 @@ class _Calibration:
         return LoopState(before=before, reference=reference, overall=overall, overall_loss=before)
 
     def _train(self, state: LoopState, saved: dict[str, Tensors], watch: _Watch) -> None:
-        """One phase; what it does not improve by the task's own loss is taken back.
+        """Train one phase; a result that does not lower the task's loss is taken back.
 
-        Not so where codes are chosen among candidates: often the task gains only once the blocks
-        behind have adapted. They are judged at the end of the run.
+        Codes chosen among candidates are kept until the end of the run: often the task's loss falls
+        only once the blocks behind have adapted.
         """
         phase = self._phases[state.phase]
         watch.training = training = self._training(phase)
@@ -188,13 +187,13 @@ class _Calibration:
         state.next_phase()
 
     def _training(self, phase: Phase) -> Training | Choosing:
-        """What a phase does, before its first step."""
+        """The training of a phase, before its first step."""
         student, goal = self._task.student, phase.begin()
         if phase.candidates:
             assert self._target is not None  # __init__ has seen it
             return Choosing(self.context, phase, goal, self._target)
         parts = goal.parameters, self._rates, self._settings, self.context.workers
-        mstep = MStep(*parts, own=self._own)
+        mstep = MStep(*parts, adamw=self._adamw)
         layers = goal.layers if self._target is not None else ()
         interval = self._settings.interval(phase.steps)
         weights = WeightsEStep(student, layers, self._target, self._settings, interval=interval)
@@ -228,7 +227,7 @@ class _Calibration:
         self._progress(text, state.done, self._total)
 
     def _finish(self, state: LoopState, dtypes: Mapping[str, torch.dtype]) -> CalibrateReport:
-        """Round the student to what is stored; if that is worse than it came, take it all back."""
+        """Round the student to the stored values; where that is worse than before, restore it."""
         student = self._task.student
         round_student(student, dtypes)
         after = self._validate()
@@ -250,7 +249,7 @@ class _Calibration:
 
 @dataclass
 class _Watch:
-    """Between two M-steps: shows, saves and stops."""
+    """Called between two M-steps: reports progress, saves the state and stops the run."""
 
     calibration: _Calibration
     state: LoopState

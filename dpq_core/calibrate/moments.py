@@ -1,4 +1,4 @@
-"""Moving averages of what the student's layers see, over E-steps and processes."""
+"""Moving averages of the second moments of the student's layer inputs, over E-steps."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Seen:
-    """The inputs of a layer, as a decaying sum.
+class InputSums:
+    """Decaying sums over the inputs of a layer.
 
     Attributes:
-        count: rows, each times its decay; float64 ``[]``.
+        count: number of rows, each times its decay; float64 ``[]``.
         moment: sum of x x^T ``[cols, cols]``; None for an embedding.
-        rows: of an embedding: look-ups of each entry; else None.
+        rows: look-ups of each entry of an embedding; else None.
     """
 
     count: Tensor
@@ -30,34 +30,34 @@ class Seen:
     rows: Tensor | None = None
 
     def hessian(self, cols: int, device: torch.device) -> Tensor:
-        """H = E[x x^T] ``[cols, cols]``; of an embedding, whose rows stand alone, the identity."""
+        """H = E[x x^T] ``[cols, cols]``; the identity for an embedding's independent rows."""
         if self.moment is None:
             return torch.eye(cols, device=device)
         return (self.moment / self.count.clamp(min=1e-30)).float().to(device)
 
 
 class Moments:
-    """What the inputs of some layers look like; the recent past counts most.
+    """Decaying second moments of the inputs of some layers.
 
-    Batches that were seen n E-steps ago weigh rho^n, so that the mean needs no correction at its
-    start. Layers that get the same tensor share one moment.
+    Batches of n E-steps ago weigh rho^n, and so do their counts: the mean needs no correction at
+    its start. Layers that get the same tensor share one moment.
     """
 
     def __init__(self, student: nn.Module, paths: Sequence[str], rho: float) -> None:
-        """Nothing seen yet.
+        """Start with no inputs.
 
         Args:
             student: holds the layers.
-            paths: of the layers.
+            paths: paths of the layers.
             rho: decay per E-step.
         """
         self._student, self._paths, self._rho = student, tuple(paths), rho
-        self._seen: dict[str, Seen] = {}
-        self._new: dict[str, Seen] = {}
+        self._seen: dict[str, InputSums] = {}
+        self._new: dict[str, InputSums] = {}
         self._home: dict[str, str] = {}  # path -> the path whose moment it shares
 
     def collect(self, forward: Callable[[], T], workers: Workers) -> T:
-        """Run ``forward`` and add what the layers saw, in all processes; returns its result."""
+        """Run ``forward`` and add the inputs of the layers in all processes; returns its result."""
         try:
             result = self._collect(forward, share=True)
         except Diverged:
@@ -76,19 +76,19 @@ class Moments:
         with Collector(self._student, self._paths, CollectOptions(share=share)) as collector:
             result = forward()
         first: dict[int, str] = {}
-        for path, found in collector.statistics().items():
-            key = first.setdefault(id(found), path)
+        for path, statistics in collector.statistics().items():
+            key = first.setdefault(id(statistics), path)
             self._home[path] = key
             if key == path:
-                self._new[key] = _sums(found)
+                self._new[key] = _sums(statistics)
         return result
 
-    def of(self, path: str) -> Seen | None:
-        """What the layer has seen; None if it did not run in the last ``collect``."""
+    def of(self, path: str) -> InputSums | None:
+        """The sums of a layer; None where it did not run in the last ``collect``."""
         return self._seen.get(self._home.get(path, ""))
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a resumed run needs: ``path/field`` -> tensor."""
+        """The tensors that a resumed run needs: ``path/field`` -> tensor."""
         return {
             f"{path}/{field}": value
             for path, seen in self._seen.items()
@@ -102,19 +102,21 @@ class Moments:
         for key, value in tensors.items():
             path, _, field = key.rpartition("/")
             fields.setdefault(path, {})[field] = value
-        self._seen = {path: Seen(**found) for path, found in fields.items()}
+        self._seen = {path: InputSums(**tensors_of) for path, tensors_of in fields.items()}
 
 
-def _sums(found: LayerStatistics) -> Seen:
-    """Means of a few batches as sums, which can be added up."""
-    count = torch.tensor(found.count, dtype=torch.float64)
-    if found.row_counts is not None:
-        return Seen(count=count, rows=found.row_counts)
-    assert found.hessian is not None  # only embeddings have no matrix
-    return Seen(count=count.to(found.hessian.device), moment=found.hessian * found.count)
+def _sums(statistics: LayerStatistics) -> InputSums:
+    """The statistics of a few batches as sums, which can be added up."""
+    count = torch.tensor(statistics.count, dtype=torch.float64)
+    if statistics.row_counts is not None:
+        return InputSums(count=count, rows=statistics.row_counts)
+    assert statistics.hessian is not None  # only embeddings have no matrix
+    return InputSums(
+        count=count.to(statistics.hessian.device), moment=statistics.hessian * statistics.count
+    )
 
 
-def _added(old: Seen | None, rho: float, new: Seen) -> Seen:
+def _added(old: InputSums | None, rho: float, new: InputSums) -> InputSums:
     """``rho * old + new``."""
     if old is None:
         return new
@@ -122,7 +124,7 @@ def _added(old: Seen | None, rho: float, new: Seen) -> Seen:
     def add(before: Tensor | None, now: Tensor | None) -> Tensor | None:
         return None if now is None else now if before is None else rho * before + now
 
-    return Seen(
+    return InputSums(
         count=rho * old.count + new.count,
         moment=add(old.moment, new.moment),
         rows=add(old.rows, new.rows),

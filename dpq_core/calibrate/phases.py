@@ -1,9 +1,9 @@
-"""What a phase of calibration minimises: the task's own loss, or a block's distance to its teacher.
+"""The phases of calibration: training of single blocks, and of the whole student end to end.
 
-Block-wise training (docs/algorithms.md#block-training): a block gets its inputs from the already
-calibrated part before
-it, and learns to give the outputs that the teacher's block gives on the teacher's own inputs, so
-that it makes up for what the blocks before it got wrong. Only one block's activations are kept.
+In block-wise training (docs/algorithms.md#block-training) a block gets its inputs from the already
+calibrated part before it and learns the outputs that the teacher's block gives on the teacher's
+inputs, so that it makes up for the errors of the blocks before it. Only the activations of one
+block are kept.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ Share = tuple[Batch, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """What one phase trains, and on what.
+    """The parameters that one phase trains, with their batches and loss.
 
     Attributes:
         batch: step -> this process's samples.
-        loss: of samples, a mean.
+        loss: mean loss of samples.
         validation: fixed batches of equal size.
-        layers: whose codes may change.
+        layers: layers whose codes may change.
         parameters: name in the student -> trained parameter.
-        esteps: the task's own.
+        esteps: the task's own E-steps.
     """
 
     batch: Callable[[int], Share]
@@ -50,13 +50,14 @@ class Goal:
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """One stretch of training.
+    """One phase of a calibration.
 
     Attributes:
-        title: for people.
-        steps: M-steps.
+        title: name of the phase in progress and reports.
+        steps: number of M-steps.
         begin: makes the goal, once everything before it is trained.
-        candidates: codes are chosen among candidates (``calibrate.candidates``), nothing else.
+        candidates: whether the phase only chooses codes among candidates
+            (``calibrate.candidates``).
     """
 
     title: str
@@ -107,7 +108,7 @@ def phases(
 
 @dataclass(frozen=True)
 class _EndToEnd:
-    """The task's own loss."""
+    """Training of the whole student on the task's loss."""
 
     task: CalibrationTask
     layers: Sequence[QuantizedLayer]
@@ -136,7 +137,7 @@ def _trained(module: nn.Module, prefix: str) -> dict[str, nn.Parameter]:
 
 @dataclass(frozen=True)
 class _Block:
-    """The mean squared distance of a block's output to the teacher's, over the teacher's power."""
+    """Training of one block on its teacher's outputs; the loss is relative to their power."""
 
     task: CalibrationTask
     path: str
@@ -162,24 +163,24 @@ class _Block:
         return [layer for layer in self.layers if layer.weight in modules]
 
     def _capture(self, whole: Batch) -> Share:
-        """Inputs of the student's block and the output of the teacher's, of this process's part."""
+        """The inputs of the student's block and the outputs of the teacher's, for one batch."""
         batch, share = self.workers.slice(whole)
         task, student, teacher = self.task, self.task.student.eval(), self.task.teacher()
         assert teacher is not None  # phases() has seen it
         with torch.no_grad():
-            args, kwargs = self._reached(
+            args, kwargs = self._watch(
                 arguments_of,
                 student.get_submodule(self.path),
                 lambda: task.forward(student, batch),
             )
-            target = self._reached(
+            target = self._watch(
                 _output_of,
                 teacher.get_submodule(self.path),
                 lambda: task.forward(teacher, batch),
             )
         return {"args": args, "kwargs": kwargs, "target": target}, share
 
-    def _reached(
+    def _watch(
         self,
         look: Callable[[nn.Module, Callable[[], Any]], Any],
         block: nn.Module,
@@ -204,25 +205,25 @@ class _Block:
 
 
 def _output_of(block: nn.Module, forward: Callable[[], Any]) -> list[Tensor]:
-    """The tensors that a block gives to the next one when ``forward`` calls it first.
+    """The tensors that a block gives to the next one at its first call in ``forward``.
 
     Raises:
-        Unstorable: it does not.
+        Unstorable: the block is not called.
     """
-    found: list[list[Tensor]] = []
-    handle = block.register_forward_hook(lambda _, __, output: found.append(_tensors(output)))
+    outputs: list[list[Tensor]] = []
+    handle = block.register_forward_hook(lambda _, __, output: outputs.append(_tensors(output)))
     try:
         with until(after=block):
             forward()
     finally:
         handle.remove()
-    if not found:
+    if not outputs:
         raise Unstorable("a batch does not reach the block")
-    return found[0]
+    return outputs[0]
 
 
 def _tensors(output: Any) -> list[Tensor]:
-    """The real tensors of what a block gives to the next one: its output, or several streams."""
+    """The floating-point tensors of a block's output, which may be one or several streams."""
     if isinstance(output, Tensor):
         return [output] if output.is_floating_point() else []
     values = output.values() if isinstance(output, Mapping) else output

@@ -1,4 +1,4 @@
-"""What a calibration did, as data."""
+"""CalibrateReport: the losses, E-steps and validations of a calibration."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ class Assigned:
     """One E-step, or the warm start of the codebooks (``what``).
 
     Attributes:
-        phase: in which it happened.
-        step: before which M-step of the phase.
-        what: ``codes`` or ``codebooks``.
-        gradient: codes moved along the loss gradient, not towards the original weights.
-        before: loss on the batches that it looked at.
-        after: the same afterwards; where it is higher, nothing was kept.
-        kept: whether the student has it.
-        changed: codes that changed.
-        total: codes there are.
-        dead: share of codewords without codes.
-        perplexity: of the codewords' usage, over their number.
-        revived: dead codewords with a new value.
+        phase: title of the phase.
+        step: the M-step of the phase that follows.
+        what: ``codes``, ``codebooks`` or ``candidates``.
+        gradient: whether codes moved along the loss gradient instead of towards the original
+            weights.
+        before: loss on the batches of the E-step before it.
+        after: loss on them after it; where it is higher, the change was taken back.
+        kept: whether the change was kept.
+        changed: number of codes that changed.
+        total: number of codes.
+        dead: share of codewords without codes, 0..1.
+        perplexity: perplexity of the codewords' usage over their number, 0..1.
+        revived: number of dead codewords that were replaced.
     """
 
     phase: str
@@ -50,16 +51,16 @@ class Assigned:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrateReport:
-    """What became of a student.
+    """The result of a calibration.
 
     Attributes:
-        loss: what the loss measures.
+        loss: name of the loss.
         before: validation loss before; never below ``after``.
-        after: validation loss of what is kept, in the precision in which it is stored.
+        after: validation loss of the student that is kept, rounded as it is stored.
         baseline: validation loss of the uncompressed model.
-        steps: M-steps done, over all phases and runs.
-        validations: in order.
-        esteps: in order.
+        steps: number of M-steps over all phases and runs.
+        validations: all validations, in order.
+        esteps: all E-steps, in order.
         seconds: wall time of this run.
     """
 
@@ -74,17 +75,17 @@ class CalibrateReport:
 
     @property
     def recovered(self) -> float | None:
-        """Share of what compressing lost that came back; None where it had lost nothing."""
+        """Share of the loss of compression that was recovered; None where nothing was lost."""
         return recovered(self.before, self.after, self.baseline)
 
     @property
     def changed(self) -> int:
-        """Codes that changed, over all E-steps that were kept."""
+        """Number of codes that changed, over all E-steps that were kept."""
         return sum(e.changed for e in self.esteps if e.kept)
 
     @property
     def revived(self) -> int:
-        """Codewords that were given a new value, over all E-steps that were kept."""
+        """Number of codewords that were replaced, over all E-steps that were kept."""
         return sum(e.revived for e in self.esteps if e.kept)
 
     @property

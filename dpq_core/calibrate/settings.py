@@ -1,4 +1,4 @@
-"""CalibrateSettings: every choice of the calibration loop, and what follows from it."""
+"""CalibrateSettings: every choice of the calibration loop, and the schedules derived from it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ GRADIENT = ("icm+pv", "pv")
 SCHEDULES = ("constant", "cosine")
 
 ESTEPS_AT_LEAST = 16
-"""E-steps of a run that is too short for one every ``every`` steps."""
+"""Least number of E-steps of a phase, however short it is."""
 
 LAST_ESTEP = 0.8
-"""Share of a phase after which codes stand still, so that the codewords converge.
+"""Share of a phase after which codes stay fixed, so that the codewords converge.
 
 See docs/algorithms.md#e-step.
 """
@@ -44,9 +44,9 @@ class CalibrateSettings:
             has blocks.
         block_steps: M-steps per block; 0 is ``steps`` in mode ``block``, half of it in ``both``.
         block_batches: training batches whose activations are kept while a block is trained.
-        lr: AdamW's, for weights of RMS 0.05; codebooks and scales get it times RMS / 0.05, so that
-            it means the same relative change everywhere (docs/algorithms.md#m-step).
-        betas: AdamW's.
+        lr: learning rate of AdamW for weights of RMS 0.05; codebooks and scales get it times
+            RMS / 0.05, which is the same relative change everywhere (docs/algorithms.md#m-step).
+        betas: the betas of AdamW.
         warmup: share of a phase's steps in which the learning rate rises from 0.
         schedule: ``constant``, or ``cosine`` down to a hundredth at the end of a phase.
         clip: largest norm of the gradient; 0 does not clip.
@@ -62,9 +62,9 @@ class CalibrateSettings:
         validate_every: M-steps between validations; 0 is a twentieth of the phase.
         patience: validations without a better one after which a phase ends; 0 never.
         candidates: nearest codewords per subvector between which every block chooses by gradient
-            descent before its codebooks are trained (VQ4DiT, docs/algorithms.md#candidates); 0
-            leaves this out, 2 and 3
-            are good choices. Each block gets as many steps for it as for its codebooks.
+            descent before its codebooks are trained (docs/algorithms.md#candidates); 0 leaves this
+            out, 2 and 3 are good choices. Each block gets as many steps for it as for its
+            codebooks.
         tau_dead: M-steps after which a codeword that no code uses is given a new value; 0 never.
         save_every: M-steps between saved states; 0 saves on Ctrl-C only.
         recompute: decode a weight again for the backward pass instead of keeping it; None does so
@@ -126,23 +126,23 @@ class CalibrateSettings:
         return {**dataclasses.asdict(self), "betas": list(self.betas)}
 
     def interval(self, steps: int) -> int:
-        """M-steps between two E-steps of a phase of that many steps."""
+        """Number of M-steps between two E-steps in a phase of ``steps`` M-steps."""
         return max(1, min(self.every, int(LAST_ESTEP * steps) // ESTEPS_AT_LEAST))
 
     def validation_interval(self, steps: int) -> int:
-        """M-steps between two validations of a phase of that many steps."""
+        """Number of M-steps between two validations in a phase of ``steps`` M-steps."""
         return self.validate_every or max(1, steps // 20)
 
     def estep_due(self, step: int, steps: int) -> bool:
-        """Whether an E-step comes before M-step ``step`` of a phase; the first at step 0."""
+        """Whether an E-step comes before M-step ``step`` of a phase; always at step 0."""
         return step % self.interval(steps) == 0 and step < LAST_ESTEP * steps
 
     def limit_at(self, progress: float) -> float:
-        """Share of the codes that an E-step may change when that share of a phase is done."""
+        """Share of the codes that an E-step may change, by the share of the phase that is done."""
         return 1.0 if progress < UNLIMITED else self.limit
 
     def lr_at(self, step: int, steps: int) -> float:
-        """The factor of the learning rate at M-step ``step`` of a phase."""
+        """Factor of the learning rate at M-step ``step`` of a phase of ``steps`` M-steps."""
         warm = math.ceil(self.warmup * steps)
         if step < warm:
             return (step + 1) / (warm + 1)
@@ -152,5 +152,5 @@ class CalibrateSettings:
         return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share))
 
     def block_steps_in(self, mode: str) -> int:
-        """M-steps per block."""
+        """Number of M-steps per block in mode ``block`` or ``both``."""
         return self.block_steps or (self.steps if mode == "block" else max(1, self.steps // 2))

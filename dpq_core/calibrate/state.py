@@ -1,4 +1,4 @@
-"""The state of an unfinished calibration: one safetensors file, replaced in one step."""
+"""LoopState and StateFolder: the saved state of an unfinished calibration."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from dpq_core.errors import START_OVER, ArtifactError
 
 STATE_NAME = "state.safetensors"
 STATE_VERSION = "1"
-"""Of the file's layout; a state of another version is refused."""
+"""Version of the file's layout; a state of another version is refused."""
 
 Tensors = dict[str, Tensor]
 
 
 @dataclass
 class LoopState:
-    """Where a calibration stands, between two M-steps.
+    """The state of a calibration between two M-steps.
 
     Attributes:
         phase: index of the phase.
-        step: M-steps of the phase that are done.
-        done: M-steps of all phases that are done.
+        step: number of finished M-steps of the phase.
+        done: number of finished M-steps of all phases.
         before: validation loss before anything was trained.
         reference: validation loss of the uncompressed model.
         overall: the best state by validation loss, as ``layers.snapshot`` takes it.
@@ -42,8 +42,8 @@ class LoopState:
         best: the best state of the phase by the phase's own objective; empty before its first.
         best_loss: its loss.
         waited: validations of the phase since the best one.
-        validations: so far.
-        esteps: so far.
+        validations: all validations so far.
+        esteps: all E-steps so far.
     """
 
     phase: int = 0
@@ -66,11 +66,11 @@ class LoopState:
 
 
 class StateFolder:
-    """``<out>.calibration/``: the last saved state of one run.
+    """The folder ``<out>.calibration`` with the last saved state of one run.
 
     Attributes:
-        path: of the folder.
-        identity: of the run (artifact, options, settings); another run's state is refused.
+        path: path of the folder.
+        identity: hash of artifact, options and settings; another run's state is refused.
     """
 
     def __init__(self, path: Path, identity: str) -> None:
@@ -82,11 +82,11 @@ class StateFolder:
         """Replace the saved state.
 
         Args:
-            state: where the loop stands.
-            extra: prefix -> tensors: the student as it is, the optimizer's and the E-steps' state.
+            state: the state of the loop.
+            extra: prefix -> tensors: the student, the optimizer and the E-steps.
 
         Raises:
-            ArtifactError: the disk refused.
+            ArtifactError: the file cannot be written.
         """
         groups = {**extra, "overall": state.overall, "best": state.best}
         tensors = {
@@ -113,7 +113,7 @@ class StateFolder:
         """The saved state and the tensors of ``save``'s ``extra``; None where nothing is saved.
 
         Raises:
-            ArtifactError: it is damaged, or of another run.
+            ArtifactError: the state is damaged, or another run's.
         """
         file = self.path / STATE_NAME
         if not file.is_file():
@@ -143,7 +143,7 @@ class StateFolder:
             )
 
     def exists(self) -> bool:
-        """Whether there is a state to resume."""
+        """Whether there is a saved state to resume from."""
         return (self.path / STATE_NAME).is_file()
 
     def discard(self) -> None:

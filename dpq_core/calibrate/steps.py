@@ -1,4 +1,4 @@
-"""The M-step: AdamW on codebooks, pools, scales and small parameters, codes fixed."""
+"""The M-step: AdamW on codebooks, pools, scales and small parameters while codes stay fixed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class MStep:
     """The optimizer of one phase.
 
     Attributes:
-        parameters: name in the student -> what is trained.
+        parameters: name in the student -> trained parameter.
     """
 
     def __init__(
@@ -39,22 +39,23 @@ class MStep:
         settings: CalibrateSettings,
         workers: Workers,
         *,
-        own: Mapping[str, Mapping[str, Any]] | None = None,
+        adamw: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
-        """One parameter group per parameter.
+        """Set up AdamW with one parameter group per parameter.
 
         Args:
             parameters: name -> trained parameter.
             scales: name -> factor of the learning rate, 1 where it is missing.
             settings: learning rate, betas and clipping.
-            workers: over which gradients are summed.
-            own: name -> options of AdamW in place of those of the settings, as of ``own_options``.
+            workers: processes over which gradients are summed.
+            adamw: name -> options of AdamW that replace those of the settings, as
+                ``adamw_options`` gives them.
         """
         self.parameters = dict(parameters)
         self._settings, self._workers = settings, workers
         groups = [
             {"params": [p], "lr": settings.lr, "scale": scales.get(name, 1.0)}
-            | dict((own or {}).get(name, {}))
+            | dict((adamw or {}).get(name, {}))
             for name, p in self.parameters.items()
         ]
         self._adam = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, weight_decay=0)
@@ -62,24 +63,24 @@ class MStep:
     def step(
         self, loss: Callable[[Batch], Tensor], batch: Batch, share: float, factor: float
     ) -> float:
-        """One update.
+        """Make one update.
 
         Args:
-            loss: of this process's samples, a mean.
+            loss: mean loss of this process's samples.
             batch: this process's samples.
-            share: of all samples that these are.
-            factor: of the learning rate.
+            share: share of these among the samples of all processes.
+            factor: factor of the learning rate.
 
         Returns:
             The loss on this process's samples.
 
         Raises:
-            SpecError: loss or gradient are not finite; the student is as it was.
+            SpecError: loss or gradient are not finite; the student is unchanged.
         """
         self._adam.zero_grad(set_to_none=True)
-        found = loss(batch)
-        (found * share).backward()  # type: ignore[no-untyped-call]
-        value = float(found.detach())
+        mean_loss = loss(batch)
+        (mean_loss * share).backward()  # type: ignore[no-untyped-call]
+        value = float(mean_loss.detach())
         self._workers.sum_gradients(self.parameters.values())
         norm = self._clip()
         if not (math.isfinite(value) and math.isfinite(norm)):
@@ -94,15 +95,15 @@ class MStep:
         return value
 
     def _clip(self) -> float:
-        """Scale the gradient down to the largest norm that is allowed; returns what it was."""
+        """Scale the gradient down to the largest allowed norm; returns its norm before."""
         limit = self._settings.clip or math.inf
         return float(nn.utils.clip_grad_norm_(self.parameters.values(), limit))
 
     def forget(self, name: str, rows: Tensor) -> None:
-        """Zero the moments of some vectors of a codebook or pool that were given new values.
+        """Zero AdamW's moments of vectors of a codebook or pool that were replaced.
 
         Args:
-            name: of the parameter, ``[..., d]``.
+            name: name of the parameter, ``[..., d]``.
             rows: int64 indices into its vectors, the leading axes flattened.
         """
         parameter = self.parameters.get(name)
@@ -125,8 +126,8 @@ class MStep:
         for key, value in tensors.items():
             name, _, moment = key.rpartition("/")
             # AdamW counts steps on the CPU, whatever the parameter's device.
-            mine = value.cpu() if moment == "step" else value
-            self._adam.state[self.parameters[name]][moment] = mine
+            placed = value.cpu() if moment == "step" else value
+            self._adam.state[self.parameters[name]][moment] = placed
 
 
 def rates(
@@ -136,48 +137,48 @@ def rates(
 ) -> dict[str, float]:
     """Factor of the learning rate of every trained parameter (docs/algorithms.md#m-step).
 
-    Codebooks, pools and scales move in proportion to their RMS; all others as AdamW has it. A
-    task's ``lr_scale`` multiplies either.
+    The rates of codebooks, pools and scales are in proportion to their RMS; all others are AdamW's.
+    A task's ``lr_scale`` multiplies either.
     """
-    own = {id(p) for layer in layers for p in layer.weight.parameters()}
-    given = {id(p): float(g.get("lr_scale", 1.0)) for g in groups for p in g["params"]}
+    quantized = {id(p) for layer in layers for p in layer.weight.parameters()}
+    scales = {id(p): float(g.get("lr_scale", 1.0)) for g in groups for p in g["params"]}
     result = {}
     for name, parameter in parameters.items():
         rms = float(parameter.detach().float().square().mean().sqrt())
-        relative = rms / TYPICAL_RMS if id(parameter) in own and rms > 0 else 1.0
-        result[name] = relative * given.get(id(parameter), 1.0)
+        relative = rms / TYPICAL_RMS if id(parameter) in quantized and rms > 0 else 1.0
+        result[name] = relative * scales.get(id(parameter), 1.0)
     return result
 
 
-OWN_OPTIONS = ("betas", "eps")
-"""Of AdamW, that a task may choose: how noisy its gradients are, and how small."""
+ADAMW_OPTIONS = ("betas", "eps")
+"""Options of AdamW that a task may choose, to suit the noise and the size of its gradients."""
 
 
-def own_options(
+def adamw_options(
     parameters: Mapping[str, nn.Parameter], groups: Sequence[Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """Options of AdamW by the name of a parameter, where its task chooses them."""
-    given = {
-        id(p): {name: g[name] for name in OWN_OPTIONS if name in g}
+    """The options of AdamW that a task chooses, by the name of the parameter."""
+    chosen = {
+        id(p): {name: g[name] for name in ADAMW_OPTIONS if name in g}
         for g in groups
         for p in g["params"]
     }
-    return {name: given.get(id(p), {}) for name, p in parameters.items()}
+    return {name: chosen.get(id(p), {}) for name, p in parameters.items()}
 
 
 @contextlib.contextmanager
 def recomputing(layers: Sequence[QuantizedLayer], always: bool | None) -> Iterator[None]:
-    """Within: dense weights are not kept for the backward pass but decoded again.
+    """Within the ``with`` block, the backward pass decodes dense weights again.
 
-    See docs/algorithms.md#recompute.
+    They are not kept from the forward pass. See docs/algorithms.md#recompute.
 
     Args:
-        layers: whose modules are meant.
-        always: None decides by the size of the dense weights.
+        layers: layers to which this applies.
+        always: whether to do so; None decides by the size of the dense weights.
     """
     dense = sum(4 * layer.weight.shape.numel() for layer in layers)
-    wanted = dense > RECOMPUTE_BYTES if always is None else always
-    changed = [layer.module for layer in layers] if wanted else []
+    active = dense > RECOMPUTE_BYTES if always is None else always
+    changed = [layer.module for layer in layers] if active else []
     for module in changed:
         again = functools.partial(
             checkpoint, module.forward, use_reentrant=False, preserve_rng_state=False

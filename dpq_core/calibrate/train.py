@@ -1,4 +1,4 @@
-"""One phase of calibration: M-steps with E-steps and validations between them."""
+"""The training of one phase: M-steps, with E-steps and validations between them."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from dpq_core.calibrate.steps import MStep
 from dpq_core.data.task import Batch, EStepStats
 
 Watch = Callable[[float], None]
-"""Called between two M-steps with the loss of the last one; shows, saves, stops."""
+"""Called between two M-steps with the loss of the last one; reports, saves, stops."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What all phases have in common."""
+    """What all phases of a run share: student, settings, processes and device."""
 
     student: nn.Module
     settings: CalibrateSettings
@@ -39,23 +39,23 @@ class Context:
     device: torch.device
 
     def mean(self, loss: Callable[[Batch], Tensor], batches: Sequence[Share]) -> float:
-        """Mean loss over batches and processes, without gradients, the student in eval mode."""
-        found = torch.zeros((), dtype=torch.float64, device=self.device)
+        """The mean loss over batches and processes, without gradients, in eval mode."""
+        total_loss = torch.zeros((), dtype=torch.float64, device=self.device)
         self.student.eval()
         with torch.no_grad(), self.precision():
             for batch, share in batches:
-                found += loss(batch).double() * share
-        return float(self.workers.sum(found)) / len(batches)
+                total_loss += loss(batch).double() * share
+        return float(self.workers.sum(total_loss)) / len(batches)
 
     def precision(self) -> contextlib.AbstractContextManager[object]:
-        """Mixed precision, on a GPU and where it is wanted."""
+        """A context of mixed precision, where the settings ask for it on a GPU."""
         if self.device.type == "cuda" and self.settings.mixed:
             return torch.autocast("cuda", torch.bfloat16)
         return contextlib.nullcontext()
 
     @contextlib.contextmanager
     def seeded(self, step: int) -> Iterator[None]:
-        """Dropout and the like draw the same in a resumed run; the caller's generators are kept."""
+        """A context in which dropout draws the same in a resumed run."""
         index = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(index):
             torch.manual_seed(self.settings.seed + step)
@@ -63,22 +63,22 @@ class Context:
 
 
 REACHES = (4.0, 2.0, 1.0)
-"""Along the loss gradient, in steps for all weights at once; the next one where one fails."""
+"""Distances along the loss gradient, in Newton steps for all weights; tried in this order."""
 
 
 class Training:
-    """One phase: a goal, its optimizer and its E-steps."""
+    """The training of one phase: a goal, its optimizer and its E-steps."""
 
     def __init__(
         self, context: Context, phase: Phase, goal: Goal, mstep: MStep, weights: WeightsEStep
     ) -> None:
-        """Take over the parts.
+        """Keep what the phase works on.
 
         Args:
-            context: of the run.
-            phase: its title and steps.
-            goal: what ``phase.begin`` made.
-            mstep: over the goal's parameters.
+            context: what all phases of the run share.
+            phase: title and number of steps.
+            goal: the goal that ``phase.begin`` made.
+            mstep: optimizer of the goal's parameters.
             weights: E-steps of the goal's layers.
         """
         self._context, self._phase, self._goal = context, phase, goal
@@ -95,7 +95,7 @@ class Training:
             state.best, state.best_loss = snapshot(self._context.student), self._validate(state)
         every = settings.validation_interval(steps)
         try:
-            while state.step < steps and not self._tired(state):
+            while state.step < steps and not self._out_of_patience(state):
                 if settings.estep_due(state.step, steps):
                     self._assign(state)
                 loss = self._update(state.step)
@@ -107,7 +107,7 @@ class Training:
             restore(self._context.student, state.best)
 
     def tensors(self) -> dict[str, Tensors]:
-        """What must be saved to go on from here: the state of optimizer and E-steps."""
+        """The tensors that a resumed run needs: the state of the optimizer and of the E-steps."""
         return {"adam": self._mstep.tensors(), "estep": self._weights.tensors()}
 
     def load(self, saved: dict[str, Tensors]) -> None:
@@ -116,10 +116,10 @@ class Training:
         self._weights.load(saved.get("estep", {}))
 
     def resumable(self, state: LoopState) -> LoopState:
-        """Where a run that is interrupted now goes on: right here."""
+        """The state from which an interrupted run resumes: this one."""
         return state
 
-    def _tired(self, state: LoopState) -> bool:
+    def _out_of_patience(self, state: LoopState) -> bool:
         patience = self._context.settings.patience
         return bool(patience) and state.waited >= patience
 
@@ -150,7 +150,7 @@ class Training:
             state.waited = 0
 
     def _assign(self, state: LoopState) -> None:
-        """An E-step; before the first M-step also the closed-form codebooks."""
+        """Make an E-step; before the first M-step also solve for the codebooks in closed form."""
         settings, progress = self._context.settings, state.step / self._phase.steps
         solves = settings.warm_start and state.step == 0
         if settings.estep == "none" and not solves:
@@ -162,11 +162,11 @@ class Training:
         before = self._weights.collect(
             lambda: self._context.mean(self._goal.loss, batches), self._context.workers
         )
-        looked = False
+        has_steps = False
         for limit, reach in self._attempts(state):
-            if reach and not looked:
+            if reach and not has_steps:
                 self._weights.look(self._goal.loss, batches, self._context.workers)
-                looked = True
+                has_steps = True
             self._weights.aim(reach)
             change = functools.partial(self._codes, limit, progress)
             before = self._try(state, "codes", batches, before, change, gradient=reach > 0)
@@ -178,10 +178,10 @@ class Training:
             self._try(state, "codebooks", batches, before, self._weights.solve)
 
     def _attempts(self, state: LoopState) -> list[tuple[float, float]]:
-        """What an E-step tries until something helps: (limit, reach along the loss gradient).
+        """The attempts of an E-step, until one lowers the loss: (limit, reach along the gradient).
 
-        Before anything is trained, and often for a while after it, the original weights are the
-        better targets. Once they are not, the gradient knows better (it always has a limit).
+        Before anything is trained, and often for a while after, the original weights are the better
+        targets; then the gradient is, always with a limit.
         """
         settings, title = self._context.settings, self._phase.title
         limit = settings.limit_at(state.step / self._phase.steps)
@@ -209,7 +209,7 @@ class Training:
         *,
         gradient: bool = False,
     ) -> float:
-        """Change the student; take it back if the loss on the batches rises. Returns the loss."""
+        """Change the student, and undo the change if it raises the loss; returns the loss."""
         student = self._context.student
         saved = snapshot(student)
         stats = change()
@@ -222,7 +222,7 @@ class Training:
             self._weights.revived = {}
         else:
             restore(student, saved)
-        about = Assigned(
+        record = Assigned(
             phase=self._phase.title,
             step=state.step,
             what=what,
@@ -232,15 +232,15 @@ class Training:
             kept=kept,
             **asdict(stats),
         )
-        state.esteps.append(about)
+        state.esteps.append(record)
         return after if kept else before
 
 
 class DeferredInterrupt:
-    """Notes a first Ctrl-C, to stop between two steps with whole state; a second one interrupts."""
+    """Defers a first Ctrl-C to the end of a step; a second one interrupts at once."""
 
     def __init__(self, context: Context) -> None:
-        """No interrupt was requested yet."""
+        """Start with no interrupt requested."""
         self._workers, self._device = context.workers, context.device
         self._requested = False
         self._previous: Any = None

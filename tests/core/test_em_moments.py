@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dpq_core.calibrate.moments import Moments, Seen
+from dpq_core.calibrate.moments import InputSums, Moments
 
 pytestmark = pytest.mark.portable
 
@@ -134,9 +134,9 @@ def test_paths_with_slashes_and_dots_come_back():
 
 
 def test_no_rows_are_a_moment_of_zeros():
-    empty = Seen(count=torch.tensor(0.0, dtype=torch.float64), moment=torch.zeros(3, 3))
+    empty = InputSums(count=torch.tensor(0.0, dtype=torch.float64), moment=torch.zeros(3, 3))
     assert torch.equal(empty.hessian(3, CPU), torch.zeros(3, 3))
-    faint = Seen(count=torch.tensor(1e-9, dtype=torch.float64), moment=torch.eye(3) * 2e-9)
+    faint = InputSums(count=torch.tensor(1e-9, dtype=torch.float64), moment=torch.eye(3) * 2e-9)
     torch.testing.assert_close(faint.hessian(3, CPU), 2 * torch.eye(3))
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from dpq_core.calibrate.distributed import Workers
 from dpq_core.calibrate.layers import prepare_student, quantized_layers, restore, snapshot
 from dpq_core.calibrate.settings import CalibrateSettings
-from dpq_core.calibrate.steps import TYPICAL_RMS, MStep, own_options, rates
+from dpq_core.calibrate.steps import TYPICAL_RMS, MStep, adamw_options, rates
 from dpq_core.runtime.linear import PQLinear
 from dpq_core.runtime.weight import PQWeight
 from dpq_core.spec import PoolSpec
@@ -83,12 +83,12 @@ def test_a_task_may_choose_options_of_adamw_for_its_parameters():
     layer = one_layer()
     parameters = dict(layer.named_parameters())
     group = {"params": [layer.bias], "lr_scale": 2.0, "betas": (0.5, 0.6), "eps": 7.0}
-    own = own_options(parameters, [group])
+    own = adamw_options(parameters, [group])
     assert own == {
         name: {"betas": (0.5, 0.6), "eps": 7.0} if name == "bias" else {} for name in parameters
     }
     settings = CalibrateSettings(lr=1e-3, betas=(0.8, 0.9), clip=0)
-    mstep = MStep(parameters, {}, settings, Workers(), own=own)
+    mstep = MStep(parameters, {}, settings, Workers(), adamw=own)
     before = snapshot(layer)
     x = torch.randn(8, 16)
     mstep.step(lambda b: (layer(b["x"]) - 1).square().mean(), {"x": x}, 1.0, 1.0)

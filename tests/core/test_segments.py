@@ -138,14 +138,14 @@ QKV, OUT = LayerGroup(paths=("q", "k", "v"), stop="o"), LayerGroup(paths=("o",),
 WIDE = LayerGroup(paths=("wide",))
 
 
-def passes_of(*stages, budget, each=False):
+def passes_of(*layer_groups, budget, each=False):
     segment = Segment(
-        name="a", block="a", until=None, source=Source.CHAIN, wiring=None, stages=stages
+        name="a", block="a", until=None, source=Source.CHAIN, wiring=None, layer_groups=layer_groups
     )
     return [(s.paths, s.stop) for s in passes(segment, INPUTS, budget, each=each)]
 
 
-def test_stages_share_a_pass_while_their_matrices_fit():
+def test_groups_share_a_pass_while_their_matrices_fit():
     all_of_it = (("q", "k", "v", "o", "wide"), None)
     assert passes_of(QKV, OUT, WIDE, budget=800 + 800 + 3200) == [all_of_it]
     assert passes_of(QKV, OUT, WIDE, budget=800 + 800 + 3200 - 1) == [

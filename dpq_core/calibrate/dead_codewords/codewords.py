@@ -1,4 +1,4 @@
-"""Dead codewords of one weight during calibration: their age, and what takes their place."""
+"""Codewords: the age of one weight's codewords, and the replacement of dead ones."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from torch import Tensor
 from dpq_core.calibrate.dead_codewords.replacement import (
     DeadRule,
     Replacement,
-    UsageStats,
     aged,
     replace_dead,
-    usage_stats,
     vector_usage,
 )
 from dpq_core.calibrate.dead_codewords.reservoir import Reservoir
@@ -22,27 +20,27 @@ from dpq_core.runtime.weight import PQWeight
 from dpq_core.tensor.packing import pack, unpack
 
 SHARE = 0.01
-"""Of all subvectors, offered to the reservoir per E-step (docs/algorithms.md#dead-codewords)."""
+"""Share of subvectors offered to the reservoir per E-step (docs/algorithms.md#dead-codewords)."""
 
 AT_LEAST = 256
-"""Subvectors offered per E-step, where there are as many."""
+"""Least number of subvectors offered per E-step."""
 
 
 class Codewords:
-    """The codewords of one weight: which are used, and a reservoir of what they serve badly.
+    """The codewords of one weight: their ages, and a reservoir of badly served subvectors.
 
     With additive stages, group j of stage s counts as group ``s * B * groups_per_codebook + j``, so
     that its codebook is found as without stages; its target is what the other stages leave.
     """
 
     def __init__(self, weight: PQWeight, *, after: int, interval: int, seed: int) -> None:
-        """All codewords alive.
+        """Start with all codewords alive.
 
         Args:
-            weight: in its trainable form.
+            weight: the weight, in its trainable form.
             after: M-steps without use until a codeword is dead.
             interval: M-steps between two E-steps.
-            seed: of the reservoir.
+            seed: seed of the reservoir.
         """
         self._weight, self._after, self._interval = weight, after, interval
         self._reservoir = Reservoir(seed=seed)
@@ -51,23 +49,23 @@ class Codewords:
         self._before = self._age
 
     def age(self) -> None:
-        """Another interval has passed: codewords that nothing uses get older."""
+        """Add one interval to the age of unused codewords, and reset that of used ones."""
         weight = self._weight
         usage = slot_usage(weight, codes_of(weight))
         used = vector_usage(usage, _index(weight), len(self._age))
         self._age = aged(self._age, used.cpu(), self._interval)
 
     def replace_dead(self, objective: Objective, progress: float) -> Replacement:
-        """Offer badly served subvectors to the reservoir; dead codewords become such subvectors.
+        """Offer subvectors to the reservoir, and replace dead codewords by drawn ones.
 
         Args:
-            objective: what the codes are to lower.
+            objective: output error that the codes minimise.
             progress: share of the training that is done.
         """
         weight, vectors, codes = self._weight, _vectors(self._weight), codes_of(self._weight)
         self._offer(objective, codes)
         self._before = self._age
-        found = replace_dead(
+        replacement = replace_dead(
             vectors.detach(),
             _index(weight),
             slot_usage(weight, codes),
@@ -77,20 +75,20 @@ class Codewords:
             progress=progress,
             rule=DeadRule(after=self._after),
         )
-        self._age = found.age.cpu()
+        self._age = replacement.age.cpu()
         with torch.no_grad():
-            vectors.copy_(found.vectors)
-        if found.index is not None:
-            packed = pack(found.index, weight.partition.index_bits)
+            vectors.copy_(replacement.vectors)
+        if replacement.index is not None:
+            packed = pack(replacement.index, weight.partition.index_bits)
             weight.get_buffer("index_map").copy_(packed)
-        return found
+        return replacement
 
     def undo(self) -> None:
-        """The last ``replace_dead`` was taken back: what was dead is as dead as before."""
+        """Restore the ages before the last ``replace_dead``, which the caller has taken back."""
         self._age = self._before
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a resumed run needs."""
+        """The tensors that a resumed run needs."""
         return {"age": self._age, **self._reservoir.state()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
@@ -100,19 +98,19 @@ class Codewords:
         self._reservoir = Reservoir.from_state(plain)
 
     def _offer(self, objective: Objective, codes: Tensor) -> None:
-        """A random sample of targets, each with its output error by itself as its priority."""
+        """Offer a random sample of subvectors, each with its own output error as priority."""
         p = self._weight.partition
         books = self._weight.books().detach()
         count = min(p.groups * p.points, max(AT_LEAST, int(SHARE * p.groups * p.points)))
         draw = torch.randint(p.groups * p.points, (count,), generator=self._reservoir.generator())
         group, point = (draw // p.points).to(books.device), (draw % p.points).to(books.device)
         stage = torch.arange(p.stages, device=books.device)[:, None]
-        own = books[
+        codewords = books[
             stage * p.codebooks + group // p.groups_per_codebook,
             codes[stage * p.groups + group, point].long(),
-        ]  # [stages, n, d]
+        ]  # [S, n, d]
         core = p.to_subvectors(objective.core)[group, :, point]  # [n, d]
-        left, order = core - own.sum(0), objective.hessian.order
+        left, order = core - codewords.sum(0), objective.hessian.order
         blocks = torch.empty_like(objective.hessian.diagonal)
         blocks[order] = objective.hessian.diagonal  # by column group, not by step
         if p.orientation == "input":
@@ -123,31 +121,24 @@ class Codewords:
         else:
             priority = left.square().sum(1) * blocks[point, 0, 0]
         number = stage * p.codebooks * p.groups_per_codebook + group
-        targets = left + own
+        targets = left + codewords
         self._reservoir.push(targets.flatten(0, 1), number.flatten(), priority.repeat(p.stages))
 
 
 def codes_of(weight: PQWeight) -> Tensor:
-    """Codes of a weight, int32 ``[stages * groups, points]``."""
+    """The codes of a weight, int32 ``[S*G, P]``."""
     p = weight.partition
     return unpack(weight.codes, p.code_bits, p.points)
 
 
 def slot_usage(weight: PQWeight, codes: Tensor) -> Tensor:
-    """Subvectors that use each slot, int64 ``[stages * codebooks, K]``."""
+    """The number of subvectors that use each slot, int64 ``[S*B, K]``."""
     p = weight.partition
     line = torch.arange(len(codes), device=codes.device)
     book = line // p.groups * p.codebooks + line % p.groups // p.groups_per_codebook
     slots = p.stages * p.codebooks * p.K
     count = torch.bincount((codes + book[:, None] * p.K).view(-1), minlength=slots)
     return count.view(-1, p.K)
-
-
-def statistics(weight: PQWeight, codes: Tensor) -> UsageStats:
-    """How the codewords of a weight are used by some codes."""
-    vectors = _vectors(weight)
-    count = vectors.numel() // vectors.shape[-1]
-    return usage_stats(slot_usage(weight, codes), _index(weight), count)
 
 
 def vectors_name(weight: PQWeight) -> str:

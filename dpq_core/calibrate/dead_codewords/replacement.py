@@ -1,9 +1,9 @@
-"""Dead codewords: how long unused, when replaced, by what (docs/algorithms.md#dead-codewords).
+"""Replacement of dead codewords by badly served subvectors (docs/algorithms.md#dead-codewords).
 
 Two levels: a slot (b, k) of a codebook is dead while no subvector uses it, and is then pointed to
 another pool vector, which changes nothing yet. A pool vector that no slot in use names for
 ``DeadRule.after`` steps is replaced by a badly served subvector. Codebooks without a pool are the
-case in which every slot has a vector of its own.
+case in which every slot has its own vector.
 """
 
 from __future__ import annotations
@@ -19,16 +19,14 @@ from dpq_core.kernels.cpu.nearest import nearest
 
 @dataclass(frozen=True, kw_only=True)
 class DeadRule:
-    """When and how much is replaced.
-
-    See docs/algorithms.md#dead-codewords; ``tau_dead`` read as steps.
+    """Limits of one replacement of dead codewords (docs/algorithms.md#dead-codewords).
 
     Attributes:
         after: steps without use until a vector is dead.
-        share: vectors replaced per event at most, of all (but one always may be).
-        slot_share: dead slots pointed elsewhere per event at most, of all slots.
-        noise: added to a new vector, relative to the RMS coordinate of all new ones.
-        until: no replacement from this share of the training on, so that the rest converges.
+        share: largest share of the vectors that is replaced at once (one vector always may be).
+        slot_share: largest share of the slots that is pointed to other vectors at once.
+        noise: noise added to a new vector, relative to the RMS coordinate of all new ones.
+        until: share of the training after which nothing is replaced, so that the rest converges.
     """
 
     after: int = 256
@@ -40,54 +38,29 @@ class DeadRule:
 
 @dataclass(frozen=True, kw_only=True)
 class Replacement:
-    """What one event left.
+    """The codewords after a replacement of dead ones.
 
     Attributes:
-        vectors: as given, some replaced.
-        index: as given, some slots pointed elsewhere; None without a pool.
-        age: int64 [V], zero where replaced.
-        replaced: int64 [r], the vectors replaced, whose optimizer state must be reset.
-        disturbed: int64 [s], slots b K + k that had users and name another vector now: their
-            subvectors need new codes.
-        repointed: dead slots that were pointed to another vector that lives.
+        vectors: pool or codebooks, with some vectors replaced.
+        index: the vector of each slot, with some slots changed; None without a pool.
+        age: int64 ``[V]``, zero where replaced.
+        replaced: int64 ``[r]``, indices of the replaced vectors, whose optimizer state must be
+            reset.
     """
 
     vectors: Tensor
     index: Tensor | None
     age: Tensor
     replaced: Tensor
-    disturbed: Tensor
-    repointed: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class UsageStats:
-    """How well the codewords are used.
-
-    Attributes:
-        dead_slots: share of the slots (b, k) that no subvector uses.
-        dead_vectors: share of the vectors that no slot in use names.
-        slot_perplexity: exp(entropy) of the usage of a codebook's slots, 1..K; mean over codebooks.
-        vector_perplexity: exp(entropy) of the usage of the vectors, 1..V.
-        revived: vectors replaced.
-        repointed: dead slots pointed elsewhere.
-    """
-
-    dead_slots: float
-    dead_vectors: float
-    slot_perplexity: float
-    vector_perplexity: float
-    revived: int
-    repointed: int
 
 
 def vector_usage(usage: Tensor, index: Tensor | None, V: int) -> Tensor:
-    """Subvectors that use each vector, int64 [V].
+    """The number of subvectors that use each vector, int64 ``[V]``.
 
     Args:
-        usage: int64 [B, K], subvectors that use each slot.
-        index: integer [B, K], the vector of each slot; None where V = B K and they are the same.
-        V: vectors.
+        usage: int64 ``[B, K]``, number of subvectors that use each slot.
+        index: integer ``[B, K]``, the vector of each slot; None where every slot has its own.
+        V: number of vectors.
     """
     flat = usage.reshape(-1)
     if index is None:
@@ -96,23 +69,17 @@ def vector_usage(usage: Tensor, index: Tensor | None, V: int) -> Tensor:
 
 
 def aged(age: Tensor, used: Tensor, steps: int) -> Tensor:
-    """Ages int64 [V] after ``steps`` more steps: zero where used (bool or counts [V])."""
+    """The ages int64 ``[V]`` after ``steps`` more steps: zero where ``used [V]`` is positive."""
     return torch.where(used > 0, 0, age + steps)
 
 
-def usage_stats(
-    usage: Tensor, index: Tensor | None, V: int, revival: Replacement | None = None
-) -> UsageStats:
-    """Statistics of one E-step; the first three arguments as in ``vector_usage``."""
-    by_vector = vector_usage(usage, index, V)
-    return UsageStats(
-        dead_slots=float((usage == 0).double().mean()),
-        dead_vectors=float((by_vector == 0).double().mean()),
-        slot_perplexity=float(_perplexity(usage).mean()),
-        vector_perplexity=float(_perplexity(by_vector)),
-        revived=0 if revival is None else len(revival.replaced),
-        repointed=0 if revival is None else revival.repointed,
-    )
+def slot_statistics(usage: Tensor) -> tuple[float, float]:
+    """The share of dead slots 0..1, and the mean perplexity of a codebook's slots 1..K.
+
+    Args:
+        usage: int64 ``[B, K]``, number of subvectors that use each slot.
+    """
+    return float((usage == 0).double().mean()), float(_perplexity(usage).mean())
 
 
 def _perplexity(counts: Tensor) -> Tensor:
@@ -139,61 +106,65 @@ def replace_dead(
     the new vector takes the place of a dead one of that codebook.
 
     Args:
-        vectors: pool [V, d]; or, with ``index=None``, codebooks [B, K, d] with V = B K.
-        index: integer [B, K], the pool vector of each slot, or None.
-        usage: int64 [B, K], subvectors that use each slot now.
-        age: int64 [V], see ``aged``.
-        reservoir: drawn from.
+        vectors: pool ``[V, d]``; or, with ``index=None``, codebooks ``[B, K, d]`` with V = B K.
+        index: integer ``[B, K]``, the pool vector of each slot, or None.
+        usage: int64 ``[B, K]``, number of subvectors that use each slot now.
+        age: int64 ``[V]``, see ``aged``.
+        reservoir: subvectors to draw from.
         groups_per_codebook: group j uses codebook ``j // groups_per_codebook``.
         progress: share of the training that is done, 0..1.
-        rule: limits.
+        rule: limits; None for the defaults.
     """
     rule = rule or DeadRule()
-    event = _Event(vectors, index, usage, age, groups_per_codebook)
+    event = _ReplacementRun(vectors, index, usage, age, groups_per_codebook)
     if progress < rule.until:
         event.replace_vectors(reservoir, rule)
         event.repoint_slots(reservoir, rule)
     return event.result()
 
 
-class _Event:
-    """One event of ``replace_dead``, on copies. Choices are made on the CPU: there are few."""
+class _ReplacementRun:
+    """One call of ``replace_dead``, on copies; its few choices are made on the CPU."""
 
     def __init__(
-        self, vectors: Tensor, index: Tensor | None, usage: Tensor, age: Tensor, sharing: int
+        self,
+        vectors: Tensor,
+        index: Tensor | None,
+        usage: Tensor,
+        age: Tensor,
+        groups_per_codebook: int,
     ) -> None:
         self.vectors = vectors
         self.flat = vectors.detach().clone().view(-1, vectors.shape[-1])  # [V, d]
         self.index = None if index is None else index.clone()
         self.age = age.clone()
         self.usage = usage.cpu()
-        (self.B, self.K), self.sharing = usage.shape, sharing
+        self.B, self.K = usage.shape
+        self.codebook_of = torch.arange(self.B * groups_per_codebook) // groups_per_codebook
         self.used = vector_usage(self.usage, None if index is None else index.cpu(), len(self.flat))
         self.taken = torch.zeros(self.B, self.K, dtype=torch.bool)
         self.replaced: list[int] = []
-        self.repointed = 0
 
     def replace_vectors(self, reservoir: Reservoir, rule: DeadRule) -> None:
-        """Dead vectors, the oldest first."""
+        """Replace dead vectors, the oldest first."""
         age = self.age.cpu()
         dead = ((age >= rule.after) & (self.used == 0)).nonzero()[:, 0]
         dead = dead[age[dead].argsort(descending=True, stable=True)]
         dead = dead[: max(1, int(rule.share * len(age)))]
         if len(dead) == 0:
             return
-        groups = torch.arange(self.B * self.sharing) // self.sharing
         eligible = None
         if self.index is None:
             eligible = torch.zeros(self.B, dtype=torch.bool)
             eligible[dead // self.K] = True
-            eligible = eligible[groups]
+            eligible = eligible[self.codebook_of]
         drawn, group = reservoir.draw(len(dead), eligible=eligible)
-        waiting = dead.tolist()
+        dead_vectors = dead.tolist()
         sources: list[int] = []
-        for n, book in enumerate((group // self.sharing).tolist()):
-            vector = self._place(waiting, book)
+        for n, book in enumerate(self.codebook_of[group].tolist()):
+            vector = self._place(dead_vectors, book)
             if vector is not None:
-                waiting.remove(vector)
+                dead_vectors.remove(vector)
                 self.replaced.append(vector)
                 sources.append(n)
         if not sources:
@@ -204,10 +175,10 @@ class _Event:
         self.flat[self.replaced] = new.to(self.flat)
         self.age[self.replaced] = 0
 
-    def _place(self, waiting: list[int], book: int) -> int | None:
-        """The dead vector to use for a subvector of a codebook; its slot is taken."""
+    def _place(self, dead: list[int], book: int) -> int | None:
+        """The dead vector that a subvector of a codebook replaces; marks its slot as taken."""
         if self.index is None:
-            slot = next((v for v in waiting if v // self.K == book), None)
+            slot = next((v for v in dead if v // self.K == book), None)
             if slot is not None:
                 self.taken[book, slot % self.K] = True
             return slot
@@ -216,11 +187,11 @@ class _Event:
         if bool(self.taken[book, k]):
             return None
         self.taken[book, k] = True
-        self.index[book, k] = waiting[0]
-        return waiting[0]
+        self.index[book, k] = dead[0]
+        return dead[0]
 
     def repoint_slots(self, reservoir: Reservoir, rule: DeadRule) -> None:
-        """Dead slots, to the vectors nearest to drawn subvectors of their codebooks."""
+        """Point dead slots to the vectors nearest to drawn subvectors of their codebooks."""
         if self.index is None:
             return
         free = (self.usage == 0) & ~self.taken
@@ -228,30 +199,24 @@ class _Event:
         count = min(limit, int(free.sum()))
         if count == 0:
             return
-        eligible = free.any(1)[torch.arange(self.B * self.sharing) // self.sharing]
+        eligible = free.any(1)[self.codebook_of]
         drawn, group = reservoir.draw(count, eligible=eligible)
         if len(drawn) == 0:
             return
         near = nearest(drawn.to(self.flat).float(), self.flat.float())[0]
-        for vector, book in zip(near.tolist(), (group // self.sharing).tolist(), strict=True):
+        for vector, book in zip(near.tolist(), self.codebook_of[group].tolist(), strict=True):
             slots = free[book].nonzero()[:, 0]
             if len(slots):
                 k = int(slots[0])
                 free[book, k] = False
                 self.index[book, k] = vector
-                self.repointed += 1
 
     def result(self) -> Replacement:
-        """What is left of it all."""
-        disturbed = torch.empty(0, dtype=torch.int64)
-        if self.index is not None:
-            disturbed = (self.taken & (self.usage > 0)).view(-1).nonzero()[:, 0]
+        """The codewords after the replacement."""
         device = self.flat.device
         return Replacement(
             vectors=self.flat.view_as(self.vectors),
             index=self.index,
             age=self.age,
             replaced=torch.tensor(self.replaced, dtype=torch.int64, device=device),
-            disturbed=disturbed.to(device),
-            repointed=self.repointed,
         )

@@ -1,10 +1,8 @@
-"""A weighted sample of badly served subvectors, kept over the steps of a calibration.
+"""Reservoir: a weighted sample of badly served subvectors over the steps of a calibration.
 
-See docs/algorithms.md#dead-codewords.
-
-Dead codewords are replaced by what the codebook serves worst. Such subvectors are seen a few at a
-time; the reservoir keeps a sample of all seen so far in which each has a chance that grows with
-its error.
+Dead codewords are replaced by subvectors that the codebook serves badly
+(docs/algorithms.md#dead-codewords). Such subvectors are seen a few at a time; the reservoir keeps a
+sample of all seen so far, in which the chance of each grows with its error.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from torch import Tensor
 from dpq_core.errors import SpecError
 
 CAPACITY = 4096
-"""Subvectors kept per tensor, unless told otherwise (docs/algorithms.md#dead-codewords)."""
+"""Default number of subvectors kept per tensor (docs/algorithms.md#dead-codewords)."""
 
 _STATE = ("subvectors", "group", "priority", "key", "counters")
 
@@ -46,11 +44,11 @@ class Reservoir:
         self._key = torch.empty(0, dtype=torch.float64)
 
     def __len__(self) -> int:
-        """Subvectors kept now."""
+        """The number of subvectors that are kept now."""
         return len(self._group)
 
     def generator(self) -> torch.Generator:
-        """The random numbers of one event; each call is an event of its own."""
+        """The generator of one event's random numbers; each call begins a new event."""
         self.events += 1
         return torch.Generator().manual_seed((self.seed + self.events) % 2**63)
 
@@ -59,7 +57,7 @@ class Reservoir:
 
         Args:
             subvectors: [n, d], finite.
-            group: integer [n], where each comes from.
+            group: integer [n], the group of each.
             priority: [n]; those of no positive, finite priority are passed over.
 
         Raises:
