@@ -28,10 +28,10 @@ class TensorEntry:
 
     Attributes:
         name: full name in the model, e.g. ``model.layers.0.mlp.up_proj.weight``.
-        shape: of the original tensor.
-        dtype: of the original tensor, as torch spells it (``bfloat16``).
-        layout: how it is viewed as a matrix; None when it is kept dense.
-        spec: index into ``Manifest.specs``; None when it is kept dense.
+        shape: shape of the original tensor.
+        dtype: dtype of the original tensor, as torch spells it (``bfloat16``).
+        layout: how the tensor is viewed as a matrix; None where it is kept dense.
+        spec: index into ``Manifest.specs``; None where it is kept dense.
         relative_error: |W - decode|^2 / |W|^2 as measured on writing, where it was.
     """
 
@@ -57,7 +57,7 @@ class FileEntry:
 
 
 def entry_from_json(value: object, specs: int, where: str) -> TensorEntry:
-    """One tensor of a manifest that has ``specs`` specs.
+    """Read one tensor of a manifest that has ``specs`` specs.
 
     Raises:
         ArtifactError: a key, type or value that the format does not allow.
@@ -92,7 +92,7 @@ def entry_from_json(value: object, specs: int, where: str) -> TensorEntry:
 
 
 def spec_from_json(value: object, where: str) -> QuantSpec:
-    """One spec; every field must be given, since a default may change between versions.
+    """Read one spec; every field must be given, since defaults may change between versions.
 
     Raises:
         ArtifactError: a key, type or value that the format does not allow.
@@ -114,7 +114,7 @@ def spec_from_json(value: object, where: str) -> QuantSpec:
 
 
 def files_from_json(value: object, where: str) -> dict[str, FileEntry]:
-    """Relative name -> size and sha256.
+    """Read the files of a manifest: relative name -> size and sha256.
 
     Raises:
         ArtifactError: a key, type or value that the format does not allow.
@@ -135,7 +135,7 @@ def files_from_json(value: object, where: str) -> dict[str, FileEntry]:
 
 
 def weights_from_json(value: object, where: str) -> dict[str, str]:
-    """Component -> stem of its weight files.
+    """Read the components of a manifest: component -> stem of its weight files.
 
     Raises:
         ArtifactError: no component, "" beside others, a name with a folder, or a stem twice.
@@ -154,7 +154,7 @@ def weights_from_json(value: object, where: str) -> dict[str, str]:
 
 
 def versions_from_json(value: object, where: str) -> dict[str, str]:
-    """Library -> version.
+    """Read the libraries of a manifest: library -> version.
 
     Raises:
         ArtifactError: a key, type or value that the format does not allow.

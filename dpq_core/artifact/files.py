@@ -1,4 +1,4 @@
-"""Files of an artifact: which names are safe, and how bytes get to disk and stay there."""
+"""Files of an artifact: safe names, atomic and durable writing, replacing and deleting."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ BLOCK_BYTES = 1 << 22
 
 
 def check_name(name: object, where: str) -> str:
-    """``name`` when it is a plain relative path with ``/`` between its segments.
+    """Check that ``name`` is a plain relative path with ``/`` between its segments; returns it.
 
     Raises:
-        ArtifactError: absolute, with ``..`` or empty segments, a backslash, a colon (drives), a
-            character that is not printable, or one of the names that dpq keeps for itself.
+        ArtifactError: the name is absolute, with ``..`` or empty segments, a backslash, a colon
+            (drives) or a character that is not printable, or dpq reserves it.
     """
     path = strict_json.text(name, MAX_PATH_BYTES, f"{where}: file name")
     segments = path.split("/")
@@ -71,14 +71,14 @@ def locate(root: Path, name: str) -> tuple[Path, int]:
 
 
 def walk(root: Path) -> Iterator[str]:
-    """Relative names of everything below ``root`` that is not a folder; links are not followed."""
+    """Relative names of all files and links below ``root``; links are not followed."""
     for folder, _, names in os.walk(root, followlinks=False):
         for name in names:
             yield PurePosixPath((Path(folder) / name).relative_to(root)).as_posix()
 
 
 def hash_file(path: Path, tick: Callable[[int], None]) -> str:
-    """Sha256 of a file, read block by block; ``tick`` is called with the bytes of each block."""
+    """Sha256 of a file, read block by block; ``tick`` is called with the size of each block."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(BLOCK_BYTES):
@@ -89,7 +89,7 @@ def hash_file(path: Path, tick: Callable[[int], None]) -> str:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn an OSError (disk full, permission, ...) into one line that says how to go on.
+    """Turn an OSError (disk full, permission, ...) into one line with a hint how to continue.
 
     Raises:
         ArtifactError: the operating system refused.
@@ -164,7 +164,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def blocks(content: bytes | Path) -> Iterator[bytes]:
-    """Content given as bytes or as a file, block by block.
+    """The blocks of a content that is given as bytes or as a file.
 
     Raises:
         ArtifactError: the file cannot be read.
@@ -178,10 +178,10 @@ def blocks(content: bytes | Path) -> Iterator[bytes]:
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:
-    """``os.write`` until everything is written (one call takes at most 2 GiB)."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
+    """Write all bytes to a file descriptor (one call of ``os.write`` takes at most 2 GiB)."""
+    remaining = memoryview(data)
+    while remaining:
+        remaining = remaining[os.write(descriptor, remaining) :]
 
 
 def sync_folder(path: Path) -> None:
@@ -195,7 +195,7 @@ def sync_folder(path: Path) -> None:
 
 
 def publish(partial: Path, out: Path, *, replace: bool) -> None:
-    """Rename ``partial`` to ``out``; ``replace`` swaps an artifact there out and deletes it.
+    """Rename ``partial`` to ``out``; ``replace`` deletes an artifact there.
 
     Raises:
         OSError: the file system refused, or a folder that is not empty is in the way.
@@ -203,7 +203,7 @@ def publish(partial: Path, out: Path, *, replace: bool) -> None:
     if not (replace and (out / MANIFEST_NAME).exists()):
         partial.rename(out)  # atomic; replaces an empty folder, refuses any other
     elif not _exchange(partial, out):
-        # A moment without ``out``; a kill in it leaves a whole ``partial`` for a resumed run.
+        # A moment without ``out``; a killed run leaves a whole ``partial`` for a resumed run.
         old = out.with_name(out.name + REPLACED_SUFFIX)
         discard(old)
         out.rename(old)
@@ -213,7 +213,7 @@ def publish(partial: Path, out: Path, *, replace: bool) -> None:
 
 
 def clear(out: Path) -> None:
-    """Delete what was replaced by ``out``, also by a run that was killed before it could."""
+    """Delete what ``out`` has replaced, also what a killed run could not delete."""
     for suffix in (PARTIAL_SUFFIX, REPLACED_SUFFIX):
         old = out.with_name(out.name + suffix)
         if (old / MANIFEST_NAME).is_file() and not (old / JOURNAL_NAME).exists():
@@ -222,7 +222,7 @@ def clear(out: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Delete a folder; it is renamed first, so that a kill never leaves half of it in place."""
+    """Delete a folder; it is renamed first, so that a killed run never leaves half of it."""
     if path.exists():
         doomed = path.with_name(path.name + DISCARDED_SUFFIX)
         if doomed.exists():
@@ -245,11 +245,11 @@ def _exchange(a: Path, b: Path) -> bool:
     return bool(rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0)
 
 
-def check_adapter(path: Path, made_by: str, wanted: str | None) -> None:
-    """Refuse an artifact of another adapter than the wanted one, if one is.
+def check_adapter(path: Path, made_by: str, adapter: str | None) -> None:
+    """Refuse an artifact that was not made by ``adapter``; None allows any.
 
     Raises:
-        ArtifactError: it was made by another.
+        ArtifactError: another adapter made it.
     """
-    if wanted not in (None, made_by):
+    if adapter not in (None, made_by):
         raise ArtifactError(f"{path}: made by the adapter {made_by!r}")

@@ -81,7 +81,7 @@ def encode(slots: Iterable[Slot], metadata: Mapping[str, str] | None = None) -> 
 
 
 def read(path: Path, file_bytes: int, tensors: int) -> tuple[int, dict[str, Slot]]:
-    """As ``read_with_metadata``, of a file that has no metadata of its own.
+    """Read the header of a file that has no metadata but the format; see ``read_with_metadata``.
 
     Raises:
         ArtifactError: as there, or there is other metadata.
@@ -95,12 +95,12 @@ def read(path: Path, file_bytes: int, tensors: int) -> tuple[int, dict[str, Slot
 def read_with_metadata(
     path: Path, file_bytes: int, tensors: int
 ) -> tuple[int, dict[str, Slot], object]:
-    """Start of the data section in bytes, every stored tensor by name, and the raw metadata.
+    """Read a header: first byte of the data section, the stored tensors by name, the metadata.
 
     Args:
         path: a regular file of ``file_bytes`` bytes.
         file_bytes: its size.
-        tensors: how many stored tensors the whole artifact has; bounds the header.
+        tensors: number of stored tensors of the whole artifact, which bounds the header.
 
     Raises:
         ArtifactError: the header is truncated, too large, malformed, or its offsets overlap,
@@ -127,12 +127,12 @@ def read_with_metadata(
 
 
 def read_tensor(path: Path, start: int, slot: Slot) -> torch.Tensor:
-    """One stored tensor, read into new memory.
+    """Read one stored tensor into new memory.
 
     Args:
         path: the file.
         start: first byte of its data section.
-        slot: where the tensor is.
+        slot: place of the tensor.
 
     Raises:
         ArtifactError: the file was cut or changed since its header was read.
@@ -140,12 +140,12 @@ def read_tensor(path: Path, start: int, slot: Slot) -> torch.Tensor:
     data = torch.empty(slot.end - slot.begin, dtype=torch.uint8)
     with reading(path), path.open("rb", buffering=0) as file:
         file.seek(start + slot.begin)
-        rest = data.numpy().data
-        while rest:
-            count = file.readinto(rest)
+        remaining = data.numpy().data
+        while remaining:
+            count = file.readinto(remaining)
             if not count:
                 raise ArtifactError(f"{path}: truncated in tensor {shown(slot.name)}")
-            rest = rest[count:]
+            remaining = remaining[count:]
     if slot.dtype == torch.bool and bool((data > 1).any()):
         raise ArtifactError(f"{path}: tensor {shown(slot.name)}: a bool is not 0 or 1")
     return data.view(slot.dtype).reshape(slot.shape)

@@ -1,4 +1,4 @@
-"""The journal of a half-written artifact: what is finished, and a lock on the right to write.
+"""The journal of a half-written artifact: its finished tensors, and a lock for its writer.
 
 The first line is the identity of the run; every other line is one finished tensor, appended only
 after its bytes are durable. The journal can therefore lag behind the data, never run ahead.
@@ -28,11 +28,11 @@ class Finished:
     """One finished tensor.
 
     Attributes:
-        name: of the model tensor.
+        name: name of the model's tensor.
         shard: relative name of its file.
-        end: bytes of that file once the tensor was written.
-        sha256: of those ``end`` bytes, header included.
-        relative_error: as measured, or None.
+        end: size of that file in bytes once the tensor was written.
+        sha256: hash of those ``end`` bytes, header included.
+        relative_error: relative error as measured, or None.
     """
 
     name: str
@@ -60,10 +60,10 @@ class Finished:
 
 
 class Journal:
-    """The open, locked journal of one writer; it must be closed."""
+    """The open and locked journal of one writer; the writer must close it."""
 
     def __init__(self, path: Path, *, create: bool) -> None:
-        """Open and lock.
+        """Open and lock the file.
 
         Raises:
             ArtifactError: another process holds the lock.
@@ -102,7 +102,7 @@ class Journal:
         return ArtifactError(f"{self.path.parent}: another dpq is writing here; wait for it")
 
     def start(self, identity: Mapping[str, Any]) -> None:
-        """Write the first line, durably."""
+        """Write the first line, and make it durable."""
         assert self._descriptor is not None
         os.ftruncate(self._descriptor, 0)
         self._end = 0
@@ -111,7 +111,7 @@ class Journal:
         sync_folder(self.path.parent)
 
     def append(self, finished: Iterable[Finished]) -> None:
-        """Add lines; the caller has made the tensors' bytes durable."""
+        """Add lines of tensors whose bytes the caller has made durable."""
         self._append(asdict(line) for line in finished)
 
     def _append(self, lines: Iterable[Mapping[str, Any]]) -> None:
@@ -149,11 +149,11 @@ class Journal:
             lines.append(Finished.from_json(strict_json.parse(line, where), where))
         return lines
 
-    def _check_identity(self, found: dict[str, Any], wanted: Mapping[str, Any]) -> None:
-        version = found.pop("journal", None)
+    def _check_identity(self, stored: dict[str, Any], identity: Mapping[str, Any]) -> None:
+        version = stored.pop("journal", None)
         if version != JOURNAL_VERSION:
             raise self._damaged(f"journal version {strict_json.shown(version)} is not known")
-        check_identity(self.path.parent, found, wanted)
+        check_identity(self.path.parent, stored, identity)
 
     def _damaged(self, why: str) -> ArtifactError:
         return ArtifactError(f"{self.path}: {why}; delete {self.path.parent} to start over")
@@ -167,17 +167,17 @@ class Journal:
     __del__ = close
 
 
-def check_identity(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Refuse to continue the work of a run that would have written other bytes.
+def check_identity(path: Path, stored: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    """Refuse to continue a run whose bytes would differ from those of this one.
 
     Raises:
-        ArtifactError: source, spec or library versions differ; says which.
+        ArtifactError: source, spec or library versions differ; the message names the first.
     """
-    different = [key for key in (*wanted, *found) if found.get(key) != wanted.get(key)]
+    different = [key for key in (*identity, *stored) if stored.get(key) != identity.get(key)]
     if not different:
         return
     if different[0] == "versions":
-        before, now = found.get("versions"), wanted["versions"]
+        before, now = stored.get("versions"), identity["versions"]
         if isinstance(before, dict):
             library = next(k for k in (*now, *before) if before.get(k) != now.get(k))
             raise ArtifactError(

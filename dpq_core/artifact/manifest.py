@@ -65,7 +65,7 @@ class Manifest:
 
     @property
     def format_version(self) -> int:
-        """The oldest version of the format that can say this manifest (F24)."""
+        """The oldest version of the format that can hold this manifest (F24)."""
         return format_version(self.specs)
 
     def partition(self, entry: TensorEntry) -> Partition | None:
@@ -79,7 +79,7 @@ class Manifest:
         return Partition.of(entry.shape, entry.layout, self.specs[entry.spec])
 
     def stored(self, entry: TensorEntry) -> dict[str, Part]:
-        """Stored name -> dtype and shape, for one tensor of the model.
+        """The stored tensors of one tensor of the model: name -> dtype and shape.
 
         Raises:
             ArtifactError: shape, layout and spec do not fit together.
@@ -95,7 +95,7 @@ class Manifest:
 
     @property
     def stored_nbytes(self) -> int:
-        """Bytes of all stored tensors, headers apart."""
+        """Size of all stored tensors without headers, in bytes."""
         return sum(
             dtype.itemsize * math.prod(shape)
             for entry in self.tensors
@@ -150,15 +150,15 @@ class Manifest:
         Raises:
             ArtifactError: unknown version, unknown or missing key, wrong type, value out of range.
         """
-        found = data.get("format_version")
-        if type(found) is int and not 1 <= found <= FORMAT_VERSION:
+        version = data.get("format_version")
+        if type(version) is int and not 1 <= version <= FORMAT_VERSION:
             raise ArtifactError(
-                f"{where}: format version {shown(found)} is not known; this dpq reads 1 to "
+                f"{where}: format version {shown(version)} is not known; this dpq reads 1 to "
                 f"{FORMAT_VERSION}, upgrade dpq"
             )
         keys = ("format_version", *cls.__dataclass_fields__)
         fields = strict_json.exactly(dict(data), keys, where)
-        typed(found, int, f"{where}: format_version")
+        typed(version, int, f"{where}: format_version")
         adapter, source, fingerprint = (
             strict_json.text(fields[key], MAX_TEXT_BYTES, f"{where}: {key}")
             for key in ("adapter", "source", "fingerprint")
@@ -183,16 +183,16 @@ class Manifest:
             files=files_from_json(fields["files"], where),
             versions=versions_from_json(fields["versions"], f"{where}: versions"),
         )
-        if manifest.format_version != found:
+        if manifest.format_version != version:
             raise ArtifactError(
-                f"{where}: format version {found} does not suit its specs, which need version "
+                f"{where}: format version {version} does not suit its specs, which need version "
                 f"{manifest.format_version}"
             )
         return manifest
 
 
 def format_version(specs: Iterable[QuantSpec]) -> int:
-    """The oldest version of the format that can say these specs: that of the newest spec."""
+    """The oldest version of the format that can hold these specs: that of the newest spec."""
     return max((spec.version for spec in specs), default=1)
 
 
@@ -232,7 +232,7 @@ def draft(
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of all that decides the bytes of an artifact."""
+    """The versions of the libraries that decide the bytes of an artifact."""
     versions = {"dpq": __version__}
     for library in ("numba", "numpy", "safetensors", "torch"):
         try:

@@ -1,4 +1,4 @@
-"""Reading an artifact: everything is checked against the manifest before anything is allocated."""
+"""Artifact: reads an artifact; everything is checked before anything is allocated."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from dpq_core.tensor.pq_tensor import PQTensor
 
 @dataclass(frozen=True)
 class Home:
-    """Where one stored tensor lies: ``start`` is the first byte of the file's data section."""
+    """The place of one stored tensor; ``start`` is the first byte of the file's data section."""
 
     file: Path
     start: int
@@ -41,18 +41,18 @@ class Home:
 
 
 class Artifact:
-    """A whole, checked artifact. Tensors are read one at a time, when asked for.
+    """A complete and checked artifact, whose tensors are read one at a time.
 
     Attributes:
-        path: its folder.
-        manifest: what it holds.
-        nbytes: bytes on disk of the manifest and of every file it lists.
+        path: folder of the artifact.
+        manifest: its manifest.
+        nbytes: size on disk of the manifest and of all files that it lists, in bytes.
     """
 
     def __init__(
         self, path: Path, manifest: Manifest, nbytes: int, homes: Mapping[str, Home]
     ) -> None:
-        """Take over what ``open`` has checked; call that instead."""
+        """Keep what ``open`` has checked; call ``open`` instead."""
         self.path = path
         self.manifest = manifest
         self.nbytes = nbytes
@@ -64,8 +64,8 @@ class Artifact:
         """Check the manifest, the size of every file and every header; read no tensor.
 
         Args:
-            path: its folder.
-            adapter: by which it must have been made; None takes any.
+            path: folder of the artifact.
+            adapter: the adapter that must have made it; None allows any.
 
         Raises:
             ArtifactError: the artifact is missing, half-written, damaged, hostile or another
@@ -79,7 +79,7 @@ class Artifact:
 
     @staticmethod
     def is_artifact(path: str | Path) -> bool:
-        """Whether ``path`` is an artifact, be it half-written (``open`` then says so). Cheap."""
+        """Whether ``path`` is an artifact, complete or half-written; a cheap check."""
         try:
             return any((Path(path) / name).is_file() for name in (MANIFEST_NAME, JOURNAL_NAME))
         except (OSError, ValueError):  # a name too long, or with a NUL: no path at all
@@ -138,19 +138,19 @@ class Artifact:
         return self.read_pq(name).decode()
 
     def problems(self, progress: Progress = silent) -> list[str]:
-        """Read every byte: what is wrong with hashes, values and unlisted files; empty if whole."""
+        """The problems of hashes, values and unlisted files, after reading every byte; or none."""
         return problems(self, progress)
 
     def verify(self, progress: Progress = silent) -> None:
-        """Read every byte.
+        """Check every byte of the artifact.
 
         Raises:
             ArtifactError: the first of ``problems()``.
         """
-        found = self.problems(progress)
-        if found:
-            more = f" (and {len(found) - 1} more problems)" if len(found) > 1 else ""
-            raise ArtifactError(found[0] + more)
+        lines = self.problems(progress)
+        if lines:
+            more = f" (and {len(lines) - 1} more problems)" if len(lines) > 1 else ""
+            raise ArtifactError(lines[0] + more)
 
     def _read(self, home: Home) -> Tensor:
         return header.read_tensor(home.file, home.start, home.slot)
@@ -173,7 +173,7 @@ def _check_finished(path: Path) -> None:
 
 
 def load(path: Path) -> Artifact:
-    """``Artifact.open`` without the check that the folder is finished.
+    """Open an artifact without the check that its folder is finished.
 
     Raises:
         ArtifactError: the artifact is damaged or hostile.
@@ -187,7 +187,7 @@ def load(path: Path) -> Artifact:
 
 
 def assemble(path: Path, manifest: Manifest, manifest_bytes: int) -> Artifact:
-    """Hold the files of a folder against a manifest.
+    """The artifact of a folder and a manifest, once all files agree with the manifest.
 
     Raises:
         ArtifactError: a file or header is not as the manifest says.
@@ -206,7 +206,7 @@ def assemble(path: Path, manifest: Manifest, manifest_bytes: int) -> Artifact:
 
 
 def _homes(path: Path, manifest: Manifest, paths: Mapping[str, Path]) -> dict[str, Home]:
-    """Find every stored tensor, exactly as the manifest promises it."""
+    """The place of every stored tensor, each exactly as the manifest promises."""
     where = str(path / MANIFEST_NAME)
     promised: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
     for entry in manifest.tensors:
@@ -263,7 +263,7 @@ def _check_index(
     slots: Mapping[str, list[Slot]],
     where: str,
 ) -> None:
-    """Other libraries load through the index, so it must say what the headers say."""
+    """Check that the index, through which other libraries load, agrees with the headers."""
     name = stem + shards.INDEX_SUFFIX
     if name not in manifest.files:
         raise ArtifactError(f"{where}: lists several weight files but no {name}")
@@ -277,7 +277,7 @@ def _check_index(
 
 
 def tensor_plan(artifact: Artifact, entry: TensorEntry) -> TensorPlan:
-    """The plan by which a tensor was stored; whether its columns were reordered is not known."""
+    """The plan of a stored tensor; whether its columns were reordered is not known."""
     manifest = artifact.manifest
     return TensorPlan(
         name=entry.name,

@@ -1,4 +1,4 @@
-"""Where every byte of a plan will be: shards and their complete headers, before the first write.
+"""The layout of a plan in weight files: shards and their headers, known before the first write.
 
 A plan fixes the dtype and shape of every stored tensor, so files can be streamed: the header first,
 then tensor after tensor, with one tensor in memory.
@@ -21,7 +21,7 @@ from dpq_core.tensor.plan import Plan, TensorPlan
 INDEX_SUFFIX = ".safetensors.index.json"
 
 SHARD_BYTES = 4 * 10**9
-"""Data bytes of one weight file, at most, where nothing else is said: 4 GB."""
+"""Default limit of the data bytes of one weight file: 4 GB."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Shard:
     """One weight file.
 
     Attributes:
-        component: of the model, "" where a model has only one.
+        component: component of the model, "" where a model has only one.
         file: relative name.
         header: length prefix and header, the first bytes of the file.
         tensors: model tensor -> its stored tensors, in the order in which they are written.
@@ -42,16 +42,16 @@ class Shard:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the whole file."""
+        """Size of the whole file in bytes."""
         return self.end(next(reversed(self.tensors))) if self.tensors else len(self.header)
 
     def end(self, tensor: str) -> int:
-        """Bytes of the file once ``tensor`` is written."""
+        """Size of the file in bytes once ``tensor`` is written."""
         return len(self.header) + self.tensors[tensor][-1].end
 
 
 def component_of(name: str, weights: Mapping[str, str]) -> str | None:
-    """The component that a tensor belongs to: what stands before its first "/" (FORMAT.md, F8)."""
+    """The component of a tensor: the part of its name before the first "/" (FORMAT.md, F8)."""
     component = "" if "" in weights else name.partition("/")[0]
     return component if component in weights and (not component or "/" in name) else None
 
@@ -67,7 +67,7 @@ def lay_out(plan: Plan, weights: Mapping[str, str], shard_bytes: int) -> tuple[S
     Args:
         plan: its tensors are written in this order, component by component.
         weights: component -> stem of its weight files.
-        shard_bytes: data bytes of one weight file, at most.
+        shard_bytes: largest number of data bytes of one weight file.
 
     Raises:
         ArtifactError: two stored tensors have one name, a tensor belongs to no component or comes
@@ -77,7 +77,7 @@ def lay_out(plan: Plan, weights: Mapping[str, str], shard_bytes: int) -> tuple[S
     if len(set(names)) != len(names):
         twice = next(name for i, name in enumerate(names) if name in names[:i])
         raise ArtifactError(f"two stored tensors would be called {twice!r}; keep one dense")
-    found: list[Shard] = []
+    laid_out: list[Shard] = []
     by_component: dict[str, list[TensorPlan]] = {}
     for component, group in itertools.groupby(plan, lambda t: component_of(t.name, weights)):
         tensors = list(group)
@@ -89,8 +89,8 @@ def lay_out(plan: Plan, weights: Mapping[str, str], shard_bytes: int) -> tuple[S
     for component in sorted(weights, key=[*by_component, *weights].index):
         groups = _groups(by_component.get(component, []), shard_bytes)
         files = file_names(weights[component], len(groups))
-        found.extend(_shard(component, g, file) for g, file in zip(groups, files, strict=True))
-    return tuple(found)
+        laid_out.extend(_shard(component, g, file) for g, file in zip(groups, files, strict=True))
+    return tuple(laid_out)
 
 
 def _groups(tensors: Iterable[TensorPlan], shard_bytes: int) -> list[list[TensorPlan]]:
@@ -151,19 +151,19 @@ def find_files(stem: str, names: Iterable[str], where: str) -> list[str]:
         ArtifactError: there is none, a shard is missing, or two sets are mixed.
     """
     pattern = _pattern(stem)
-    found = {name: match for name in names if (match := pattern.fullmatch(name))}
-    if not found:
+    matches = {name: match for name in names if (match := pattern.fullmatch(name))}
+    if not matches:
         raise ArtifactError(f"{where}: lists no weight file {stem}.safetensors")
-    counts = {int(match[2]) if match[2] else 1 for match in found.values()}
-    wanted = file_names(stem, counts.pop())
-    if counts or set(wanted) != set(found):
-        missing = sorted(set(wanted) ^ set(found))[0]
+    counts = {int(match[2]) if match[2] else 1 for match in matches.values()}
+    complete = file_names(stem, counts.pop())
+    if counts or set(complete) != set(matches):
+        missing = sorted(set(complete) ^ set(matches))[0]
         raise ArtifactError(f"{where}: weight files are not one complete set; see {missing!r}")
-    return wanted
+    return complete
 
 
 def index_json(files: Mapping[str, Iterable[Slot]]) -> dict[str, object]:
-    """The Hugging Face index of several shards: which stored tensor is in which file.
+    """The Hugging Face index of several shards: the file of each stored tensor.
 
     Args:
         files: relative name -> its slots, under the names that they have in the file.

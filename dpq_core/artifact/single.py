@@ -1,7 +1,7 @@
 """Single-file artifacts: one safetensors file whose metadata is the manifest (FORMAT.md, S).
 
-Items (such as Gaussians) are stored in chunks; each chunk can be decoded on its own, and the bytes
-that it needs are mapped, not read. Everything is checked before anything is allocated.
+Items (such as Gaussians) are stored in chunks; each chunk can be decoded alone, and its bytes are
+mapped, not read. Everything is checked before anything is allocated.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ import numpy.typing as npt
 
 from dpq_core.artifact import strict_json
 from dpq_core.artifact.files import BLOCK_BYTES, check_adapter, reading
+from dpq_core.artifact.header import LENGTH_BYTES
 from dpq_core.artifact.single_manifest import ITEMS_PER_BYTE, MAX_ENTRIES, FileManifest
 from dpq_core.artifact.strict_json import shown
 from dpq_core.errors import ArtifactError
 from dpq_core.run import Progress, silent
 
 INDEX = "index"
-"""Stream that says where the parts of the chunked streams are: bytes and crc32, both u32."""
+"""Name of the stream with the size and the crc32 (both u32) of each part of a chunked stream."""
 
 FORMAT = "dpq"
 MAX_HEADER_BYTES = 4 << 20
-LENGTH_BYTES = 8
 _PART = np.dtype([("bytes", "<u4"), ("crc32", "<u4")])
 
 
 class ArtifactFile:
-    """A checked single-file artifact, mapped into memory; parts are read when asked for.
+    """A checked single-file artifact, mapped into memory; its parts are read on demand.
 
     Attributes:
         path: the file.
-        manifest: what it holds.
-        nbytes: its size.
+        manifest: its manifest.
+        nbytes: its size in bytes.
     """
 
     SUFFIX: ClassVar[str] = ".dpq"
 
     def __init__(self, path: Path, manifest: FileManifest, data: memoryview, start: int) -> None:
-        """Take over what ``open`` has checked; call that instead."""
+        """Keep what ``open`` has checked; call ``open`` instead."""
         self.path = path
         self.manifest = manifest
         self.nbytes = len(data)
@@ -62,7 +62,7 @@ class ArtifactFile:
 
         Args:
             path: the file.
-            adapter: by which it must have been made; None takes any.
+            adapter: the adapter that must have made it; None allows any.
 
         Raises:
             ArtifactError: the file is missing, damaged, hostile or another adapter's.
@@ -83,7 +83,7 @@ class ArtifactFile:
 
     @staticmethod
     def is_artifact_file(path: str | Path) -> bool:
-        """Whether ``path`` is a file that begins like a single-file artifact. Cheap."""
+        """Whether ``path`` is a file that begins like a single-file artifact; a cheap check."""
         try:
             with Path(path).open("rb") as file:
                 head = file.read(LENGTH_BYTES + len(_OPENING))
@@ -119,8 +119,8 @@ class ArtifactFile:
         return data
 
     def problems(self, progress: Progress = silent) -> list[str]:
-        """Read every byte: what is wrong with the hashes; empty if whole."""
-        found, done = [], 0
+        """The streams whose hashes differ, after reading every byte; or none."""
+        lines, done = [], 0
         for name, stream in self.manifest.streams.items():
             data, digest = self.stream(name), hashlib.sha256()
             for at in range(0, len(data), BLOCK_BYTES):
@@ -128,18 +128,18 @@ class ArtifactFile:
                 progress("verify", done + at, self.nbytes)
             done += len(data)
             if digest.hexdigest() != stream.sha256:
-                found.append(f"{self.path}: the sha256 of stream {shown(name)} differs")
+                lines.append(f"{self.path}: the sha256 of stream {shown(name)} differs")
         progress("verify", self.nbytes, self.nbytes)
-        return found
+        return lines
 
     def verify(self, progress: Progress = silent) -> None:
-        """Read every byte.
+        """Check every byte of the file.
 
         Raises:
             ArtifactError: the first of ``problems()``.
         """
-        if found := self.problems(progress):
-            raise ArtifactError(found[0])
+        if lines := self.problems(progress):
+            raise ArtifactError(lines[0])
 
     def _read_index(self) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
         """Sizes and checksums ``[chunks, streams]``, and offsets ``[chunks + 1, streams]``."""
@@ -180,7 +180,7 @@ def encode_header(manifest: FileManifest, room: int = 0) -> bytes:
 
 
 def _read_header(path: Path, data: memoryview) -> tuple[FileManifest, int]:
-    """The manifest, and where the streams begin."""
+    """The manifest, and the first byte of the streams."""
     (length,) = struct.unpack("<Q", data[:LENGTH_BYTES])
     if length > min(MAX_HEADER_BYTES, len(data) - LENGTH_BYTES):
         raise ArtifactError(f"{path}: a header of {length} bytes is over the limit or the file")

@@ -1,4 +1,4 @@
-"""What the header of a single-file artifact says (FORMAT.md, S3 to S6)."""
+"""FileManifest: the manifest in the header of a single-file artifact (FORMAT.md, S3 to S6)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from dpq_core.artifact.strict_json import integer, shown, typed
 from dpq_core.errors import ArtifactError
 
 FILE_VERSION = 1
-"""Version of the single-file form; counted apart from that of the folder."""
+"""Version of the single-file form, independent of the folder's format version."""
 
 MAX_ITEMS = 2**40
 MAX_CHUNK_ITEMS = 1 << 20
 MAX_ENTRIES = 256
 MAX_STREAM_BYTES = 2**62
 ITEMS_PER_BYTE = 16
-"""Items per byte of the file, at most: bounds the work that a small file can ask for."""
+"""Most items per byte of the file, which bounds the work that a small file can cause."""
 
 _NAME = re.compile(r"[a-z0-9_.]{1,64}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -35,10 +35,10 @@ class Attribute:
 
     Attributes:
         name: e.g. ``opacity``.
-        shape: of one item's value; empty for a number.
+        shape: shape of one item's value; empty for a number.
         streams: names of the streams that hold it.
-        spec: how it was quantized: plain JSON values, for people and for the adapter.
-        errors: measure -> how far the stored values are from the source's.
+        spec: how it was quantized, as plain JSON values that the adapter understands.
+        errors: measure -> error of the stored values.
     """
 
     name: str
@@ -50,7 +50,10 @@ class Attribute:
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """Size in bytes and sha256 (lower-case hex); ``chunked`` ones have a part for every chunk."""
+    """The size in bytes and the sha256 (lower-case hex) of a stream.
+
+    A ``chunked`` stream has a part for every chunk.
+    """
 
     bytes: int
     sha256: str
@@ -59,16 +62,16 @@ class Stream:
 
 @dataclass(frozen=True, kw_only=True)
 class FileManifest:
-    """Everything that is said about a single-file artifact; equal for equal runs.
+    """The manifest of a single-file artifact, which is equal for equal runs.
 
     Attributes:
         adapter: name of the adapter that made it.
         source: what the user named as the source.
-        fingerprint: of source and options.
+        fingerprint: hash of source and options.
         items: number of items, such as Gaussians.
-        source_items: how many the source had.
-        chunk_items: items of every chunk but the last.
-        attributes: of every item.
+        source_items: number of items of the source.
+        chunk_items: number of items of every chunk but the last.
+        attributes: attributes of the items.
         parameters: numbers that the adapter needs for decoding, plain JSON values.
         streams: name -> size and hash, in the order of the file.
         versions: library -> version that wrote the file.
@@ -96,15 +99,15 @@ class FileManifest:
         return tuple(name for name, stream in self.streams.items() if stream.chunked)
 
     def chunk_size(self, chunk: int) -> int:
-        """Items of one chunk."""
+        """Number of items of one chunk."""
         return min(self.chunk_items, self.items - chunk * self.chunk_items)
 
     def attribute_bytes(self, attribute: Attribute) -> int:
-        """Bytes of the streams of one attribute."""
+        """Size of the streams of one attribute, in bytes."""
         return sum(self.streams[name].bytes for name in attribute.streams)
 
     def to_text(self) -> str:
-        """As stored: JSON in one line."""
+        """The manifest as it is stored: JSON in one line."""
         values = {"dpq_file": FILE_VERSION, **dataclasses.asdict(self)}
         return json.dumps(values, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
@@ -116,10 +119,10 @@ class FileManifest:
             ArtifactError: not strict JSON, unknown version or key, wrong type, value out of range.
         """
         data = strict_json.parse(text.encode("utf-8", "surrogatepass"), where)
-        found = data.get("dpq_file")
-        if type(found) is int and found != FILE_VERSION:
+        version = data.get("dpq_file")
+        if type(version) is int and version != FILE_VERSION:
             raise ArtifactError(
-                f"{where}: file version {shown(found)} is not known; this dpq reads version "
+                f"{where}: file version {shown(version)} is not known; this dpq reads version "
                 f"{FILE_VERSION}, upgrade dpq"
             )
         fields = strict_json.exactly(data, ("dpq_file", *cls.__dataclass_fields__), where)

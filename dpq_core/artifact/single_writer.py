@@ -1,4 +1,4 @@
-"""Writing a single-file artifact: all of it beside its name, then renamed in one step."""
+"""Writing of single-file artifacts: to a file beside the output, which is renamed at the end."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Packed:
     """A coded source before it is written.
 
     Attributes:
-        manifest: all but its ``streams``.
+        manifest: the manifest without its ``streams``.
         whole: streams that are read in one piece.
         chunked: stream -> the bytes of each chunk.
-        source_nbytes: bytes of the source's values.
-        notes: one line each, for the user: what was done beyond quantizing.
+        source_nbytes: size of the source's values in bytes.
+        notes: lines for the user on what was done besides quantizing.
     """
 
     manifest: FileManifest
@@ -74,7 +74,7 @@ def complete(packed: Packed) -> tuple[FileManifest, dict[str, Sequence[bytes]]]:
 
 
 def header_of(manifest: FileManifest) -> bytes:
-    """The header, so long that the file may hold its items (FORMAT.md, S6)."""
+    """The header, padded so that the file is long enough for its items (FORMAT.md, S6)."""
     header = encode_header(manifest)
     size = len(header) + sum(s.bytes for s in manifest.streams.values())
     missing = -(-manifest.items // ITEMS_PER_BYTE) - size
@@ -82,7 +82,7 @@ def header_of(manifest: FileManifest) -> bytes:
 
 
 def size_of(packed: Packed) -> int:
-    """Bytes of the file that this will be."""
+    """Size of the file to be written, in bytes."""
     manifest = complete(packed)[0]
     return len(header_of(manifest)) + sum(s.bytes for s in manifest.streams.values())
 

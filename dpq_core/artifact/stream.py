@@ -1,4 +1,4 @@
-"""The stream of tensor bytes into shards: written, hashed, made durable, then journalled."""
+"""ShardStream: tensor bytes are written to shards, hashed, made durable and then journalled."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from dpq_core.tensor.pq_tensor import PQTensor
 
 SYNC_BYTES = 64 << 20
 SYNC_SECONDS = 0.5
-"""Data is made durable, and journalled, after this much of it or this long: a kill costs at most
-half a second of finished work, and small tensors do not pay for one fsync each."""
+"""Data is made durable, and journalled, after so many bytes or seconds: a killed run loses at most
+half a second of finished work, and small tensors do not cost one fsync each."""
 
 
 def payload(plan: TensorPlan, shard: Shard, tensors: Mapping[str, Tensor]) -> list[memoryview]:
-    """The bytes to write for one tensor of the plan, once they are sure to be readable.
+    """The bytes to write for one tensor of the plan, after checking that a reader accepts them.
 
     Raises:
         ArtifactError: other tensors than planned, or values that no reader would accept.
@@ -52,7 +52,7 @@ def payload(plan: TensorPlan, shard: Shard, tensors: Mapping[str, Tensor]) -> li
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
-    """Row-major bytes, without a copy where the tensor lies so in memory already."""
+    """The row-major bytes of a tensor, copied only where it is not contiguous."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data
 
@@ -64,7 +64,7 @@ class ShardStream:
     """
 
     def __init__(self, folder: Path, journal: Journal, digest: hashlib._Hash) -> None:
-        """Continue behind what ``digest`` (sha256 of the last shard so far) has seen."""
+        """Continue after the bytes that ``digest`` (sha256 of the last shard so far) has hashed."""
         self._folder = folder
         self._journal = journal
         self._digest = digest
@@ -105,7 +105,7 @@ class ShardStream:
         self._digest = hashlib.sha256(header)
 
     def sync(self) -> None:
-        """Make the current shard durable, and only then journal what it holds.
+        """Make the current shard durable, and then journal its tensors.
 
         Raises:
             OSError: the file system refused.

@@ -1,4 +1,4 @@
-"""JSON from a file that nobody vouches for: bounded, no duplicate keys, no NaN, typed access."""
+"""JSON from untrusted files: bounded size, no duplicate keys, no NaN, typed access."""
 
 from __future__ import annotations
 
@@ -67,23 +67,23 @@ def _finite(text: str) -> float:
 
 
 def exactly(value: object, keys: Iterable[str], where: str) -> dict[str, Any]:
-    """``value`` as an object that has these keys, all of them and no other.
+    """Check that ``value`` is an object with exactly these keys; returns it.
 
     Raises:
         ArtifactError: it is no object, or a key is missing or unknown.
     """
     if not isinstance(value, dict):
         raise ArtifactError(f"{where}: not a JSON object but {shown(value)}")
-    wanted = set(keys)
-    if missing := sorted(wanted - set(value)):
+    expected = set(keys)
+    if missing := sorted(expected - set(value)):
         raise ArtifactError(f"{where}: key {shown(missing[0])} is missing")
-    if unknown := sorted(set(value) - wanted):
+    if unknown := sorted(set(value) - expected):
         raise ArtifactError(f"{where}: unknown key {shown(unknown[0])}")
     return value
 
 
 def typed(value: object, kind: type[T], where: str) -> T:
-    """``value`` when its type is exactly ``kind`` (so that ``true`` is no integer).
+    """Check that the type of ``value`` is exactly ``kind`` (``true`` is no integer); returns it.
 
     Raises:
         ArtifactError: it is of another type.
@@ -94,7 +94,7 @@ def typed(value: object, kind: type[T], where: str) -> T:
 
 
 def integer(value: object, limit: int, where: str) -> int:
-    """``value`` as an integer 0..limit.
+    """Check that ``value`` is an integer 0..limit; returns it.
 
     Raises:
         ArtifactError: it is no integer, negative or too large.
@@ -106,7 +106,7 @@ def integer(value: object, limit: int, where: str) -> int:
 
 
 def text(value: object, limit: int, where: str) -> str:
-    """``value`` as one line of text of 1..limit UTF-8 bytes, without control characters.
+    """Check that ``value`` is one line of 1..limit UTF-8 bytes without controls; returns it.
 
     Raises:
         ArtifactError: it is no text, empty, too long or holds such a character.
@@ -119,7 +119,7 @@ def text(value: object, limit: int, where: str) -> str:
 
 
 def shape(value: object, max_rank: int, max_elements: int, where: str) -> tuple[int, ...]:
-    """``value`` as a tensor shape with a bounded number of elements.
+    """Check that ``value`` is a shape with a bounded number of elements; returns it as a tuple.
 
     Raises:
         ArtifactError: not a list of non-negative integers, or of too many axes or elements.
@@ -137,7 +137,7 @@ def shape(value: object, max_rank: int, max_elements: int, where: str) -> tuple[
 
 
 def shown(value: object) -> str:
-    """``value`` for an error message: its repr, cut to a bounded length."""
+    """The repr of ``value``, cut to a bounded length, for an error message."""
     if isinstance(value, int) and value.bit_length() > 128:
         return f"an integer of {value.bit_length()} bits"
     if isinstance(value, str | list | dict) and len(value) > MAX_SHOWN:
@@ -147,6 +147,6 @@ def shown(value: object) -> str:
 
 
 def one_line(error: object) -> str:
-    """The text of a lower error as one bounded line of printable characters."""
+    """The text of an error as one bounded line of printable characters."""
     whole = str(error)[:400]
     return "".join(c if c.isprintable() else "?" for c in whole)

@@ -1,4 +1,4 @@
-"""Reading every byte of an artifact: hashes, code ranges, finite values, unlisted files."""
+"""Verification of an artifact: hashes, code ranges, finite values and unlisted files."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from dpq_core.tensor.pq_tensor import PQTensor
 LOADED_SUFFIXES = frozenset(
     (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf", ".py", ".json", ".jinja")
 )
-"""Files that a library may act upon just because they lie there: weights, code, configuration."""
+"""Suffixes of files that a library may load from the folder: weights, code, configuration."""
 
 
 class Opened(Protocol):
-    """What is read of an opened artifact."""
+    """The parts of an opened artifact that verification reads."""
 
     @property
     def path(self) -> Path:
-        """Its folder."""
+        """The folder of the artifact."""
 
     @property
     def manifest(self) -> Manifest:
-        """What it holds."""
+        """The manifest of the artifact."""
 
     def names(self) -> tuple[str, ...]:
         """Names of the model's tensors."""
@@ -46,10 +46,13 @@ class Opened(Protocol):
 
 
 def problems(artifact: Opened, progress: Progress) -> list[str]:
-    """One line per problem; progress counts bytes, those of weight files twice (hash, values)."""
+    """The problems of an artifact, one line each, after reading every byte.
+
+    Progress counts bytes, those of weight files twice (hash and values).
+    """
     listed = artifact.manifest.files
     total = 2 * sum(entry.bytes for entry in listed.values())
-    found: list[str] = []
+    lines: list[str] = []
     done = 0
 
     def tick(count: int) -> None:
@@ -63,10 +66,10 @@ def problems(artifact: Opened, progress: Progress) -> list[str]:
             with files.reading(path):
                 sha256 = files.hash_file(path, tick)
         except ArtifactError as error:
-            found.append(str(error))
+            lines.append(str(error))
             continue
         if sha256 != entry.sha256:
-            found.append(f"{path}: its sha256 is {sha256}, the manifest says {entry.sha256}")
+            lines.append(f"{path}: its sha256 is {sha256}, the manifest says {entry.sha256}")
     for name in artifact.names():
         try:
             if artifact.entry(name).spec is None:
@@ -75,20 +78,20 @@ def problems(artifact: Opened, progress: Progress) -> list[str]:
                 parts = artifact.read_pq(name).parts()
             tick(sum(part.nbytes for part in parts.values()))
         except ArtifactError as error:
-            found.append(str(error))
-    found.extend(_unlisted(artifact))
+            lines.append(str(error))
+    lines.extend(_unlisted(artifact))
     progress("verify", total, total)
-    return found
+    return lines
 
 
 def _unlisted(artifact: Opened) -> list[str]:
-    """Files that the manifest does not list: documentation and the like may be added freely."""
-    known = {*artifact.manifest.files, files.MANIFEST_NAME}
+    """Files that a library might load although the manifest does not list them."""
+    listed = {*artifact.manifest.files, files.MANIFEST_NAME}
     return [
         f"{artifact.path / name}: {shown(name)} is not in the manifest, yet a library might load "
         "it; remove it"
         for name in sorted(files.walk(artifact.path))
-        if name not in known
+        if name not in listed
         and not name.startswith(".")  # .git, .cache of the hub: no library loads from there
         and PurePosixPath(name).suffix.lower() in LOADED_SUFFIXES
     ]

@@ -1,4 +1,4 @@
-"""The folder ``<out>.partial``: who may write there, and how far an earlier run came."""
+"""The folder ``<out>.partial``: locking it, and recovering the work of an earlier run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dpq_core.errors import CONTINUE, REPLACE, START_OVER, ArtifactError
 def enter(
     out: Path, *, resume: bool, overwrite: bool, matches: Callable[[Path], bool]
 ) -> Journal | Path:
-    """Lock the folder to write in, new or resumed; or name the folder that is already whole.
+    """Lock the folder to write in, new or resumed; or return the folder that is complete already.
 
     Args:
         out: absolute path of the final folder.
@@ -28,8 +28,8 @@ def enter(
         matches: whether a folder is the whole artifact that this run would write.
 
     Raises:
-        ArtifactError: ``out`` is in the way, there is unfinished work and neither flag is given,
-            or another process is writing.
+        ArtifactError: ``out`` is in the way, there is unfinished work that is neither to be
+            resumed nor overwritten, or another process is writing.
         OSError: the file system refused.
     """
     partial = out.with_name(out.name + PARTIAL_SUFFIX)
@@ -75,8 +75,8 @@ def _check_out(out: Path) -> None:
 def _check_ours(partial: Path) -> None:
     if partial.is_symlink() or not partial.is_dir():
         raise ArtifactError(f"{partial}: is not a folder of dpq; move it away")
-    ours = any((partial / name).is_file() for name in (JOURNAL_NAME, MANIFEST_NAME))
-    if not ours and _occupied(partial):
+    is_ours = any((partial / name).is_file() for name in (JOURNAL_NAME, MANIFEST_NAME))
+    if not is_ours and _occupied(partial):
         raise ArtifactError(f"{partial}: holds files that are not of dpq; move it away")
 
 
@@ -87,7 +87,7 @@ def _occupied(folder: Path) -> bool:
 def recover(
     partial: Path, shards: Iterable[Shard], finished: list[Finished]
 ) -> tuple[hashlib._Hash, dict[str, FileEntry]]:
-    """Hash what the journal vouches for, cut off what it does not, delete everything else.
+    """Hash the bytes that the journal lists, cut off all others and delete unlisted files.
 
     Returns:
         The running sha256 of the last shard, and the entries of the shards that are complete.
@@ -109,12 +109,12 @@ def recover(
     complete: dict[str, FileEntry] = {}
     lines = iter(finished)
     for shard in shards:
-        mine = list(itertools.islice(lines, len(shard.tensors)))
-        if not mine:
+        finished_here = list(itertools.islice(lines, len(shard.tensors)))
+        if not finished_here:
             break
-        digest = _rehash(partial / shard.file, mine)
-        if len(mine) == len(shard.tensors):
-            complete[shard.file] = FileEntry(mine[-1].end, mine[-1].sha256)
+        digest = _rehash(partial / shard.file, finished_here)
+        if len(finished_here) == len(shard.tensors):
+            complete[shard.file] = FileEntry(finished_here[-1].end, finished_here[-1].sha256)
     _sweep(partial, {JOURNAL_NAME, *(line.shard for line in finished)})
     return digest, complete
 

@@ -1,4 +1,4 @@
-"""Writing an artifact: streamed, journalled, and visible under its name only when whole."""
+"""ArtifactWriter: writes an artifact tensor by tensor; it gets its name when it is complete."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ class ArtifactWriter:
             plan: what will be written, in this order.
             adapter: name for the manifest.
             source: what the user named as the source, for the manifest.
-            fingerprint: of source and plan; a run with another one is not resumed.
+            fingerprint: hash of source and plan; a run with another one is not resumed.
             weights: component -> stem of its weight files, folders included (FORMAT.md, F3).
-            shard_bytes: data bytes of one weight file, at most (a larger tensor gets its own).
+            shard_bytes: most data bytes of one weight file (a larger tensor gets its own).
             resume: continue where an earlier run stopped; a finished ``out`` is left as it is.
             overwrite: replace an artifact at ``out``; without ``resume``, start over.
 
@@ -121,7 +121,7 @@ class ArtifactWriter:
         self._errors.update((line.name, line.relative_error) for line in finished)
 
     def _take_over(self, folder: Path) -> Artifact:
-        """An earlier run came to its end, or was killed in its very last steps."""
+        """Open what an earlier run has finished, or could not rename before it was killed."""
         load(folder).verify()
         if folder == self._partial:
             publish(self._partial, self.out, replace=self._overwrite)
@@ -130,7 +130,7 @@ class ArtifactWriter:
         return Artifact.open(self.out)
 
     def _identity(self) -> dict[str, Any]:
-        """Everything that decides the bytes; a resumed run must agree in all of it."""
+        """Everything that decides the bytes, in which a resumed run must agree."""
         layout = hashlib.sha256(self._draft.to_bytes())
         for shard in self._shards:
             layout.update(f"{shard.file}\n".encode() + shard.header)
@@ -143,12 +143,12 @@ class ArtifactWriter:
         if not Artifact.is_artifact(folder):
             return False
         try:
-            found = load(folder).manifest
+            manifest = load(folder).manifest
         except ArtifactError:
             return False
-        bare = tuple(replace(entry, relative_error=None) for entry in found.tensors)
-        same = replace(found, tensors=bare, files={}) == self._draft
-        return same and all(shard.file in found.files for shard in self._shards)
+        bare = tuple(replace(entry, relative_error=None) for entry in manifest.tensors)
+        same = replace(manifest, tensors=bare, files={}) == self._draft
+        return same and all(shard.file in manifest.files for shard in self._shards)
 
     def write(
         self, name: str, tensors: Mapping[str, Tensor], relative_error: float | None = None
@@ -215,7 +215,7 @@ class ArtifactWriter:
 
     @property
     def manifest_draft(self) -> Manifest:
-        """The manifest as far as it is known: errors and files of what is written."""
+        """The manifest so far: with the errors and files of what is written."""
         tensors = (
             replace(entry, relative_error=self._errors.get(entry.name))
             for entry in self._draft.tensors
@@ -224,13 +224,13 @@ class ArtifactWriter:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all weight files as planned, and of the other files so far."""
+        """Size of all weight files as planned and of the other files so far, in bytes."""
         weights = {shard.file: shard.nbytes for shard in self._shards}
         others = (entry.bytes for name, entry in self._files.items() if name not in weights)
         return sum(weights.values()) + sum(others)
 
     def preview(self) -> Artifact:
-        """The artifact as it is so far, to load before it is finished; all tensors are written.
+        """The artifact before it is finished, to load it; all tensors must be written.
 
         Raises:
             ArtifactError: tensors are missing, or the disk refused.
@@ -243,7 +243,7 @@ class ArtifactWriter:
         return assemble(self._partial, manifest, len(manifest.to_bytes()))
 
     def finish(self) -> Artifact:
-        """Write index and manifest, and give the folder its name.
+        """Write index and manifest, and rename the folder to ``out``.
 
         Raises:
             ArtifactError: tensors are missing, or the disk refused.
@@ -258,7 +258,7 @@ class ArtifactWriter:
             self._store_rest()
             manifest = self.manifest_draft
             self._store(MANIFEST_NAME, manifest.to_bytes())
-            # From here on the folder is whole: without a journal, --resume only renames it.
+            # From here on the folder is whole: without a journal, a resumed run only renames it.
             self._journal.path.unlink()
             sync_folder(self._partial)
             publish(self._partial, self.out, replace=self._overwrite)

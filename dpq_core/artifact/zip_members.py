@@ -1,4 +1,4 @@
-"""Members of zip archives that nobody vouches for, read within what the archive can hold."""
+"""Members of untrusted zip archives, opened only if their sizes are possible."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import zipfile
 from typing import IO
 
 DEFLATE_RATIO = 1032
-"""Bytes that one byte of deflate can become at most: a match of 258 bytes takes two bits."""
+"""Most bytes that one byte of deflate can become: a match of 258 bytes takes two bits."""
 
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-"""The other methods of zip allocate what a member claims, or unpack without a limit."""
+"""Allowed methods; the others allocate what a member claims, or unpack without a limit."""
 
 
 def open_member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
-    """Open a member once its claimed sizes are known to fit into the archive.
+    """Open a member after checking that its claimed sizes fit into the archive.
 
     Raises:
         KeyError: there is no such member.
@@ -35,7 +35,7 @@ def open_member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
 
 
 def _size(archive: zipfile.ZipFile) -> int:
-    """Size in bytes of what an archive is read from."""
+    """Size in bytes of the file of an archive."""
     file = archive.fp
     if file is None:
         raise zipfile.BadZipFile("the archive is closed")

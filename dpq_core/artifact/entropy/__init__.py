@@ -1,7 +1,7 @@
-"""Entropy coding of integers, for adapters that write a format of their own.
+"""Entropy coding of integers, for adapters that write their own file format.
 
 ``coding``  symbols by context models: encoding and decoding
-``fit``     learning context models
-``stored``  context models as bytes, and back with every check
-``varint``  whole numbers as bytes (LEB128)
+``fit``     fitting of context models
+``stored``  context models as bytes, read with every check
+``varint``  integers as bytes (LEB128)
 """

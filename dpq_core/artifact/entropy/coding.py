@@ -3,8 +3,8 @@
 A symbol is coded with the frequency table of its context: its *group*, which the caller derives
 from what is already decoded (a class of importance, the coefficient's index), and a bin of the
 running mean of the symbols before it, which follows the local level along a spatial order. Every
-table has an ANS coder of its own, so that the library can encode each in one call. Contexts with
-similar statistics share a table: what a table costs is weighed against what it saves.
+table has its own ANS coder, so that the library can encode each in one call. Contexts with similar
+statistics share a table where that saves bytes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_TABLES = 4096
 MAX_LUT_BYTES = 64 << 20
 
 SHIFT = 1
-"""Of the running mean: half of the difference to each new symbol."""
+"""Shift of the running mean, which moves by half of the difference to each new symbol."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +45,11 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """All that a decoder must know about a stream of symbols.
+    """The context model of a stream of symbols, which a decoder needs.
 
     Attributes:
         precision: the frequencies of every table sum to ``2 ** precision``.
-        scale: int64 ``[G]``: by this a symbol of a group counts in the running mean.
+        scale: int64 ``[G]``: factor of the symbols of a group in the running mean.
         start: the running mean before the first symbol of a sequence, in 1/16.
         thresholds: int64 ``[B - 1]``: bounds of the bins of the running mean, in 1/16.
         context: uint16 ``[G, B]``: the table of each context.
@@ -92,8 +92,8 @@ class Model:
         words = []
         for table, first, last in zip(self.tables, bounds[:-1], bounds[1:], strict=True):
             ranks = np.searchsorted(table.symbols, ordered[first:last]).astype(np.int32)
-            found = table.symbols[np.minimum(ranks, len(table.symbols) - 1)]
-            if not np.array_equal(found, ordered[first:last]):
+            symbols_of = table.symbols[np.minimum(ranks, len(table.symbols) - 1)]
+            if not np.array_equal(symbols_of, ordered[first:last]):
                 raise SpecError("a symbol is not in the table of its context")
             coder = stream.stack.AnsCoder()
             if len(ranks) and len(table.symbols) > 1:

@@ -1,4 +1,4 @@
-"""Learning context models: bins of the running mean, and which contexts share a table."""
+"""Fitting of context models: bins of the running mean, and contexts that share a table."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from dpq_core.artifact.entropy.coding import (
 from dpq_core.errors import SpecError
 
 _SAMPLE = 1 << 20
-"""Symbols from which the bins of the running mean are laid out, about."""
+"""Approximate number of symbols from which the bins of the running mean are chosen."""
 
 _TABLE_BITS, _ENTRY_BITS = 80, 11
-"""What a table and each of its symbols cost in the file, for deciding which tables to merge."""
+"""Bits of a table and of each of its symbols in the file, for deciding which tables to merge."""
 
 
 def fit(
@@ -33,12 +33,12 @@ def fit(
     bins: int = 1,
     scale: Ints | None = None,
 ) -> Model:
-    """The model that codes these sequences in the fewest bytes, its own size counted.
+    """The model that codes some sequences in the fewest bytes, with the model's size counted.
 
     Args:
         sequences: symbols ``[n]`` and groups ``[n]`` of each sequence.
-        groups: G.
-        bins: bins of the running mean; 1 ignores it.
+        groups: number of groups G.
+        bins: number of bins of the running mean; 1 ignores it.
         scale: int64 ``[G]``; ones by default.
 
     Raises:
@@ -80,7 +80,7 @@ def _means(symbols: Ints, groups: Ints, scale: Ints, start: int) -> npt.NDArray[
 
 
 def _levels(used: Sequence[tuple[Ints, Ints]], scale: Ints, bins: int) -> tuple[int, Ints]:
-    """Where the running mean starts, and bounds that cut its values into equal shares."""
+    """The start of the running mean, and bounds that cut its values into equal shares."""
     total = sum(len(s) for s, _ in used)
     step = -(-total // _SAMPLE)
     values = [np.asarray(s[::step], np.int64) * scale[g[::step]] for s, g in used]
@@ -95,7 +95,7 @@ def _levels(used: Sequence[tuple[Ints, Ints]], scale: Ints, bins: int) -> tuple[
 def _count(
     used: Sequence[tuple[Ints, Ints]], groups: int, scale: Ints, start: int, thresholds: Ints
 ) -> tuple[Ints, Ints]:
-    """The different symbols, ascending, and how often each is in each context ``[G B, n]``."""
+    """The alphabet, ascending, and the count of each symbol in each context ``[G*B, n]``."""
     low, high = min(int(s.min()) for s, _ in used), max(int(s.max()) for s, _ in used)
     if max(-low, high) > MAX_SYMBOL:
         raise SpecError(f"symbols beyond +-{MAX_SYMBOL} cannot be coded; use a larger step")
@@ -120,14 +120,16 @@ def _count(
 
 
 def _cost(counts: npt.NDArray[np.float64], sequences: int) -> npt.NDArray[np.float64]:
-    """Bits of tables with these counts ``[..., n]``: their symbols and themselves."""
+    """Size in bits of tables with counts ``[..., n]`` and of the symbols that they code."""
     total = counts.sum(-1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        own = np.where(counts > 0, counts * np.log2(counts), 0).sum(-1)
+        by_symbol = np.where(counts > 0, counts * np.log2(counts), 0).sum(-1)
         whole = np.where(total > 0, total * np.log2(total), 0)
     entries = (counts > 0).sum(-1)
     overhead = _TABLE_BITS + 24 * (sequences - 1)
-    bits: npt.NDArray[np.float64] = whole - own + _ENTRY_BITS * entries + overhead * (total > 0)
+    bits: npt.NDArray[np.float64] = (
+        whole - by_symbol + _ENTRY_BITS * entries + overhead * (total > 0)
+    )
     return bits
 
 

@@ -1,4 +1,4 @@
-"""Context models of entropy-coded streams as bytes, and back with every check (FORMAT.md, E)."""
+"""Context models as bytes, written and read with every check (FORMAT.md, E)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def to_bytes(model: Model) -> bytes:
 
 
 def from_reader(reader: Reader, where: str) -> Model:
-    """Take one model off a reader.
+    """Read one model from a reader.
 
     Raises:
         ArtifactError: truncated, or a size, symbol or frequency that the format does not allow.

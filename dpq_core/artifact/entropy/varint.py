@@ -1,4 +1,4 @@
-"""Whole numbers as bytes: LEB128, with zigzag for signed ones; bounded on reading."""
+"""Integers as bytes in LEB128, signed ones in zigzag order; bounded on reading."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MAX_BITS = 63
 
 
 def pack(values: Iterable[int]) -> bytes:
-    """Non-negative integers below 2^63, seven bits per byte, least significant first."""
+    """Pack non-negative integers below 2^63: seven bits per byte, least significant first."""
     out = bytearray()
     for value in values:
         rest = int(value)
@@ -22,12 +22,12 @@ def pack(values: Iterable[int]) -> bytes:
 
 
 def pack_signed(values: Iterable[int]) -> bytes:
-    """Integers of either sign: 0, -1, 1, -2, ... are stored as 0, 1, 2, 3, ..."""
+    """Pack integers of either sign: 0, -1, 1, -2, ... are stored as 0, 1, 2, 3, ..."""
     return pack(2 * int(v) if v >= 0 else -2 * int(v) - 1 for v in values)
 
 
 class Reader:
-    """Takes integers and bytes off the front of a buffer that nobody vouches for."""
+    """Reads integers and bytes from the front of an untrusted buffer."""
 
     def __init__(self, data: bytes | memoryview, where: str) -> None:
         """Read ``data``; ``where`` begins every error message."""
@@ -75,7 +75,7 @@ class Reader:
         return bytes(self._data[self._at - count : self._at])
 
     def rest(self) -> bytes:
-        """All bytes that are left."""
+        """The next bytes to the end of the buffer."""
         return self.take_bytes(len(self._data) - self._at)
 
     def finish(self) -> None:
