@@ -1,4 +1,4 @@
-"""What is said of an unknown name: the nearest ones, or all."""
+"""Suggestions for an unknown name: the known names that are nearest to it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from collections.abc import Iterable
 
 
 def nearest(name: str, known: Iterable[str], *, most: int = 2, cutoff: float = 0.6) -> str:
-    """``did you mean a or b? ``, with a space at the end; empty where nothing is near."""
+    """The question ``did you mean a or b? ``, space included; empty where nothing is near."""
     near = difflib.get_close_matches(name, list(known), n=most, cutoff=cutoff)
     return f"did you mean {' or '.join(near)}? " if near else ""

@@ -1,11 +1,11 @@
-"""Which spec for which tensor, so that a model fits a number of bytes and suffers least.
+"""Planning: a spec for every tensor, so that a model fits its budget with the least loss.
 
 ``planner``      the plan for a budget; start here
-``predict``      how well a spec will do on a weight, from a sample
+``predict``      the relative error of a spec on a weight, predicted from a sample
 ``plan``         the spec of every tensor from one base spec and rules by name
-``policy``       what a plan asks of an adapter
-``free_axes``    hidden axes that can be reordered at no cost
-``allocate``     the cheapest choice for all items within a budget
-``overhead``     bytes of an artifact that are no tensors
-``forecast``     time and memory that a plan will take
+``policy``       the part of an adapter that plans need
+``free_axes``    hidden axes that can be reordered without storing a permutation
+``allocate``     the choices for all items that fit a budget with the least cost
+``overhead``     bytes of an artifact besides its tensors
+``forecast``     time and memory that a plan will need
 """

@@ -1,4 +1,4 @@
-"""Which choice for which item, so that all of them fit a budget and cost least.
+"""Allocation of a budget: one choice per item, with the least total cost.
 
 Minimises ``sum cost`` subject to ``sum bytes <= budget`` over one choice per item: Lagrangian
 relaxation finds the slope at which the budget is all but spent (Shoham and Gersho 1988), and
@@ -18,18 +18,18 @@ BISECTIONS = 100
 
 @dataclass(frozen=True)
 class Choice:
-    """One way to store an item: what it takes, and what it costs in quality."""
+    """One way to store an item: its size in bytes, and its cost in quality."""
 
     nbytes: int
     cost: float
 
 
 def allocate(items: Sequence[Sequence[Choice]], budget: int) -> list[int]:
-    """The index of the choice for every item.
+    """The index of the chosen choice of every item.
 
     Args:
         items: the choices of each item, at least one.
-        budget: bytes that all choices together may take.
+        budget: largest number of bytes of all choices together.
 
     Raises:
         SpecError: even the smallest choices do not fit.
@@ -100,7 +100,7 @@ def _nbytes(
 
 
 def _spend(items: Sequence[Sequence[Choice]], picked: list[int], budget: int) -> list[int]:
-    """Take the swap that saves most cost per byte until none fits."""
+    """Make the swap that saves the most cost per byte until none fits."""
     left = budget - sum(choices[i].nbytes for choices, i in zip(items, picked, strict=True))
     while True:
         best: tuple[float, int, int] | None = None

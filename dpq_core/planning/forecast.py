@@ -1,4 +1,4 @@
-"""How long a plan will take and how much memory: from its sizes and a measured speed."""
+"""Forecast of the time and memory of a plan, from its sizes and a measured speed."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _POINTS = 1 << 16
 _SIZES = (4, 256)  # d, K of the trial
 
 _LIBRARIES = 450_000_000
-"""Bytes that torch and the kernels take by themselves."""
+"""Memory of torch and the kernels alone, in bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """Of one process, data-free.
+    """Time and memory of one process that compresses without data.
 
     Attributes:
         seconds: wall time.
-        peak_memory: resident bytes.
+        peak_memory: peak of the resident memory in bytes.
     """
 
     seconds: float
@@ -31,14 +31,14 @@ class Forecast:
 
 
 def forecast(plan: Plan) -> Forecast:
-    """Time is that of the distances of k-means, at the speed of one small trial on this machine."""
+    """The forecast of a plan, whose time is that of k-means at this machine's speed."""
     work = sum(_distances(tensor) for tensor in plan)
     peak = max((_memory(tensor) for tensor in plan), default=0)
     return Forecast(seconds=work / _speed() if work else 0.0, peak_memory=_LIBRARIES + peak)
 
 
 def _distances(tensor: TensorPlan) -> int:
-    """Multiply-adds of all passes of k-means."""
+    """Number of multiply-adds of all passes of k-means over a tensor."""
     if tensor.spec is None or tensor.partition is None:
         return 0
     p, kmeans = tensor.partition, tensor.spec.kmeans
@@ -47,7 +47,7 @@ def _distances(tensor: TensorPlan) -> int:
 
 
 def _memory(tensor: TensorPlan) -> int:
-    """The tensor, its float32 subvectors, the codes and their distances."""
+    """Memory of a tensor, its float32 subvectors, codes and distances, in bytes."""
     if tensor.partition is None:
         return tensor.info.nbytes
     p = tensor.partition
@@ -55,7 +55,7 @@ def _memory(tensor: TensorPlan) -> int:
 
 
 def _speed() -> float:
-    """Multiply-adds of nearest-codeword search per second, of the second of two small passes."""
+    """Multiply-adds per second of nearest-codeword search, in the second of two small passes."""
     d, K = _SIZES
     generator = torch.Generator().manual_seed(0)
     points = torch.randn(1, d, _POINTS, generator=generator)

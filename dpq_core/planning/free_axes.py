@@ -1,4 +1,4 @@
-"""Hidden axes that a plan can reorder at no cost: their permutation is not stored."""
+"""Hidden axes that a plan can reorder without storing a permutation."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from dpq_core.tensor.plan import TensorPlan
 def free_axes(
     axes: Iterable[HiddenAxis], plans: Mapping[str, Sequence[TensorPlan]]
 ) -> dict[str, HiddenAxis]:
-    """The axes that can be reordered, by consumer; its permutation need then not be stored.
+    """The hidden axes that can be reordered without storing a permutation, by consumer.
 
     An axis is left out where a tensor is missing or of another shape, where no plan permutes the
     consumer's columns, and where the rows of a quantized producer cannot change places.
 
     Args:
-        axes: as the adapter names them; a name that two of them claim in the same role makes both
-            invalid.
-        plans: all that may become of each tensor.
+        axes: the adapter's hidden axes; a tensor that two of them name in the same role excludes
+            both.
+        plans: tensor name -> the plans that the tensor may get.
     """
     named = list(axes)
     claims = Counter(("consumer", axis.consumer) for axis in named)
     claims.update(("producer", one.name) for axis in named for one in axis.producers)
-    found: dict[str, HiddenAxis] = {}
+    free: dict[str, HiddenAxis] = {}
     used: set[str] = set()
     for axis in named:
         producers = {one.name for one in axis.producers}
@@ -35,9 +35,9 @@ def free_axes(
             claims["producer", name] == 1 for name in producers
         )
         if single and len(names) == 1 + len(producers) and not names & used and _fits(axis, plans):
-            found[axis.consumer] = axis
+            free[axis.consumer] = axis
             used |= names
-    return found
+    return free
 
 
 def _fits(axis: HiddenAxis, plans: Mapping[str, Sequence[TensorPlan]]) -> bool:
@@ -54,7 +54,7 @@ def _fits(axis: HiddenAxis, plans: Mapping[str, Sequence[TensorPlan]]) -> bool:
 
 
 def _movable(plan: TensorPlan, rows: int) -> bool:
-    """Whether the rows of what is stored can change places like those of the tensor."""
+    """Whether the stored rows of a plan can be permuted like the rows of its tensor."""
     if plan.info.shape[:1] != (rows,):
         return False
     spec = plan.spec

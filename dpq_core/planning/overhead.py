@@ -1,4 +1,4 @@
-"""Bytes of an artifact that are no tensors: headers, manifest, side files, generated files."""
+"""Bytes of an artifact besides its tensors: headers, manifest, side and generated files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _HASH = "0" * 64
 _ERROR = 1.2345678901234567e-05
-"""As long as a relative error is when written, at most."""
+"""A relative error whose text is as long as any."""
 
 _ENTRY = FileEntry(10**9, _HASH)
 
@@ -23,12 +23,13 @@ _ENTRY = FileEntry(10**9, _HASH)
 def overhead(
     checkpoint: Checkpoint, adapter: TensorPolicy, plan: Plan, shard_bytes: int = shards.SHARD_BYTES
 ) -> int:
-    """All bytes of the artifact of a plan but its tensors and a probe.
+    """Bytes of the artifact of a plan besides its tensors and a probe.
 
-    The manifest holds numbers that are not known yet; it comes out a few bytes per tensor shorter.
+    The manifest holds numbers that are not known yet, so that it becomes a few bytes per tensor
+    shorter.
     """
     weights = adapter.weights_names(checkpoint)
-    found = shards.lay_out(plan, weights, shard_bytes)
+    laid_out = shards.lay_out(plan, weights, shard_bytes)
     manifest = draft(
         plan, adapter=adapter.name, source=checkpoint.source, fingerprint=_HASH, weights=weights
     )
@@ -36,16 +37,16 @@ def overhead(
         replace(entry, relative_error=None if entry.spec is None else _ERROR)
         for entry in manifest.tensors
     )
-    names = {shard.file for shard in found} | set(checkpoint.side_files)
+    names = {shard.file for shard in laid_out} | set(checkpoint.side_files)
     manifest = replace(manifest, tensors=errors, files=dict.fromkeys(names, _ENTRY))
     generated = adapter.generated_files(checkpoint, manifest)
     manifest = replace(manifest, files=dict.fromkeys(names | set(generated), _ENTRY))
     parts = [
         len(manifest.to_bytes()),
-        sum(len(shard.header) for shard in found),
+        sum(len(shard.header) for shard in laid_out),
         sum(path.stat().st_size for path in checkpoint.side_files.values()),
         sum(len(content) for content in generated.values()),
     ]
-    if len(found) > len(weights):  # an index names every stored tensor and its file
+    if len(laid_out) > len(weights):  # an index names every stored tensor and its file
         parts.append(sum(len(name) + 64 for tensor in plan for name in tensor.stored()))
     return sum(parts)

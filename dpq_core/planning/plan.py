@@ -1,4 +1,4 @@
-"""Makes a plan: the spec of every tensor from one base spec and rules by name."""
+"""Plans from one base spec: the spec of every tensor by rules for names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def make_plan(
     spec: QuantSpec,
     overrides: Iterable[Override] = (),
 ) -> Plan:
-    """Decide for every tensor: ``adapter.select``, then its policy, then the user's overrides.
+    """Decide the spec of every tensor: adapter selection, adapter policy, then user overrides.
 
     Later overrides win; they can change or keep a selected tensor, not select a new one.
 
@@ -50,9 +50,9 @@ def make_plan(
 def plan_tensor(
     name: str, info: TensorInfo, layout: Layout | None, spec: QuantSpec | None
 ) -> TensorPlan:
-    """One tensor; an open orientation becomes the one that takes fewer bytes, else ``input``.
+    """The plan of one tensor; orientation ``auto`` becomes the one of fewer bytes, or ``input``.
 
-    How codebooks are begun is settled as well, so that an artifact says what was done.
+    The start of k-means is decided as well, so that the artifact holds every choice.
 
     Raises:
         SpecError: the spec does not fit the tensor.

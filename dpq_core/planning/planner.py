@@ -1,9 +1,9 @@
-"""Which spec for which tensor, so that a model fits a number of bytes and suffers least.
+"""The planner: a spec for every tensor, so that a model fits a budget with the least loss.
 
-Every tensor has the same candidates, seen through the adapter's policy and the user's overrides.
+Every tensor has the same candidate specs, changed by the adapter's policy and the user's overrides.
 The bytes of a candidate are exact; its cost is the relative error that a sample predicts
 (``predict``), times how much the loss depends on the tensor (``sensitivity``; without data all
-weights count alike). ``allocate`` chooses.
+weights count alike). ``allocate`` chooses among them.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ GRID = (
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """What the planner decided for one tensor.
+    """The planner's decision for one tensor.
 
     Attributes:
-        tensor: its plan.
+        tensor: the plan of the tensor.
         error: predicted relative error, 0 for a tensor that is kept.
         cost: the error times the tensor's sensitivity.
-        pinned: an override left no choice.
+        pinned: whether there was only one candidate, by an override for example.
     """
 
     tensor: TensorPlan
@@ -67,9 +67,9 @@ class Planned:
     """A plan for a budget.
 
     Attributes:
-        chosen: per tensor, in storage order.
-        nbytes: predicted bytes on disk, all files counted but a probe.
-        budget: bytes that were allowed.
+        chosen: the decision for each tensor, in storage order.
+        nbytes: predicted size on disk in bytes, all files counted but a probe.
+        budget: allowed size in bytes.
     """
 
     chosen: tuple[Chosen, ...]
@@ -78,12 +78,12 @@ class Planned:
 
     @property
     def plan(self) -> Plan:
-        """As ``compress`` takes it."""
+        """The plan that ``compress`` takes."""
         return Plan(tuple(one.tensor for one in self.chosen))
 
     @property
     def cost(self) -> float:
-        """Sum of the predicted costs."""
+        """The sum of the predicted costs."""
         return sum(one.cost for one in self.chosen)
 
 
@@ -105,17 +105,17 @@ def plan_for_budget(
     shard_bytes: int = SHARD_BYTES,
     progress: Progress = silent,
 ) -> Planned:
-    """Choose a spec for every tensor.
+    """Choose a spec for every tensor so that the artifact fits the budget.
 
     Args:
         checkpoint: read tensor by tensor; only samples are kept.
         adapter: says what can be compressed, and its policy.
-        budget: bytes of the artifact on disk, all files counted.
-        specs: the candidates.
-        overrides: the user's rules; a rule pins what it names.
-        sensitivity: tensor name -> how much a relative error of 1 would cost. A tensor that is not
-            named costs as much per weight as the others do on average.
-        shard_bytes: data bytes of one weight file, at most: every further file has a header.
+        budget: largest size of the artifact on disk in bytes, all files counted.
+        specs: the candidate specs.
+        overrides: the user's rules; a rule fixes the spec of the tensors that it names.
+        sensitivity: tensor name -> the cost of a relative error of 1. A tensor that is missing
+            costs as much per weight as the others do on average.
+        shard_bytes: most data bytes of one weight file, each of which has a header.
         progress: called tensor by tensor.
 
     Raises:
@@ -152,17 +152,17 @@ def plan_for_budget(
     return Planned(chosen=chosen, nbytes=total, budget=budget)
 
 
-def _complete(known: Mapping[str, float], checkpoint: Checkpoint) -> dict[str, float]:
-    """Sensitivities of all tensors: those that are known, and the rest by their weights."""
+def _complete(measured: Mapping[str, float], checkpoint: Checkpoint) -> dict[str, float]:
+    """Sensitivities of all tensors: the measured ones, and the others by their size."""
     sizes = {name: info.numel for name, info in checkpoint.tensors.items()}
-    shared = known.keys() & sizes.keys()
+    shared = measured.keys() & sizes.keys()
     weights = sum(sizes[name] for name in shared)
-    each = sum(known[name] for name in shared) / weights if weights else 1.0
-    return {name: known.get(name, each * size) for name, size in sizes.items()}
+    each = sum(measured[name] for name in shared) / weights if weights else 1.0
+    return {name: measured.get(name, each * size) for name, size in sizes.items()}
 
 
 Option = list[tuple[TensorPlan, float]]
-"""The plans that one tensor can have, and the relative error that each will have."""
+"""The candidate plans of one tensor, each with its predicted relative error."""
 
 
 def _options(
@@ -172,18 +172,20 @@ def _options(
     rules: tuple[Override, ...],
     progress: Progress,
 ) -> Iterator[Option]:
-    """Per tensor: each candidate after policy and overrides, with its predicted error."""
+    """The candidates of each tensor after policy and overrides, with their predicted errors."""
     total = sum(info.numel for info in checkpoint.tensors.values())
     done = 0
     for name, info in checkpoint.tensors.items():
         progress(name, done, total)
         done += info.numel
         layout = _layout(adapter, name, info)
-        seen = dict.fromkeys(
+        choices = dict.fromkeys(
             decide(name, spec, (*adapter.overrides(spec), *rules)) for spec in specs
         )
-        plans = [plan_tensor(name, info, layout, spec) for spec in seen if layout or spec is None]
-        if layout is None or None in seen:
+        plans = [
+            plan_tensor(name, info, layout, spec) for spec in choices if layout or spec is None
+        ]
+        if layout is None or None in choices:
             yield [(plan_tensor(name, info, None, None), 0.0)]
             continue
         yield _predicted(checkpoint, plans)
@@ -212,7 +214,7 @@ def _layout(adapter: TensorPolicy, name: str, info: TensorInfo) -> Layout | None
 
 
 def compressible(checkpoint: Checkpoint, adapter: TensorPolicy) -> list[str]:
-    """The tensors that the adapter compresses."""
+    """Names of the tensors that the adapter compresses."""
     tensors = checkpoint.tensors.items()
     return [name for name, info in tensors if _layout(adapter, name, info) is not None]
 
@@ -227,6 +229,6 @@ def _refuse_unused(
 
 
 def bytes_of_bits(checkpoint: Checkpoint, bits: float) -> int:
-    """The bytes of an artifact with so many bits per weight, all files counted."""
+    """Size in bytes of an artifact of ``bits`` per weight, all files counted."""
     weights = sum(info.numel for info in checkpoint.tensors.values())
     return math.floor(bits * weights / 8)

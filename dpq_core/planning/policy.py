@@ -1,4 +1,4 @@
-"""What a plan asks of an adapter: which tensors are compressed, and by which rules."""
+"""TensorPolicy: the part of an adapter that decides which tensors are compressed, and how."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ class TensorPolicy(Protocol):
         """The adapter's name, which the manifest holds."""
 
     def select(self, name: str, shape: tuple[int, ...]) -> Layout | None:
-        """How a tensor is viewed as a matrix when it is compressed; None keeps it as it is."""
+        """How a tensor is viewed as a matrix where it is compressed; None keeps it dense."""
 
     def weights_names(self, checkpoint: Checkpoint) -> Mapping[str, str]:
-        """Component -> stem of its weight files."""
+        """The stem of the weight files of each component."""
 
     def overrides(self, spec: QuantSpec) -> tuple[Override, ...]:
-        """Rules of the domain for sensitive tensors."""
+        """The adapter's rules for sensitive tensors."""
 
     def hidden_axes(self, checkpoint: Checkpoint) -> Iterable[HiddenAxis]:
-        """Hidden units whose order is free."""
+        """The hidden axes whose units can be reordered."""
 
     def generated_files(self, checkpoint: Checkpoint, manifest: Manifest) -> Mapping[str, bytes]:
-        """Files that are written beside the weights: relative path -> content."""
+        """The files to write beside the weights: relative path -> content."""

@@ -1,8 +1,8 @@
-"""How well a spec will do on a weight, from a sample of its subvectors; much cheaper than trying.
+"""Prediction of a spec's relative error on a weight, from a sample of its subvectors.
 
 Two small k-means give the error at two codebook sizes; in between and beyond, the error of a
 codebook of K words in d dimensions falls as ``K^(-2 s / d)`` (high-rate quantization theory has
-s = 1), and s is what the two sizes say.
+s = 1), and s is fitted to the two sizes.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from dpq_core.tensor.basis import selection as basis
 from dpq_core.tensor.partition import Partition
 
 SAMPLE = 8192
-"""Subvectors that are looked at, three quarters of them to learn from."""
+"""Number of sampled subvectors; three quarters of them are for training."""
 
 SIZES = (32, 256)
-"""Codewords of the two small codebooks."""
+"""Numbers of codewords of the two small codebooks."""
 
 _KMEANS = KMeansSpec(iterations=6, tail=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """Relative error over the size of a shared codebook, for one subvector length.
+    """The relative error as a function of the size of a shared codebook, for one d.
 
     Attributes:
         d: subvector length.
-        K: the larger size that was tried.
+        K: the larger size that was measured.
         error: relative error at that size.
-        slope: by how much log2(error) falls per bit of code.
+        slope: fall of log2(error) per bit of code.
     """
 
     d: int
@@ -46,18 +46,18 @@ class Curve:
     slope: float
 
     def at(self, K: int) -> float:
-        """Relative error with K codewords."""
+        """The relative error with K codewords."""
         return float(self.error * 2 ** (-self.slope * (math.log2(K) - math.log2(self.K))))
 
 
 def curve(matrix: Tensor, partition: Partition, spec: QuantSpec, name: str) -> Curve:
-    """Measure a sample of the subvectors of one weight.
+    """The error curve of one weight, measured on a sample of its subvectors.
 
     Args:
-        matrix: ``[rows, cols]``, any floating dtype.
+        matrix: ``[R, C]``, any floating dtype.
         partition: gives d and the axis that is cut.
         spec: gives the scales and the seed.
-        name: of the tensor, mixed into the seed.
+        name: name of the tensor, mixed into the seed.
     """
     generator = torch.Generator().manual_seed(tensor_seed(spec.seed, f"{name}:{partition.d}"))
     points = _sample(matrix, partition, spec, generator)

@@ -1,4 +1,4 @@
-"""Sources on this machine: paths, and the models that ship with an adapter (``builtin:NAME``)."""
+"""Local sources: paths, and the models that ship with an adapter (``builtin:NAME``)."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from dpq_core.errors import SourceError
 from dpq_core.nearest import nearest
 
 BUILTIN_SCHEME = "builtin:"
-"""What a source begins with that names a model shipped with an adapter."""
+"""Prefix of a source that names a model shipped with an adapter."""
 
 
 def find_local(source: str, builtin: Path, marker: str) -> Path | None:
-    """The folder or file that a source names on this machine; None where there is none.
+    """The folder or file of a source on this machine; None where there is none.
 
     Args:
         source: ``builtin:NAME``, a path, or anything else.
-        builtin: folder of the models that ship with an adapter, each in a folder of its own.
-        marker: a file that each of them has.
+        builtin: folder of the models that ship with an adapter, each in its own folder.
+        marker: name of a file that each of them has.
 
     Raises:
         SourceError: there is no such builtin model.
-        ArtifactError: it is an artifact that is only half-written.
+        ArtifactError: the source is a half-written artifact.
     """
     if source.startswith(BUILTIN_SCHEME):
         name = source.removeprefix(BUILTIN_SCHEME)
@@ -34,13 +34,13 @@ def find_local(source: str, builtin: Path, marker: str) -> Path | None:
         return builtin / name
     path = Path(source).expanduser()
     if not path.is_dir() and path.with_name(path.name + PARTIAL_SUFFIX).is_dir():
-        Artifact.open(path)  # says that it is half-written, and how to go on
+        Artifact.open(path)  # raises: half-written
     return path if path.exists() else None
 
 
 def _unknown_builtin(name: str, names: Sequence[str]) -> SourceError:
     """The error for ``builtin:name``: the nearest of ``names``, then all of them."""
-    sources = [f"{BUILTIN_SCHEME}{known}" for known in names]
+    sources = [f"{BUILTIN_SCHEME}{model}" for model in names]
     hint = nearest(f"{BUILTIN_SCHEME}{name}", sources, most=1, cutoff=0.7)
     return SourceError(
         f"no builtin model {name!r}; {hint}available: " + (", ".join(sources) or "none")

@@ -1,4 +1,4 @@
-"""Options of one adapter verb: a frozen dataclass turned into command-line flags, and back.
+"""Options of an adapter's verb: a frozen dataclass, parsed from command-line flags.
 
 A field ``max_new_tokens: int = 64`` becomes ``--max-new-tokens 64``; a bool becomes
 ``--flag/--no-flag``; a ``tuple[str, ...]`` takes one or more values after its
@@ -22,21 +22,21 @@ from dpq_core.nearest import nearest
 T = TypeVar("T")
 
 KINDS: tuple[type, ...] = (int, float, str, bool, Path)
-"""What a field, or an item of a tuple field, can be."""
+"""Types of a field, or of an item of a tuple field."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """One field of an options class, as the command line sees it.
+    """One field of an options class, with its flag and help.
 
     Attributes:
         field: name of the dataclass field.
         kind: int, float, str, bool or Path.
-        repeated: the field is a tuple; the flag can be given many times.
-        default: value when the flag is not given.
+        repeated: whether the field is a tuple, so that the flag can be given many times.
+        default: value where the flag is not given.
         help: one line from the field's ``metadata["help"]``.
-        minimum: smallest value, where the field's metadata has one.
-        required: there is no default.
+        minimum: smallest value, from the field's ``metadata["minimum"]``; None for no limit.
+        required: whether there is no default.
     """
 
     field: str
@@ -49,12 +49,12 @@ class Option:
 
     @property
     def flag(self) -> str:
-        """``--max-new-tokens``."""
+        """The flag, such as ``--max-new-tokens``."""
         return "--" + self.field.replace("_", "-")
 
     @property
     def usage(self) -> str:
-        """``--limit INT``, ``--tasks STR (repeatable)`` or ``--raw/--no-raw``."""
+        """The usage: ``--limit INT``, ``--tasks STR (repeatable)`` or ``--raw/--no-raw``."""
         if self.kind is bool:
             return f"{self.flag}/--no-{self.flag[2:]}"
         repeat = " (repeatable)" if self.repeated else ""
@@ -62,7 +62,7 @@ class Option:
 
 
 def describe(cls: type, *, required: bool = False) -> tuple[Option, ...]:
-    """The options of a class, in the order of its fields.
+    """The options of an options class, in the order of its fields.
 
     Args:
         cls: a frozen dataclass.
@@ -70,7 +70,7 @@ def describe(cls: type, *, required: bool = False) -> tuple[Option, ...]:
 
     Raises:
         AdapterError: the class is not a frozen dataclass, or a field has no default, no help or a
-            type that no flag can spell. These are mistakes of the adapter's author.
+            type that no flag can have. These are mistakes of the adapter's author.
     """
     if not dataclasses.is_dataclass(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         raise AdapterError(f"options class {cls.__name__} must be a frozen dataclass")
@@ -80,16 +80,16 @@ def describe(cls: type, *, required: bool = False) -> tuple[Option, ...]:
 
 
 def parse(cls: type[T], argv: Sequence[str]) -> T:
-    """An instance of ``cls`` from command-line words such as ``--context 512 --no-raw``.
+    """An instance of ``cls`` made of command-line words such as ``--context 512 --no-raw``.
 
     Raises:
-        SpecError: as ``values``, or a value that the class itself refuses.
+        SpecError: as ``values``, or the class refuses a value.
     """
     return cls(**values(cls, argv))
 
 
 def values(cls: type, argv: Sequence[str]) -> dict[str, Any]:
-    """The fields of ``cls`` that command-line words name, with their values.
+    """The values that command-line words give to fields of ``cls``, by field.
 
     Raises:
         SpecError: an unknown flag, a missing or malformed value, or a flag given twice.
@@ -97,7 +97,7 @@ def values(cls: type, argv: Sequence[str]) -> dict[str, Any]:
     options = describe(cls)
     flags = {option.flag: option for option in options}
     negations = {f"--no-{o.flag[2:]}": o for o in options if o.kind is bool}
-    found: dict[str, Any] = {}
+    given: dict[str, Any] = {}
     words = list(argv)
     while words:
         flag, equals, attached = words.pop(0).partition("=")
@@ -115,13 +115,13 @@ def values(cls: type, argv: Sequence[str]) -> dict[str, Any]:
         if option.repeated:
             more = list(itertools.takewhile(_is_value, [] if equals else words))
             del words[: len(more)]
-            given = (value, *(_convert(option, word) for word in more))
-            found[option.field] = (*found.get(option.field, ()), *given)
-        elif option.field in found:
+            items = (value, *(_convert(option, word) for word in more))
+            given[option.field] = (*given.get(option.field, ()), *items)
+        elif option.field in given:
             raise SpecError(f"option {flag} is given twice")
         else:
-            found[option.field] = value
-    return found
+            given[option.field] = value
+    return given
 
 
 def _option(cls: type, field: dataclasses.Field[Any], hint: Any, required: bool) -> Option:
@@ -154,7 +154,7 @@ def _option(cls: type, field: dataclasses.Field[Any], hint: Any, required: bool)
 
 
 def _kind(hint: Any) -> tuple[Any, bool]:
-    """``int | None`` -> (int, False); ``tuple[str, ...]`` -> (str, True)."""
+    """The kind of a type and whether it is a tuple: (int, False) for ``int | None``."""
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         inner = [arg for arg in typing.get_args(hint) if arg is not types.NoneType]
         return _kind(inner[0]) if len(inner) == 1 else (hint, False)
@@ -168,8 +168,8 @@ def _convert(option: Option, word: str) -> Any:
     try:
         return option.kind(word)
     except ValueError:
-        wanted = {int: "a whole number", float: "a number"}[option.kind]
-        raise SpecError(f"option {option.flag}: {word!r} is not {wanted}") from None
+        kind = {int: "a whole number", float: "a number"}[option.kind]
+        raise SpecError(f"option {option.flag}: {word!r} is not {kind}") from None
 
 
 def _is_value(word: str) -> bool:

@@ -1,4 +1,4 @@
-"""Adapters by name: found through installed metadata, imported one at a time.
+"""The registry of adapters: found by name in installed metadata, and imported one at a time.
 
 A distribution announces an adapter by an entry point of the group ``dpq.adapters``; the in-tree
 adapters do the same. Reading the list imports nothing, so a broken plugin spoils only itself.
@@ -16,15 +16,15 @@ from dpq_core.nearest import nearest
 from dpq_core.plugin.adapter import Adapter
 
 GROUP = "dpq.adapters"
-"""The entry-point group; public API, third parties write it in their pyproject."""
+"""The entry-point group that third parties write in their pyproject; part of the public API."""
 
 
 @dataclass(frozen=True, order=True)
 class AdapterEntry:
-    """One claim to an adapter name, as the installed metadata states it.
+    """One adapter as the installed metadata announces it.
 
     Attributes:
-        name: what ``--adapter`` takes.
+        name: name of the adapter.
         distribution: the installed distribution that claims the name.
         target: ``module:Class`` that would be imported.
     """
@@ -35,7 +35,7 @@ class AdapterEntry:
 
 
 def available() -> list[AdapterEntry]:
-    """All claims, sorted by name; reads metadata and imports nothing."""
+    """All announced adapters, sorted by name; reads metadata and imports nothing."""
     return sorted(_entry(point) for point in entry_points(group=GROUP))
 
 
@@ -70,20 +70,20 @@ def load(name: str) -> Adapter:
 
 
 def builtins() -> dict[str, str]:
-    """Built-in model -> the adapter that ships it, of all adapters that load."""
-    found: dict[str, str] = {}
+    """The adapter that ships each built-in model, of all adapters that load."""
+    owners: dict[str, str] = {}
     for entry in available():
         try:
             shipped = load(entry.name).builtins
         except AdapterError:  # a broken plugin spoils only itself
             continue
-        found |= {model: entry.name for model in shipped if model not in found}
-    return found
+        owners |= {model: entry.name for model in shipped if model not in owners}
+    return owners
 
 
 @contextmanager
 def explain_missing(name: str) -> Iterator[None]:
-    """Turn an ImportError while an adapter loads or works into the command that mends it.
+    """Turn an ImportError in an adapter into an error with the pip command that mends it.
 
     Raises:
         AdapterError: instead of an ImportError of a module outside the adapter's own package.
@@ -92,8 +92,8 @@ def explain_missing(name: str) -> Iterator[None]:
         yield
     except ImportError as error:
         entry = _entry(_only_claim(name))
-        own = {entry.target.partition(":")[0].partition(".")[0], "dpq_core"}
-        if error.name is not None and error.name.partition(".")[0] in own:
+        packages = {entry.target.partition(":")[0].partition(".")[0], "dpq_core"}
+        if error.name is not None and error.name.partition(".")[0] in packages:
             raise
         if isinstance(error, ModuleNotFoundError):
             cause = f"needs {error.name!r}, which is not installed"
@@ -123,7 +123,7 @@ def _unknown(name: str) -> str:
 
 
 def _pip_command(name: str) -> str:
-    """The distribution's extra of the adapter's name where it has one, else the distribution."""
+    """The pip command that installs the adapter's dependencies, by its extra where it has one."""
     distribution = _only_claim(name).dist
     if distribution is None:
         return "install the adapter's dependencies"
