@@ -1,4 +1,4 @@
-"""Which domains are installed, what they can do, and what is wrong with them."""
+"""Reports of the installed adapters: what each can do, or why it cannot be used."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class AdapterReport:
     """One installed adapter.
 
     Attributes:
-        name: what ``adapter`` and ``--adapter`` take.
+        name: name of the adapter.
         distribution: the installed distribution that it comes from.
         target: ``module:Class`` that is imported.
         error: why it cannot be used; None where it can.
-        summary: one line; None where it cannot be used.
-        capabilities: verbs beyond compress.
+        summary: description in one line; None where it cannot be used.
+        capabilities: its verbs besides compress.
         options: verb -> the adapter's own options.
     """
 
@@ -33,11 +33,11 @@ class AdapterReport:
 
     @property
     def ok(self) -> bool:
-        """Whether it can be used."""
+        """Whether the adapter can be used."""
         return self.error is None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, without the options."""
+        """The report as plain JSON values, without the options."""
         return {
             "name": self.name,
             "distribution": self.distribution,
@@ -50,7 +50,7 @@ class AdapterReport:
 
 
 def adapters() -> list[AdapterReport]:
-    """All installed adapters; one that does not load says why and spoils nothing."""
+    """Reports of all installed adapters, of those that do not load too."""
     return [_report(entry) for entry in registry.available()]
 
 
@@ -62,8 +62,8 @@ def _report(entry: registry.AdapterEntry) -> AdapterReport:
         adapter = registry.load(entry.name)
         described = {verb: options.describe(cls) for verb, cls in adapter.options.items()}
         summary, capabilities = adapter.summary, adapter.capabilities()
-    except DPQError as broken:
-        error = str(broken)
+    except DPQError as failure:
+        error = str(failure)
     return AdapterReport(
         name=entry.name,
         distribution=entry.distribution,

@@ -1,5 +1,5 @@
 # ruff: noqa: RUF009 - argument() and required() return fields, as dataclasses.field() does
-"""Arguments of every verb, each verb's in one frozen dataclass.
+"""The arguments of every verb: one frozen dataclass per verb.
 
 ``dpq.compress(...)`` and ``dpq compress ...`` are both made from ``CompressArguments``, and so on:
 names, defaults and help texts exist once. Nothing here needs torch.
@@ -17,7 +17,7 @@ from dpq_core.errors import UsageError
 from dpq_core.jobs.spec_arguments import RunArguments, SpecArguments, argument, required
 
 BEST_STEPS = 100
-"""Training steps that the preset ``best`` takes after compressing, all of them end to end."""
+"""Default number of training steps after compressing with the preset ``best``, end to end."""
 
 CALIBRATED = "A dpq artifact: a folder or a .dpq file."
 ANY_SOURCE = "A dpq artifact, a model folder or file, or builtin:NAME."
@@ -46,7 +46,7 @@ class CompressArguments(SpecArguments):
 
     @property
     def calibration_steps(self) -> int:
-        """Training steps after compressing; 0 for none."""
+        """Number of training steps after compressing; 0 for none."""
         if self.steps is None:
             return BEST_STEPS if self.preset == "best" else 0
         return self.steps
@@ -155,14 +155,14 @@ def names_of(cls: type) -> tuple[str, ...]:
 
 
 def check_required(cls: type, given: Iterable[str]) -> None:
-    """Refuse a call that lacks an argument without a default.
+    """Refuse a call in which a required argument is missing.
 
     Raises:
-        UsageError: one is missing.
+        UsageError: a required argument is missing.
     """
-    have = frozenset(given)
+    names = frozenset(given)
     for f in fields(cls):
-        if f.default is MISSING and f.name not in have:
+        if f.default is MISSING and f.name not in names:
             raise UsageError(f"{f.name} is needed: {f.metadata['help']}")
 
 
@@ -170,7 +170,7 @@ Verb = TypeVar("Verb", bound=Callable[..., Any])
 
 
 def takes(cls: type) -> Callable[[Verb], Verb]:
-    """Decorates the function of a verb, so that ``help()`` shows the fields of its arguments class.
+    """A decorator of a verb's function; ``help()`` then shows the fields of its arguments class.
 
     Args:
         cls: the arguments class, whose fields are the keywords that the function passes on.
@@ -178,7 +178,7 @@ def takes(cls: type) -> Callable[[Verb], Verb]:
 
     def decorate(verb: Verb) -> Verb:
         signature = inspect.signature(verb)
-        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        explicit = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
         passed = [f for f in fields(cls) if f.name not in signature.parameters]
         keywords = [
             inspect.Parameter(
@@ -190,7 +190,7 @@ def takes(cls: type) -> Callable[[Verb], Verb]:
         lines = "\n".join(f"    {f.name}: {_explained(f)}" for f in passed)
         verb.__doc__ = f"{inspect.cleandoc(verb.__doc__ or '')}\n\nKeyword arguments:\n{lines}\n"
         verb.__signature__ = signature.replace(  # type: ignore[attr-defined]
-            parameters=[*own, *keywords, options]
+            parameters=[*explicit, *keywords, options]
         )
         return verb
 
@@ -198,6 +198,6 @@ def takes(cls: type) -> Callable[[Verb], Verb]:
 
 
 def _explained(f: Field[Any]) -> str:
-    """The help text of a field, and what happens where it is not given."""
+    """The help text of a field, with its default."""
     default = f.metadata.get("unset", f.default)
     return f"{' '.join(str(f.metadata['help']).split())} [default: {default}]"

@@ -1,4 +1,4 @@
-"""What became of a model that was compressed, tensor by tensor."""
+"""CompressReport: the result of compressing a model, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TensorReport:
-    """What became of one tensor; ``relative_error`` is None when it was kept."""
+    """The result for one tensor; ``relative_error`` is None where it was kept dense."""
 
     name: str
     shape: tuple[int, ...]
@@ -28,7 +28,7 @@ class TensorReport:
 
 
 ROWS = 40
-"""Tensors in the table of a report; ``to_json`` has them all."""
+"""Most tensors in the table of a report; ``to_json`` has them all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,17 +36,18 @@ class CompressReport(Report):
     """The result of compressing a model.
 
     Attributes:
-        artifact: where it is.
+        artifact: path of the artifact.
         tensors: one report per tensor.
         weights: number of weights.
-        source_nbytes: bytes of the source's tensors.
-        nbytes: bytes on disk of the artifact, every file counted.
+        source_nbytes: size of the source's tensors in bytes.
+        nbytes: size of the artifact on disk in bytes, every file counted.
         seconds: wall time of this run.
         peak_memory: highest resident memory of this process in bytes.
-        segments: what was quantized with statistics, in the order in which the model runs.
-        data_free: quantized without, although there was a task: no Linear, Conv2d or Embedding
-            that ran in it has them as its weight.
-        calibration: of the result, where there was one; ``artifact`` is then what it wrote.
+        segments: reports of the segments that were quantized with statistics, in the order in
+            which the model runs.
+        data_free: names of the tensors that were quantized without statistics although there was
+            a task, because no Linear, Conv2d or Embedding that ran in it has them as its weight.
+        calibration: result of a calibration afterwards, which then wrote ``artifact``.
     """
 
     artifact: Path
@@ -77,7 +78,7 @@ class CompressReport(Report):
         }
 
     def tables(self) -> tuple[Table, ...]:
-        """The quantized tensors, worst first, then the sums."""
+        """A table of the quantized tensors, worst first, and one of the totals."""
         quantized = [t for t in self.tensors if t.relative_error is not None]
         rows = tuple(
             (
@@ -105,6 +106,6 @@ class CompressReport(Report):
         return tables if self.calibration is None else (*tables, *self.calibration.tables())
 
     def remarks(self) -> tuple[str, ...]:
-        """How many tensors the table leaves out."""
+        """A line on the number of tensors that the table leaves out."""
         more = sum(t.relative_error is not None for t in self.tensors) - ROWS
         return (f"{more} more; `dpq inspect` lists them all",) if more > 0 else ()

@@ -1,4 +1,4 @@
-"""Measuring a model, side by side with the uncompressed one."""
+"""Evaluation of a model, side by side with the uncompressed one."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from dpq_core.run import Run
 
 NO_BASELINE = "none"
-"""What ``baseline`` takes to leave every comparison out."""
+"""Value of ``baseline`` that leaves every comparison out."""
 
 _WIDE = 30
-"""Characters of a source that are too many for the heading of a column."""
+"""Most characters of a source in the heading of a column."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Measured:
         return next((m for m in self.evaluation.metrics if m.name == name), None)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """The measurement as plain JSON values."""
         return {
             "source": self.source,
             "nbytes": self.nbytes,
@@ -56,11 +56,11 @@ class EvaluationReport(Report):
 
     Attributes:
         adapter: name of the adapter that measured.
-        seed: of everything random.
-        options: of the adapter, as plain values.
-        result: the source.
-        baseline: the uncompressed model, where it was measured too.
-        against: further sources that the adapter measured alike, by name.
+        seed: seed of everything random.
+        options: the adapter's options, as plain values.
+        result: the measurement of the source.
+        baseline: the measurement of the uncompressed model, where there is one.
+        against: the measurements of further sources, by name.
         notes: lines about the comparison itself.
     """
 
@@ -73,7 +73,7 @@ class EvaluationReport(Report):
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """The report as plain JSON values."""
         values: dict[str, Any] = {"result": self.result.to_json()}
         if self.baseline is not None:
             values["baseline"] = self.baseline.to_json()
@@ -83,7 +83,7 @@ class EvaluationReport(Report):
 
     @property
     def _compared(self) -> tuple[Measured, ...]:
-        """The source, and the baseline if there is one."""
+        """The measurements of the source and, where there is one, of the baseline."""
         return (self.result,) if self.baseline is None else (self.result, self.baseline)
 
     @property
@@ -91,13 +91,13 @@ class EvaluationReport(Report):
         return (*self._compared, *self.against.values())
 
     def _metrics(self) -> list[Metric]:
-        """One metric of every name, in the order in which they were measured."""
+        """One metric of each name, in the order in which they were measured."""
         by_name = {m.name: m for r in reversed(self._everyone) for m in r.evaluation.metrics}
         order = dict.fromkeys(m.name for r in self._everyone for m in r.evaluation.metrics)
         return [by_name[name] for name in order]
 
     def tables(self) -> tuple[Table, ...]:
-        """Metrics in rows, sources in columns, the baseline's difference beside it."""
+        """A table with metrics in rows, sources in columns and the difference to the baseline."""
         compared, further = self._compared, tuple(self.against.values())
         names = [f">{name}" for name in _headings([r.source for r in self._everyone])]
         columns = ["metric", *names[: len(compared)]]
@@ -119,7 +119,7 @@ class EvaluationReport(Report):
         return (Table("", tuple(columns), tuple(rows)),)
 
     def remarks(self) -> tuple[str, ...]:
-        """The protocol of every number, and what the adapter says of each source."""
+        """The protocol of every metric, and the adapter's notes on each source."""
         lines = []
         for metric in self._metrics():
             lines.append(f"{metric.name}: {metric.protocol}")
@@ -134,7 +134,7 @@ class EvaluationReport(Report):
 
 
 def measure(adapter: Adapter, source: str, options: Any, run: Run) -> Measured:
-    """Evaluate one source; its size is read before, so that a wrong source fails at once."""
+    """Evaluate one source; its size is read first, so that a wrong source fails at once."""
     if not isinstance(adapter, Evaluates):
         raise lacks(adapter, "evaluate")
     nbytes = size_on_disk(adapter, source)
@@ -150,10 +150,10 @@ def evaluate(
     then measured alone only where that is possible.
 
     Args:
-        adapter: of both.
+        adapter: adapter of both.
         source: an artifact or an uncompressed source.
         baseline: the uncompressed model, ``none``, or None for what the adapter does by itself.
-        options: of the adapter.
+        options: the adapter's options.
         run: device, seed and progress.
 
     Raises:
@@ -161,9 +161,9 @@ def evaluate(
         SpecError: there is nothing to measure, or an option does not fit the model.
     """
     pairs = hasattr(options, "baseline")
-    told = dataclasses.replace(options, baseline=baseline or "") if pairs else options
+    with_baseline = dataclasses.replace(options, baseline=baseline or "") if pairs else options
     alone = dataclasses.replace(options, baseline="") if pairs else options
-    result = measure(adapter, source, told, run)
+    result = measure(adapter, source, with_baseline, run)
     other, notes = None, []
     if baseline not in (None, "", NO_BASELINE):
         try:
@@ -175,7 +175,7 @@ def evaluate(
     return EvaluationReport(
         adapter=adapter.name,
         seed=run.seed,
-        options=None if told is None else dataclasses.asdict(told),
+        options=None if with_baseline is None else dataclasses.asdict(with_baseline),
         result=result,
         baseline=other,
         against={
@@ -187,7 +187,7 @@ def evaluate(
 
 
 def _headings(sources: Sequence[str]) -> list[str]:
-    """The sources; where a path is long, the last parts of all, if that tells them apart."""
+    """Column headings: the sources, or the last parts of long paths where they differ."""
     short = [Path(source).name for source in sources]
     long = any(len(source) > _WIDE for source in sources)
     return short if long and len(frozenset(short)) == len(short) else list(sources)
@@ -198,7 +198,7 @@ def _cell(metric: Metric | None) -> str:
 
 
 def format_value(value: float) -> str:
-    """Five significant digits."""
+    """A value with five significant digits."""
     return f"{value:.5g}"
 
 

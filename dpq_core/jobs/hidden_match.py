@@ -1,7 +1,7 @@
-"""Which hidden unit of an artifact is which of the original: axes are reordered, orders not stored.
+"""Matching of an artifact's hidden units to those of the original, whose order is not stored.
 
-A quantized unit is still most like its own original, whatever its place. Units that are so much
-alike that they are mistaken for each other may stand for each other: any order is the same model.
+A quantized unit is most similar to its own original, wherever it is. Units that are too similar to
+be told apart may stand for each other: any order of them is the same model.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
     from dpq_core.plugin.adapter import TensorAdapter
 
 COORDINATES = 128
-"""Weights per unit and tensor that are compared, at most."""
+"""Most weights per unit and tensor that are compared."""
 
 _CHUNK = 2048
-"""Units that are compared with all others at a time."""
+"""Number of units that are compared with all others at a time."""
 
 _ROUNDS = 32
-"""What is left after these cannot be told apart, such as units without weights."""
+"""Most rounds of matching; units left after them cannot be told apart (such as zero units)."""
 
 
 def aligned(adapter: TensorAdapter[Any], original: Checkpoint, artifact: Artifact) -> Checkpoint:
-    """The original, its hidden units in the order in which the artifact has them.
+    """The original model with its hidden units in the artifact's order.
 
     Args:
-        adapter: of both; says which axes there are.
-        original: what the artifact was made of.
-        artifact: read tensor by tensor, once an order is asked for.
+        adapter: adapter of both, which names the hidden axes.
+        original: the model from which the artifact was made.
+        artifact: the artifact, read tensor by tensor once an order is needed.
     """
     plans = {
         entry.name: [_unstored(tensor_plan(artifact, entry))]
@@ -51,7 +51,7 @@ def aligned(adapter: TensorAdapter[Any], original: Checkpoint, artifact: Artifac
 
 
 def _unstored(plan: TensorPlan) -> TensorPlan:
-    """``permute`` where columns may have been reordered, and not where their order is stored."""
+    """The plan with ``permute`` only where columns may be reordered without a stored order."""
     spec = plan.spec
     if spec is None or spec.orientation != "input" or spec.transform != "none":
         return plan
@@ -63,15 +63,15 @@ class OrderMatch:
     """Finds the order of an axis in an artifact.
 
     Attributes:
-        original: what the artifact was made of.
-        artifact: its units may stand in another order.
+        original: the model from which the artifact was made.
+        artifact: the artifact, whose units may be in another order.
     """
 
     original: Checkpoint
     artifact: Artifact
 
     def __call__(self, axis: HiddenAxis) -> Tensor:
-        """Int64 ``[units]``: unit i of the artifact is unit ``order[i]`` of the original.
+        """The order int64 ``[units]``: unit i of the artifact is unit ``order[i]`` of the original.
 
         Raises:
             SourceError: the original cannot be read.
@@ -81,13 +81,13 @@ class OrderMatch:
 
 
 def _features(axis: HiddenAxis, model: Checkpoint | Artifact) -> Tensor:
-    """What a unit looks like from all its sides, float32 ``[units, coordinates]``."""
+    """Features of each unit from all its tensors, float32 ``[units, coordinates]``."""
     sides = [torch.nn.functional.normalize(side, dim=1) for side in _sides(axis, model)]
     return torch.cat(sides, dim=1)
 
 
 def _sides(axis: HiddenAxis, model: Checkpoint | Artifact) -> Iterator[Tensor]:
-    """Some weights of each unit in each tensor, ``[units, coordinates]``."""
+    """Some weights of each unit, tensor by tensor, ``[units, coordinates]``."""
     columns = model.read(axis.consumer).T
     units = len(columns)
     yield _some(columns)
@@ -99,14 +99,14 @@ def _sides(axis: HiddenAxis, model: Checkpoint | Artifact) -> Iterator[Tensor]:
 
 
 def _some(weights: Tensor) -> Tensor:
-    """At most ``COORDINATES`` columns, evenly spaced, float32."""
+    """At most ``COORDINATES`` evenly spaced columns of a matrix, float32."""
     count = weights.shape[1]
     picked = torch.linspace(0, count - 1, min(count, COORDINATES)).round().long()
     return weights[:, picked].float()
 
 
 def match(ours: Tensor, theirs: Tensor) -> Tensor:
-    """One to one: the most similar first, in rounds of those that prefer each other.
+    """A one-to-one matching of rows, in rounds of pairs that are most similar to each other.
 
     Args:
         ours: float32 ``[units, coordinates]``.

@@ -1,8 +1,8 @@
-"""Hidden axes that are reordered while a model is written: which order, and where it is kept.
+"""Orders of the hidden axes that are reordered while a model is written.
 
-An order is what the search for a permutation finds for the consumer's columns (``basis.choose``):
-where there are statistics, while the consumer is quantized, else when the first tensor of the axis
-is to be written. It is on disk before any of them, so that a resumed run cannot mix two orders.
+An order is the permutation of the consumer's columns that ``basis.choose`` finds: while the
+consumer is quantized where there are statistics, else when the first tensor of the axis is written.
+It is on disk before any of these tensors, so that a resumed run cannot mix two orders.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class OrderSearch:
 
     Attributes:
         checkpoint: the source.
-        plans: of its tensors, by name.
-        store: where orders are kept, and the results of sequential quantization; None where nothing
-            is left to write.
-        device: to compute on.
+        plans: the plans of its tensors, by name.
+        store: the store of orders and of the results of sequential quantization; None where
+            nothing is left to write.
+        device: device to compute on.
     """
 
     checkpoint: Checkpoint
@@ -54,11 +54,11 @@ class OrderSearch:
         if plan.name not in store.errors and kept not in store.errors:
             parts = {_PART: self._search(plan).cpu()}
             store.finish(kept, {kept: FinishedTensor(parts=parts, relative_error=0.0)})
-        found = store.read(plan.name if plan.name in store.errors else kept)
-        return permutation_of(found.parts[_PART], plan.info.shape[1])
+        stored = store.read(plan.name if plan.name in store.errors else kept)
+        return permutation_of(stored.parts[_PART], plan.info.shape[1])
 
     def _search(self, plan: TensorPlan) -> Tensor:
-        """As it would be stored without reordering, packed."""
+        """The packed order, as the consumer would store its permutation."""
         spec, partition = plan.own_spec, plan.partition
         assert spec is not None
         assert partition is not None
@@ -70,7 +70,7 @@ class OrderSearch:
 def orders_of(
     plan: Plan, checkpoint: Checkpoint, store: BlockStore | None, device: torch.device
 ) -> Orders:
-    """The orders of the plan's hidden axes, none of which is looked for yet."""
+    """The orders of the plan's hidden axes, each of which is searched when it is needed."""
     axes = [tensor.axis for tensor in plan if tensor.axis is not None]
     return Orders(axes, OrderSearch(checkpoint, {t.name: t for t in plan}, store, device))
 
@@ -78,16 +78,16 @@ def orders_of(
 def stored_parts(
     tensor: TensorPlan, parts: Mapping[str, Tensor], orders: Orders
 ) -> dict[str, Tensor]:
-    """The parts of a quantized tensor as they are written, hidden units reordered.
+    """The parts of a quantized tensor as they are written, with hidden units reordered.
 
     Args:
-        tensor: its plan.
-        parts: of the tensor, its rows in the order of the source, on the CPU.
-        orders: of the plan.
+        tensor: the plan of the tensor.
+        parts: parts of the tensor, with rows in the order of the source, on the CPU.
+        orders: orders of the plan's hidden axes.
     """
     assert tensor.partition is not None
     rows = orders.rows(tensor.name)
-    found = dict(parts) if rows is None else reorder_rows(tensor.partition, parts, rows)
+    reordered = dict(parts) if rows is None else reorder_rows(tensor.partition, parts, rows)
     if tensor.axis is not None:
-        found.pop(_PART, None)
-    return found
+        reordered.pop(_PART, None)
+    return reordered

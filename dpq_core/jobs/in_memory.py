@@ -20,22 +20,22 @@ from dpq_core.spec import Override, QuantSpec, decide
 from dpq_core.tensor.checkpoint import TensorInfo
 
 MIN_WEIGHTS = 4096
-"""Smaller weights are left alone by default: their codebooks would take what they save."""
+"""Smallest weight that is quantized by default; codebooks of smaller ones take what they save."""
 
 Dense = nn.Linear | nn.Conv2d | nn.Embedding
 
 Filter = Callable[[str, nn.Module], bool]
-"""Path and module -> whether it is to be quantized."""
+"""Whether a module is quantized, by its path and itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedModule:
-    """What became of one weight.
+    """The result for one quantized weight.
 
     Attributes:
-        spec: by which it is quantized.
-        nbytes: of all its stored parts.
-        bits_per_weight: everything stored, over its weights.
+        spec: the spec by which it is quantized.
+        nbytes: size of all its stored parts in bytes.
+        bits_per_weight: bits of all stored parts per weight.
         relative_error: ||W - W_hat||^2 / ||W||^2.
     """
 
@@ -46,7 +46,7 @@ class QuantizedModule:
 
 
 def large(path: str, module: nn.Module) -> bool:
-    """The default filter: weights of at least ``MIN_WEIGHTS``."""
+    """The default filter: modules with at least ``MIN_WEIGHTS`` weights."""
     return module.weight.numel() >= MIN_WEIGHTS  # type: ignore[operator]
 
 
@@ -66,9 +66,9 @@ def quantize_(
     codebooks and scales are parameters, frozen.
 
     Args:
-        model: changed in place.
+        model: the model, changed in place.
         spec: how weights are quantized, e.g. ``QuantSpec.preset(2)``.
-        filter: which modules; by default those of at least 4,096 weights.
+        filter: decides which modules; by default those of at least 4,096 weights.
         overrides: other settings for some weights, by a pattern of their name
             (``"layers.0.fc1.weight"``); later ones win.
         statistics: of the modules' inputs, by path, for assignments that need them: what
@@ -76,13 +76,13 @@ def quantize_(
         progress: called as work goes on.
 
     Returns:
-        What became of each weight, by path.
+        The result for each quantized weight, by path.
 
     Raises:
         SpecError: the spec does not fit a weight, or a weight holds NaN or infinite values.
     """
     chosen = _chosen(model, filter)
-    rules, known = tuple(overrides), statistics or {}
+    rules, inputs = tuple(overrides), statistics or {}
     done: dict[Tensor, PQWeight] = {}
     report: dict[str, QuantizedModule] = {}
     total = sum(module.weight.numel() for module in chosen.values())
@@ -94,15 +94,15 @@ def quantize_(
         if dense in done:
             swap.replace_module(model, path, done[dense])
             continue
-        own = decide(f"{path}.weight", spec, rules)
+        own_spec = decide(f"{path}.weight", spec, rules)
         info = TensorInfo(tuple(dense.shape), dense.dtype)
-        plan = plan_tensor(f"{path}.weight", info, layout, own)
+        plan = plan_tensor(f"{path}.weight", info, layout, own_spec)
         if plan.spec is None or plan.partition is None:
             continue
-        seen = known.get(path)
-        if isinstance(seen, LayerStatistics):
-            seen = input_statistics(seen, dense.device)
-        result = quantize(dense.detach(), plan.partition, plan.spec, plan.name, statistics=seen)
+        moments = inputs.get(path)
+        if isinstance(moments, LayerStatistics):
+            moments = input_statistics(moments, dense.device)
+        result = quantize(dense.detach(), plan.partition, plan.spec, plan.name, statistics=moments)
         done[dense] = PQWeight.from_pq(result.pq)
         swap.replace_module(model, path, done[dense])
         report[path] = QuantizedModule(
@@ -118,11 +118,11 @@ def quantize_(
 
 
 def _chosen(model: nn.Module, filter: Filter) -> dict[str, Dense]:
-    """The modules to quantize by path, a look-up before what shares its weight."""
-    found: dict[str, Dense] = {
+    """The modules to quantize by path, embeddings before modules that share their weight."""
+    modules: dict[str, Dense] = {
         path: module
         for path, module in model.named_modules(remove_duplicate=False)
         if path and isinstance(module, Dense) and swap.layout_of(module) and filter(path, module)
     }
-    first = sorted(found, key=lambda path: not isinstance(found[path], nn.Embedding))
-    return {path: found[path] for path in first}
+    embeddings_first = sorted(modules, key=lambda path: not isinstance(modules[path], nn.Embedding))
+    return {path: modules[path] for path in embeddings_first}

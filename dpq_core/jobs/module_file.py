@@ -1,8 +1,8 @@
 """``save`` and ``load_into``: a quantized torch module in one safetensors file, and back.
 
 The file holds the parts of every quantized weight and all other tensors of the state dict under
-their own names. Its metadata says by which spec and layout each weight was cut: JSON with a
-version, checked like everything that is read. Tensors that modules share are stored once.
+their own names. Its metadata is versioned JSON with the spec and the layout of each weight; all of
+it is checked on reading. Tensors that modules share are stored once.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def save(model: nn.Module, path: str | Path) -> Path:
     An existing file is replaced, and only once the new one is whole.
 
     Args:
-        model: any module; ``load_into`` needs one that is built alike.
+        model: any module; ``load_into`` needs one of the same structure.
         path: the file, usually ``*.safetensors``.
 
     Raises:
@@ -55,11 +55,11 @@ def save(model: nn.Module, path: str | Path) -> Path:
     weights: list[dict[str, Any]] = []
     shared: dict[str, str] = {}
     first: dict[int, str] = {}
-    inside: set[str] = set()
+    quantized_names: set[str] = set()
     for name, module in model.named_modules(remove_duplicate=False):
         if not isinstance(module, PQWeight):
             continue
-        inside |= {f"{name}.{part}" for part in module.parts()}
+        quantized_names |= {f"{name}.{part}" for part in module.parts()}
         if id(module) in first:
             shared[name] = first[id(module)]
             continue
@@ -79,7 +79,7 @@ def save(model: nn.Module, path: str | Path) -> Path:
         tensors |= {f"{name}.{part}": value for part, value in module.pq().parts().items()}
     stored: dict[tuple[Any, ...], str] = {}
     for name, value in model.state_dict().items():
-        if name in inside:
+        if name in quantized_names:
             continue
         if not isinstance(value, Tensor):
             raise SpecError(f"{name!r} in the state dict is {type(value).__name__}, not a tensor")
@@ -89,13 +89,13 @@ def save(model: nn.Module, path: str | Path) -> Path:
             continue
         stored[place] = name
         tensors[name] = value
-    said = {
+    contents = {
         "version": VERSION,
         "specs": [spec.to_json() for spec in specs],
         "weights": weights,
         "shared": shared,
     }
-    metadata = {KEY: json.dumps(said, ensure_ascii=False, allow_nan=False)}
+    metadata = {KEY: json.dumps(contents, ensure_ascii=False, allow_nan=False)}
     slots, end = [], 0
     for name, value in tensors.items():
         begin, end = end, end + value.numel() * value.dtype.itemsize

@@ -16,7 +16,7 @@ from dpq_core.tensor.partition import Partition
 from dpq_core.tensor.pq_tensor import expected_parts
 
 VERSION = 1
-"""Of the metadata; a reader refuses any other."""
+"""Version of the metadata; a reader refuses any other."""
 
 KEY = "dpq_module"
 """Name of the metadata entry."""
@@ -29,10 +29,10 @@ WEIGHT = ".weight"
 
 @dataclass(frozen=True)
 class ModuleMetadata:
-    """What the metadata of a file says.
+    """The metadata of a file.
 
     Attributes:
-        specs: of the quantized weights.
+        specs: the specs of the quantized weights.
         weights: the quantized weights.
         shared: name -> the name under which its tensor is stored.
     """
@@ -42,7 +42,7 @@ class ModuleMetadata:
     shared: Mapping[str, str]
 
     def partition(self, entry: TensorEntry, where: str) -> Partition:
-        """How a weight is cut.
+        """The partition of a quantized weight.
 
         Raises:
             ArtifactError: shape, layout and spec do not fit together.
@@ -56,10 +56,10 @@ class ModuleMetadata:
 
 
 def parse_metadata(metadata: object, where: str) -> ModuleMetadata:
-    """The metadata of a file, every key, type and range checked.
+    """Read the metadata of a file, with every key, type and range checked.
 
     Raises:
-        ArtifactError: it was not written by ``save``, or says something impossible.
+        ArtifactError: it was not written by ``save``, or a value is impossible.
     """
     fields = strict_json.exactly(metadata, ("format", KEY), f"{where}: __metadata__")
     text = strict_json.text(fields[KEY], MAX_METADATA_BYTES, f"{where}: {KEY}")
@@ -69,14 +69,14 @@ def parse_metadata(metadata: object, where: str) -> ModuleMetadata:
         raise ArtifactError(
             f"{where}: module version {shown(version)} is not known; this dpq reads {VERSION}"
         )
-    said = strict_json.exactly(data, ("version", "specs", "weights", "shared"), where)
+    contents = strict_json.exactly(data, ("version", "specs", "weights", "shared"), where)
     specs = tuple(
         spec_from_json(spec, f"{where}: spec {i}")
-        for i, spec in enumerate(strict_json.typed(said["specs"], list, f"{where}: specs"))
+        for i, spec in enumerate(strict_json.typed(contents["specs"], list, f"{where}: specs"))
     )
     weights = tuple(
         entry_from_json(entry, len(specs), where)
-        for entry in strict_json.typed(said["weights"], list, f"{where}: weights")
+        for entry in strict_json.typed(contents["weights"], list, f"{where}: weights")
     )
     for entry in weights:
         if entry.spec is None or not entry.name.endswith(WEIGHT):
@@ -84,7 +84,7 @@ def parse_metadata(metadata: object, where: str) -> ModuleMetadata:
     names = [entry.name for entry in weights]
     if len(frozenset(names)) != len(names):
         raise ArtifactError(f"{where}: two weights have the same name")
-    shared = strict_json.typed(said["shared"], dict, f"{where}: shared")
+    shared = strict_json.typed(contents["shared"], dict, f"{where}: shared")
     for name, other in shared.items():
         strict_json.text(name, header.MAX_NAME_BYTES, f"{where}: shared")
         strict_json.text(other, header.MAX_NAME_BYTES, f"{where}: shared {shown(name)}")
@@ -96,7 +96,7 @@ def parse_metadata(metadata: object, where: str) -> ModuleMetadata:
 def kept_tensors(
     contents: ModuleMetadata, slots: Mapping[str, Slot], where: str
 ) -> tuple[str, ...]:
-    """The names of the dense tensors; the parts of quantized weights are as they must be.
+    """The names of the dense tensors, after a check of the parts of quantized weights.
 
     Raises:
         ArtifactError: a part is missing or of another type, or a shared tensor is not there.
@@ -115,8 +115,8 @@ def kept_tensors(
                 )
             parts.add(name)
     kept = tuple(name for name in slots if name not in parts)
-    known = {*kept, *(entry.name for entry in contents.weights)}
+    names = {*kept, *(entry.name for entry in contents.weights)}
     for name, other in contents.shared.items():
-        if other not in known or name in known:
+        if other not in names or name in names:
             raise ArtifactError(f"{where}: {shown(name)} shares {shown(other)}, which is not there")
     return kept

@@ -28,15 +28,15 @@ COLUMNS = ("tensor", "shape", "spec", "layout", ">bits/weight", ">error", ">size
 
 @dataclass(frozen=True, kw_only=True)
 class PlanReport(Report):
-    """A plan and what is known of it beforehand.
+    """A plan, with its predicted size, errors, time and memory.
 
     Attributes:
         source: the model.
-        plan: of every tensor.
-        nbytes: predicted bytes on disk, all files counted but a probe.
-        budget: bytes that the user allowed, None where nothing was said of them.
+        plan: the plan of every tensor.
+        nbytes: predicted size on disk in bytes, all files counted but a probe.
+        budget: allowed size in bytes; None where the user gave none.
         errors: predicted relative error by tensor; empty without a planner.
-        forecast: of time and memory.
+        forecast: forecast of time and memory.
     """
 
     source: str
@@ -47,7 +47,7 @@ class PlanReport(Report):
     errors: Mapping[str, float] = field(default_factory=dict)
 
     def tables(self) -> tuple[Table, ...]:
-        """The tensors, then the sums."""
+        """A table of the tensors, and one of the totals."""
         rows = tuple(
             (
                 t.name,
@@ -80,7 +80,7 @@ class PlanReport(Report):
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as plain values."""
+        """The report as plain JSON values."""
         weights = sum(t.info.numel for t in self.plan)
         return {
             "nbytes": self.nbytes,
@@ -111,15 +111,15 @@ def plan_model(
     task: Callable[[], CalibrationTask] | None,
     run: Run,
 ) -> PlanReport:
-    """The plan of a source, within a number of bytes if one was given; nothing is written.
+    """Plan the compression of a source, within a budget where one is given; nothing is written.
 
-    With data, the preset ``best`` spends the bytes that its width would take tensor by tensor.
+    With data, the preset ``best`` distributes the bytes of its width over the tensors.
 
     Args:
-        adapter: of the source's domain.
-        arguments: which source, and how its tensors are quantized.
+        adapter: adapter of the source's domain.
+        arguments: the source, and how its tensors are quantized.
         options: an instance of ``Adapter.options["compress"]``, or None.
-        task: makes the task whose data is looked at; None to look at weights alone.
+        task: makes the task whose data measures sensitivities; None to use weights alone.
         run: device, seed and progress.
 
     Raises:
@@ -128,8 +128,8 @@ def plan_model(
     """
     spec = arguments.spec()
     checkpoint = adapter.open_with(arguments.source, options)
-    own = tuple(Override.parse(text) for text in arguments.override)
-    rules = (*presets.rules(arguments.preset, spec), *own)
+    overrides = tuple(Override.parse(text) for text in arguments.override)
+    rules = (*presets.rules(arguments.preset, spec), *overrides)
     shard_bytes = parse_size(arguments.shard_size)
     if arguments.has_budget:
         budget = arguments.target_bytes or bytes_of_bits(checkpoint, arguments.bits or 0.0)
@@ -166,7 +166,7 @@ def _sensitivity(
     task: Callable[[], CalibrationTask] | None,
     run: Run,
 ) -> dict[str, float] | None:
-    """How much the loss depends on each tensor, if data is to be looked at."""
+    """The sensitivity of the loss to each tensor; None without data."""
     if task is None:
         return None
     names = compressible(checkpoint, adapter)

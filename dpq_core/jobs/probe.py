@@ -1,7 +1,7 @@
-"""Probe: outputs on a fixed input, stored with the artifact and compared by ``inspect --verify``.
+"""The probe: outputs on a fixed input, stored with an artifact and compared when it is verified.
 
-Hashes prove that the files are whole; the probe proves that what a loader makes of them is the
-model that was written (transformers replaces unknown quantization by random weights, silently).
+Hashes prove that the files are whole; the probe proves that the loaded model is the one that was
+written (transformers silently replaces unknown quantization by random weights).
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ MAX_ARTIFACT_BYTES = 256 << 20
 """Larger artifacts get no probe: loading them would set the peak memory of compressing them."""
 
 ENTRY_BYTES = 256
-"""What the probe adds to the manifest, at most."""
+"""Most bytes that the probe adds to the manifest."""
 
 TOLERANCE = 0.02
-"""Allowed difference, relative to the RMS of the stored output: other kernels, other rounding."""
+"""Allowed difference relative to the RMS of the stored output, for other kernels' rounding."""
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """Largest difference over all outputs, relative to their RMS, and whether it is small."""
+    """The largest difference over all outputs relative to their RMS, and whether it is allowed."""
 
     max_difference: float
     ok: bool
@@ -43,22 +43,22 @@ def store_probe(
     """Load the nearly finished artifact, run it on the adapter's fixed input, store the outputs.
 
     Args:
-        adapter: of the artifact.
-        writer: everything else is written.
+        adapter: adapter of the artifact.
+        writer: writer that has written everything else.
         run: device and seed.
-        budget: bytes of the whole artifact, at most; there is no probe if it would take more.
+        budget: largest size of the whole artifact in bytes; a probe that exceeds it is left out.
     """
     if not isinstance(adapter, Probes) or writer.nbytes > MAX_ARTIFACT_BYTES:
         return
     outputs = adapter.probe(writer.preview(), run)
     content = save({name: t.float().cpu().contiguous() for name, t in outputs.items()})
-    taken = writer.nbytes + len(writer.manifest_draft.to_bytes()) + ENTRY_BYTES
-    if budget is None or taken + len(content) <= budget:
+    size = writer.nbytes + len(writer.manifest_draft.to_bytes()) + ENTRY_BYTES
+    if budget is None or size + len(content) <= budget:
         writer.add_file(PROBE_NAME, content)
 
 
 def check_probe(adapter: Adapter, artifact: Artifact, run: Run) -> ProbeResult | None:
-    """Run the artifact again and compare; None when no probe is stored.
+    """Run the artifact again and compare with the probe; None where no probe is stored.
 
     Raises:
         ArtifactError: the stored probe is unreadable or names other outputs.

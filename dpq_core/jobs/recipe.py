@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from dpq_core.plugin.adapter import Adapter
 
 LISTS = ("set", "override")
-"""Arguments to which a call adds, instead of replacing what the recipe has."""
+"""Arguments to whose recipe values a call adds instead of replacing them."""
 
 ARGUMENT_OF_FIELD = {"kmeans.iterations": "iterations", "kmeans.init": "init"}
-"""Fields of a spec that are arguments under other names."""
+"""Fields of a spec that are arguments under other names: field -> argument."""
 
 COMMAND_LINE = ("json",)
-"""Keys that only the command line has a use for."""
+"""Keys that only the command line uses."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class Contents:
     """The settings of a recipe.
 
     Attributes:
-        where: start of messages about it.
-        arguments: of the verb, as Python values.
-        others: keys that only the adapter can know.
-        known: the keys that the verb itself knows.
-        command_line: of ``COMMAND_LINE``.
+        where: start of error messages.
+        arguments: arguments of the verb, as Python values.
+        others: keys that the verb does not know, which may be the adapter's options.
+        known: the keys that the verb knows.
+        command_line: values of the keys in ``COMMAND_LINE``.
     """
 
     where: str
@@ -48,10 +48,10 @@ class Contents:
 
 
 def read(path: Path, cls: type[RunArguments]) -> Contents:
-    """The settings in a file for a verb.
+    """Read the settings in a recipe for a verb.
 
     Raises:
-        SpecError: it cannot be read, or a value does not fit its argument.
+        SpecError: the file cannot be read, or a value does not fit its argument.
     """
     where = f"recipe {path}"
     given = flat(read_file(path, where), where)
@@ -83,37 +83,37 @@ def read(path: Path, cls: type[RunArguments]) -> Contents:
 
 
 def merged(contents: Contents, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe's arguments and those of a call, which win; lists are joined."""
-    before = dict(contents.arguments)
+    """The recipe's arguments, overridden by those of a call; lists are joined."""
+    arguments = dict(contents.arguments)
     if any(given.get(name) is not None for name in SIZES):
-        before = {name: value for name, value in before.items() if name not in SIZES}
-    joined = {name: (*before.get(name, ()), *given.get(name, ())) for name in LISTS}
-    return {**before, **given, **{name: value for name, value in joined.items() if value}}
+        arguments = {name: value for name, value in arguments.items() if name not in SIZES}
+    joined = {name: (*arguments.get(name, ()), *given.get(name, ())) for name in LISTS}
+    return {**arguments, **given, **{name: value for name, value in joined.items() if value}}
 
 
 def adapter_options(
     contents: Contents, cls: type[RunArguments], adapter: Adapter, given: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The adapter's options in a recipe, those that the call gives left out.
+    """The adapter's options in a recipe, without those that the call gives.
 
     Raises:
         SpecError: a key that neither the verb nor the adapter knows, or a value that does not fit.
     """
-    own = {o.field: o for verb in cls.verbs for o in _options_of(adapter, verb)}
-    passed: set[str] = set()
+    adapters = {o.field: o for verb in cls.verbs for o in _options_of(adapter, verb)}
+    ignored: set[str] = set()
     if cls is PlanArguments:  # a plan takes the recipe of `compress`, whose effect it shows
-        passed = {
+        ignored = {
             *names_of(CompressArguments),
             *(o.field for v in adapter.options for o in _options_of(adapter, v)),
         }
     chosen: dict[str, Any] = {}
     for key, value in contents.others.items():
-        if key in own:
+        if key in adapters:
             if key not in given:
-                chosen[key] = _adapter_value(own[key], value, f"{contents.where}: {key}")
-        elif key not in passed:
+                chosen[key] = _adapter_value(adapters[key], value, f"{contents.where}: {key}")
+        elif key not in ignored:
             spec = ["spec"] if "set" in names_of(cls) else []
-            raise SpecError(unknown(contents.where, key, (*contents.known, *own, *spec)))
+            raise SpecError(unknown(contents.where, key, (*contents.known, *adapters, *spec)))
     return chosen
 
 
@@ -125,9 +125,9 @@ def _options_of(adapter: Adapter, verb: str) -> tuple[options.Option, ...]:
 def _of_spec(
     given: dict[str, Any], lists: options.Option, where: str
 ) -> Iterator[tuple[str, Scalar]]:
-    """Fields of the spec and their values; ``spec`` and ``set`` are taken out of ``given``.
+    """The fields of the spec with their values; removes ``spec`` and ``set`` from ``given``.
 
-    An argument of the call must win over either, so fields that are arguments become these.
+    Fields that are arguments become arguments, so that those of the call can override them.
     """
     yield from fields_of(given.pop("spec", {}), where)
     for text in _value(lists, given.pop("set", []), f"{where}: set"):
@@ -141,10 +141,10 @@ def _of_spec(
 
 
 def _value(option: options.Option, value: Any, where: str) -> Any:
-    """The value of a key as the type of its argument.
+    """The value of a key, converted to the type of its argument.
 
     Raises:
-        SpecError: it does not fit.
+        SpecError: the value does not fit.
     """
     if option.repeated:
         return [_text(item, where) for item in (value if isinstance(value, list) else [value])]
@@ -163,10 +163,10 @@ def _value(option: options.Option, value: Any, where: str) -> Any:
 
 
 def _adapter_value(option: options.Option, value: Any, where: str) -> Any:
-    """The value of an adapter's option as the type of its field.
+    """The value of an adapter's option, converted to the type of its field.
 
     Raises:
-        SpecError: it does not fit.
+        SpecError: the value does not fit.
     """
     if option.kind is bool:
         if not isinstance(value, bool):

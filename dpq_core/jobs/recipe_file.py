@@ -1,4 +1,4 @@
-"""The contents of a recipe: plain values from a YAML file, checked."""
+"""Reading of recipe files: plain, checked values from YAML."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from dpq_core.errors import SpecError
 from dpq_core.nearest import nearest
 
 VERSION = 1
-"""Of what the keys of a recipe mean."""
+"""Version of the meaning of a recipe's keys."""
 
 MOST_BYTES = 1 << 20
-"""Of a recipe; a model given by mistake is larger."""
+"""Largest size of a recipe; a model that is given by mistake is larger."""
 
 Scalar = str | int | float | bool
 
 
 def read(path: Path, where: str) -> Mapping[Any, Any]:
-    """The mapping in a file. Nothing in it is executed: only plain values are understood.
+    """Read the mapping in a YAML file, which may hold plain values only; nothing is executed.
 
     Raises:
-        SpecError: missing, too large, not YAML, no mapping, or of another version.
+        SpecError: the file is missing, too large, not YAML, no mapping, or of another version.
     """
     import yaml  # type: ignore[import-untyped]
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc]
-        """Plain values only, and no key twice."""
+        """A loader of plain values that refuses duplicate keys."""
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -51,16 +51,16 @@ def read(path: Path, where: str) -> Mapping[Any, Any]:
         raise SpecError(f"{where}: write one option per line, such as `bits: 2`")
     version = content.pop("version", None)
     if version != VERSION or isinstance(version, bool):
-        found = "has no version" if version is None else f"version {version!r} is not known"
-        raise SpecError(f"{where}: {found}; write `version: {VERSION}`")
+        problem = "has no version" if version is None else f"version {version!r} is not known"
+        raise SpecError(f"{where}: {problem}; write `version: {VERSION}`")
     return content
 
 
 def flat(content: Mapping[Any, Any], where: str) -> dict[str, Any]:
-    """Keys with ``_`` for ``-``, as Python spells them.
+    """The mapping with ``_`` for ``-`` in its keys, as in Python.
 
     Raises:
-        SpecError: a key is there twice, or without a value.
+        SpecError: a key is given twice, or has no value.
     """
     given: dict[str, Any] = {}
     for key, value in content.items():
@@ -74,10 +74,10 @@ def flat(content: Mapping[Any, Any], where: str) -> dict[str, Any]:
 
 
 def fields_of(content: Any, where: str) -> Iterator[tuple[str, Scalar]]:
-    """The fields of ``spec``, nested ones as ``pool.tau``.
+    """The fields in the mapping ``spec``, nested ones as ``pool.tau``, with their values.
 
     Raises:
-        SpecError: unknown fields, or values that are none.
+        SpecError: a field is unknown, or a value is not a single one.
     """
     from dpq_core.spec import QuantSpec
 
@@ -100,10 +100,10 @@ def fields_of(content: Any, where: str) -> Iterator[tuple[str, Scalar]]:
 
 
 def scalar(value: Any, where: str) -> Scalar:
-    """The value, if it is a single one.
+    """Check that a value is a single one; returns it.
 
     Raises:
-        SpecError: it is a list, a mapping, a date.
+        SpecError: it is a list, a mapping or a date.
     """
     if not isinstance(value, Scalar):
         raise SpecError(f"{where}: write one value, not {type(value).__name__}")
@@ -111,7 +111,7 @@ def scalar(value: Any, where: str) -> Scalar:
 
 
 def unknown(where: str, key: str, known: Iterable[str]) -> str:
-    """What is said of an unknown key: the nearest ones, or all."""
+    """The message about an unknown key, with the nearest known ones or all."""
     names = sorted(known)
     hint = nearest(key, names).strip() or f"known: {', '.join(names)}"
     return f"{where}: unknown key {key!r}; {hint}"

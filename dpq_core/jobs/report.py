@@ -1,4 +1,4 @@
-"""What every report of a job can do: be JSON, and be read as tables."""
+"""Report and Table: the result of a job as JSON values and as tables."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Table:
-    """A table for people.
+    """A table of text.
 
     Attributes:
-        title: above it.
-        columns: headings; one that starts with ``>`` is aligned to the right. None at all: the
-            rows are names and values.
+        title: title above the table.
+        columns: headings, aligned to the right with a leading ``>``; empty where the rows are
+            names and values.
         rows: one value per column.
     """
 
@@ -23,7 +23,7 @@ class Table:
     rows: tuple[tuple[object, ...], ...]
 
     def __str__(self) -> str:
-        """The table in plain text, columns separated by two spaces."""
+        """The table as plain text, with two spaces between columns."""
         heads = [column.removeprefix(">") for column in self.columns]
         lines = [[_cell(value) for value in row] for row in self.rows]
         if heads:
@@ -53,14 +53,14 @@ class Report(ABC):
 
     @abstractmethod
     def to_json(self) -> dict[str, Any]:
-        """All of it as plain JSON values."""
+        """The report as plain JSON values."""
 
     @abstractmethod
     def tables(self) -> tuple[Table, ...]:
-        """What a person looks at."""
+        """The tables of the report."""
 
     def remarks(self) -> tuple[str, ...]:
-        """Lines below the tables."""
+        """The lines below the tables."""
         return ()
 
     def table(self) -> str:

@@ -1,7 +1,7 @@
-"""What a verb is called with: its arguments, the adapter that they name, and its options.
+"""Request: a call of a verb with its arguments, its adapter and the adapter's options.
 
-The keywords of a call are the fields of the verb's arguments class and, beside them, the adapter's
-own options; a recipe holds either kind. Nothing here needs torch.
+The keywords of a call are the fields of the verb's arguments class and the adapter's options; a
+recipe holds either kind. Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Request(Generic[A]):
     """One call of a verb.
 
     Attributes:
-        arguments: of the verb.
-        adapter: of the source's domain.
-        own: the adapter's options by verb, where it has any there.
+        arguments: arguments of the verb.
+        adapter: adapter of the source's domain.
+        own: the adapter's options by verb, for verbs where it has any.
     """
 
     arguments: A
@@ -43,10 +43,10 @@ class Request(Generic[A]):
 
     @contextmanager
     def run(self, progress: Progress) -> Iterator[Run]:
-        """How the job is run; within, a missing dependency becomes its pip command.
+        """A context with the job's ``Run``, in which a missing dependency becomes a pip command.
 
         Raises:
-            SpecError: the device is unknown or not there, which is said before any work is done.
+            SpecError: the device is unknown or missing; raised before any work is done.
         """
         from dpq_core import device
 
@@ -56,7 +56,7 @@ class Request(Generic[A]):
 
 
 def request(cls: type[A], keywords: Mapping[str, Any]) -> Request[A]:
-    """The call that keywords mean: a recipe is read, the adapter is found and its options checked.
+    """Make a request from keywords: read the recipe, find the adapter and check its options.
 
     Args:
         cls: the verb's arguments class.
@@ -84,7 +84,7 @@ def request(cls: type[A], keywords: Mapping[str, Any]) -> Request[A]:
 def split(
     cls: type[RunArguments], keywords: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any], recipe.Contents | None]:
-    """The verb's own keywords, all others, and the recipe if there is one."""
+    """Split keywords into the verb's, all others, and the contents of the recipe."""
     names = names_of(cls)
     given = {name: value for name, value in keywords.items() if name not in ("recipe", "data")}
     data = keywords.get("data")
@@ -106,10 +106,10 @@ def _plain(value: Any) -> Any:
 def own_options(
     cls: type[RunArguments], adapter: Adapter, extra: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Verb -> an instance of the adapter's options class, defaults where nothing was said.
+    """The adapter's options by verb: an instance of each options class, with defaults.
 
     Raises:
-        SpecError: no verb of the call has such an option, or its class refuses a value.
+        SpecError: no verb of the call has such an option, or a class refuses a value.
     """
     classes = option_classes(cls, adapter)
     shares: dict[str, dict[str, Any]] = {verb: {} for verb in classes}
@@ -127,7 +127,7 @@ def own_options(
 
 
 def _option_value(own: type, name: str, value: Any) -> Any:
-    """A value as the options class keeps it: one item of a tuple may come alone, paths as such."""
+    """A value in the type of its option: a single item becomes a tuple, a path a text."""
     (option,) = (o for o in options.describe(own) if o.field == name)
     if option.repeated:
         items = value if isinstance(value, list | tuple) else (value,)
@@ -136,22 +136,22 @@ def _option_value(own: type, name: str, value: Any) -> Any:
 
 
 def option_classes(cls: type[RunArguments], adapter: Adapter) -> dict[str, type]:
-    """Verb -> the adapter's options class, of the verbs whose options a call can give."""
+    """The adapter's options classes by verb, for the verbs whose options a call can give."""
     return {verb: adapter.options[verb] for verb in cls.verbs if verb in adapter.options}
 
 
 def is_artifact(source: str) -> bool:
-    """Whether the source is something that ``compress`` wrote."""
+    """Whether a source is an artifact: a folder or a single file that ``compress`` wrote."""
     from dpq_core.artifact import Artifact, ArtifactFile
 
     return Artifact.is_artifact(source) or ArtifactFile.is_artifact_file(source)
 
 
 def open_artifact(source: str) -> Artifact | ArtifactFile:
-    """The artifact of either form, checked but for its contents.
+    """Open an artifact, a folder or a single file; its contents are not read.
 
     Raises:
-        ArtifactError: it is missing, half-written, damaged or hostile.
+        ArtifactError: the artifact is missing, half-written, damaged or hostile.
     """
     from dpq_core.artifact import Artifact, ArtifactFile
 
@@ -160,15 +160,15 @@ def open_artifact(source: str) -> Artifact | ArtifactFile:
 
 
 def adapter_of(name: str | None, *sources: str) -> Adapter:
-    """The adapter asked for, or that of the first artifact or built-in model among the sources.
+    """The named adapter, or that of the first artifact or built-in model among the sources.
 
     Raises:
-        AdapterError: no source tells and there is no name, or the two disagree.
+        AdapterError: neither a name nor a source gives the adapter, or the two disagree.
     """
     for source in sources:
         if not is_artifact(source) and not Path(f"{source}.partial").is_dir():
             continue
-        made_with = open_artifact(source).manifest.adapter  # half-written: this says so
+        made_with = open_artifact(source).manifest.adapter  # raises where it is half-written
         if name not in (None, made_with):
             raise AdapterError(
                 f"{source} was made with adapter {made_with!r}", Hint.of("drop {}", adapter=name)
@@ -199,7 +199,7 @@ def _owner(sources: Sequence[str]) -> str | None:
 
 
 def size_on_disk(adapter: Adapter, source: str) -> int:
-    """Bytes of an artifact or a file, or of the tensors and side files of any other source."""
+    """Size in bytes of an artifact or file, or of the tensors and side files of another source."""
     if is_artifact(source):
         return open_artifact(source).nbytes
     if Path(source).is_file():

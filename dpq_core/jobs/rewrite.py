@@ -1,4 +1,4 @@
-"""A new artifact from an old one: the same tensors, specs and files, with other values."""
+"""Rewriting of an artifact: the same tensors, specs and files, with other values."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def check_output(out: Path, *, overwrite: bool, resume: bool = False) -> None:
 
     Args:
         out: the folder.
-        overwrite: it may be replaced.
-        resume: what an earlier run left half-written may be replaced.
+        overwrite: whether it may be replaced.
+        resume: whether a half-written output may be replaced.
 
     Raises:
         ArtifactError: ``out`` exists and is not to be replaced, or is no artifact.
@@ -57,19 +57,19 @@ def rewrite(
     overwrite: bool = False,
     run: Run | None = None,
 ) -> Artifact:
-    """Write ``artifact`` anew at ``out``, with some tensors replaced.
+    """Write an artifact again at ``out``, with some tensors replaced.
 
     Names, specs, sizes and side files stay; relative errors are measured anew where the original
     weights are given, and are unknown otherwise; the probe is run anew.
 
     Args:
-        adapter: of the artifact.
+        adapter: adapter of the artifact.
         artifact: the old one.
         out: folder of the new one; may be that of the old one with ``overwrite``.
         replaced: name of a tensor -> its new value, or None to keep the old one.
         baseline: the original weights.
         overwrite: replace an artifact at ``out``.
-        run: for the probe.
+        run: device and seed of the probe.
 
     Raises:
         ArtifactError: the output is in the way or cannot be written, or a value has another shape
@@ -96,8 +96,8 @@ def rewrite(
         if baseline is not None:
             generated = adapter.generated_files(baseline, writer.manifest_draft)
         for relative in manifest.files:
-            own = relative == PROBE_NAME or _is_weights(artifact, relative)
-            if not own and relative not in generated:
+            rewritten = relative == PROBE_NAME or _is_weights(artifact, relative)
+            if not rewritten and relative not in generated:
                 writer.add_file(relative, artifact.path / relative)
         for relative, content in generated.items():
             writer.add_file(relative, content)
@@ -126,11 +126,11 @@ def _value(
 
 
 def _is_weights(artifact: Artifact, relative: str) -> bool:
-    """Whether the writer itself writes a file: weights and their index."""
+    """Whether a file holds weights or their index, which the writer writes."""
     return shards.is_weights(artifact.manifest.weights, relative)
 
 
 def _shard_bytes(artifact: Artifact) -> int:
-    """As large as the largest weight file: what was one file stays one."""
+    """The size of the largest weight file in bytes: a single file stays a single file."""
     files = artifact.manifest.files
     return max((e.bytes for n, e in files.items() if _is_weights(artifact, n)), default=1)

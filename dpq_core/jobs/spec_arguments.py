@@ -1,4 +1,4 @@
-"""Arguments that say how tensors are quantized, and what a field of an arguments class is."""
+"""Arguments of quantization, and the fields of arguments classes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dpq_core.sizes import parse_size
 from dpq_core.spec import INITS, ORIENTATIONS, PRESETS, SCOPES, QuantSpec, parse_changes, preset
 
 SIZES = ("bits", "d", "target_size")
-"""The arguments that each decide how many bytes there are: only one of them can be given."""
+"""Arguments that decide the number of bytes; only one of them can be given."""
 
 SHARD_SIZE = "4GB"
 
@@ -21,8 +21,8 @@ def argument(default: Any, help: str, **more: Any) -> Any:
     """A field of an arguments class.
 
     Args:
-        default: its default; None where ``unset`` says what happens.
-        help: one sentence for ``--help`` and the docs.
+        default: default value; None where ``unset`` describes it.
+        help: one sentence for the help of the command line and for the docs.
         more: ``unset`` (what None means), ``metavar``, ``minimum``, ``short`` (flag of one letter).
     """
     return field(default=default, metadata={"help": help, **more})
@@ -106,35 +106,35 @@ class SpecArguments(RunArguments):
 
     @property
     def given(self) -> tuple[str, ...]:
-        """The names of the arguments about tensors that were given."""
+        """The names of the given arguments that decide how tensors are quantized."""
         names = (f.name for f in fields(SpecArguments) if f.name in _ABOUT_TENSORS)
         return tuple(name for name in names if getattr(self, name) not in (None, ()))
 
     @property
     def has_budget(self) -> bool:
-        """Whether a planner chooses a spec per tensor within a number of bytes."""
+        """Whether a planner chooses a spec per tensor within a budget of bytes."""
         return self.target_size is not None or (self.bits is not None and self.bits % 1 != 0)
 
     @property
     def redistributes(self) -> bool:
-        """Whether the bytes of a nominal width may go where data says that they count."""
+        """Whether the bytes of a nominal width are distributed by the tensors' sensitivity."""
         return self.preset == "best" and not self.has_budget and self.d is None and self.K is None
 
     @property
     def target_bytes(self) -> int | None:
-        """The size that was asked for, in bytes."""
+        """The target size in bytes; None where none is given."""
         return None if self.target_size is None else parse_size(str(self.target_size))
 
     @property
     def uses_data(self) -> bool:
-        """Whether data is looked at while quantizing: as it was said, or else by the preset."""
+        """Whether quantization uses data, by ``statistics`` or else by the preset."""
         return self.preset == "best" if self.statistics is None else self.statistics
 
     def spec(self) -> QuantSpec:
-        """The spec of all tensors; for a planner, what its candidates have in common.
+        """The spec of all tensors, or the spec that a planner's candidates are made from.
 
         Raises:
-            SpecError: arguments that exclude each other, or a value out of range.
+            SpecError: arguments exclude each other, or a value is out of range.
         """
         if sum(getattr(self, name) is not None for name in SIZES) > 1:
             raise SpecError(
