@@ -155,14 +155,14 @@ class Collector:
         self._inputs: dict[str, LayerInput] = {}
         self._modules = {path: model.get_submodule(path) for path in paths}
         for path, module in self._modules.items():
-            found = LayerInput.of(module, self._options.conv_layouts.get(path))
-            if found is None:
+            kind_of_input = LayerInput.of(module, self._options.conv_layouts.get(path))
+            if kind_of_input is None:
                 kind = type(module).__name__
                 raise SpecError(
                     f"{path!r}: no input statistics for a {kind}, only for Linear, "
                     "Conv2d and Embedding"
                 )
-            self._inputs[path] = found
+            self._inputs[path] = kind_of_input
         self._shared: dict[str, _Shared] = {}
         self._identities = TensorSerials()
         self._handles: list[RemovableHandle] = []
