@@ -1,4 +1,4 @@
-"""What artifacts of both forms answer: a folder of tensors, and a single file."""
+"""The protocols that artifacts of both forms follow: folders of tensors, and single files."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from dpq_core.run import Progress, silent
 
 
 class StoredManifest(Protocol):
-    """What every manifest says.
+    """The fields that every manifest has.
 
     Attributes:
-        adapter: name of the adapter that the artifact was made with.
-        source: the uncompressed model that it was made of.
-        versions: library -> version, at the time of writing.
+        adapter: name of the adapter that made the artifact.
+        source: the uncompressed model from which it was made.
+        versions: library -> version at the time of writing.
     """
 
     @property
@@ -29,12 +29,12 @@ class StoredManifest(Protocol):
 
 
 class StoredModel(Protocol):
-    """An opened artifact, checked but for its contents.
+    """An opened artifact whose contents are not read yet.
 
     Attributes:
         path: its folder, or its file.
-        nbytes: bytes on disk of everything that belongs to it.
-        manifest: what it holds.
+        nbytes: size of all its files on disk, in bytes.
+        manifest: its manifest.
     """
 
     path: Path
@@ -44,10 +44,10 @@ class StoredModel(Protocol):
     def manifest(self) -> StoredManifest: ...  # noqa: D102
 
     def problems(self, progress: Progress = silent) -> list[str]:
-        """Read every byte: what is wrong, one line each; empty if the artifact is whole."""
+        """The problems of the artifact, one line each, after reading every byte; or none."""
 
     def verify(self, progress: Progress = silent) -> None:
-        """Read every byte.
+        """Check every byte of the artifact.
 
         Raises:
             ArtifactError: the first of ``problems()``.

@@ -1,7 +1,7 @@
-"""Stage 2 of a whole artifact: the one file that knows the order of the steps.
+"""Calibration of a whole artifact: the order of the steps.
 
-student and teacher -> calibrate -> write. Further processes of a launcher help with the batches;
-only the first one writes.
+Open student and teacher -> calibrate -> write. Further processes of a launcher share the batches;
+only the first process writes.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from dpq_core.run import Run
 from dpq_core.sizes import format_seconds, format_size
 
 STATE_SUFFIX = ".calibration"
-"""``<out>.calibration`` holds the state of an unfinished run."""
+"""Suffix of the folder that holds the state of an unfinished run: ``<out>.calibration``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrateOptions:
-    """How an artifact is calibrated.
+    """Options of ``calibrate_artifact``.
 
     Attributes:
-        settings: of the loop.
-        baseline: the uncompressed source; None is the one that the artifact was made of.
+        settings: settings of the loop.
+        baseline: the uncompressed source; None for the one that the artifact names.
         resume: continue an interrupted run of the same command.
         overwrite: replace the output, and start over where there is something to resume.
         adapter: an instance of ``Adapter.options["calibrate"]``; None for its defaults.
@@ -56,13 +56,13 @@ class CalibrateOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrated(Report):
-    """A calibrated artifact.
+    """The result of calibrating an artifact.
 
     Attributes:
-        artifact: where it is.
-        report: what the loop did.
-        nbytes_before: bytes on disk of the artifact that came in.
-        nbytes: bytes on disk of the new one.
+        artifact: path of the new artifact.
+        report: report of the loop.
+        nbytes_before: size of the old artifact on disk in bytes.
+        nbytes: size of the new artifact on disk in bytes.
         writer: whether this process has written it; False in all but one.
     """
 
@@ -73,7 +73,7 @@ class Calibrated(Report):
     writer: bool = True
 
     def to_json(self) -> dict[str, Any]:
-        """The report with what the table shows."""
+        """The report as plain JSON values, with those of the table."""
         return {
             "artifact": str(self.artifact),
             "nbytes_before": self.nbytes_before,
@@ -86,7 +86,7 @@ class Calibrated(Report):
         }
 
     def tables(self) -> tuple[Table, ...]:
-        """Losses, steps, codes and sizes."""
+        """A table of losses, steps, codes and sizes."""
         report = self.report
         share = "nothing was lost" if report.recovered is None else f"{report.recovered:.1%}"
         tried = [e for e in report.esteps if e.what == "codes"]
@@ -165,20 +165,20 @@ def calibrate_artifact(
 
 
 def _saving(opened: CalibratedArtifact, out: Path, options: CalibrateOptions, run: Run) -> Saving:
-    """Where the state of this run is kept; looks first whether anything is in the way."""
+    """The place of this run's state, after a check that nothing is in the way."""
     opened.check_output(out, overwrite=options.overwrite, resume=options.resume)
     folder = out.with_name(out.name + STATE_SUFFIX)
     if folder.exists() and not (options.overwrite or options.resume):
         raise ArtifactError(f"{folder}: an earlier run was not finished", CONTINUE)
-    about = [repr(opened.artifact.manifest), options.baseline, repr(options.adapter), run.seed]
-    identity = hashlib.sha256(json.dumps(about).encode()).hexdigest()
+    deciding = [repr(opened.artifact.manifest), options.baseline, repr(options.adapter), run.seed]
+    identity = hashlib.sha256(json.dumps(deciding).encode()).hexdigest()
     return Saving(folder=folder, resume=options.resume, identity=identity)
 
 
 def _open(
     adapter: Calibrates[Any], opened: CalibratedArtifact, options: CalibrateOptions, run: Run
 ) -> CalibrationTask:
-    """The student with its data, after the uncompressed model was opened."""
+    """The task of student and data; opens the uncompressed model first."""
     artifact = opened.artifact
     baseline = options.baseline or artifact.manifest.source
     try:
@@ -196,7 +196,7 @@ def _open(
 
 @contextmanager
 def _processes(run: Run) -> Iterator[None]:
-    """Within: the processes of a launcher know of each other."""
+    """Within the ``with`` block, this process is joined with the others of its launcher."""
     joined = join(resolve(run.device))
     try:
         yield

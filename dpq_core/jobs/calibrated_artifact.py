@@ -1,4 +1,4 @@
-"""The artifact that is calibrated, in its two forms: what is read before, what is written after."""
+"""CalibratedArtifact: an artifact, folder or file, as calibration reads and writes it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class CalibratedArtifact(ABC):
     """An artifact before and after its calibration.
 
     Attributes:
-        artifact: the one that comes in.
+        artifact: the artifact before its calibration.
     """
 
     artifact: StoredModel
@@ -39,26 +39,26 @@ class CalibratedArtifact(ABC):
         """
 
     def open_baseline(self, source: str) -> None:  # noqa: B027  # a file has no weights by name
-        """Open the uncompressed source, where its weights are compared by name.
+        """Open the uncompressed source, where the original weights are needed.
 
         Raises:
-            SourceError: it cannot be opened.
+            SourceError: the source cannot be opened.
         """
 
     def originals(self) -> Checkpoint | None:
-        """The original weights, in the order of the student's hidden units: codes move there.
+        """The original weights, with hidden units in the student's order; the targets of codes.
 
-        None where the student has no weights by name.
+        None where the student has no named weights.
         """
         return None
 
     def dtypes(self, task: CalibrationTask) -> dict[str, torch.dtype]:
-        """Name in the student -> dtype in which the artifact keeps a dense parameter."""
+        """The stored dtypes of the student's dense parameters, by name in the student."""
         return {}
 
     @abstractmethod
     def write(self, out: Path, task: CalibrationTask, *, overwrite: bool, run: Run) -> None:
-        """Write the student as it is now; ``out`` appears whole or not at all.
+        """Write the student; ``out`` appears complete or not at all.
 
         Raises:
             AdapterError: the task trained a tensor that the artifact does not have.
@@ -67,7 +67,7 @@ class CalibratedArtifact(ABC):
 
 
 class CalibratedFile(CalibratedArtifact):
-    """One ``.dpq`` file, which the task itself codes anew."""
+    """A ``.dpq`` file, which the task itself codes again."""
 
     def __init__(self, artifact: ArtifactFile) -> None:
         self.artifact = artifact
@@ -83,7 +83,7 @@ class CalibratedFile(CalibratedArtifact):
 
 
 class CalibratedFolder(CalibratedArtifact):
-    """A folder of tensors, which is written anew with those replaced that were trained."""
+    """A folder of tensors, which is written again with the trained tensors replaced."""
 
     def __init__(self, artifact: Artifact, adapter: TensorAdapter[Any]) -> None:
         self.artifact: Artifact = artifact
@@ -131,10 +131,10 @@ class CalibratedFolder(CalibratedArtifact):
 
 
 def open_calibrated(adapter: Adapter, path: Path) -> CalibratedArtifact:
-    """The artifact at ``path``, of the adapter's form.
+    """Open the artifact at ``path``, a folder or a file as the adapter writes it.
 
     Raises:
-        ArtifactError: it is missing, half-written, damaged, hostile or another adapter's.
+        ArtifactError: the artifact is missing, half-written, damaged, hostile or another adapter's.
     """
     if isinstance(adapter, FileAdapter):
         return CalibratedFile(ArtifactFile.open(path, adapter=adapter.name))
@@ -144,11 +144,11 @@ def open_calibrated(adapter: Adapter, path: Path) -> CalibratedArtifact:
 
 
 def _trained(task: CalibrationTask) -> dict[str, Replacement]:
-    """Name in the artifact -> new value, of all that was trained."""
+    """The new values of all trained tensors, by name in the artifact."""
     layers = quantized_layers(task)
     replaced: dict[str, Replacement] = {layer.name: layer.weight.pq() for layer in layers}
-    inside = {id(p) for layer in layers for p in layer.weight.parameters()}
+    quantized = {id(p) for layer in layers for p in layer.weight.parameters()}
     for name, parameter in task.student.named_parameters():
-        if parameter.requires_grad and id(parameter) not in inside:
+        if parameter.requires_grad and id(parameter) not in quantized:
             replaced[task.parameter_name(name)] = parameter.detach()
     return replaced

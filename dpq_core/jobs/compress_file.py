@@ -1,4 +1,4 @@
-"""Stage 1 of adapters whose artifacts are one file: pack, write, report."""
+"""Compression of a source into a single file: pack, write, report."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class FileReport(Report):
     """The result of coding a source into one file.
 
     Attributes:
-        output: where the file was asked to be.
-        artifact: where it is; None after a dry run.
+        output: path of the output.
+        artifact: path of the file; None after a dry run.
         manifest: sizes, specs and errors by attribute.
-        source_nbytes: bytes of the source's values.
-        nbytes: bytes of the file.
-        budget: bytes that were allowed, None where no number was given.
+        source_nbytes: size of the source's values in bytes.
+        nbytes: size of the file in bytes.
+        budget: allowed size in bytes; None where none was given.
         seconds: wall time.
         peak_memory: highest resident memory of this process in bytes.
-        notes: what was done beyond quantizing.
+        notes: lines on what was done besides quantizing.
     """
 
     output: Path
@@ -45,7 +45,7 @@ class FileReport(Report):
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """The report with the ratios that the table shows."""
+        """The report as plain JSON values, with the ratios of the table."""
         return {
             "artifact": None if self.artifact is None else str(self.artifact),
             "items": self.manifest.items,
@@ -62,7 +62,7 @@ class FileReport(Report):
         }
 
     def tables(self) -> tuple[Table, ...]:
-        """The attributes, then the sums."""
+        """A table of the attributes, and one of the totals."""
         items = self.manifest.items
         return (
             attribute_table(self.manifest, self.nbytes),
@@ -80,7 +80,7 @@ class FileReport(Report):
         )
 
     def remarks(self) -> tuple[str, ...]:
-        """What was done beyond quantizing."""
+        """Lines on what was done besides quantizing."""
         return self.notes
 
 
@@ -97,7 +97,7 @@ def attributes_json(manifest: FileManifest) -> list[dict[str, Any]]:
 
 
 def attribute_table(manifest: FileManifest, nbytes: int) -> Table:
-    """The attributes of a file, and the bytes that belong to none of them."""
+    """A table of the attributes of a file, and of the bytes that belong to none of them."""
     rows: list[tuple[object, ...]] = []
     left = nbytes
     for attribute in attributes_json(manifest):
@@ -124,16 +124,16 @@ def compress_file(
     budget: int | None = None,
     run: Run | None = None,
 ) -> FileReport:
-    """Code a source into one file, which appears when it is whole.
+    """Code a source into one file, which appears when it is complete.
 
     Args:
-        adapter: of the source's domain.
-        source: what it opens.
-        out: the file.
+        adapter: adapter of the source's domain.
+        source: the source, as the adapter opens it.
+        out: path of the file.
         overwrite: replace an artifact there.
-        dry_run: do everything but write.
+        dry_run: do everything except writing.
         options: an instance of ``Adapter.options["compress"]``; None for its defaults.
-        budget: bytes that the file may have; None for what the options give.
+        budget: largest size of the file in bytes; None for the size that the options give.
         run: device, seed and progress.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The built-in models of all installed adapters, compressed to several sizes and compared."""
+"""The demo: the built-in models of all installed adapters, compressed to several sizes."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from dpq_core.sizes import format_size
 from dpq_core.spec import QuantSpec
 
 WIDTHS = (4, 3, 2, 1)
-"""Bits per weight."""
+"""Bits per weight of the compressed versions."""
 
 _FLOAT_BYTES = 4
 
 Row = dict[str, Any]
-"""What was measured of one version of a model, as plain JSON values."""
+"""The measurements of one version of a model, as plain JSON values."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoReport(Report):
-    """Every built-in model at several sizes.
+    """The measurements of every built-in model at several sizes.
 
     Attributes:
         output: folder of the artifacts.
-        rows: adapter -> its versions, the uncompressed model first.
-        demos: adapter -> what it shows.
+        rows: adapter -> the versions of its model, the uncompressed model first.
+        demos: adapter -> its demo.
         left_out: one line per adapter that lacks a dependency.
     """
 
@@ -47,7 +47,7 @@ class DemoReport(Report):
     left_out: tuple[str, ...] = field(default=())
 
     def to_json(self) -> dict[str, Any]:
-        """Adapter -> rows."""
+        """The rows by adapter."""
         return dict(self.rows)
 
     def tables(self) -> tuple[Table, ...]:
@@ -55,11 +55,11 @@ class DemoReport(Report):
         return tuple(_table(self.demos[name], rows) for name, rows in self.rows.items())
 
     def remarks(self) -> tuple[str, ...]:
-        """Protocols, the first sample of every version, and where the artifacts are."""
+        """The protocols, the first sample of every version, and the place of the artifacts."""
         lines = list(self.left_out)
-        for name, rows in self.rows.items():
-            metrics = _metrics(self.demos[name], rows)
-            lines += [f"{metric}: {found['protocol']}" for metric, found in metrics.items()]
+        for adapter, rows in self.rows.items():
+            metrics = _metrics(self.demos[adapter], rows)
+            lines += [f"{name}: {metric['protocol']}" for name, metric in metrics.items()]
             for row in rows:
                 lines += [f"\n--- {row['width']} ---\n{text}" for text in row["texts"][:1]]
                 lines += [f"{row['width']}: {file}" for file in row["files"][:1]]
@@ -117,7 +117,7 @@ def _rows(demo: Demo, adapter: Adapter, output: Path, run: Run) -> list[Row]:
         output / "samples" / f"{adapter.name}-{version.replace(' bits', 'bit')}"
         for version in ("original", *versions)
     )
-    for folder in (original, *folders):  # of an earlier demo
+    for folder in (original, *folders):  # samples of an earlier demo
         shutil.rmtree(folder, ignore_errors=True)
     rows = [_row(demo, adapter, demo.source, run, original) | {"width": "original"}]
     for version, folder in zip(versions, folders, strict=True):
@@ -130,7 +130,7 @@ def _rows(demo: Demo, adapter: Adapter, output: Path, run: Run) -> list[Row]:
 
 
 def _compress(demo: Demo, adapter: Adapter, out: Path, version: str, run: Run) -> dict[str, float]:
-    """Write one version; its true bits per weight, and the seconds that it took."""
+    """Write one version; returns its true bits per weight and its seconds."""
     if isinstance(adapter, FileAdapter):
         chosen = adapter.options["compress"](preset=version)
         file = compress_file(adapter, demo.source, out, overwrite=True, options=chosen, run=run)
@@ -152,7 +152,7 @@ def _row(
     samples: Path,
     original: Path | None = None,
 ) -> Row:
-    """Sample, then evaluate: what an evaluation finds among the samples it need not make."""
+    """Sample, then evaluate: an evaluation does not repeat the samples that it finds."""
 
     def options(verb: str, values: Mapping[str, Any], against: Mapping[str, Any]) -> Any:
         cls = _options_class(adapter, verb)
@@ -166,11 +166,11 @@ def _row(
         raise lacks(adapter, "sample")
     samples.mkdir(parents=True, exist_ok=True)
     chosen = options("sample", demo.sample, demo.sample_against)
-    made = adapter.sample(source, chosen, run, samples)
+    sampling = adapter.sample(source, chosen, run, samples)
     chosen = options("evaluate", demo.evaluate, demo.evaluate_against)
     measured = measure(adapter, source, chosen, run)
-    files = [str(path) for path in made.files]
-    return {**measured.to_json(), "texts": list(made.texts), "files": files}
+    files = [str(path) for path in sampling.files]
+    return {**measured.to_json(), "texts": list(sampling.texts), "files": files}
 
 
 def _options_class(adapter: Adapter, verb: str) -> type | None:
@@ -179,8 +179,8 @@ def _options_class(adapter: Adapter, verb: str) -> type | None:
 
 def _metrics(demo: Demo, rows: list[Row]) -> dict[str, Any]:
     """The metrics of the table by name."""
-    found = {metric["name"]: metric for row in rows for metric in row["metrics"]}
-    return {name: metric for name, metric in found.items() if name in (demo.shown or found)}
+    metrics = {metric["name"]: metric for row in rows for metric in row["metrics"]}
+    return {name: metric for name, metric in metrics.items() if name in (demo.shown or metrics)}
 
 
 def _table(demo: Demo, rows: list[Row]) -> Table:
@@ -201,5 +201,5 @@ def _table(demo: Demo, rows: list[Row]) -> Table:
 
 
 def _value(row: Row, name: str) -> str | None:
-    found = (metric["value"] for metric in row["metrics"] if metric["name"] == name)
-    return next((format_value(value) for value in found), None)
+    values = (metric["value"] for metric in row["metrics"] if metric["name"] == name)
+    return next((format_value(value) for value in values), None)

@@ -1,4 +1,4 @@
-"""What is in an artifact, and whether it is whole."""
+"""Inspection of an artifact: its contents and, on request, their verification."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ class InspectReport(Report):
     """The contents of an artifact.
 
     Attributes:
-        artifact: it, opened.
-        verified: what was checked -> the outcome; None without a check.
+        artifact: the opened artifact.
+        verified: name of each check -> its outcome; None without verification.
     """
 
     artifact: StoredModel
     verified: dict[str, str] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """All that is known without loading the model, as JSON values; sizes in bytes."""
+        """The contents as plain JSON values, sizes in bytes, and the outcome of a verification."""
         values = self.contents()
         return values if self.verified is None else {**values, "verified": self.verified}
 
     @abstractmethod
     def contents(self) -> dict[str, Any]:
-        """What ``to_json`` gives, but for the check."""
+        """The contents as plain JSON values, sizes in bytes."""
 
     @abstractmethod
     def tensor_table(self) -> Table:
-        """Every tensor of a folder; the attributes of a file."""
+        """A table of the tensors of a folder, or of the attributes of a file."""
 
     def remarks(self) -> tuple[str, ...]:
-        """What was verified."""
+        """A line on the outcome of the verification."""
         if self.verified is None:
             return ()
         return ("verified: " + "; ".join(f"{k} {v}" for k, v in self.verified.items()),)
@@ -65,15 +65,15 @@ class FolderInspection(InspectReport):
     artifact: Artifact
 
     def contents(self) -> dict[str, Any]:
-        """Sizes, specs, files and tensors."""
+        """Sizes, specs, files and tensors as plain JSON values."""
         return _folder_json(self.artifact)
 
     def tables(self) -> tuple[Table, ...]:
-        """The sums."""
+        """A table of the totals."""
         return (_folder_facts(self.contents()),)
 
     def tensor_table(self) -> Table:
-        """Every tensor with its spec, bits and error."""
+        """A table of the tensors with their specs, bits and errors."""
         columns = ("tensor", "shape", "spec", ">bits/weight", ">relative error", ">size")
         return Table("", columns, tuple(map(_tensor_row, self.contents()["tensors"])))
 
@@ -85,30 +85,30 @@ class FileInspection(InspectReport):
     artifact: ArtifactFile
 
     def contents(self) -> dict[str, Any]:
-        """Sizes, attributes and streams."""
+        """Sizes, attributes and streams as plain JSON values."""
         return _file_json(self.artifact)
 
     def tables(self) -> tuple[Table, ...]:
-        """The sums, and the attributes."""
+        """A table of the totals, and one of the attributes."""
         return (_file_facts(self.contents()), self.tensor_table())
 
     def tensor_table(self) -> Table:
-        """Every attribute with its bits and errors."""
+        """A table of the attributes with their bits and errors."""
         return attribute_table(self.artifact.manifest, self.artifact.nbytes)
 
     def remarks(self) -> tuple[str, ...]:
-        """What was verified."""
+        """A line on the outcome of the verification."""
         if self.verified is None:
             return ()
         return (f"verified: the hashes of {len(self.artifact.manifest.streams)} streams match",)
 
 
 def inspect(path: Path, *, verify: bool = False, run: Run | None = None) -> InspectReport:
-    """The contents of an artifact; with ``verify``, every byte is read and the probe run again.
+    """Inspect an artifact; with ``verify``, read every byte and run the probe again.
 
     Raises:
-        ArtifactError: it is missing, half-written, damaged or hostile; with ``verify`` also if a
-            hash differs, or if the loaded model does not give the stored outputs.
+        ArtifactError: the artifact is missing, half-written, damaged or hostile; with ``verify``
+            also if a hash differs, or if the loaded model does not give the stored outputs.
     """
     run = run or Run()
     artifact = open_artifact(str(path))
@@ -242,7 +242,7 @@ def _tensor_row(tensor: dict[str, Any]) -> tuple[object, ...]:
 
 
 def _spec(spec: dict[str, Any]) -> str:
-    """The fields that differ from the defaults, d and K first."""
+    """The fields of a spec that differ from the defaults, after d and K."""
     defaults = dataclasses.asdict(QuantSpec()) | {k: spec[k] for k in ("version", "d", "K")}
     changed = {k: v for k, v in spec.items() if v != defaults[k]}
     return " ".join(f"{k}={v}" for k, v in {"d": spec["d"], "K": spec["K"], **changed}.items())

@@ -1,4 +1,4 @@
-"""Whole jobs as a user asks for them: each function is one verb of ``dpq``, and of the CLI.
+"""The verbs of ``dpq`` besides plan and compress: one function for each, also of the CLI.
 
 Keyword arguments are the fields of the verb's class in ``arguments`` and the adapter's own options.
 """
@@ -50,16 +50,16 @@ def calibrate(
     """
     given = {"artifact": str(artifact), "output": Path(output), **arguments}
     call = request(CalibrateArguments, given)
-    said = call.arguments
+    args = call.arguments
     options = calibrating.CalibrateOptions(
-        settings=CalibrateSettings(**{name: getattr(said, name) for name in said.settings}),
-        baseline=said.baseline,
-        resume=said.resume,
-        overwrite=said.overwrite,
+        settings=CalibrateSettings(**{name: getattr(args, name) for name in args.settings}),
+        baseline=args.baseline,
+        resume=args.resume,
+        overwrite=args.overwrite,
         adapter=call.own.get("calibrate"),
     )
     with call.run(progress) as run:
-        return calibrate_artifact(call.adapter, Path(said.artifact), said.output, options, run)
+        return calibrate_artifact(call.adapter, Path(args.artifact), args.output, options, run)
 
 
 @takes(EvaluateArguments)
@@ -72,25 +72,25 @@ def evaluate(
         DPQError: an argument or a source is wrong, or there is nothing to measure.
     """
     call = request(EvaluateArguments, {"source": str(source), **arguments})
-    said = call.arguments
+    args = call.arguments
     with call.run(progress) as run:
-        own = call.own.get("evaluate")
-        return evaluating.evaluate(call.adapter, said.source, said.baseline, own, run)
+        options = call.own.get("evaluate")
+        return evaluating.evaluate(call.adapter, args.source, args.baseline, options, run)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleReport(Report):
-    """What a model made: texts to read, files to open."""
+    """The samples of a model: texts, and files that were written."""
 
     texts: tuple[str, ...]
     files: tuple[Path, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """The report as plain JSON values."""
         return {"texts": list(self.texts), "files": [str(path) for path in self.files]}
 
     def tables(self) -> tuple[Table, ...]:
-        """There are none."""
+        """No tables."""
         return ()
 
     def remarks(self) -> tuple[str, ...]:
@@ -113,20 +113,20 @@ def sample(source: str | Path, *, progress: Progress = silent, **arguments: Any)
     if not isinstance(call.adapter, Samples):
         raise lacks(call.adapter, "sample")
     with call.run(progress) as run:
-        made = call.adapter.sample(call.arguments.source, call.own.get("sample"), run, out)
-    return SampleReport(texts=made.texts, files=made.files)
+        sampling = call.adapter.sample(call.arguments.source, call.own.get("sample"), run, out)
+    return SampleReport(texts=sampling.texts, files=sampling.files)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportReport(Report):
-    """What was written, and what a person should know about it.
+    """The files of an export, with notes on what the format loses.
 
     Attributes:
-        output: file or folder.
+        output: the file or folder.
         to: the format.
-        files: everything that was written.
-        nbytes: of the files.
-        notes: losses and conventions.
+        files: all files that were written.
+        nbytes: size of the files in bytes.
+        notes: lines on losses and conventions.
     """
 
     output: Path
@@ -136,16 +136,16 @@ class ExportReport(Report):
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """The report as plain JSON values."""
         files = [str(path) for path in self.files]
         return {"to": self.to, "files": files, "nbytes": self.nbytes, "notes": list(self.notes)}
 
     def tables(self) -> tuple[Table, ...]:
-        """There are none."""
+        """No tables."""
         return ()
 
     def remarks(self) -> tuple[str, ...]:
-        """The notes, and what was written."""
+        """The notes, and a line on the output."""
         notes = (f"note: {note}" for note in self.notes)
         return (*notes, f"wrote {self.output} ({self.to}, {format_size(self.nbytes)})")
 
@@ -162,41 +162,40 @@ def export(
     """
     given = {"source": str(source), "output": Path(output), **arguments}
     call = request(ExportArguments, given)
-    said, adapter = call.arguments, call.adapter
+    args, adapter = call.arguments, call.adapter
     if not adapter.exports or not isinstance(adapter, Exports):
         raise lacks(adapter, "export")
-    to = _format(adapter.name, adapter.exports, said.to, said.output)
-    if said.output.exists() and not said.overwrite:
-        raise SpecError(f"{said.output}: exists already", REPLACE)
+    to = _format(adapter.name, adapter.exports, args.to, args.output)
+    if args.output.exists() and not args.overwrite:
+        raise SpecError(f"{args.output}: exists already", REPLACE)
     with call.run(progress) as run:
-        done = adapter.export(said.source, to, call.own.get("export"), run, said.output)
+        done = adapter.export(args.source, to, call.own.get("export"), run, args.output)
     nbytes = sum(path.stat().st_size for path in done.files)
     return ExportReport(
-        output=said.output, to=to, files=done.files, nbytes=nbytes, notes=done.notes
+        output=args.output, to=to, files=done.files, nbytes=nbytes, notes=done.notes
     )
 
 
-def _format(name: str, exports: tuple[str, ...], asked: str | None, output: Path) -> str:
-    """The format asked for, else the one that the name of the output ends with.
+def _format(name: str, exports: tuple[str, ...], to: str | None, output: Path) -> str:
+    """The format ``to``, or the one whose suffix the output has.
 
     Raises:
-        UsageError: the adapter has no such format, or there is none to be seen.
+        UsageError: the adapter has no such format, or nothing gives the format.
     """
     formats = ", ".join(exports)
-    if asked is None:
-        ends = [to for to in exports if output.name.lower().endswith(f".{to}")]
+    if to is None:
+        ends = [suffix for suffix in exports if output.name.lower().endswith(f".{suffix}")]
         if not ends and len(exports) > 1:
             raise UsageError(
                 f"{output} does not say which format",
                 Hint.of("give {} with one of " + formats, to=ANY),
             )
         return max(ends, key=len) if ends else exports[0]
-    if asked not in exports:
+    if to not in exports:
         raise UsageError(
-            f"adapter {name!r} does not export to {asked!r}; {nearest(asked, exports)}"
-            f"formats: {formats}"
+            f"adapter {name!r} does not export to {to!r}; {nearest(to, exports)}formats: {formats}"
         )
-    return asked
+    return to
 
 
 def inspect(
@@ -229,7 +228,7 @@ def load(
     seed: int = 0,
     progress: Progress = silent,
 ) -> Any:
-    """The model of an artifact or an uncompressed source, as its ecosystem has it, ready to run.
+    """Load the model of an artifact or an uncompressed source, in its ecosystem's class.
 
     Raises:
         DPQError: the source cannot be loaded, or the adapter loads no models.

@@ -1,4 +1,4 @@
-"""``plan`` and ``compress`` of a whole model: plan, quantize, calibrate; or code it into one file.
+"""The verbs ``plan`` and ``compress``: plan, quantize and calibrate, or code into one file.
 
 Keyword arguments are the fields of the verb's class in ``arguments`` and the adapter's own options.
 """
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from dpq_core.data.task import CalibrationTask
 
 UNCALIBRATED_SUFFIX = ".uncalibrated"
-"""``<out>.uncalibrated`` is the compressed model until its calibration is done."""
+"""Suffix of the compressed model until its calibration is done: ``<out>.uncalibrated``."""
 
 FOR_FILES = ("preset", "target_size")
-"""The arguments about tensors that mean something for a file, too."""
+"""The arguments of quantization that also apply to single files."""
 
 
 @takes(PlanArguments)
@@ -72,30 +72,30 @@ def compress(
     """
     given = {"source": str(source), "output": Path(output), **arguments}
     call = request(CompressArguments, given)
-    said = call.arguments
+    args = call.arguments
     if isinstance(call.adapter, FileAdapter):
         return _code_file(
             call,
             call.adapter,
-            said.output,
+            args.output,
             progress,
-            dry_run=said.dry_run,
-            overwrite=said.overwrite,
+            dry_run=args.dry_run,
+            overwrite=args.overwrite,
         )
-    task = _task(call) if said.uses_data or said.calibration_steps else None
+    task = _task(call) if args.uses_data or args.calibration_steps else None
     with call.run(progress) as run:
-        planned = _plan(call, task if said.uses_data else None, run)
-        if said.dry_run:
+        planned = _plan(call, task if args.uses_data else None, run)
+        if args.dry_run:
             return planned
-        report = _compress(call, planned, task if said.uses_data else None, run)
-        if not said.calibration_steps:
+        report = _compress(call, planned, task if args.uses_data else None, run)
+        if not args.calibration_steps:
             return report
-        done = _calibrate_compressed(call, run)
-        return dataclasses.replace(report, artifact=said.output, calibration=done)
+        calibrated = _calibrate_compressed(call, run)
+        return dataclasses.replace(report, artifact=args.output, calibration=calibrated)
 
 
 def _task(call: Request[Any]) -> Callable[[Run], CalibrationTask]:
-    """Makes a task of the source itself as student, on the data that the user gave.
+    """A function that makes a task with the source as student, on the user's data.
 
     Raises:
         AdapterError: the adapter cannot calibrate.
@@ -118,18 +118,19 @@ def _bound(
 def _plan(
     call: Request[Any], task: Callable[[Run], CalibrationTask] | None, run: Run
 ) -> PlanReport:
-    own = call.own.get("compress")
-    return plan_model(_with_tensors(call.adapter), call.arguments, own, _bound(task, run), run)
+    options = call.own.get("compress")
+    adapter = _with_tensors(call.adapter)
+    return plan_model(adapter, call.arguments, options, _bound(task, run), run)
 
 
-def _uncalibrated(said: CompressArguments) -> Path:
-    """Where the compressed model goes before it is calibrated, if it will be."""
-    suffix = UNCALIBRATED_SUFFIX if said.calibration_steps else ""
-    return said.output.with_name(said.output.name + suffix)
+def _uncalibrated(args: CompressArguments) -> Path:
+    """The path of the compressed model, which is another until it is calibrated."""
+    suffix = UNCALIBRATED_SUFFIX if args.calibration_steps else ""
+    return args.output.with_name(args.output.name + suffix)
 
 
 def unfinished(output: Path) -> Path | None:
-    """The half-written folder of an interrupted ``compress``, if there is one."""
+    """The half-written folder of an interrupted ``compress``; None where there is none."""
     names = (output.name + suffix + PARTIAL_SUFFIX for suffix in ("", UNCALIBRATED_SUFFIX))
     return next((path for name in names if (path := output.with_name(name)).is_dir()), None)
 
@@ -140,22 +141,22 @@ def _compress(
     task: Callable[[Run], CalibrationTask] | None,
     run: Run,
 ) -> CompressReport:
-    """Quantize the source by a plan, within a budget if there is one."""
-    said = call.arguments
-    if said.calibration_steps:
-        check_output(said.output, overwrite=said.overwrite, resume=said.resume)
+    """Quantize the source by a plan, within its budget if it has one."""
+    args = call.arguments
+    if args.calibration_steps:
+        check_output(args.output, overwrite=args.overwrite, resume=args.resume)
     options = CompressOptions(
-        resume=said.resume,
-        overwrite=said.overwrite,
-        shard_bytes=parse_size(said.shard_size),
-        probe=said.probe,
+        resume=args.resume,
+        overwrite=args.overwrite,
+        shard_bytes=parse_size(args.shard_size),
+        probe=args.probe,
         budget=planned.budget,
         adapter=call.own.get("compress"),
     )
     return compress_tensors(
         _with_tensors(call.adapter),
-        said.source,
-        _uncalibrated(said),
+        args.source,
+        _uncalibrated(args),
         planned.plan,
         options=options,
         run=run,
@@ -164,31 +165,31 @@ def _compress(
 
 
 def _calibrate_compressed(call: Request[CompressArguments], run: Run) -> Calibrated:
-    """Train what ``_compress`` made, and remove it then.
+    """Calibrate the model that ``_compress`` wrote, and delete the uncalibrated one.
 
-    Codes that were chosen by data leave single blocks little to regain: only the whole is trained.
+    After codes were chosen with data, single blocks have little to regain: training is end to end.
     """
-    said = call.arguments
+    args = call.arguments
     options = CalibrateOptions(
         settings=CalibrateSettings(
-            steps=said.calibration_steps, mode="end" if said.uses_data else "auto", seed=run.seed
+            steps=args.calibration_steps, mode="end" if args.uses_data else "auto", seed=run.seed
         ),
-        baseline=said.source,
-        resume=said.resume,
-        overwrite=said.overwrite,
+        baseline=args.source,
+        resume=args.resume,
+        overwrite=args.overwrite,
         adapter=call.own.get("calibrate"),
     )
-    made = _uncalibrated(said)
-    done = calibrate_artifact(call.adapter, made, said.output, options, run)
-    shutil.rmtree(made)
-    return done
+    uncalibrated = _uncalibrated(args)
+    calibrated = calibrate_artifact(call.adapter, uncalibrated, args.output, options, run)
+    shutil.rmtree(uncalibrated)
+    return calibrated
 
 
 def _with_tensors(adapter: Adapter) -> TensorAdapter[Any]:
-    """The adapter of a model of named tensors.
+    """Check that an adapter is a ``TensorAdapter``; returns it.
 
     Raises:
-        AdapterError: it is none, nor a ``FileAdapter``.
+        AdapterError: it is neither that nor a ``FileAdapter``.
     """
     if not isinstance(adapter, TensorAdapter):
         raise lacks(adapter, "compress")
@@ -207,11 +208,11 @@ def _code_file(
     """Code a source into one file; there is nothing to resume.
 
     Raises:
-        SpecError: arguments that say how tensors are cut, and there are none.
+        SpecError: an argument of quantization is given that does not apply to files.
     """
-    said: SpecArguments = call.arguments
-    steps = isinstance(said, CompressArguments) and said.steps
-    if frozenset(said.given) - frozenset(FOR_FILES) or said.statistics or steps:
+    args: SpecArguments = call.arguments
+    steps = isinstance(args, CompressArguments) and args.steps
+    if frozenset(args.given) - frozenset(FOR_FILES) or args.statistics or steps:
         raise SpecError(
             f"adapter {call.adapter.name!r} has no weights to set bits and the like for; its own "
             f"options: `dpq adapters {call.adapter.name}`"
@@ -219,11 +220,11 @@ def _code_file(
     with call.run(progress) as run:
         return compress_file(
             adapter,
-            said.source,
+            args.source,
             output,
             overwrite=overwrite,
             dry_run=dry_run,
             options=call.own.get("compress"),
-            budget=said.target_bytes,
+            budget=args.target_bytes,
             run=run,
         )

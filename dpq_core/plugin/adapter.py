@@ -1,10 +1,10 @@
-"""The plugin contract: what a domain (LLMs, diffusion, splats, yours) tells dpq.
+"""The plugin contract: the classes and protocols by which a domain's adapter joins dpq.
 
 There are two kinds of adapters: a ``TensorAdapter`` describes a model of named tensors, a
-``FileAdapter`` codes a whole source into one file. ``open`` and what the kind needs are enough for
-``dpq compress`` and ``inspect``. Every further verb is a method that an adapter has or has not:
-``Loads``, ``Calibrates``, ``Evaluates``, ``Samples``, ``Exports``, ``Probes`` and ``PacksWithin``
-say which.
+``FileAdapter`` codes a whole source into one file. ``open`` and the methods of its kind are enough
+for compressing and inspecting. Every further verb is one method, which an adapter has or has not:
+see ``Loads``, ``Calibrates``, ``Evaluates``, ``Samples``, ``Exports``, ``Probes`` and
+``PacksWithin``.
 """
 
 from __future__ import annotations
@@ -31,22 +31,21 @@ if TYPE_CHECKING:
 
 
 Options = TypeVar("Options", contravariant=True)
-"""The frozen dataclass of a verb's options, None for a verb without any."""
+"""Type of the frozen dataclass of a verb's options, None for a verb without options."""
 
 
 class Adapter(ABC):
-    """One domain. In-tree adapters have exactly the standing of a third party's.
+    """The base of all adapters; those of this repository use the same contract as third parties'.
 
     Class attributes:
-        name: the entry-point name, as in ``--adapter NAME``.
-        summary: one line for ``dpq adapters``.
+        name: the entry-point name.
+        summary: description in one line.
         options: verb (``compress``, ``calibrate``, ``evaluate``, ``sample``, ``export``) -> frozen
             dataclass of that verb's options; every field has a default and
             ``metadata={"help": ...}``. The CLI turns them into flags, Python into keywords.
         builtins: the models that ship with the adapter: ``x`` is the source ``builtin:x``.
-        exports: the formats of ``export``, as in ``dpq export --to``; a format that is the suffix
-            of the output needs not be named.
-        demo: what ``dpq demo`` shows of it; None leaves it out.
+        exports: the formats of ``export``; one that is the suffix of the output need not be named.
+        demo: its part of the demo; None leaves it out.
     """
 
     name: ClassVar[str]
@@ -72,7 +71,7 @@ class Adapter(ABC):
 
     @classmethod
     def capabilities(cls) -> tuple[str, ...]:
-        """The verbs beyond ``compress`` and ``inspect`` that this adapter has."""
+        """The verbs of this adapter besides ``compress`` and ``inspect``."""
         verbs = (verb for verb, method in _METHODS.items() if hasattr(cls, method))
         return tuple(verb for verb in verbs if verb != "export" or cls.exports)
 
@@ -89,13 +88,13 @@ class TensorAdapter(Adapter, Generic[Options]):
 
     @abstractmethod
     def select(self, name: str, shape: tuple[int, ...]) -> Layout | None:
-        """How the tensor is viewed as a matrix when it is compressed; None keeps it as it is."""
+        """How a tensor is viewed as a matrix where it is compressed; None keeps it dense."""
 
     def weights_names(self, checkpoint: Checkpoint) -> Mapping[str, str]:
-        """Component -> stem of its weight files (``model`` -> ``model.safetensors``).
+        """The stem of the weight files of each component (``model`` for ``model.safetensors``).
 
-        A model of several parts calls the tensors of part C ``C/...``; each part has weight files
-        of its own, in which the names lack the prefix.
+        In a model of several components, the tensors of component C are called ``C/...``; each
+        component has its own weight files, in which the names lack the prefix.
         """
         return {"": "model"}
 
@@ -104,16 +103,16 @@ class TensorAdapter(Adapter, Generic[Options]):
         return ()
 
     def hidden_axes(self, checkpoint: Checkpoint) -> Iterable[HiddenAxis]:
-        """Hidden units whose order is free, such as those of an MLP between its two layers.
+        """The hidden axes whose units can be reordered, such as that of an MLP between its layers.
 
-        Columns that the spec permutes are reordered there, on both sides of the axis, and neither
-        bytes nor time are spent on their order. What lies between must act on each unit alone.
-        Pairs whose tensors are missing or do not fit are left out by the engine.
+        Columns that the spec permutes are reordered on both sides of the axis, without a cost in
+        bytes or time. The functions between must act on each unit alone. The engine leaves out axes
+        whose tensors are missing or do not fit.
         """
         return ()
 
     def generated_files(self, checkpoint: Checkpoint, manifest: Manifest) -> Mapping[str, bytes]:
-        """Files to write beside the weights (config, model card): relative path -> content."""
+        """The files to write beside the weights (config, model card): relative path -> content."""
         return {}
 
 
@@ -134,7 +133,7 @@ class PacksWithin(Protocol[Options]):
 
     @abstractmethod
     def pack_within(self, source: str, options: Options, budget: int, run: Run) -> Packed:
-        """As ``pack``, as well as a file of ``budget`` bytes allows, and never larger."""
+        """The whole source, coded with the best quality in at most ``budget`` bytes."""
 
 
 @runtime_checkable
@@ -143,22 +142,22 @@ class Loads(Protocol):
 
     @abstractmethod
     def load(self, source: str, run: Run) -> Any:
-        """A runnable model from an artifact or from an uncompressed source."""
+        """Load a runnable model from an artifact or from an uncompressed source."""
 
 
 @runtime_checkable
 class Calibrates(Protocol[Options]):
-    """An adapter that has data to look at and a loss to train on."""
+    """An adapter that has data and a loss for training."""
 
     @abstractmethod
     def calibration(
         self, source: str, baseline: str, options: Options, run: Run
     ) -> CalibrationTask:
-        """Student, teacher, batches and loss, for ``dpq calibrate``.
+        """The task of a calibration: student, teacher, batches and loss.
 
         Args:
-            source: an artifact: the student (see ``dpq_core.calibrate.layers.prepare_student``).
-            baseline: the uncompressed model that it was made of: the teacher.
+            source: an artifact, the student (see ``dpq_core.calibrate.layers.prepare_student``).
+            baseline: the uncompressed model from which it was made, the teacher.
             options: an instance of ``options["calibrate"]``.
             run: device and seed; progress is shown by the loop.
         """
@@ -175,23 +174,23 @@ class Evaluates(Protocol[Options]):
 
 @runtime_checkable
 class Samples(Protocol[Options]):
-    """An adapter whose models make something."""
+    """An adapter whose models generate samples."""
 
     @abstractmethod
     def sample(self, source: str, options: Options, run: Run, out: Path | None) -> Sampling:
-        """Let the model make something a person can look at; files go to ``out``."""
+        """Let the model generate samples to look at; files go to ``out``."""
 
 
 @runtime_checkable
 class Exports(Protocol[Options]):
-    """An adapter that writes formats of its ecosystem."""
+    """An adapter that writes the formats of its ecosystem."""
 
     @abstractmethod
     def export(self, source: str, to: str, options: Options, run: Run, out: Path) -> Export:
         """Write an artifact or an uncompressed source in a format of its ecosystem.
 
-        ``to`` is one of ``exports``. ``out`` appears whole or not at all, and replaces what is
-        there: the caller has made sure that this is wanted.
+        ``to`` is one of ``exports``. ``out`` appears complete or not at all, and replaces what is
+        there: the caller has checked that it may.
         """
 
 
@@ -203,7 +202,7 @@ class Probes(Protocol):
     def probe(self, artifact: Artifact, run: Run) -> Mapping[str, torch.Tensor]:
         """Outputs of the loaded artifact on a fixed input, to be stored and compared later.
 
-        The artifact may still be unfinished: load it by ``artifact.path``, do not open it anew.
+        The artifact may be unfinished: load it by ``artifact.path``, do not open it again.
         """
 
 
@@ -215,7 +214,7 @@ _METHODS = {
     "probe": "probe",
     "calibrate": "calibration",
 }
-"""Verb -> the method of an adapter that can do it; one for each of the protocols above."""
+"""The method of each verb, one for each of the protocols above."""
 
 
 def lacks(adapter: Adapter, what: str) -> AdapterError:

@@ -1,4 +1,4 @@
-"""What the methods of an adapter return, and what it says of its demo."""
+"""The results of an adapter's methods, and its demo."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One measured number, with everything needed to compare it.
+    """One measured number, with its direction and protocol.
 
     Attributes:
-        name: e.g. ``perplexity``.
+        name: name, e.g. ``perplexity``.
         value: the number.
         higher_is_better: direction of improvement.
-        protocol: what was measured on what, e.g. ``context 512, 98,304 tokens of heldout.txt``.
+        protocol: how and on what it was measured, e.g. ``context 512, 98,304 tokens of a.txt``.
     """
 
     name: str
@@ -30,10 +30,10 @@ class Evaluation:
     """The metrics of one model.
 
     Attributes:
-        metrics: in the order in which they are shown.
-        details: whatever else belongs in ``--json``.
-        notes: one line each, for the user: what was left out, and why.
-        others: further sources that the adapter measured alike, by name: more columns of the table.
+        metrics: metrics in the order in which they are shown.
+        details: further values for the report's JSON.
+        notes: lines for the user on what was left out, and why.
+        others: evaluations of further sources by name, as more columns of the table.
     """
 
     metrics: tuple[Metric, ...]
@@ -44,7 +44,7 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """What a model made: texts to read, files to open."""
+    """The samples of a model: texts, and files that were written."""
 
     texts: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
@@ -52,7 +52,7 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """What was written, and what a person should know about it (losses, conventions)."""
+    """The files of an export, with notes on losses and conventions."""
 
     files: tuple[Path, ...]
     notes: tuple[str, ...] = ()
@@ -60,7 +60,7 @@ class Export:
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """What ``dpq demo`` shows of an adapter: a built-in model, and options that keep it short.
+    """The demo of an adapter: a built-in model, and options that keep it short.
 
     In the values of the options, ``SAMPLES`` stands for the folder of the model's samples, and
     ``ORIGINAL`` for that of the uncompressed model's.
@@ -71,8 +71,8 @@ class Demo:
         sample: options for all models.
         evaluate_against: further options for compressed models.
         sample_against: further options for compressed models.
-        presets: of ``dpq compress``, for adapters that have them instead of bits per weight.
-        shown: metrics of the table; all of them if none is named.
+        presets: presets of compression, for adapters that have them instead of bits per weight.
+        shown: names of the metrics in the table; empty for all of them.
     """
 
     SAMPLES: ClassVar[str] = "{samples}"
