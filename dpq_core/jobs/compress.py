@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import resource
 import sys
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from dpq_core.artifact import ArtifactWriter
 from dpq_core.artifact.manifest import format_version
@@ -26,6 +28,7 @@ from dpq_core.data.sequential.block_store import BlockStore, discard_blocks
 from dpq_core.data.sequential.loop import SequentialOptions
 from dpq_core.data.sequential.quantizer import SequentialResult, quantize_sequentially
 from dpq_core.device import resolve
+from dpq_core.errors import SpecError
 from dpq_core.jobs.compress_report import CompressReport, TensorReport
 from dpq_core.jobs.hidden_order import orders_of, stored_parts
 from dpq_core.jobs.probe import store_probe
@@ -36,7 +39,6 @@ from dpq_core.plugin.adapter import TensorAdapter
 from dpq_core.run import Run
 from dpq_core.spec import Override, QuantSpec
 from dpq_core.tensor.checkpoint import Checkpoint
-from dpq_core.tensor.finite import check_finite
 from dpq_core.tensor.hidden_axes import Orders
 from dpq_core.tensor.plan import Plan, TensorPlan
 
@@ -229,7 +231,7 @@ def _write(
     name = tensor.name
     if tensor.spec is None or tensor.partition is None:
         values = orders.apply(name, checkpoint.read(name))
-        check_finite(values, name)
+        _check_finite(values, name)
         writer.write(name, {name: values}, None)
         return
     if sequential.store is not None and name in sequential.store.errors:
@@ -246,6 +248,25 @@ def _write(
         parts, error = result.pq.parts(), result.relative_error
     parts = stored_parts(tensor, {part: value.cpu() for part, value in parts.items()}, orders)
     writer.write(name, {f"{name}.{part}": value for part, value in parts.items()}, error)
+
+
+def _check_finite(values: Tensor, name: str) -> None:
+    """Refuse NaN in a dense tensor, and infinities in a dense weight or bias.
+
+    Infinities elsewhere can be intended: attention masks consist of them. Quantized tensors may
+    hold neither, which ``quantize`` checks.
+
+    Raises:
+        SpecError: the tensor is damaged.
+    """
+    if not values.is_floating_point() or not values.numel():
+        return
+    if values.dtype.itemsize == 1:
+        values = values.half()  # float8 has no minimum in torch
+    low, high = (value.float().item() for value in values.aminmax())  # NaN if there is any
+    parameter = name.rpartition(".")[2] in ("weight", "bias")
+    if math.isnan(low) or (parameter and math.isinf(max(-low, high))):
+        raise SpecError(f"tensor {name!r} holds NaN or infinite values; repair the checkpoint")
 
 
 def _add_files(checkpoint: Checkpoint, adapter: TensorAdapter[Any], writer: ArtifactWriter) -> None:
