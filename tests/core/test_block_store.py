@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import torch
@@ -194,23 +195,26 @@ def test_a_store_is_complete_once_it_is_closed(tmp_path):
 
 def test_bytes_are_durable_before_the_journal_names_them(tmp_path, monkeypatch):
     store, seen = opened(tmp_path), []
-    sync = block_store._sync
+    sync = os.fsync
 
-    def watched(path):
+    def watched(descriptor):
         journal = (store.folder / "journal.json").read_text()
-        seen.append((path.name, path.stat().st_size > 0, '"w"' in journal))
-        sync(path)
+        status = os.fstat(descriptor)
+        for path in store.folder.iterdir():
+            if os.path.samestat(path.stat(), status):
+                seen.append((path.name, status.st_size > 0, '"w"' in journal))
+        sync(descriptor)
 
-    monkeypatch.setattr(block_store, "_sync", watched)
+    monkeypatch.setattr(os, "fsync", watched)
     store.finish("a", {"w": tensor(1.0)})
     assert seen == [
-        ("segment-00000.safetensors", True, False),
-        ("journal.json.new", True, False),
+        ("segment-00000.safetensors.partial", True, False),
+        ("journal.json.partial", True, False),
     ]
     assert '"w"' in (store.folder / "journal.json").read_text()
 
 
-@pytest.mark.parametrize("left", [(), ("journal.json.new",)])
+@pytest.mark.parametrize("left", [(), ("journal.json.partial",)])
 def test_a_store_that_had_only_begun_is_started_over(tmp_path, left):
     (tmp_path / "out.blocks").mkdir()
     for name in left:
