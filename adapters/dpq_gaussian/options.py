@@ -23,11 +23,12 @@ RIG_VIEWS = 12
 FRAMES = 36
 SIZE = 512  # pixels
 
+_WITH_CAMERAS = Hint.of("give {} with it", cameras=ANY)
 _MAX_VIEWS = 10_000
 _SIZES = (16, 8192)  # pixels; SSIM needs a window of 11
 _MAX_SIDE = 8192  # pixels
 _MAX_FRAMES = 3600
-_STEEPEST = 85.0  # degrees
+_STEEPEST = 85  # degrees
 
 
 def _option(default: Any, help_text: str) -> Any:
@@ -57,9 +58,8 @@ class CompressOptions:
     position_bits: int = _option(0, "bits per axis that positions have at least, of the scene")
     cameras: str = _option(
         "",
-        "poses from which the scene is seen (COLMAP folder, cameras.json, "
-        "transforms.json): bytes go where these look; without it, to what cameras set up "
-        "around the scene see",
+        "poses from which the scene is seen (COLMAP folder, cameras.json, transforms.json): bytes "
+        "go where these look; without it, to what cameras set up around the scene see",
     )
 
     def __post_init__(self) -> None:
@@ -69,15 +69,11 @@ class CompressOptions:
         _check_range("position_bits", self.position_bits, 0, 32)
         for text in self.attribute:
             if parse_factor(text)[0] == "harmonics" and self.harmonics == "pq":
-                message = "harmonics coded by product quantization have no steps"
-                raise SpecError(message, option="attribute", value=text)
+                raise SpecError("harmonics by pq have no steps", option="attribute", value=text)
         _check_choice("harmonics", self.harmonics, CODERS)
         if self.harmonics_spec and self.harmonics != "pq":
-            raise SpecError(
-                "is for product quantization of the harmonics",
-                Hint.of("give {} with it", harmonics="pq"),
-                option="harmonics_spec",
-            )
+            hint = Hint.of("give {} with it", harmonics="pq")
+            raise SpecError("is for harmonics by pq", hint, option="harmonics_spec")
         self.harmonic_spec()
 
     def harmonic_spec(self) -> QuantSpec | None:
@@ -193,11 +189,7 @@ class EvaluateOptions:
         _check_range("downscale", self.downscale, 1, 1000)
         _check_range("pixels", self.pixels, *_SIZES, unit=" pixels")
         if self.all_cameras and not self.cameras:
-            raise SpecError(
-                "a rig has no held-out views",
-                Hint.of("give {} with it", cameras=ANY),
-                option="all_cameras",
-            )
+            raise SpecError("a rig has no held-out views", _WITH_CAMERAS, option="all_cameras")
         if self.encode:
             _check_choice("encode", self.encode, PRESETS)
         colour(self.background)
@@ -235,25 +227,15 @@ class SampleOptions:
     def __post_init__(self) -> None:
         """Check every field."""
         if self.names and not self.cameras:
-            raise SpecError(
-                "an orbit has no named cameras",
-                Hint.of("give {} with it", cameras=ANY),
-                option="names",
-            )
+            raise SpecError("an orbit has no named cameras", _WITH_CAMERAS, option="names")
         for name, value in (("width", self.width), ("height", self.height)):
             _check_range(name, value, 0, _MAX_SIDE)
         if self.frames is not None:
             _check_range("frames", self.frames, 0, _MAX_FRAMES)
         if self.orbit_frames == 0 and not self.cameras:
-            raise SpecError(
-                "nothing is drawn",
-                Hint.of("give {} with it", cameras=ANY),
-                option="frames",
-                value=0,
-            )
-        if self.elevation is not None and not abs(self.elevation) <= _STEEPEST:
-            message = f"must be -{_STEEPEST:.0f} to {_STEEPEST:.0f}"
-            raise SpecError(message, option="elevation", value=self.elevation)
+            raise SpecError("nothing is drawn", _WITH_CAMERAS, option="frames", value=0)
+        if self.elevation is not None:
+            _check_range("elevation", self.elevation, -_STEEPEST, _STEEPEST)
         _check_range("sh_degree", self.sh_degree, 0, 3)
         _check_range("fps", self.fps, 0.1, 100)
         colour(self.background)
@@ -313,9 +295,6 @@ def colour(text: str) -> tuple[float, float, float]:
             raise ValueError
         red, green, blue = bytes.fromhex(digits)
     except ValueError:
-        raise SpecError(
-            f"is no colour; use {', '.join(BACKGROUNDS)} or #rrggbb",
-            option="background",
-            value=text,
-        ) from None
+        message = f"is no colour; use {', '.join(BACKGROUNDS)} or #rrggbb"
+        raise SpecError(message, option="background", value=text) from None
     return red / 255, green / 255, blue / 255

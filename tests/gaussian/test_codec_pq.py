@@ -314,7 +314,7 @@ def test_the_golden_file_decodes_as_ever() -> None:
         ({"harmonics": "pq", "harmonics_spec": "keep"}, "harmonics_spec: write fields"),
         (
             {"harmonics": "pq", "attribute": ("harmonics=2",)},
-            "by product quantization have no steps",
+            "harmonics by pq have no steps",
         ),
     ],
 )
