@@ -158,8 +158,8 @@ def test_options_that_do_not_fit_are_refused(make_task, kind, options, words):
         ({"loss": "l1"}, "loss='l1': must be one of distill, ddpm, flow"),
         ({"images": "a", "latents": "b"}, "choose one of images, latents and prompts"),
         ({"batch_size": 0}, "batch_size=0: must be 1 or more"),
-        ({"guidance": math.nan}, "--guidance"),
-        ({"class_dropout": 1.5}, "--class-dropout"),
+        ({"guidance": math.nan}, "guidance=nan: must be a number of 0 or more"),
+        ({"class_dropout": 1.5}, "class_dropout=1.5: must be 0..1"),
     ],
 )
 def test_wrong_options_are_refused(options, words):

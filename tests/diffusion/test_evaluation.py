@@ -243,7 +243,7 @@ def test_mistakes_are_one_line(models, source, options, message):
     [
         ({"count": 1}, "count=1: must be 2 or more"),
         ({"baseline_count": 0}, "baseline_count=0: must be 1 or more"),
-        ({"scheduler": "euler"}, "unknown scheduler 'euler'; known: auto, ddpm, ddim"),
+        ({"scheduler": "euler"}, "scheduler='euler': unknown scheduler; known: auto, ddpm, ddim"),
     ],
 )
 def test_options_are_checked(options, message):

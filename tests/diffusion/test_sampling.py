@@ -263,7 +263,7 @@ def test_nan_weights_are_one_line(dit, models, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scheduler": "dpm"}, "unknown scheduler 'dpm'; did you mean ddpm? known: auto, ddpm"),
+        ({"scheduler": "dpm"}, "scheduler='dpm': unknown scheduler; did you mean ddpm? known"),
         ({"guidance": -1.0}, "guidance=-1.0: must be a number of 0 or more"),
         ({"guidance": float("nan")}, "guidance=nan: must be a number of 0 or more"),
         ({"columns": 0}, "columns=0: must be 1 or more"),
