@@ -135,15 +135,15 @@ def test_wrong_latents_are_refused(make_task, tmp_path, changes, words):
 @pytest.mark.parametrize(
     ("kind", "options", "words"),
     [
-        ("text_to_image", {"prompts": ""}, "give --prompts FILE"),
-        ("text_to_image", {"prompts": "", "images": "x"}, "give --prompts FILE"),
-        ("text_to_image", {"prompts": "missing.txt"}, "missing.txt: cannot be read"),
+        ("text_to_image", {"prompts": ""}, "give prompts, a file"),
+        ("text_to_image", {"prompts": "", "images": "x"}, "give prompts, a file"),
+        ("text_to_image", {"prompts": "missing.txt"}, "prompts='missing.txt': cannot be read"),
         ("pixel_dit", {"prompts": "x"}, "draws classes, not prompts"),
-        ("pixel_dit", {"loss": "flow"}, "--loss flow does not fit .*; ddpm does"),
-        ("flux_pipeline", {"loss": "ddpm"}, "--loss ddpm does not fit .*; flow does"),
+        ("pixel_dit", {"loss": "flow"}, "loss='flow': does not fit .*; ddpm does"),
+        ("flux_pipeline", {"loss": "ddpm"}, "loss='ddpm': does not fit .*; flow does"),
         ("pixel_dit", {"images": "missing"}, "no such folder"),
         ("pixel_dit", {"latents": "missing"}, "cannot be read"),
-        ("latent_unet", {"guidance": 2.0}, "--guidance 2"),
+        ("latent_unet", {"guidance": 2.0}, "guidance=2"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(make_task, kind, options, words):

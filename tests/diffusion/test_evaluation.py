@@ -227,7 +227,11 @@ def _reference(path: Path, extractor: str) -> Path:
     ("source", "options", "message"),
     [
         ("plain", {}, "nothing to measure; give reference_stats with inception for FID"),
-        ("plain", {"inception": "download"}, "--inception needs --reference-stats"),
+        (
+            "plain",
+            {"inception": "download"},
+            "inception: there is nothing to compare the samples with",
+        ),
         ("plain", {"baseline": "plain", "label": ("9",)}, "the model has the classes 0 to 2"),
     ],
 )

@@ -234,13 +234,13 @@ def test_samples_need_a_folder(dit):
     ("make", "options", "message"),
     [
         ("pixel_dit", {"label": ("3",)}, "label=3: the model has the classes 0 to 2"),
-        ("pixel_dit", {"label": ("-1",)}, "--label -1: the model has the classes 0 to 2"),
+        ("pixel_dit", {"label": ("-1",)}, "label=-1: the model has the classes 0 to 2"),
         ("pixel_dit", {"label": ("circel",)}, "unknown class; did you mean circle?"),
         ("pixel_dit", {"prompt": ("a cat",)}, "draws classes, not prompts"),
         ("pixel_dit", {"sampling_steps": 1001}, "the model was trained with 1000 steps"),
-        ("latent_unet", {"guidance": 2.0}, "--guidance 2: the model has no classes to guide by"),
+        ("latent_unet", {"guidance": 2.0}, "guidance=2.0: the model has no classes to guide by"),
         ("latent_unet", {"label": ("0",)}, "the model is unconditional"),
-        ("text_to_image", {}, "give --prompt TEXT"),
+        ("text_to_image", {}, "nothing to draw; give prompt"),
         ("text_to_image", {"label": ("0",)}, "draws prompts, not classes"),
     ],
 )

@@ -99,7 +99,9 @@ def test_fixed_positions_are_not_stored(tmp_path):
 
 def test_wrong_components(dit_folder, folder_of):
     refused(dit_folder, r"no component 'unet' with weights; there are transformer, vae", "unet")
-    refused(folder_of("dit"), "a single component; --components chooses", "transformer")
+    refused(
+        folder_of("dit"), "a single component, not a pipeline; leave out components", "transformer"
+    )
     weights = folder_of("dit") / "diffusion_pytorch_model.safetensors"
     refused(weights, r"weights without a config; give their folder with config\.json")
     with pytest.raises(SpecError, match="an empty name"):
