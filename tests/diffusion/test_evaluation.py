@@ -20,7 +20,7 @@ from dpq_diffusion.evaluation.frechet import gaussian
 from dpq_diffusion.evaluation.reference import Statistics, write_statistics
 from dpq_diffusion.options import EvaluateOptions, SampleOptions
 from dpq_diffusion.sampling import sample as sampling
-from dpq_diffusion.sampling.images import open_images, write_npz
+from dpq_diffusion.sampling.images import PngFolder, write_npz
 
 RUN = Run(device="cpu", seed=5)
 BUILTIN = "builtin:tiny-dit"
@@ -150,7 +150,7 @@ def test_class_agreement_counts_the_classes_asked_for(models, tmp_path):
     from dpq_diffusion.folders import BUILTIN as FOLDER
 
     found = values(measure(BUILTIN, folder=str(tmp_path), count=12))
-    (batch,) = open_images(tmp_path / "images").batches(12)
+    (batch,) = PngFolder(tmp_path / "images").batches(12)
     pixels = batch[..., 0].unsqueeze(1).float() / 127.5 - 1
     with torch.no_grad():
         logits = load_classifier(FOLDER / "tiny-dit" / "classifier")(pixels)
@@ -196,7 +196,7 @@ def test_samples_are_kept_and_used_again(models, tmp_path):
 def test_a_reference_of_the_same_images(models, tmp_path):
     measure(BUILTIN, folder=str(tmp_path / "set"))
     batch = tmp_path / "ref.npz"
-    write_npz(batch, open_images(tmp_path / "set" / "images"))
+    write_npz(batch, PngFolder(tmp_path / "set" / "images"))
     for reference in (tmp_path / "set" / "images", batch):
         found = values(measure(BUILTIN, reference_stats=str(reference)))
         assert found[DISTANCE] == pytest.approx(0, abs=1e-3)

@@ -133,21 +133,6 @@ class PngFolder:
         return torch.from_numpy(image)
 
 
-def open_images(path: Path) -> Images:
-    """The images of a folder of PNG files or of an ADM ``.npz``.
-
-    Raises:
-        SourceError: missing, of another kind, or unreadable.
-    """
-    if path.is_dir():
-        return PngFolder(path)
-    if not path.exists():
-        raise SourceError(f"{path}: no such file or folder")
-    if path.suffix != ".npz":
-        raise SourceError(f"{path}: give a folder of .png files or an .npz with {ARRAY!r}")
-    return NpzImages(path)
-
-
 def write_npz(
     path: Path, images: Images, *, batch_size: int = 64, progress: Progress = silent
 ) -> None:
