@@ -25,7 +25,7 @@ MAX_JOURNAL_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class Finished:
-    """One finished tensor.
+    """One finished tensor of a half-written artifact.
 
     Attributes:
         name: name of the model's tensor.

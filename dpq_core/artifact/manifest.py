@@ -44,12 +44,12 @@ class Manifest:
 
     Attributes:
         adapter: name of the adapter that made it.
-        source: what the user named as the source.
-        fingerprint: of source and plan; guards ``--resume``.
+        source: the source, as the user named it.
+        fingerprint: hash of source and plan, in which a resumed run must agree.
         weights: component -> stem of its weight files, folders included; "" is the only component
             of a model that has no parts.
         specs: the distinct specs, referred to by index.
-        tensors: in storage order.
+        tensors: entries of the tensors, in storage order.
         files: relative name -> size and hash, of all files but the manifest itself.
         versions: library -> version that wrote the artifact.
     """

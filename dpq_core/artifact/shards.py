@@ -26,7 +26,7 @@ SHARD_BYTES = 4 * 10**9
 
 @dataclass(frozen=True)
 class Shard:
-    """One weight file.
+    """One weight file of an artifact.
 
     Attributes:
         component: component of the model, "" where a model has only one.

@@ -66,7 +66,7 @@ class FileManifest:
 
     Attributes:
         adapter: name of the adapter that made it.
-        source: what the user named as the source.
+        source: the source, as the user named it.
         fingerprint: hash of source and options.
         items: number of items, such as Gaussians.
         source_items: number of items of the source.
@@ -90,7 +90,7 @@ class FileManifest:
 
     @property
     def chunks(self) -> int:
-        """Number of chunks."""
+        """The number of chunks of the items."""
         return -(-self.items // self.chunk_items)
 
     @property

@@ -271,14 +271,14 @@ class ArtifactWriter:
             raise ArtifactError(f"{self._partial}: tensor {first!r} was not written")
 
     def _store_rest(self) -> None:
-        """What no call wrote: the index of several shards, the shard of a component without any."""
+        """Write the indexes of several shards, and empty shards of components without tensors."""
         for component, stem in self._draft.weights.items():
-            mine = [shard for shard in self._shards if shard.component == component]
+            own_shards = [shard for shard in self._shards if shard.component == component]
             name = stem + shards.INDEX_SUFFIX
-            if len(mine) > 1 and name not in self._files:
-                self._store(name, shards.index_bytes(mine))
-            if not mine[0].tensors:
-                self._store(mine[0].file, mine[0].header)
+            if len(own_shards) > 1 and name not in self._files:
+                self._store(name, shards.index_bytes(own_shards))
+            if not own_shards[0].tensors:
+                self._store(own_shards[0].file, own_shards[0].header)
 
     def close(self) -> None:
         """Release the lock; finished tensors stay for ``resume``. Harmless when repeated."""

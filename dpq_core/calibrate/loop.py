@@ -129,7 +129,7 @@ class _Calibration:
     def run(
         self, saving: Saving | None, stop: DeferredInterrupt, dtypes: Mapping[str, torch.dtype]
     ) -> CalibrateReport:
-        """Train all phases."""
+        """Train all phases, then round the student and report."""
         student = self._task.student
         folder = None if saving is None else StateFolder(saving.folder, self._identity(saving))
         resumed = folder.load(self.context.device) if saving and folder and saving.resume else None

@@ -33,7 +33,7 @@ See docs/algorithms.md#e-step.
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrateSettings:
-    """How a student is trained: EM over its quantized weights.
+    """Settings of the calibration of a student: EM over its quantized weights.
 
     See docs/algorithms.md#e-step, #dead-codewords, #recompute.
 

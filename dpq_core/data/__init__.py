@@ -1,1 +1,1 @@
-"""What a model does with data: statistics of inputs, sensitivity, walking block after block."""
+"""A model on data: statistics of layer inputs, sensitivities, and quantization block by block."""

@@ -1,4 +1,4 @@
-"""How much a model's loss depends on each of its weights, measured by adding a little noise.
+"""Sensitivity of a model's loss to each of its weights, measured by adding a little noise.
 
 The planner weighs predicted errors with it. A gradient would not do: a distillation loss has none
 at the uncompressed model, where it is zero.
@@ -31,7 +31,7 @@ def sensitivities(
     seed: int = 0,
     progress: Progress = silent,
 ) -> dict[str, float]:
-    """How much the loss rises per unit of relative error, for each weight of the task's modules.
+    """The rise of the loss per unit of relative error, for each weight of the task's modules.
 
     Args:
         task: its student is the uncompressed model; it is left as it was.

@@ -28,11 +28,11 @@ seed and the step's number: a resumed run sees the same batches, and so do two p
 
 @dataclass(frozen=True, kw_only=True)
 class EStepStats:
-    """What one E-step did to the codes of the whole student.
+    """Statistics of one E-step over the codes of the whole student.
 
     Attributes:
-        changed: codes that changed.
-        total: codes there are.
+        changed: number of codes that changed.
+        total: number of codes.
         dead: share of codewords that no code uses, 0..1.
         perplexity: exp of the entropy of the codewords' usage, over the number of codewords, 0..1.
         revived: dead codewords that were given a new value.
@@ -67,7 +67,7 @@ class CalibrationTask(ABC):
     Attributes:
         student: a module tree. Its parameters that require gradients are trained (codebooks, pools,
             scales and small uncompressed ones); quantized weights in it are ``PQWeight`` modules.
-        name: what the loss measures, e.g. ``cross-entropy``.
+        name: name of the loss, e.g. ``cross-entropy``.
         fingerprint: changes whenever the batches do (data, options, seed); guards ``resume``.
     """
 

@@ -11,7 +11,7 @@ from dpq_core.plugin import options, registry
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterReport:
-    """One installed adapter.
+    """The report of one installed adapter.
 
     Attributes:
         name: name of the adapter.

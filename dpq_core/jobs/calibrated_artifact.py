@@ -73,11 +73,11 @@ class CalibratedFile(CalibratedArtifact):
         self.artifact = artifact
 
     def check_output(self, out: Path, *, overwrite: bool, resume: bool) -> None:
-        """As ``CalibratedArtifact``; there is no half-written file to resume."""
+        """Refuse an output that is in the way; there is no half-written file to resume."""
         single_writer.check_output(out, overwrite=overwrite)
 
     def write(self, out: Path, task: CalibrationTask, *, overwrite: bool, run: Run) -> None:
-        """As ``CalibratedArtifact``."""
+        """Write the file that the task codes."""
         manifest, contents = single_writer.complete(task.packed())
         single_writer.write(out, manifest, contents, overwrite=overwrite)
 
@@ -91,27 +91,27 @@ class CalibratedFolder(CalibratedArtifact):
         self._baseline: Checkpoint | None = None
 
     def check_output(self, out: Path, *, overwrite: bool, resume: bool) -> None:
-        """As ``CalibratedArtifact``."""
+        """Refuse an output that is in the way."""
         rewrite.check_output(out, overwrite=overwrite, resume=resume)
 
     def open_baseline(self, source: str) -> None:
-        """As ``CalibratedArtifact``."""
+        """Open the uncompressed source."""
         self._baseline = self._adapter.open(source)
 
     def originals(self) -> Checkpoint | None:
-        """As ``CalibratedArtifact``."""
+        """The original weights, with hidden units in the order of the artifact."""
         if self._baseline is None:
             return None
         return aligned(self._adapter, self._baseline, self.artifact)
 
     def dtypes(self, task: CalibrationTask) -> dict[str, torch.dtype]:
-        """As ``CalibratedArtifact``."""
+        """The stored dtypes of dense parameters, by name in the student."""
         kept = {e.name: e.torch_dtype for e in self.artifact.manifest.tensors if e.spec is None}
         names = {name: task.parameter_name(name) for name, _ in task.student.named_parameters()}
         return {name: kept[stored] for name, stored in names.items() if stored in kept}
 
     def write(self, out: Path, task: CalibrationTask, *, overwrite: bool, run: Run) -> None:
-        """As ``CalibratedArtifact``."""
+        """Write the folder again with the trained tensors replaced."""
         replaced = _trained(task)
         unknown = sorted(set(replaced) - set(self.artifact.names()))
         if unknown:

@@ -1,1 +1,1 @@
-"""What a domain hands to dpq: the adapter contract, its options, and the registry that finds it."""
+"""The contract of adapters, their options, and the registry that finds them."""

@@ -88,7 +88,7 @@ class TensorAdapter(Adapter, Generic[Options]):
 
     @abstractmethod
     def select(self, name: str, shape: tuple[int, ...]) -> Layout | None:
-        """How a tensor is viewed as a matrix where it is compressed; None keeps it dense."""
+        """The layout of a tensor as a matrix where it is compressed; None keeps it dense."""
 
     def weights_names(self, checkpoint: Checkpoint) -> Mapping[str, str]:
         """The stem of the weight files of each component (``model`` for ``model.safetensors``).

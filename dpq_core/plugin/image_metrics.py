@@ -46,7 +46,7 @@ def decibels(error: Tensor, peak: float) -> Tensor:
     """Peak signal-to-noise ratio in dB of mean squared errors; infinite for an error of 0.
 
     Args:
-        error: of any shape, in squared units of the values.
+        error: mean squared errors of any shape, in squared units of the values.
         peak: largest value that an image can have, 255 or 1.
     """
     return 10 * torch.log10(peak**2 / error)

@@ -133,7 +133,7 @@ class Activations:
             self._file(index).unlink()
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Delete the arguments of all batches."""
         for index in tuple(self._stored):
             self.drop(index)
 

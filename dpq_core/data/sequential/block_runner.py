@@ -75,7 +75,7 @@ class BlockRunner:
         self.stored_block = following.block
 
     def clear(self) -> None:
-        """Forget all inputs."""
+        """Delete all stored inputs."""
         self._activations.clear()
         self.stored_block = None
 

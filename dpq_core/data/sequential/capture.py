@@ -1,4 +1,4 @@
-"""How data flows from block to block: traced on one batch, then used to run blocks alone."""
+"""Traces of how data flows from block to block, which let blocks be run alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class StopForward(BaseException):
 
 @dataclass(frozen=True, kw_only=True)
 class BlockTrace:
-    """How one block ran on the traced batch.
+    """The trace of one block on one batch.
 
     Attributes:
         path: path of the block.
@@ -56,10 +56,10 @@ class Call:
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """How a model ran on the traced batch.
+    """The trace of a model on one batch.
 
     Attributes:
-        blocks: in the order in which they ran.
+        blocks: traces of the blocks, in the order in which they ran.
         calls: calls of layers, in order.
         repeated: whether some block ran more than once.
     """
@@ -77,7 +77,7 @@ def trace(
     At most one block's arguments and output are held at a time.
 
     Args:
-        model: in eval mode.
+        model: the model, in eval mode.
         layers: paths of the layers to watch.
         blocks: paths of the blocks, none inside another.
         forward: runs the model on one batch.

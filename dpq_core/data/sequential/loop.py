@@ -35,7 +35,7 @@ from dpq_core.tensor.pq_tensor import PQTensor
 
 @dataclass(frozen=True, kw_only=True)
 class SequentialOptions:
-    """How statistics are collected on the way through the model.
+    """Options of sequential quantization.
 
     Attributes:
         batches: number of training batches to look at.
@@ -81,7 +81,7 @@ class Quantizer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentReport:
-    """How one segment was quantized.
+    """The report of one segment.
 
     Attributes:
         name: path of the block, or words that say where the layers run.

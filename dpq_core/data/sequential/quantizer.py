@@ -85,7 +85,7 @@ def input_statistics(statistics: LayerStatistics, device: torch.device) -> Input
 
 @dataclass(frozen=True)
 class SequentialResult:
-    """What sequential quantization has made; empty where there was no task.
+    """The result of sequential quantization; empty where there was no task.
 
     Attributes:
         store: the store that holds the quantized tensors.

@@ -16,7 +16,7 @@ from dpq_core.tensor.partition import Layout
 
 
 class Source(StrEnum):
-    """Where the inputs of a segment come from.
+    """The source of a segment's inputs.
 
     ``chain``: from the stored inputs of the previous block and its output.
     ``capture``: the model runs up to the block once, and the block's inputs are stored.
@@ -54,7 +54,7 @@ class Segment:
         until: path of the block that begins where these layers end; None: the model's end.
         source: where its inputs come from.
         wiring: the wiring of a block whose inputs are chained.
-        layer_groups: in the order in which they run.
+        layer_groups: groups of its layers, in the order in which they run.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Which layers of a model hold the weights that are to be quantized."""
+"""The layers of a model that hold the weights to be quantized."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class LayerStatistics:
 
 @dataclass(frozen=True, kw_only=True)
 class CollectOptions:
-    """How statistics are collected.
+    """Options of collecting statistics.
 
     Attributes:
         diagonal: keep only E[x_i^2].
@@ -173,7 +173,7 @@ class Collector:
         return {path: shared.moment for path, shared in self._shared.items()}
 
     def __enter__(self) -> Self:
-        """Hook the layers."""
+        """Add hooks to the layers."""
         for path, module in self._modules.items():
 
             def hook(
