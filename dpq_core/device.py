@@ -1,4 +1,4 @@
-"""Which torch device a name means."""
+"""The torch device that a name stands for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dpq_core.errors import SpecError
 
 
 def resolve(name: str) -> torch.device:
-    """``auto`` (CUDA where there is one, else the CPU) or any torch device name.
+    """The torch device of a name; ``auto`` is CUDA where there is one, else the CPU.
 
     Raises:
         SpecError: the name is unknown or this machine has no such device.

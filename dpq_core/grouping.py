@@ -1,4 +1,4 @@
-"""How one matrix is cut into subvectors and which of them share a codebook; nothing else.
+"""Grouping: how one matrix is cut into subvectors, and which of them share a codebook.
 
 One notation of shapes holds in the whole engine: ``weight [R, C]``, ``subvectors [G, d, P]``,
 ``codes [S*G, P]``, ``codebooks [S*B, K, d]``, ``pool [V, d]``, for R rows, C columns, G groups, P
@@ -38,7 +38,7 @@ class Grouping:
     pad: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse numbers that cut nothing."""
+        """Check the numbers that no shape implies."""
         if self.groups_per_codebook < 1 or self.stages < 1:
             raise SpecError(
                 f"groups_per_codebook and stages must be at least 1, not "
@@ -56,7 +56,7 @@ class Grouping:
         stages: int = 1,
         pad: int = 0,
     ) -> Grouping:
-        """The grouping of subvectors of shape ``[G, d, P]``, taken as columns of P rows."""
+        """The grouping of subvectors of shape ``[G, d, P]``, as of P rows cut along the columns."""
         groups, d, points = shape
         return Grouping(
             rows=points,
@@ -80,13 +80,14 @@ class Grouping:
 
     @property
     def groups_in_sums(self) -> int:
-        """Groups that codewords are averaged over: all but a padded one that shares its codebook.
+        """Number of groups that codewords are averaged over.
 
-        The padded coordinates of that group mean nothing to the others.
+        A padded last group that shares its codebook stays out: its padded coordinates would count
+        for the others.
         """
         shares = self.groups - (self.codebooks - 1) * self.groups_per_codebook > 1
         return self.groups - int(self.pad > 0 and shares)
 
     def one_stage(self) -> Grouping:
-        """The same cut with a single codeword per subvector."""
+        """The same grouping with a single stage."""
         return replace(self, stages=1)

@@ -1,4 +1,4 @@
-"""How a job is run (device, seed, progress): the same for every verb and adapter.
+"""How a job is run: device, seed, progress and results to reuse, for every verb and adapter.
 
 Progress is data: the engine calls back and never prints.
 """
@@ -12,7 +12,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 Progress = Callable[[str, float, float], None]
-"""Called as ``progress(what, done, total)``; ``done`` and ``total`` share one unit of work."""
+"""Callback ``progress(what, done, total)``; ``done`` and ``total`` share one unit of work."""
 
 
 def silent(what: str, done: float, total: float) -> None:
@@ -26,11 +26,11 @@ class Reuse:
     """
 
     def __init__(self) -> None:
-        """Begin with no results."""
+        """A store without results."""
         self._results: dict[str, tuple[Hashable, object]] = {}
 
     def get(self, kind: str, key: Hashable, make: Callable[[], T]) -> T:
-        """The result of ``make()``, from memory where the last call for this kind had an equal key.
+        """The result of ``make()``, reused where the last call for the same kind had an equal key.
 
         Args:
             kind: what the result is; one result of each kind is kept.
@@ -46,7 +46,7 @@ class Reuse:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """How a capability is run: the same for every adapter and verb.
+    """Device, seed, progress and shared results of a job, the same for every adapter and verb.
 
     Attributes:
         device: torch device name, ``auto`` picks CUDA where there is one.

@@ -56,7 +56,7 @@ def quantize_loaded(
     spec_of: dict[str, QuantSpec] = {}
     weights: dict[str, PQWeight] = {}
     for tensor in make_plan(loaded, policy, spec):
-        own_spec = tensor.own_spec
+        own_spec = tensor.standalone_spec
         if own_spec is None or tensor.partition is None:
             continue
         dense = loaded.read(tensor.name)

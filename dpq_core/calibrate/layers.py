@@ -40,8 +40,8 @@ def quantized_layers(task: CalibrationTask) -> list[QuantizedLayer]:
     for path, module in task.student.named_modules():
         weight = getattr(module, "weight", None)
         if isinstance(weight, PQWeight) and weight not in layers and is_trained(weight):
-            if not in_train_form(weight):
-                weight.train_form()
+            if not in_trainable_form(weight):
+                weight.make_trainable()
             layers[weight] = QuantizedLayer(path, module, weight, task.tensor_name(path))
     return list(layers.values())
 
@@ -59,7 +59,7 @@ def prepare_student(model: nn.Module, *, small: int = SMALL) -> nn.Module:
     quantized: set[nn.Parameter] = set()
     for module in model.modules():
         if isinstance(module, PQWeight):
-            module.train_form()
+            module.make_trainable()
             quantized.update(module.parameters())
     for parameter in model.parameters():
         if parameter in quantized:
@@ -127,7 +127,7 @@ def round_student(student: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None
         for module in student.modules():
             if isinstance(module, PQWeight) and is_trained(module):
                 stored = PQWeight.from_pq(module.pq())
-                stored.train_form()
+                stored.make_trainable()
                 for parameter, rounded in zip(
                     module.parameters(), stored.parameters(), strict=True
                 ):
@@ -142,7 +142,7 @@ def is_trained(weight: PQWeight) -> bool:
     return any(p.requires_grad for p in weight.parameters())
 
 
-def in_train_form(weight: PQWeight) -> bool:
-    """Whether ``train_form`` has been called."""
+def in_trainable_form(weight: PQWeight) -> bool:
+    """Whether ``make_trainable`` has been called."""
     floats = all(p.dtype == torch.float32 for p in weight.parameters())
     return floats and "codebook_scale" not in weight.parts()

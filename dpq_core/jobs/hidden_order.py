@@ -59,7 +59,7 @@ class OrderSearch:
 
     def _search(self, plan: TensorPlan) -> Tensor:
         """The packed order, as the consumer would store its permutation."""
-        spec, partition = plan.own_spec, plan.partition
+        spec, partition = plan.standalone_spec, plan.partition
         assert spec is not None
         assert partition is not None
         matrix = partition.to_matrix(self.checkpoint.read(plan.name).to(self.device))

@@ -16,7 +16,7 @@ from dpq_core.planning.plan import plan_tensor
 from dpq_core.run import Progress, silent
 from dpq_core.runtime import swap
 from dpq_core.runtime.weight import PQWeight
-from dpq_core.spec import Override, QuantSpec, decide
+from dpq_core.spec import Override, QuantSpec, apply_overrides
 from dpq_core.tensor.checkpoint import TensorInfo
 
 MIN_WEIGHTS = 4096
@@ -94,7 +94,7 @@ def quantize_(
         if dense in done:
             swap.replace_module(model, path, done[dense])
             continue
-        own_spec = decide(f"{path}.weight", spec, rules)
+        own_spec = apply_overrides(f"{path}.weight", spec, rules)
         info = TensorInfo(tuple(dense.shape), dense.dtype)
         plan = plan_tensor(f"{path}.weight", info, layout, own_spec)
         if plan.spec is None or plan.partition is None:

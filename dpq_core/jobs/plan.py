@@ -129,7 +129,7 @@ def plan_model(
     spec = arguments.spec()
     checkpoint = adapter.open_with(arguments.source, options)
     overrides = tuple(Override.parse(text) for text in arguments.override)
-    rules = (*presets.rules(arguments.preset, spec), *overrides)
+    rules = (*presets.preset_overrides(arguments.preset, spec), *overrides)
     shard_bytes = parse_size(arguments.shard_size)
     if arguments.has_budget:
         budget = arguments.target_bytes or bytes_of_bits(checkpoint, arguments.bits or 0.0)

@@ -1,4 +1,4 @@
-"""Nearest-codeword kernels, chosen by device: compiled (numba) on the CPU, torch elsewhere.
+"""Nearest codewords and k-means passes: compiled (numba) on the CPU, torch elsewhere.
 
 ``reference`` is the plain oracle that both are tested against. Nothing heavy is imported before the
 first call.
@@ -20,10 +20,13 @@ __all__ = ["Lloyd", "assign", "check", "lloyd"]
 
 
 class Lloyd(Protocol):
-    """Repeated passes over the same subvectors float32 ``[G, d, P]``; see ``lloyd``."""
+    """Repeated k-means passes over the same subvectors, float32 ``[G, d, P]``; see ``lloyd``."""
 
     def moments(self) -> Tensor:
-        """Sums per codebook, float64 ``[B, 2 d + 1]``: w x and w x^2 by coordinate, then w."""
+        """Sums over the subvectors of each codebook, float64 ``[B, 2 d + 1]``.
+
+        They are w x and w x^2 by coordinate, then w.
+        """
 
     def step(self, codebooks: Tensor) -> tuple[int, Tensor]:
         """Assign to codebooks float32 ``[B, K, d]`` and add up the clusters.
@@ -43,12 +46,13 @@ class Lloyd(Protocol):
 def assign(
     subvectors: Tensor, codebooks: Tensor, grouping: Grouping | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Nearest codeword of every subvector; of equally near ones the lowest index.
+    """Code of every subvector: the index of its nearest codeword, the lowest of equally near ones.
 
     Args:
         subvectors: float32 ``[G, d, P]``, finite.
         codebooks: float32 ``[B, K, d]``.
-        grouping: of the subvectors, its stages apart; None gives every group its own codebook.
+        grouping: grouping of the subvectors, whose stages are ignored; None gives every group its
+            own codebook.
 
     Returns:
         Codes int32 ``[G, P]`` and squared distances float32 ``[G, P]``, on the device of
@@ -76,7 +80,7 @@ def lloyd(
     K: int,
     weights: Tensor | None = None,
 ) -> Lloyd:
-    """The k-means passes over these subvectors; arguments as in ``assign``.
+    """Prepare k-means passes over some subvectors.
 
     A padded last group that shares its codebook is assigned, but takes no part in the sums.
 
@@ -84,14 +88,14 @@ def lloyd(
         subvectors: float32 ``[G, d, P]``, finite.
         grouping: see ``assign``.
         K: codewords per codebook.
-        weights: of each subvector in the sums, float32 ``[G, P]``; None for one.
+        weights: weight of each subvector in the sums, float32 ``[G, P]``; None for 1.
 
     Raises:
         SpecError: shapes or dtypes do not fit.
     """
     G, d, P = subvectors.shape
-    books = G if grouping is None else grouping.codebooks
-    grouping = check(subvectors, (books, K, d), grouping)
+    codebooks = G if grouping is None else grouping.codebooks
+    grouping = check(subvectors, (codebooks, K, d), grouping)
     if weights is not None:
         if weights.shape != (G, P):
             raise SpecError(f"weights must be [{G}, {P}], not {list(weights.shape)}")
@@ -107,7 +111,16 @@ def lloyd(
 
 
 def check(subvectors: Tensor, codebooks: tuple[int, ...], grouping: Grouping | None) -> Grouping:
-    """The grouping, by default of a codebook per group; SpecError unless all shapes fit it."""
+    """Check that subvectors and codebooks fit a grouping; returns it.
+
+    Args:
+        subvectors: float32 ``[G, d, P]``.
+        codebooks: shape of the codebooks, ``[B, K, d]``.
+        grouping: None for a codebook per group.
+
+    Raises:
+        SpecError: a shape or dtype does not fit.
+    """
     if subvectors.ndim != 3 or subvectors.dtype != torch.float32 or subvectors.numel() == 0:
         raise SpecError(
             f"subvectors must be float32 [G, d, P], not {subvectors.dtype} {list(subvectors.shape)}"

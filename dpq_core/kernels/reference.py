@@ -1,4 +1,4 @@
-"""The oracle of the nearest-codeword kernels: plain, obvious and slow (float64)."""
+"""The oracle of the nearest-codeword kernels: plain, obvious and slow, in float64."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nearest codeword and Lloyd sums in plain torch operations, for any device; memory is bounded."""
+"""Nearest codewords and cluster sums by torch operations, on any device, in bounded memory."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class TorchLloyd:
         self, points: Tensor, grouping: Grouping, *, K: int, weights: Tensor | None = None
     ) -> None:
         self.points, self.grouping, self.K, self.weights = points, grouping, K, weights
-        G, d, N = points.shape
-        self.codes = torch.full((G, N), -1, dtype=torch.int32, device=points.device)
+        G, d, P = points.shape
+        self.codes = torch.full((G, P), -1, dtype=torch.int32, device=points.device)
         self.columns = d + 1 + (weights is not None)
-        self.batch = max(1, TILE_FLOATS // (4 * N * self.columns))  # groups; int64 and float64
+        self.batch = max(1, TILE_FLOATS // (4 * P * self.columns))  # groups; int64 and float64
         heaviest = 1.0 if weights is None else float(weights.max())
         largest = float(points.abs().max()) * heaviest
-        bits = 62 - (G * N).bit_length()
+        bits = 62 - (G * P).bit_length()
         self.scales = torch.tensor(
             [_power_of_two(largest, bits)] * d
             + [_power_of_two(heaviest, bits)]
@@ -43,8 +43,8 @@ class TorchLloyd:
     def moments(self) -> Tensor:
         """See dpq_core.kernels.Lloyd."""
         d = self.points.shape[1]
-        B, sharing = self.grouping.codebooks, self.grouping.groups_per_codebook
-        rows = self.scales.new_zeros(B * sharing, 2 * d + 1)
+        B, groups_per_codebook = self.grouping.codebooks, self.grouping.groups_per_codebook
+        rows = self.scales.new_zeros(B * groups_per_codebook, 2 * d + 1)
         for first in range(0, self.grouping.groups_in_sums, self.batch):
             part = slice(first, min(first + self.batch, self.grouping.groups_in_sums))
             x = self.points[part].double()
@@ -52,7 +52,7 @@ class TorchLloyd:
             rows[part, :d] = (w * x).sum(2)
             rows[part, d : 2 * d] = (w * x * x).sum(2)
             rows[part, 2 * d] = w.sum((1, 2))
-        return rows.view(B, sharing, -1).sum(1)
+        return rows.view(B, groups_per_codebook, -1).sum(1)
 
     def assign(self, codebooks: Tensor) -> int:
         """See dpq_core.kernels.Lloyd."""
@@ -64,38 +64,38 @@ class TorchLloyd:
     def step(self, codebooks: Tensor) -> tuple[int, Tensor]:
         """See dpq_core.kernels.Lloyd."""
         moved = self.assign(codebooks)
-        C, K, _ = codebooks.shape
-        sums = torch.zeros(C * K, self.columns, dtype=torch.int64, device=self.points.device)
+        B, K, _ = codebooks.shape
+        sums = torch.zeros(B * K, self.columns, dtype=torch.int64, device=self.points.device)
         for first in range(0, self.grouping.groups_in_sums, self.batch):
             part = slice(first, min(first + self.batch, self.grouping.groups_in_sums))
             w = self._weights(part)
             values = [w * self.points[part].double(), w]
             if self.weights is not None:
                 values.append(w * w)
-            columns = torch.cat(values, dim=1).movedim(1, 2) * self.scales  # [groups, N, columns]
+            columns = torch.cat(values, dim=1).movedim(1, 2) * self.scales  # [groups, P, columns]
             group = torch.arange(part.start, part.stop, device=sums.device)
             rows = (group // self.grouping.groups_per_codebook)[:, None] * K + self.codes[part]
             sums.index_add_(0, rows.reshape(-1), columns.round().long().reshape(-1, self.columns))
-        return moved, (sums / self.scales).view(C, K, self.columns)
+        return moved, (sums / self.scales).view(B, K, self.columns)
 
     def result(self) -> Tensor:
         """See dpq_core.kernels.Lloyd."""
         return self.codes
 
     def _weights(self, part: slice) -> Tensor:
-        """float64 [groups, 1, N]."""
+        """Weights of some groups, float64 [groups, 1, P]."""
         if self.weights is not None:
             return self.weights[part, None].double()
-        groups, N = part.stop - part.start, self.points.shape[2]
-        return self.scales.new_ones(1, 1, 1).expand(groups, 1, N)
+        groups, P = part.stop - part.start, self.points.shape[2]
+        return self.scales.new_ones(1, 1, 1).expand(groups, 1, P)
 
 
 def assign(points: Tensor, codebooks: Tensor, grouping: Grouping) -> tuple[Tensor, Tensor]:
     """See dpq_core.kernels.assign."""
     codes = _nearest(points, codebooks, grouping)
-    G, d, N = points.shape
+    G, d, P = points.shape
     book = torch.arange(G, device=points.device)[:, None] // grouping.groups_per_codebook
-    distances = torch.zeros(G, N, device=points.device)
+    distances = torch.zeros(G, P, device=points.device)
     for i in range(d):
         # The last group ignores its pad coordinates.
         part = slice(0, G - 1 if i >= d - grouping.pad else G)
@@ -104,11 +104,11 @@ def assign(points: Tensor, codebooks: Tensor, grouping: Grouping) -> tuple[Tenso
 
 
 def _nearest(points: Tensor, codebooks: Tensor, grouping: Grouping) -> Tensor:
-    """Codes int32 [G, P], tile by tile over groups, points and codewords."""
-    (G, d, N), K, pad = points.shape, codebooks.shape[1], grouping.pad
-    run = min(N, MAX_POINTS)
+    """Nearest codewords, int32 [G, P], tile by tile over groups, points and codewords."""
+    (G, d, P), K, pad = points.shape, codebooks.shape[1], grouping.pad
+    run = min(P, MAX_POINTS)
     batch = max(1, TILE_FLOATS // (max(run, d) * K))
-    codes = torch.empty(G, N, dtype=torch.int32, device=points.device)
+    codes = torch.empty(G, P, dtype=torch.int32, device=points.device)
     for first in range(0, G, batch):
         groups = torch.arange(first, min(first + batch, G), device=points.device)
         books = codebooks[groups // grouping.groups_per_codebook]  # [groups, K, d], a copy
@@ -118,7 +118,7 @@ def _nearest(points: Tensor, codebooks: Tensor, grouping: Grouping) -> Tensor:
             x[-1, d - pad :] = 0
             books[-1, :, d - pad :] = 0
         centre = books.mean(dim=1, keepdim=True)  # keeps |x|^2, and with it the rounding, small
-        for start in range(0, N, run):
+        for start in range(0, P, run):
             block = x[:, :, start : start + run].movedim(1, 2)  # [groups, run, d]
             codes[first : first + batch, start : start + run] = _scan(block, books, centre)
     return codes

@@ -1,1 +1,1 @@
-"""One weight being quantized: codebooks, pools, sums of codewords, codes. Start at ``quantize``."""
+"""Quantization of one weight: codebooks, pools, sums of codewords, codes. Start at ``quantize``."""

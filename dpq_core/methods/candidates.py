@@ -1,11 +1,10 @@
-"""Candidate sets: each subvector learns which of its nearest codewords it takes (VQ4DiT).
+"""Candidate codes: training decides which of its nearest codewords each subvector takes.
 
-docs/algorithms.md#candidates (VQ4DiT, arXiv 2408.17131). A weight is a mixture of the n nearest
-codewords of each
-subvector, ``w = sum_i softmax(z)_i c_i``; the ratios are trained on the output of a block together
-with a regulariser that drives them to 0 or 1, are frozen one by one when they get there, and become
-plain codes in the end. n floats per subvector are trained, so this is done block by block
-(``dpq_core.calibrate.candidate_training``).
+See VQ4DiT, arXiv 2408.17131, and docs/algorithms.md#candidates. A weight is a mixture of the n
+nearest codewords of each subvector, ``w = sum_i softmax(z)_i c_i``. The ratios are trained on the
+output of a block, with a regulariser that drives them to 0 or 1; each is frozen when it gets there,
+and becomes a plain code in the end. n floats per subvector are trained, so this is done block by
+block (``dpq_core.calibrate.candidate_training``).
 """
 
 from __future__ import annotations
@@ -24,17 +23,17 @@ from dpq_core.tensor.partition import Partition
 Start = Literal["uniform", "distance"]
 Regulariser = Literal["paper", "release"]
 
-_NEAREST = 1e-6
-"""Distances below this share of the farthest candidate's count as this share."""
+_MIN_DISTANCE = 1e-6
+"""Least distance of a candidate, as a share of that of the farthest one."""
 
 
 class CandidateWeight(nn.Module):
-    """A quantized weight whose codes are still open, for use in place of a dense weight.
+    """A weight as mixtures of candidate codewords, for use in place of a dense weight.
 
     Attributes:
         candidates: int32 [n, S*G, P], nearest first.
         logits: trainable z, float32 [n, G, P].
-        frozen: bool [G, P]: subvectors that have settled on their most likely candidate.
+        frozen: bool [G, P]: subvectors that keep their most likely candidate.
         codebooks: float32 [S*B, K, d]; trainable only once ``harden`` was called.
     """
 
@@ -51,7 +50,7 @@ class CandidateWeight(nn.Module):
         start: Start = "distance",
         frame: Frame | None = None,
     ) -> None:
-        """Find the candidates.
+        """Find the candidates of every subvector.
 
         Args:
             partition: all sizes.
@@ -78,7 +77,7 @@ class CandidateWeight(nn.Module):
         self.codebooks = nn.Parameter(codebooks.detach().clone(), requires_grad=False)
 
     def ratios(self) -> Tensor:
-        """The shares of the candidates, float32 [n, G, P]; of frozen subvectors 0 or 1."""
+        """The shares of the candidates, float32 [n, G, P]; 0 or 1 for frozen subvectors."""
         soft = self.logits.softmax(dim=0)
         if not bool(self.frozen.any()):
             return soft
@@ -90,7 +89,7 @@ class CandidateWeight(nn.Module):
         return self.partition.from_matrix(self.frame.restore(self.core()).to(dtype))
 
     def core(self) -> Tensor:
-        """The mixture in the frame: float32 [rows, cols], differentiable like ``decode``."""
+        """The core, a mixture of codewords: float32 [R, C], differentiable like ``decode``."""
         if self.share_frozen == 1:
             return self.partition.from_subvectors(self._sums(self.codes()))
         ratios = self.ratios()
@@ -100,11 +99,11 @@ class CandidateWeight(nn.Module):
         return self.partition.from_subvectors(core)
 
     def forward(self, weight: Tensor) -> Tensor:
-        """What replaces the dense ``weight`` (a parametrization; its values are not used)."""
+        """The decoded weight in the dtype of the dense ``weight``, as a parametrization."""
         return self.decode(weight.dtype)
 
     def regulariser(self, kind: Regulariser = "paper") -> Tensor:
-        """How far the ratios are from 0 and 1: zero exactly if every subvector has settled.
+        """How far the ratios are from 0 and 1: zero exactly if every ratio is 0 or 1.
 
         ``paper``: mean of ``1 - |2 r - 1|``; ``release``: n times the mean of ``r (1 - r)``.
         """
@@ -119,30 +118,30 @@ class CandidateWeight(nn.Module):
 
     @property
     def share_frozen(self) -> float:
-        """The share of subvectors that have settled, 0..1."""
+        """The share of subvectors that are frozen, 0..1."""
         return float(self.frozen.float().mean(dtype=torch.float64))
 
     def codes(self) -> Tensor:
         """The most likely candidate of every subvector: int32 [S*G, P]."""
         stages, (G, P) = self.partition.stages, self.frozen.shape
-        choice = self.logits.argmax(dim=0).expand(1, stages, G, P)
+        likeliest = self.logits.argmax(dim=0).expand(1, stages, G, P)
         by_stage = self.candidates.view(-1, stages, G, P)
-        return by_stage.gather(0, choice)[0].flatten(0, 1)
+        return by_stage.gather(0, likeliest)[0].flatten(0, 1)
 
     def harden(self) -> Tensor:
-        """Settle every subvector and open the codebooks for training; returns the codes."""
+        """Freeze every subvector and make the codebooks trainable; returns the codes [S*G, P]."""
         self.frozen.fill_(True)
         self.logits.requires_grad_(False)
         self.codebooks.requires_grad_(True)
         return self.codes()
 
     def _sums(self, codes: Tensor) -> Tensor:
-        """Codes [S*G, P] -> float32 [G, d, P]."""
+        """Sums of codewords, float32 [G, d, P], of codes [S*G, P]."""
         return decode_sum(codes, self.codebooks, self.partition)
 
 
 def install(module: nn.Module, weight: CandidateWeight, name: str = "weight") -> None:
-    """Put ``weight`` in place of the parameter ``name`` of ``module``, which is kept, unused.
+    """Use ``weight`` in place of the parameter ``name`` of ``module``, which is kept, unused.
 
     Raises:
         SpecError: the shapes differ.
@@ -165,9 +164,9 @@ def remove(module: nn.Module, name: str = "weight") -> None:
 def _inverse_distances(
     subvectors: Tensor, codebooks: Tensor, candidates: Tensor, p: Partition
 ) -> Tensor:
-    """``log(farthest / distance_i)`` of the candidates: float32 [n, G, P]."""
+    """Logits ``log(farthest / distance_i)`` of the candidates, float32 [n, G, P]."""
     distances = torch.stack(
         [squared_errors(subvectors, codebooks, codes, p) for codes in candidates]
     ).sqrt()
     farthest = distances.amax(dim=0).clamp_min(torch.finfo(torch.float32).tiny)
-    return -(distances / farthest).clamp_min(_NEAREST).log()
+    return -(distances / farthest).clamp_min(_MIN_DISTANCE).log()

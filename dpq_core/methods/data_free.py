@@ -1,4 +1,4 @@
-"""Codebooks, pool and codes of one tensor's subvectors, before they are stored."""
+"""Codebooks, pool and codes of one tensor's subvectors, learned without statistics of inputs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from dpq_core import kernels
 from dpq_core.errors import SpecError
 from dpq_core.methods.additive import stages as additive
-from dpq_core.methods.codebooks.kmeans import IterationStats, kmeans
+from dpq_core.methods.codebooks.kmeans import kmeans
 from dpq_core.methods.pool import selection as pool
 from dpq_core.methods.pool.refine import refine
 from dpq_core.spec import QuantSpec
@@ -23,18 +23,18 @@ from dpq_core.tensor.pq_tensor import stored_values
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizationTask:
-    """What is to be quantized.
+    """The scaled subvectors of one tensor, and all choices for quantizing them.
 
     Attributes:
-        points: scaled subvectors, float32 ``[groups, d, points]``.
+        subvectors: float32 ``[G, d, P]``.
         partition: all sizes.
         spec: all choices.
-        seed: of everything random.
-        name: of the tensor, for messages.
-        weights: how much each subvector counts, float32 ``[groups, points]``, or None.
+        seed: the only source of randomness.
+        name: name of the tensor, for messages.
+        weights: how much each subvector counts, float32 ``[G, P]``; None counts all alike.
     """
 
-    points: Tensor
+    subvectors: Tensor
     partition: Partition
     spec: QuantSpec
     seed: int
@@ -44,95 +44,102 @@ class QuantizationTask:
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """A quantization of the subvectors.
+    """Codes and codewords of the subvectors of one tensor.
 
     Attributes:
-        values: float32, the codebooks ``[stages * codebooks, K, d]`` or, with ``index``, the pool
-            ``[N, d]``.
-        codes: int32 ``[stages * groups, points]``.
-        index: int32 ``[stages * codebooks, K]`` into the pool, or None.
+        codewords: float32, the codebooks ``[S*B, K, d]`` or, with ``index_map``, the pool
+            ``[V, d]``.
+        codes: int32 ``[S*G, P]``.
+        index_map: the pool vector of every codeword, int32 ``[S*B, K]``; None without a pool.
     """
 
-    values: Tensor
+    codewords: Tensor
     codes: Tensor
-    index: Tensor | None = None
+    index_map: Tensor | None = None
 
     @property
-    def books(self) -> Tensor:
-        """The codebooks ``[stages * codebooks, K, d]``, read through the pool if there is one."""
-        return self.values if self.index is None else self.values[self.index.long()]
+    def codebooks(self) -> Tensor:
+        """The codebooks, float32 ``[S*B, K, d]``, read through the pool where there is one."""
+        return self.codewords if self.index_map is None else self.codewords[self.index_map.long()]
 
 
-def learn_encoding(task: QuantizationTask) -> tuple[Encoding, tuple[IterationStats, ...]]:
-    """Codebooks by k-means, additive stages, a pool: as the spec has it, without statistics.
+def learn_encoding(task: QuantizationTask) -> Encoding:
+    """Learn codebooks by k-means, and additive stages or a pool where the spec asks for them.
 
     Raises:
-        SpecError: weights that are not finite.
+        SpecError: the weights of the subvectors are not finite.
     """
     p, spec = task.partition, task.spec
-    shared: dict[str, Any] = {"K": p.K, "seed": task.seed, "weights": task.weights}
+    arguments: dict[str, Any] = {
+        "K": p.K,
+        "spec": spec.kmeans,
+        "seed": task.seed,
+        "weights": task.weights,
+    }
     if p.stages > 1:
-        return _learn_stages(task, shared), ()
-    found = kmeans(task.points, p, spec=spec.kmeans, **shared)
-    encoding = Encoding(values=found.codebooks, codes=found.codes)
-    return (_pooled(task, encoding) if p.pool else encoding), found.stats
+        return _learn_stages(task, arguments)
+    result = kmeans(task.subvectors, p, **arguments)
+    encoding = Encoding(codewords=result.codebooks, codes=result.codes)
+    return _pooled(task, encoding) if p.pool else encoding
 
 
-def _learn_stages(task: QuantizationTask, shared: dict[str, Any]) -> Encoding:
-    """Residual k-means, then codebook updates and beam searches in turns.
+def _learn_stages(task: QuantizationTask, arguments: dict[str, Any]) -> Encoding:
+    """Additive codebooks: residual k-means, then codebook updates and beam searches in turns.
 
-    See docs/algorithms.md#residual-kmeans, #beam-search.
+    See docs/algorithms.md#residual-kmeans, #additive-fit.
     """
     p, spec = task.partition, task.spec
-    start = additive.residual_kmeans(task.points, p, spec=spec.kmeans, **shared)
-    found = additive.alternate(
-        task.points,
+    start = additive.residual_kmeans(task.subvectors, p, **arguments)
+    result = additive.alternate(
+        task.subvectors,
         start.codebooks,
         start.codes,
         p,
         weights=task.weights,
         spec=additive.AlternateSpec(beam=spec.assignment.beam),
     )
-    return Encoding(values=found.codebooks, codes=found.codes)
+    return Encoding(codewords=result.codebooks, codes=result.codes)
 
 
 def _pooled(task: QuantizationTask, encoding: Encoding) -> Encoding:
-    """Codebooks -> pool and index map, refined on the subvectors.
+    """The encoding with its codebooks replaced by a pool and an index map, refined on subvectors.
 
-    See docs/algorithms.md#pool, #pool-wkmeans, #pool-refine.
+    See docs/algorithms.md#pool, #pool-refine.
     """
     p, spec = task.partition, task.spec.pool
     usage = codeword_usage(encoding.codes, p, task.weights)
     if spec.method == "greedy":
-        vectors, index = pool.greedy(encoding.values, usage, p.pool, spec.tau)
+        vectors, index_map = pool.greedy(encoding.codewords, usage, p.pool, spec.tau)
     else:
-        vectors, index = pool.wkmeans(encoding.values, usage, p.pool)
-    found = refine(task.points, vectors, index, p, rounds=spec.refine, weights=task.weights)
-    return Encoding(values=found.pool, codes=found.codes, index=found.index)
+        vectors, index_map = pool.wkmeans(encoding.codewords, usage, p.pool)
+    result = refine(
+        task.subvectors, vectors, index_map, p, rounds=spec.refine, weights=task.weights
+    )
+    return Encoding(codewords=result.pool, codes=result.codes, index_map=result.index)
 
 
 def codeword_usage(codes: Tensor, partition: Partition, weights: Tensor | None = None) -> Tensor:
-    """How many subvectors (or how much weight) use each codeword: float64 ``[C, K]``.
+    """Number of subvectors (or sum of their weights) that use each codeword: float64 ``[B, K]``.
 
     Args:
-        codes: int32 ``[groups, points]``, of one stage.
-        partition: of the tensor.
-        weights: float32 ``[groups, points]`` or None.
+        codes: int32 ``[G, P]``, of one stage.
+        partition: partition of the tensor.
+        weights: float32 ``[G, P]``; None weighs all subvectors alike.
     """
     p = partition
     slot = codes.long() + (p.codebook_of_group().to(codes.device) * p.K)[:, None]
     mass = None if weights is None else weights.reshape(-1).double()
-    found = torch.bincount(slot.reshape(-1), weights=mass, minlength=p.codebooks * p.K)
-    return found.double().view(p.codebooks, p.K)
+    usage = torch.bincount(slot.reshape(-1), weights=mass, minlength=p.codebooks * p.K)
+    return usage.double().view(p.codebooks, p.K)
 
 
 def round_codewords(
     task: QuantizationTask, encoding: Encoding
 ) -> tuple[Encoding, dict[str, Tensor]]:
-    """Codewords as they are stored, in the spec's dtype.
+    """Round codewords to the dtype in which they are stored.
 
     Returns:
-        The code with the values that a reader will see, and the parts that hold them.
+        The encoding with the codewords that a reader will see, and the parts that hold them.
 
     Raises:
         SpecError: a codeword overflows the spec's dtype.
@@ -140,31 +147,29 @@ def round_codewords(
     p, dtype = task.partition, task.spec.codebook_dtype
     name = "pool" if p.pool else "codebooks"
     if dtype == "int8":
-        integers, scale = to_int8(encoding.values)
+        integers, scale = to_int8(encoding.codewords)
         parts = {name: integers, "codebook_scale": scale.reshape(-1)}  # a pool has one too
     else:
-        parts = {name: encoding.values.to(getattr(torch, dtype)).contiguous()}
+        parts = {name: encoding.codewords.to(getattr(torch, dtype)).contiguous()}
     if not all(bool(torch.isfinite(part).all()) for part in parts.values()):
         raise SpecError(
             f"tensor {task.name!r}: codebooks overflow {dtype}; use codebook_dtype=float32"
         )
-    return replace(encoding, values=stored_values(p, parts)), parts
+    return replace(encoding, codewords=stored_values(p, parts)), parts
 
 
 def assign_nearest(task: QuantizationTask, encoding: Encoding) -> Encoding:
-    """The code with every subvector at its nearest codeword; sums of several stay as they are."""
+    """The encoding with every subvector at its nearest codeword; additive codes stay."""
     p = task.partition
     if p.stages > 1:
-        return encoding  # they were found for codewords that differ by rounding only
-    return replace(encoding, codes=kernels.assign(task.points, encoding.books, p)[0])
+        return encoding  # its codes suit codewords that differ by rounding only
+    return replace(encoding, codes=kernels.assign(task.subvectors, encoding.codebooks, p)[0])
 
 
 def pack_codes(task: QuantizationTask, encoding: Encoding) -> dict[str, Tensor]:
-    """Codes and index map as they are stored."""
+    """Codes and index map as they are stored, by the name of their part."""
     p = task.partition
     parts = {"codes": pack(encoding.codes, p.code_bits)}
-    return (
-        parts
-        if encoding.index is None
-        else {**parts, "index_map": pack(encoding.index, p.index_bits)}
-    )
+    if encoding.index_map is not None:
+        parts["index_map"] = pack(encoding.index_map, p.index_bits)
+    return parts

@@ -1,9 +1,8 @@
 """Codes and codewords that reconstruct the output of a layer, given statistics of its input.
 
-The step of ``quantize`` between learning codebooks and storing them
-(docs/algorithms.md#assignment, #sequential): error
-feedback and coordinate descent over the codes, closed-form updates of the codebooks or the pool,
-and a last sweep with the codewords as they are stored.
+This is the step of ``quantize`` between learning codebooks and storing them
+(docs/algorithms.md#assignment): error feedback and coordinate descent over the codes, closed-form
+updates of the codebooks or the pool, and a last sweep with the codewords as they are stored.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ from dpq_core.tensor.basis.gain import gain_of
 
 @dataclass(frozen=True, kw_only=True)
 class InputStatistics:
-    """What is known of the inputs of the layer whose weight is quantized.
+    """Statistics of the inputs of the layer whose weight is quantized.
 
     Attributes:
-        hessian: H = E[x x^T], ``[cols, cols]``, in the order of the weight's columns; None where
-            the layer looks rows up.
-        row_weight: how often each row counts, ``[rows]`` (look-ups of an embedding's entry).
+        hessian: H = E[x x^T], ``[C, C]``, in the order of the weight's columns; None for an
+            embedding.
+        row_weight: how often each row of an embedding is looked up, ``[R]``; None otherwise.
     """
 
     hessian: Tensor | None = None
@@ -44,15 +43,15 @@ class InputStatistics:
 def point_weights(
     task: QuantizationTask, frame: Frame, statistics: InputStatistics
 ) -> Tensor | None:
-    """How much each subvector counts when codebooks are learned: float32 ``[groups, points]``.
+    """Weight of each subvector for learning codebooks, float32 ``[G, P]``; None: all count alike.
 
-    A squared error of the core costs the squared scale of its row times the mean square of the
-    input it meets; within a subvector their mean is taken.
+    A squared error of the core costs the squared scale of its row times the mean square of its
+    input; within a subvector their mean is taken (docs/algorithms.md#point-weights).
     """
     p, hessian, rows = task.partition, statistics.hessian, statistics.row_weight
     if hessian is None and rows is None:
         return None
-    device = task.points.device
+    device = task.subvectors.device
     by_col, by_row = torch.ones(p.cols, device=device), torch.ones(p.rows, device=device)
     if hessian is not None:
         by_col = frame.rotate_hessian(hessian.to(device).float()).diagonal().clamp(min=0)
@@ -68,21 +67,21 @@ def point_weights(
     return weights / mean if float(mean) > 0 else None
 
 
-class OutputError:
-    """The output error of one layer, and the ways to lower it.
+class OutputOptimizer:
+    """Lowers the output error of one layer over codes and codewords.
 
     Args:
-        task: what is quantized.
-        frame: its basis and scales.
-        hessian: H ``[cols, cols]`` of the layer's input.
+        task: subvectors of the layer's weight, and all choices.
+        frame: basis and scales of the weight.
+        hessian: H ``[C, C]`` of the layer's input.
     """
 
     def __init__(self, task: QuantizationTask, frame: Frame, hessian: Tensor) -> None:
         p, scale = task.partition, frame.row_scale
         self.task = task
         self.objective = Objective.of(
-            p.from_subvectors(task.points),
-            frame.rotate_hessian(hessian.to(task.points.device).float()),
+            p.from_subvectors(task.subvectors),
+            frame.rotate_hessian(hessian.to(task.subvectors.device).float()),
             p,
             orientation=p.orientation,
             damping=task.spec.assignment.damping,
@@ -90,72 +89,72 @@ class OutputError:
         )
 
     def improve(self, encoding: Encoding) -> tuple[Encoding, tuple[float, ...]]:
-        """Assign, then update codewords and sweep in turns, as the spec has it.
+        """Assign codes, then update codewords and sweep over codes in turns, as the spec asks.
 
         Returns:
-            The encoding, and its damped output error over that of a zero weight: of the codes as
-            they came, then after the assignment, each update and each sweep. Never rises.
+            The encoding, and its damped output error over that of a zero weight: with the codes
+            that were given, then after the assignment, each update and each sweep. Never rises.
         """
-        how = self.task.spec.assignment
-        given = self._assign(encoding, "icm", sweeps=0)
-        result = self._assign(encoding, how.method, sweeps=how.sweeps)
-        if result.errors[-1] > given.errors[-1]:  # feedback may lose on a handful of rows
-            result = self._assign(encoding, "icm", sweeps=how.sweeps)
-        errors = [given.errors[-1], result.errors[-1]]
+        spec = self.task.spec.assignment
+        start = self._assign(encoding, "icm", sweeps=0)
+        result = self._assign(encoding, spec.method, sweeps=spec.sweeps)
+        if result.errors[-1] > start.errors[-1]:  # feedback may lose on a handful of rows
+            result = self._assign(encoding, "icm", sweeps=spec.sweeps)
+        errors = [start.errors[-1], result.errors[-1]]
         encoding = replace(encoding, codes=result.codes)
-        if how.updates:
-            found = self._update(encoding)
-            errors += found.errors[1:]
-            encoding = replace(encoding, codes=found.codes, values=found.codebooks)
-        whole = self.objective.error(torch.zeros_like(self.objective.core))
-        return encoding, tuple(error / whole for error in errors) if whole else ()
+        if spec.updates:
+            refined = self._update(encoding)
+            errors += refined.errors[1:]
+            encoding = replace(encoding, codes=refined.codes, codewords=refined.codebooks)
+        zero_error = self.objective.error(torch.zeros_like(self.objective.core))
+        return encoding, tuple(error / zero_error for error in errors) if zero_error else ()
 
     def _update(self, encoding: Encoding) -> RefinedCodebooks:
-        """Codewords and codes in turns; where every group has its codebook, from fresh codes too.
+        """Update codewords and codes in turns; where no codebook is shared, from fresh codes too.
 
         Fresh codes gain nothing where codebooks are shared (``least_squares.relearn``).
         """
-        p, how = self.task.partition, self.task.spec.assignment
-        shared: dict[str, Any] = {"index_map": encoding.index, "encoder": self._encoder()}
-        found = refine(
-            self.objective, encoding.codes, encoding.values, rounds=how.updates, **shared
+        p, spec = self.task.partition, self.task.spec.assignment
+        arguments: dict[str, Any] = {"index_map": encoding.index_map, "encoder": self._encoder()}
+        refined = refine(
+            self.objective, encoding.codes, encoding.codewords, rounds=spec.updates, **arguments
         )
-        if p.groups_per_codebook > 1 or "ldlq" not in how.method:
-            return found
-        fresh = relearn(self.objective, encoding.values, **shared)
-        return fresh if fresh.errors[-1] < found.errors[-1] else found
+        if p.groups_per_codebook > 1 or "ldlq" not in spec.method:
+            return refined
+        fresh = relearn(self.objective, encoding.codewords, **arguments)
+        return fresh if fresh.errors[-1] < refined.errors[-1] else refined
 
     def sweep(self, encoding: Encoding) -> tuple[Encoding, Tensor]:
-        """One sweep of coordinate descent, for codewords that storing has moved.
+        """One sweep of coordinate descent, for codewords that were rounded for storage.
 
         Returns:
-            The encoding, and the gain of every row, float64 ``[rows]`` (``tensor.basis.gain``),
-            measured in the outputs: ``<w, H w> / <w, H w_hat>``.
+            The encoding, and the gain of every row, float64 ``[R]`` (``tensor.basis.gain``),
+            measured on outputs: ``<w, H w> / <w, H w_hat>``.
         """
-        found = self._assign(encoding, "icm", sweeps=1)
+        result = self._assign(encoding, "icm", sweeps=1)
         gains = []
         for rows in self.objective.chunks():
-            weight = self.objective.by_column(rows)
-            values = self.objective.by_column(rows, found.core_hat)
-            image = self.objective.hessian.matrix @ weight
-            energy = (weight * image).sum(0, dtype=torch.float64)
-            along = (values * image).sum(0, dtype=torch.float64)
+            core = self.objective.by_column(rows)
+            core_hat = self.objective.by_column(rows, result.core_hat)
+            image = self.objective.hessian.matrix @ core
+            energy = (core * image).sum(0, dtype=torch.float64)
+            along = (core_hat * image).sum(0, dtype=torch.float64)
             gains.append(gain_of(energy, along)[: rows.stop - rows.start])
-        return replace(encoding, codes=found.codes), torch.cat(gains)
+        return replace(encoding, codes=result.codes), torch.cat(gains)
 
     def _assign(self, encoding: Encoding, method: str, *, sweeps: int) -> AssignResult:
         encoder = self._encoder()
         return assign(
             self.objective,
-            encoding.books,
+            encoding.codebooks,
             method=method,
             sweeps=sweeps,
             codes=encoding.codes if method == "icm" else None,
-            encoder=None if encoder is None else encoder(encoding.books),
+            encoder=None if encoder is None else encoder(encoding.codebooks),
         )
 
     def _encoder(self) -> Callable[[Tensor], Encoder] | None:
-        """How sums of codewords are searched; one codeword needs no search."""
+        """A function that makes the encoder for sums of codewords; None for single codewords."""
         p = self.task.partition
         if p.stages == 1 or p.orientation == "output":
             return None
@@ -163,10 +162,10 @@ class OutputError:
         return partial(additive.encoder, grouping=p, beam=beam)
 
 
-def output_error(
+def output_optimizer(
     task: QuantizationTask, frame: Frame, statistics: InputStatistics
-) -> OutputError | None:
-    """What the assignment is to lower; None where it is ``l2``, or nothing is known of inputs."""
+) -> OutputOptimizer | None:
+    """The optimizer of one layer; None for the assignment ``l2`` and without statistics."""
     if task.spec.assignment.method == "l2" or statistics.hessian is None:
         return None
-    return OutputError(task, frame, statistics.hessian)
+    return OutputOptimizer(task, frame, statistics.hessian)

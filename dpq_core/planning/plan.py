@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dpq_core.errors import SpecError
 from dpq_core.planning.free_axes import free_axes
-from dpq_core.spec import Override, QuantSpec, decide
+from dpq_core.spec import Override, QuantSpec, apply_overrides
 from dpq_core.tensor.checkpoint import Checkpoint, TensorInfo
 from dpq_core.tensor.partition import Layout, Partition
 from dpq_core.tensor.plan import Plan, TensorPlan
@@ -39,7 +39,7 @@ def make_plan(
             plans.append(plan_tensor(name, info, None, None))
             continue
         used |= {index for index, rule in enumerate(user) if rule.matches(name)}
-        plans.append(plan_tensor(name, info, layout, decide(name, spec, (*policy, *user))))
+        plans.append(plan_tensor(name, info, layout, apply_overrides(name, spec, (*policy, *user))))
     for index, rule in enumerate(user):
         if index not in used:
             raise SpecError(f"override {rule.pattern!r} matches no compressible tensor")

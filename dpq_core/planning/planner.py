@@ -21,7 +21,7 @@ from dpq_core.planning.plan import plan_tensor
 from dpq_core.planning.policy import TensorPolicy
 from dpq_core.planning.predict import Curve, curve
 from dpq_core.run import Progress, silent
-from dpq_core.spec import Override, QuantSpec, decide
+from dpq_core.spec import Override, QuantSpec, apply_overrides
 from dpq_core.tensor.checkpoint import Checkpoint, TensorInfo
 from dpq_core.tensor.partition import Layout
 from dpq_core.tensor.plan import Plan, TensorPlan
@@ -180,7 +180,7 @@ def _options(
         done += info.numel
         layout = _layout(adapter, name, info)
         choices = dict.fromkeys(
-            decide(name, spec, (*adapter.overrides(spec), *rules)) for spec in specs
+            apply_overrides(name, spec, (*adapter.overrides(spec), *rules)) for spec in specs
         )
         plans = [
             plan_tensor(name, info, layout, spec) for spec in choices if layout or spec is None

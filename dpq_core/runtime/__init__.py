@@ -1,4 +1,4 @@
-"""Modules that run on quantized weights; ``reference`` is the oracle of every fast path."""
+"""Torch modules that run on quantized weights; ``reference`` is the oracle of every fast path."""
 
 from dpq_core.runtime.conv import PQConv2d
 from dpq_core.runtime.embedding import PQEmbedding

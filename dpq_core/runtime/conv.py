@@ -1,4 +1,4 @@
-"""PQConv2d: a convolution on a quantized kernel."""
+"""PQConv2d: a 2D convolution with a quantized kernel."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from dpq_core.runtime.weight import PQWeight
 
 
 class PQConv2d(nn.Module):
-    """``Conv2d`` with its kernel quantized; the kernel is decoded a chunk of outputs at a time.
+    """A ``Conv2d`` with a quantized kernel, which is decoded a chunk of output channels at a time.
 
     Kernels are small and their activations many, so decoding always precedes the convolution
-    (docs/algorithms.md#convolution). Grouped convolutions decode as a whole (a chunk could cut
-    through a group), and
-    so do kernels that are stored in another basis.
+    (docs/algorithms.md#convolution). The kernel is decoded as a whole where convolutions are
+    grouped (a chunk could cut through a group) and where it is stored in another basis.
     """
 
     def __init__(self, weight: PQWeight, conv: nn.Conv2d) -> None:
@@ -32,11 +31,12 @@ class PQConv2d(nn.Module):
         self._pad = conv._reversed_padding_repeated_twice
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images ``[N, Cin, H, W]`` -> ``[N, Cout, H', W']`` in the dtype of ``x``."""
+        """Convolve images ``[N, Cin, H, W]`` to ``[N, Cout, H', W']`` in the dtype of ``x``."""
         out: Tensor = self.weight(self._convolve, x)
         return out if self.bias is None else out + self.bias.to(out.dtype)[:, None, None]
 
     def _convolve(self, x: Tensor) -> Tensor:
+        """The convolution without the bias."""
         padding: str | int | tuple[int, ...] = self.padding
         if self.padding_mode != "zeros":
             x, padding = nn.functional.pad(x, self._pad, mode=self.padding_mode), 0
@@ -47,7 +47,7 @@ class PQConv2d(nn.Module):
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def _kernels(self, dtype: torch.dtype) -> Iterator[Tensor]:
-        """The kernel, cut along its outputs: each ``[chunk, Cin / groups, kh, kw]``."""
+        """Yield the kernel by chunks of outputs, each ``[chunk, Cin / groups, kh, kw]``."""
         if self.groups > 1 or not self.weight.frame().keeps_inputs:
             yield self.weight.decode(dtype)
             return
@@ -55,7 +55,7 @@ class PQConv2d(nn.Module):
             yield self.weight.partition.from_matrix(rows)
 
     def extra_repr(self) -> str:
-        """Sizes for ``print(model)``."""
+        """The sizes that ``print(model)`` shows."""
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
             + self.weight.sizes()

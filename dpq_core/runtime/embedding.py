@@ -1,4 +1,4 @@
-"""PQEmbedding: an embedding table on a quantized weight."""
+"""PQEmbedding: an embedding with a quantized table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dpq_core.runtime.weight import PQWeight
 
 
 class PQEmbedding(nn.Module):
-    """Rows of a quantized table; only the rows that are asked for are decoded."""
+    """An ``Embedding`` with a quantized table; only the rows that are looked up are decoded."""
 
     def __init__(
         self,
@@ -17,7 +17,7 @@ class PQEmbedding(nn.Module):
         padding_idx: int | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """Wrap a quantized table ``[entries, dim]``; ``dtype`` is that of the output."""
+        """Take a quantized table ``[R, C]`` (entries, dim) and the dtype of the output."""
         super().__init__()
         self.weight = weight
         self.padding_idx = padding_idx
@@ -25,18 +25,19 @@ class PQEmbedding(nn.Module):
 
     @property
     def num_embeddings(self) -> int:
-        """Entries of the table."""
+        """Number of entries: R."""
         return self.weight.partition.rows
 
     @property
     def embedding_dim(self) -> int:
-        """Length of an entry."""
+        """Length of an entry: C."""
         return self.weight.partition.cols
 
     def forward(self, index: Tensor) -> Tensor:
-        """Integer ``[...]`` -> ``[..., dim]``."""
+        """Look up entries: integers ``[...]`` to ``[..., C]``."""
         rows: Tensor = self.weight(self._rows, index.reshape(-1).long())
         return rows.view(*index.shape, self.embedding_dim)
 
     def _rows(self, index: Tensor) -> Tensor:
+        """Rows ``[n, C]`` of the table at int64 ``[n]``."""
         return self.weight.rows(index, self.dtype)

@@ -1,4 +1,4 @@
-"""PQLinear: a Linear layer on a quantized weight."""
+"""PQLinear: a linear layer with a quantized weight."""
 
 from __future__ import annotations
 
@@ -9,50 +9,52 @@ from dpq_core.runtime.weight import PQWeight
 
 
 class PQLinear(nn.Module):
-    """``y = x W^T + b`` with W quantized.
+    """A ``Linear``, ``y = x W^T + b``, with quantized W.
 
     For many tokens the rows of W are decoded a chunk at a time and multiplied (decode-then-GEMM);
     for few tokens on a CPU, without gradients, inner products with all codewords are tabulated
-    once per token and summed by code (docs/algorithms.md#lut), so that W never exists.
+    once per token and summed by code, and W is never decoded (docs/algorithms.md#lut).
     """
 
     def __init__(self, weight: PQWeight, bias: Tensor | None = None) -> None:
-        """Wrap a quantized weight ``[out, in]`` and an optional bias ``[out]``."""
+        """Take a quantized weight ``[R, C]`` (out, in) and an optional bias ``[R]``."""
         super().__init__()
         self.weight = weight
         self.bias = None if bias is None else nn.Parameter(bias)
 
     @property
     def in_features(self) -> int:
-        """Columns of the weight."""
+        """Number of inputs: C."""
         return self.weight.partition.cols
 
     @property
     def out_features(self) -> int:
-        """Rows of the weight."""
+        """Number of outputs: R."""
         return self.weight.partition.rows
 
     def forward(self, x: Tensor) -> Tensor:
-        """Activations ``[..., in]`` -> ``[..., out]`` in the dtype of ``x``."""
+        """Multiply activations ``[..., C]`` to ``[..., R]`` in the dtype of ``x``."""
         out: Tensor = self.weight(self._product, x.reshape(-1, self.in_features))
         return out.reshape(*x.shape[:-1], self.out_features)
 
     def _product(self, tokens: Tensor) -> Tensor:
+        """Outputs ``[tokens, R]`` of inputs ``[tokens, C]``, by the faster way."""
         frame = self.weight.frame()
-        inner = tokens if frame.keeps_inputs else frame.activations_in(tokens)
-        if self._few(inner):
-            return self._plus_bias(frame.activations_out(self._tabulated(inner)))
-        product, scale = self._decoded(inner)
+        inputs = tokens if frame.keeps_inputs else frame.activations_in(tokens)
+        if self._uses_table(inputs):
+            return self._plus_bias(frame.activations_out(self._tabulated(inputs)))
+        product, scale = self._decoded(inputs)
         if frame.signs_out is None:
             return self._plus_bias(product, scale)
         scaled = product if scale is None else product * scale
         return self._plus_bias(frame.activations_out(scaled))
 
-    def _few(self, tokens: Tensor) -> bool:
+    def _uses_table(self, tokens: Tensor) -> bool:
+        """Whether the product by look-up tables applies and is faster."""
         p = self.weight.partition
         return (
             tokens.device.type == "cpu"
-            and 0 < len(tokens) <= p.d  # beyond, decoding is faster (suites/runtime.py)
+            and 0 < len(tokens) <= p.d  # beyond, decoding is faster (benchmarks/suites/runtime.py)
             and p.orientation == "input"
             and p.code_bits in (8, 16)
             and p.stages == 1
@@ -61,10 +63,11 @@ class PQLinear(nn.Module):
         )
 
     def _tabulated(self, tokens: Tensor) -> Tensor:
+        """The product with the core by look-up tables, times the row scales."""
         return tabulated_product(tokens, self.weight)
 
     def _decoded(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The product with the core, and the row scales that it still lacks, if any."""
+        """The product with the decoded core, and the row scales that it still lacks, if any."""
         # Scaling outputs is quicker than scaling weights, but may overflow in float16.
         scale = self.weight.parts().get("row_scale") if tokens.dtype != torch.float16 else None
         chunks = [
@@ -75,7 +78,7 @@ class PQLinear(nn.Module):
         return product, None if scale is None else scale.to(tokens.dtype)
 
     def _plus_bias(self, product: Tensor, scale: Tensor | None = None) -> Tensor:
-        """``product * scale + bias``, in one pass where there are both."""
+        """The outputs ``product * scale + bias``, in one pass where there are both."""
         bias = None if self.bias is None else self.bias.to(product.dtype)
         if scale is not None and bias is not None:
             target = None if torch.is_grad_enabled() else product
@@ -85,16 +88,16 @@ class PQLinear(nn.Module):
         return product if bias is None else product + bias
 
     def extra_repr(self) -> str:
-        """Sizes for ``print(model)``."""
+        """The sizes that ``print(model)`` shows."""
         p = self.weight.partition
         return f"in={p.cols}, out={p.rows}, " + self.weight.sizes()
 
 
 def tabulated_product(tokens: Tensor, weight: PQWeight) -> Tensor:
-    """Product of activations ``[T, cols]`` and a quantized weight that is never decoded.
+    """Product of activations ``[tokens, C]`` and a quantized weight that is never decoded.
 
     Returns:
-        ``[T, rows]`` in the dtype of ``tokens``.
+        ``[tokens, R]`` in the dtype of ``tokens``.
     """
     from dpq_core.kernels.cpu.lut import sum_by_code  # numba loads on first use
 
@@ -103,9 +106,9 @@ def tabulated_product(tokens: Tensor, weight: PQWeight) -> Tensor:
         (len(tokens), p.codebooks * p.groups_per_codebook, p.d), dtype=torch.float32
     )
     padded.view(len(tokens), -1)[:, : p.cols] = tokens
-    books = weight.books().detach()  # [B, K, d]
-    by_book = padded.view(len(tokens), p.codebooks, p.groups_per_codebook, p.d)
-    table = torch.einsum("tcgd,ckd->tcgk", by_book, books)
+    codebooks = weight.books().detach()  # [B, K, d]
+    by_codebook = padded.view(len(tokens), p.codebooks, p.groups_per_codebook, p.d)
+    table = torch.einsum("tcgd,ckd->tcgk", by_codebook, codebooks)
     table = table.reshape(len(tokens), -1, p.K)[:, : p.groups].contiguous()
     codes = weight.codes if p.code_bits == 8 else weight.codes.view(torch.uint16)
     result = sum_by_code(table, codes)

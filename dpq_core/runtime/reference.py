@@ -1,4 +1,4 @@
-"""The plain definitions that every fast path of the runtime is tested against."""
+"""Plain definitions of the runtime, against which every fast path is tested."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dpq_core.tensor.pq_tensor import PQTensor
 
 
 def linear(x: Tensor, pq: PQTensor, bias: Tensor | None = None) -> Tensor:
-    """``x @ decode(pq).T + bias``: activations ``[..., cols]`` -> ``[..., rows]``."""
+    """The linear layer ``x @ decode(pq).T + bias``: activations ``[..., C]`` to ``[..., R]``."""
     return nn.functional.linear(x, pq.decode(x.dtype), bias)
 
 
 def embedding(index: Tensor, pq: PQTensor, dtype: torch.dtype) -> Tensor:
-    """Rows of the decoded table: int ``[...]`` -> ``[..., cols]``."""
+    """The embedding ``decode(pq)[index]``: integers ``[...]`` to ``[..., C]``."""
     return pq.decode(dtype)[index]

@@ -1,8 +1,8 @@
-"""Swaps the modules of any torch model for quantized ones, and back.
+"""Swap of the modules of any torch model for quantized ones, and back.
 
-For loaders: the modules are swapped by name while the model is a skeleton (on the meta device, as
-libraries build it), and then filled like any other module, because their state dict has the names
-under which the parts are stored.
+Loaders swap modules by name while the model is a skeleton (on the meta device, as libraries build
+it). The modules are then filled like any others, because their state dict has the names under which
+the parts are stored.
 """
 
 from __future__ import annotations
@@ -31,28 +31,30 @@ PQModule = PQLinear | PQEmbedding | PQConv2d
 
 
 class PendingWeight(PQWeight):
-    """Parts of a weight whose module has no counterpart, until ``decode_pending`` decodes them.
+    """A quantized weight of a module without counterpart, until ``decode_pending`` decodes it.
 
     Attributes:
-        dense_dtype: of the weight that they become.
+        dense_dtype: dtype of the decoded weight.
     """
 
     dense_dtype: torch.dtype
 
 
 def swap_in(model: nn.Module, path: str, spec: QuantSpec) -> PQWeight:
-    """Replace the Linear, Conv2d or Embedding at ``path``; its parts are allocated where it was.
+    """Replace the Linear, Conv2d or Embedding at ``path`` by a quantized one without values.
+
+    Its parts are allocated on the device of the replaced weight.
 
     A module of another kind stays, and a ``PendingWeight`` takes the place of its weight: call
     ``decode_pending`` once the parts are loaded.
 
     Args:
-        model: in the dtype of its activations.
-        path: of the module, e.g. ``blocks.0.fc1``.
-        spec: by which its weight was quantized.
+        model: a model in the dtype of its activations.
+        path: path of the module, e.g. ``blocks.0.fc1``.
+        spec: spec by which its weight was quantized.
 
     Returns:
-        The weight that waits for its parts.
+        The quantized weight, to be filled with its stored parts.
 
     Raises:
         ArtifactError: there is no such module, it has no such weight, or the spec does not fit.
@@ -71,7 +73,7 @@ def swap_in(model: nn.Module, path: str, spec: QuantSpec) -> PQWeight:
 
 
 def layout_of(module: nn.Module) -> Layout | None:
-    """How the weight of a module is viewed; None where it has no quantized counterpart."""
+    """Layout of the weight of a module; None where the module has no quantized counterpart."""
     forward = type(module).forward
     if isinstance(module, nn.Linear) and forward is nn.Linear.forward and not _reads_weight(module):
         return Layout.LINEAR
@@ -83,7 +85,7 @@ def layout_of(module: nn.Module) -> Layout | None:
 
 
 def replace_module(model: nn.Module, path: str, weight: PQWeight) -> None:
-    """Replace the module at ``path``, which has a layout, by its counterpart on ``weight``."""
+    """Replace the module at ``path``, which has a layout, by its quantized counterpart."""
     module = model.get_submodule(path)
     if isinstance(module, nn.Embedding):
         set_module(model, path, PQEmbedding(weight, module.padding_idx, module.weight.dtype))
@@ -99,6 +101,7 @@ def _reads_weight(module: nn.Linear) -> bool:
 
 
 def _pending(module: nn.Module, path: str, spec: QuantSpec) -> PendingWeight:
+    """Put a ``PendingWeight`` in place of the weight of a module."""
     dense = getattr(module, "weight", None)
     if not isinstance(dense, nn.Parameter) or dense.ndim < 2:
         kind = type(module).__name__
@@ -118,7 +121,7 @@ def decode_pending(model: nn.Module) -> set[PQWeight]:
     """Decode every ``PendingWeight`` into its module, as an ordinary parameter.
 
     Returns:
-        Those weights; they are part of the model no more.
+        Those weights, which are no longer part of the model.
 
     Raises:
         ArtifactError: a weight is not in memory.
@@ -143,6 +146,7 @@ def decode_pending(model: nn.Module) -> set[PQWeight]:
 def _empty_weight(
     kind: type[_Weight], path: str, dense: torch.Tensor, layout: Layout, spec: QuantSpec
 ) -> _Weight:
+    """A quantized weight for a dense one, its parts allocated but not filled."""
     try:
         partition = Partition.of(tuple(dense.shape), layout, spec)
     except SpecError as error:
@@ -151,7 +155,7 @@ def _empty_weight(
 
 
 def swap_out(model: nn.Module, dtype: torch.dtype) -> None:
-    """Replace every quantized module by a dense one of the decoded weight (the inverse).
+    """Replace every quantized module by a dense one with the decoded weight: undo ``swap_in``.
 
     Modules that shared a quantized weight share the dense one.
     """
@@ -165,6 +169,7 @@ def swap_out(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _dense(module: PQModule, weight: nn.Parameter) -> nn.Module:
+    """The dense counterpart of a quantized module, with the given weight."""
     result: nn.Linear | nn.Embedding | nn.Conv2d
     if isinstance(module, PQEmbedding):
         entries, dim = weight.shape
@@ -192,16 +197,16 @@ def _dense(module: PQModule, weight: nn.Parameter) -> nn.Module:
 
 
 def set_module(model: nn.Module, path: str, module: nn.Module) -> None:
-    """Put ``module`` where ``path`` is."""
+    """Replace the module at ``path``."""
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, module)
 
 
 def check_files(weights: Mapping[str, PQWeight], files: Iterable[Path]) -> dict[str, TensorInfo]:
-    """``check_stored`` on weight files, by their headers alone.
+    """Check that weight files hold the parts of all quantized weights, by their headers alone.
 
     Returns:
-        Name -> shape and dtype of everything in the files.
+        Shape and dtype of every tensor in the files, by name.
 
     Raises:
         ArtifactError: a file is unreadable, or a part is missing or of another shape or dtype.
@@ -215,11 +220,11 @@ def check_files(weights: Mapping[str, PQWeight], files: Iterable[Path]) -> dict[
 
 
 def check_stored(weights: Mapping[str, PQWeight], stored: Mapping[str, TensorInfo]) -> None:
-    """Hold what is stored against what the swapped modules wait for, before anything is read.
+    """Check that the parts of all quantized weights are stored with the expected shapes and dtypes.
 
     Args:
-        weights: stored name of a quantized weight -> its module.
-        stored: name -> shape and dtype of everything in the weight files.
+        weights: quantized weights by the stored name of the weight.
+        stored: shape and dtype of every tensor in the weight files, by name.
 
     Raises:
         ArtifactError: a part is missing or of another shape or dtype.

@@ -1,4 +1,4 @@
-"""PQWeight: the stored parts of one quantized weight as a module that decodes on demand."""
+"""PQWeight: the stored parts of one quantized weight, as a module that decodes on demand."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from dpq_core.tensor.pq_tensor import (
 )
 
 CHUNK_BYTES = 16 << 20
-"""Bytes of the dense rows that exist at any time during a forward pass."""
+"""Bytes of dense rows that exist at a time during a forward pass."""
 
 
 class PQWeight(nn.Module):
-    """A quantized weight that stands where the dense ``weight`` parameter stood.
+    """A quantized weight in place of the dense ``weight`` parameter of a module.
 
     Its state dict holds exactly the stored parts (``codes``, ``codebooks``, ``row_scale``, ...), so
     the names in a model equal the names in an artifact. Integers are buffers; codebooks, pools and
-    scales are trainable (see ``train_form``). No forward pass changes any of them.
+    scales are trainable (see ``make_trainable``). No forward pass changes any of them.
     """
 
-    codes: Tensor  # uint8 [stages * groups, group_bytes]
+    codes: Tensor  # uint8 [S*G, group_bytes]
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class PQWeight(nn.Module):
         *,
         device: torch.device | str | None = None,
     ) -> None:
-        """Allocate uninitialised parts, to be filled by a checkpoint loader."""
+        """Allocate uninitialised parts, which a checkpoint loader fills."""
         super().__init__()
         self.partition = partition
         self.spec = spec
@@ -61,14 +61,14 @@ class PQWeight(nn.Module):
         return weight
 
     def parts(self) -> dict[str, Tensor]:
-        """The stored parts by name, as they are now."""
+        """The current parts by name."""
         return {**self._parameters, **self._buffers}  # type: ignore[dict-item]  # none is None
 
     def pq(self, dtype: torch.dtype = torch.float32) -> PQTensor:
-        """The parts as they are stored, checked: floats in the dtypes of the spec.
+        """The parts as they are stored, rounded to the dtypes of the spec and checked.
 
         Args:
-            dtype: of the dense weight.
+            dtype: dtype of the dense weight.
 
         Raises:
             ArtifactError: a value is not finite in its stored dtype.
@@ -81,7 +81,7 @@ class PQWeight(nn.Module):
         parts = {name: part.to(expected[name][0]) for name, part in parts.items()}
         return PQTensor.from_parts(self.partition, self.spec, dtype, parts)
 
-    def train_form(self) -> None:
+    def make_trainable(self) -> None:
         """Make codebooks (or pool) and scales float32 parameters that require gradients.
 
         Integer codebooks become floats; ``pq`` rounds them again.
@@ -97,25 +97,25 @@ class PQWeight(nn.Module):
                 setattr(self, name, nn.Parameter(part.detach().float()))
 
     def books(self) -> Tensor:
-        """The codebooks float32 ``[stages * codebooks, K, d]``, differentiable in their parts."""
+        """The codebooks, float32 ``[S*B, K, d]``, differentiable in their parts."""
         return effective_books(self.partition, self.parts(), self._unpacked)
 
     def frame(self) -> Frame:
-        """The basis that the codewords are in."""
+        """The frame of the core: its scales, column order and signs."""
         return frame_of(self.partition, self.parts(), self._unpacked)
 
     def sizes(self) -> str:
-        """Sizes of codes and codebooks in one line, for ``print(model)``."""
+        """Sizes of codes and codebooks in one line, which ``print(model)`` shows."""
         p = self.partition
         stages = f"stages={p.stages}, " if p.stages > 1 else ""
         pool = f", pool={p.pool}" if p.pool else ""
         return f"{stages}d={p.d}, K={p.K}, codebooks={p.codebooks}{pool}"
 
     def forward(self, use: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """``use(*inputs)``, while the parts are in place.
+        """Call ``use(*inputs)`` while the parts are on their device.
 
-        Libraries that offload weights (accelerate) bring a module's tensors around its own forward
-        pass; so whoever decodes this weight does it in here.
+        Libraries that offload weights (accelerate) load the tensors of a module for its forward
+        pass only, so every caller that decodes this weight does it in here.
         """
         return use(*inputs)
 
@@ -128,12 +128,12 @@ class PQWeight(nn.Module):
     def dtype(self) -> torch.dtype:
         """Dtype of the codebooks; the decoded weight takes that of the activations."""
         name = "pool" if self.partition.pool else "codebooks"
-        found = self.parts()[name].dtype
-        return found if found.is_floating_point else torch.float16
+        dtype = self.parts()[name].dtype
+        return dtype if dtype.is_floating_point else torch.float16
 
     @property
     def device(self) -> torch.device:
-        """Where the parts are."""
+        """Device of the parts."""
         return self.codes.device
 
     def decode(self, dtype: torch.dtype | None = None) -> Tensor:
@@ -149,13 +149,13 @@ class PQWeight(nn.Module):
     def core_chunks(
         self, dtype: torch.dtype, *, scaled: bool = True
     ) -> Iterator[tuple[int, Tensor]]:
-        """Yield (first row, dense rows ``[chunk, cols]``) of the core, top to bottom.
+        """Yield the rows of the core from the top, as (first row, dense rows ``[chunk, C]``).
 
         The core is the matrix before columns are scaled, reordered and rotated (``frame``). A chunk
-        may be overwritten when the next one is asked for.
+        may be overwritten by the next one.
 
         Args:
-            dtype: of the rows, rounded from float32 once.
+            dtype: dtype of the rows, rounded from float32 once.
             scaled: False leaves the row scales to the caller, which is quicker.
         """
         p = self.partition
@@ -179,7 +179,7 @@ class PQWeight(nn.Module):
             yield first, dense.to(dtype)
 
     def rows(self, index: Tensor, dtype: torch.dtype) -> Tensor:
-        """Some rows of the matrix view (embedding look-up): int64 ``[n]`` -> ``[n, cols]``."""
+        """Rows ``[n, C]`` of the weight at int64 ``[n]``, for look-ups in an embedding."""
         p, books = self.partition, self.books()
         if "signs_out" in self._buffers:
             return self.decode(dtype)[index]
@@ -193,46 +193,47 @@ class PQWeight(nn.Module):
         return self.frame().restore_rows(dense).to(dtype)
 
     def _is_plain_cpu(self) -> bool:
-        """Whether the numba kernel applies: no gradient, on the CPU, subvectors along inputs."""
+        """Whether the compiled loop applies: on a CPU, no gradient, subvectors along the inputs."""
         trained = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
         on_cpu = self.device.type == "cpu"
         return on_cpu and not trained and self.partition.orientation == "input"
 
     def _fast_rows(self, first: int, last: int, books: Tensor) -> Tensor:
+        """Rows ``first..last`` of the core by the compiled loop; the memory is reused."""
         from dpq_core.kernels.cpu import decode  # numba loads on first use
 
         p = self.partition
         codes = self._row_codes(first, last).chunk(p.stages)
-        books_of = books.chunk(p.stages)
-        dense = decode.rows(codes[0], books_of[0], p.groups_per_codebook)
+        codebooks = books.chunk(p.stages)
+        dense = decode.rows(codes[0], codebooks[0], p.groups_per_codebook)
         if p.stages > 1:
             dense = dense.clone()  # the kernel's memory is that of its next result
-            for code, book in zip(codes[1:], books_of[1:], strict=True):
-                dense += decode.rows(code, book, p.groups_per_codebook)
+            for stage_codes, stage_codebooks in zip(codes[1:], codebooks[1:], strict=True):
+                dense += decode.rows(stage_codes, stage_codebooks, p.groups_per_codebook)
         return dense[:, : p.cols]
 
     def _row_codes(self, first: int, last: int) -> Tensor:
-        """Codes ``[stages * groups, last - first]`` of some points; first is a multiple of 8."""
+        """Codes ``[S*G, last - first]`` of points first..last; first is a multiple of 8."""
         p = self.partition
         packed = self.codes[:, first * p.code_bits // 8 : -(-last * p.code_bits // 8)]
         return packed if p.code_bits == 8 else unpack(packed, p.code_bits, last - first)
 
     def _output_rows(self, first: int, last: int, books: Tensor) -> Tensor:
-        """Rows ``first..last`` when subvectors run along the outputs; first is a multiple of d."""
+        """Rows first..last of a core cut along the outputs; first is a multiple of d."""
         p = self.partition
         group = torch.arange(first // p.d, -(-last // p.d), device=self.device)
-        words = self._summed(group, books)  # [g, cols, d]
+        words = self._summed(group, books)  # [g, C, d]
         return words.transpose(1, 2).reshape(-1, p.cols)[: last - first]
 
     def _rows_along_outputs(self, index: Tensor, books: Tensor) -> Tensor:
-        """Float32 rows ``[n, cols]`` when subvectors run along the outputs."""
+        """Float32 rows ``[n, C]`` of a core cut along the outputs."""
         p = self.partition
-        words = self._summed(index // p.d, books)  # [n, cols, d]
+        words = self._summed(index // p.d, books)  # [n, C, d]
         offset = (index % p.d)[:, None, None].expand(-1, p.cols, 1)
         return words.gather(2, offset)[..., 0]
 
     def _summed(self, group: Tensor, books: Tensor) -> Tensor:
-        """Codewords of all points of some groups, added over the stages: ``[n, points, d]``."""
+        """Sums of codewords over the stages for all points of some groups: ``[n, P, d]``."""
         p = self.partition
         stages = [
             _codewords(
@@ -245,17 +246,17 @@ class PQWeight(nn.Module):
         return stages[0] if p.stages == 1 else torch.stack(stages).sum(0)
 
     def _assemble(self, codes: Tensor, books: Tensor) -> Tensor:
-        """Codes ``[stages * groups, n]`` of n rows -> float32 rows ``[n, cols]``."""
+        """Float32 rows ``[n, C]`` of a core cut along the inputs, from codes ``[S*G, n]``."""
         p = self.partition
         book = p.codebook_of_group().to(codes.device)
         stages = torch.arange(p.stages, device=codes.device)[:, None] * p.codebooks
-        words = _codewords(codes, (stages + book).view(-1, 1), books)  # [stages * groups, n, d]
+        words = _codewords(codes, (stages + book).view(-1, 1), books)  # [S*G, n, d]
         if p.stages > 1:
             words = words.view(p.stages, p.groups, -1, p.d).sum(0)
         return words.transpose(0, 1).reshape(codes.shape[1], -1)[:, : p.cols]
 
     def _codes_at(self, point: Tensor) -> Tensor:
-        """Codes of some points: int64 ``[n]`` -> ``[stages * groups, n]``."""
+        """Codes ``[S*G, n]`` of the points at int64 ``[n]``."""
         p = self.partition
         if p.code_bits == 8:
             return self.codes[:, point]
@@ -268,6 +269,6 @@ class PQWeight(nn.Module):
 
 
 def _codewords(codes: Tensor, book: Tensor, books: Tensor) -> Tensor:
-    """Codewords ``[..., d]`` of codes in the given codebooks (broadcast)."""
+    """Codewords ``[..., d]`` of codes in the codebooks with the given indices (broadcast)."""
     _, K, d = books.shape
     return nn.functional.embedding(codes + book * K, books.reshape(-1, d))

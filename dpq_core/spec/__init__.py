@@ -1,13 +1,13 @@
 """Every choice that decides bytes: the spec of a tensor, its sections, presets and overrides.
 
 ``quant_spec``  the spec of one tensor: versioned, validated, unknown keys refused
-``sections``  its nested sections: k-means, pool, assignment
-``presets``  named specs: ``fast``, ``faithful``, ``best``
-``overrides``  rules that change the spec of the tensors whose name matches a pattern
+``sections``    its nested sections: k-means, pool, assignment
+``presets``     named specs: ``fast``, ``faithful``, ``best``
+``overrides``   rules that change the spec of the tensors whose name matches a pattern
 """
 
-from dpq_core.spec.overrides import Override, decide
-from dpq_core.spec.presets import PRESETS, preset, rules
+from dpq_core.spec.overrides import Override, apply_overrides
+from dpq_core.spec.presets import PRESETS, preset, preset_overrides
 from dpq_core.spec.quant_spec import (
     CODEBOOK_DTYPES,
     CONV_LAYOUTS,
@@ -52,9 +52,9 @@ __all__ = [
     "Override",
     "PoolSpec",
     "QuantSpec",
-    "decide",
+    "apply_overrides",
     "keys_of",
     "parse_changes",
     "preset",
-    "rules",
+    "preset_overrides",
 ]

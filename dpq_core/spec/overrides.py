@@ -1,4 +1,7 @@
-"""Overrides of the spec by tensor name: rules of the user, of a preset and of an adapter."""
+"""Overrides: rules that change the spec of the tensors whose name matches a pattern.
+
+They come from the user, from a preset and from an adapter.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from dpq_core.spec.quant_spec import PRESET_D, QuantSpec, parse_changes
 
 @dataclass(frozen=True)
 class Override:
-    """Change the spec of the tensors whose name matches a pattern, or keep them uncompressed.
+    """A rule that changes the spec of the tensors whose name matches, or keeps them uncompressed.
 
     Attributes:
         pattern: shell pattern on the tensor name, e.g. ``model.layers.0.*``.
@@ -44,7 +47,7 @@ class Override:
         return cls(pattern, changes)
 
     def matches(self, name: str) -> bool:
-        """Whether the pattern is that of this tensor."""
+        """Whether the pattern matches the name of a tensor."""
         return fnmatch.fnmatchcase(name, self.pattern)
 
     def apply(self, spec: QuantSpec) -> QuantSpec | None:
@@ -52,10 +55,10 @@ class Override:
         return None if self.changes is None else spec.replace(**self.changes)
 
 
-def decide(name: str, spec: QuantSpec, rules: Iterable[Override]) -> QuantSpec | None:
-    """The spec of one tensor after all rules, the last of which wins; None keeps it."""
-    chosen: QuantSpec | None = spec
+def apply_overrides(name: str, spec: QuantSpec, rules: Iterable[Override]) -> QuantSpec | None:
+    """The spec of one tensor after all rules, the last of which wins; None keeps the tensor."""
+    changed_spec: QuantSpec | None = spec
     for rule in rules:
         if rule.matches(name):
-            chosen = rule.apply(chosen or spec)
-    return chosen
+            changed_spec = rule.apply(changed_spec or spec)
+    return changed_spec

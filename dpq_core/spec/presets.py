@@ -8,16 +8,15 @@ from dpq_core.spec.quant_spec import QuantSpec
 from dpq_core.spec.sections import AssignmentSpec, KMeansSpec, PoolSpec
 
 PRESETS = ("fast", "faithful", "best")
-"""Their names; ``best`` looks at data, the others do not."""
+"""Names of the presets; ``best`` looks at data, the others do not."""
 
 
 def preset(name: str, bits: int) -> QuantSpec:
-    """The spec of a preset at a nominal width.
+    """The spec of a preset at a nominal number of bits per weight.
 
     * ``fast``: shared codebooks of 256 codewords, row scales, permuted columns, nearest codewords.
     * ``faithful``: DPQ as published (docs/algorithms.md#preset-faithful): one codebook of 256 per
-    column group along the
-      axis that takes fewer bytes, no scales, the greedy pool, 20 iterations of
+      group along the axis that takes fewer bytes, no scales, the greedy pool, 20 iterations of
       SR-C, and the block-diagonal assignment where there are statistics.
     * ``best``: as ``fast``, with error feedback, coordinate descent and closed-form updates of the
       codebooks on statistics of the inputs.
@@ -43,8 +42,8 @@ def preset(name: str, bits: int) -> QuantSpec:
     raise SpecError(f"preset {name!r} is not one of {', '.join(PRESETS)}")
 
 
-def rules(name: str | None, spec: QuantSpec) -> tuple[Override, ...]:
-    """Rules that come with a preset, before the user's own and after the adapter's policy.
+def preset_overrides(name: str | None, spec: QuantSpec) -> tuple[Override, ...]:
+    """Rules of a preset, applied after the adapter's policy and before the user's rules.
 
     The paper compresses everything alike: ``faithful`` overrules what an adapter spends on
     sensitive tensors.

@@ -22,9 +22,9 @@ from dpq_core.spec.sections import (
     PoolSpec,
     is_int,
     is_number,
-    known,
-    raise_all,
-    word,
+    parse_value,
+    raise_failed_checks,
+    require_fields,
 )
 
 __all__ = [
@@ -52,8 +52,8 @@ __all__ = [
 SPEC_VERSION = 2
 """Newest version of the spec's JSON form; raised when keys are added or change their meaning.
 
-A spec is written in the oldest version that can say it, so that what an older dpq could have
-written is still read by it.
+A spec is written in the oldest version that can express it, so that an older dpq reads every spec
+that it could have written itself.
 """
 
 MAX_D = 64
@@ -75,13 +75,13 @@ MAX_STAGES = 16
 
 @dataclass(frozen=True, kw_only=True)
 class QuantSpec:
-    """Product quantization of one tensor, seen as a matrix ``[rows, cols]``.
+    """Product quantization of one tensor, seen as a matrix ``[R, C]``.
 
     Attributes:
         d: subvector length, 1..64.
         K: codewords per codebook, 2..65536; a code takes ceil(log2 K) bits.
-        scope: who shares a codebook: ``tensor`` (one codebook, classic VQ), ``subspace`` (one per
-            column group, PQ), an integer (that many codebooks over adjacent column groups), or
+        scope: which groups share a codebook: ``tensor`` (one codebook, classic VQ), ``subspace``
+            (one per group, PQ), an integer (that many codebooks over adjacent groups), or
             ``auto`` (as many codebooks as fit in ``codebook_share`` of the code bytes).
         codebook_share: for ``auto``: codebook bytes over code bytes, at most this. Small, because
             bytes buy more in a larger shared codebook than in more codebooks (measured on trained
@@ -90,16 +90,17 @@ class QuantSpec:
             ``auto`` a plan chooses, tensor by tensor, what takes fewer bytes, else ``input``.
         conv_layout: a convolution kernel is flattened ``spatial`` (Cin, kh, kw) or ``channel``
             (kh, kw, Cin) before it is cut into subvectors.
-        row_scale: divide each output row by its RMS before k-means; stored as float16 ``[rows]``.
+        row_scale: divide each output row by its RMS before k-means; stored as float16 ``[R]``.
         codebook_dtype: stored dtype of the codebooks or the pool; ``int8`` has one float16 scale
             per codebook, or for the pool.
         kmeans: how the codebooks are learned.
         seed: the only source of randomness, mixed with the tensor's name.
-        stages: M codebooks whose codewords are added (AQLM, VQDM); each has codes of its own.
+        stages: S, codewords that add up to a subvector (AQLM, VQDM); each stage has its codes.
         pool: whether codebooks are stored as a pool and indices into it.
-        group_scale: one float16 scale per column group; subvectors along the inputs only.
-        permute: reorder the columns for the codebooks' sake (PQF); stored, subvectors along inputs.
-        transform: ``rht`` quantizes in a basis in which no weight stands out (QuIP#).
+        group_scale: store one float16 scale per group; for subvectors along the inputs only.
+        permute: reorder the columns so that codebooks fit better (PQF); for subvectors along the
+            inputs only.
+        transform: ``rht`` quantizes in a rotated basis without outliers (QuIP#).
         assignment: how codes are chosen.
     """
 
@@ -122,7 +123,7 @@ class QuantSpec:
 
     def __post_init__(self) -> None:
         """Check every field and report all mistakes at once."""
-        raise_all(
+        raise_failed_checks(
             "spec",
             [
                 (is_int(self.d, 1, MAX_D), f"d must be 1..{MAX_D}, not {self.d!r}"),
@@ -180,7 +181,7 @@ class QuantSpec:
 
     @classmethod
     def preset(cls, bits: int, **changes: Any) -> QuantSpec:
-        """Codebooks of 256 for a nominal width of 1, 2, 3 or 4 bits, with changes applied.
+        """The spec with K = 256 for a nominal width of 1, 2, 3 or 4 bits, with changes applied.
 
         Subvector lengths are the paper's. Columns are permuted, where subvectors run along them:
         that is worth more than its bytes (docs/methods.md).
@@ -195,12 +196,14 @@ class QuantSpec:
     def replace(self, **changes: Any) -> QuantSpec:
         """A copy with some fields changed; unknown names raise SpecError.
 
-        A nested spec can be given whole, or as a mapping of what changes in it. A permutation goes
-        where it has no place: with another orientation than ``input``, or in a rotated basis.
+        A nested spec can be given whole, or as a mapping of what changes in it. The permutation is
+        dropped where the new spec cannot have one: with another orientation than ``input``, or in
+        a rotated basis.
         """
         values = {**dataclasses.asdict(self), **changes}
-        moved = changes.get("orientation", "input") != "input"
-        if "permute" not in changes and (moved or changes.get("transform", "none") != "none"):
+        along_input = changes.get("orientation", "input") == "input"
+        rotated = changes.get("transform", "none") != "none"
+        if "permute" not in changes and (rotated or not along_input):
             values["permute"] = False
         for key in _NESTED:
             if isinstance(changes.get(key), Mapping):
@@ -219,9 +222,9 @@ class QuantSpec:
 
     @property
     def version(self) -> int:
-        """The oldest version of the JSON form that can say this spec."""
-        old = all(getattr(self, key) == DEFAULTS[key] for key in _ADDED[2])
-        return 1 if old and self.codebook_dtype != "int8" else 2
+        """The oldest version of the JSON form that has all keys and values of this spec."""
+        only_old_keys = all(getattr(self, key) == DEFAULTS[key] for key in _ADDED[2])
+        return 1 if only_old_keys and self.codebook_dtype != "int8" else 2
 
     def to_json(self) -> dict[str, Any]:
         """The spec as plain JSON values, version included."""
@@ -247,17 +250,17 @@ class QuantSpec:
             raise SpecError(f"spec: unknown key {', '.join(unknown)}; known: {names}")
         for key, kind in _NESTED.items():
             if isinstance(values.get(key), Mapping):
-                values[key] = kind(**known(kind, values[key], key))
+                values[key] = kind(**require_fields(kind, values[key], key))
         return cls(**values)
 
 
 def parse_changes(text: str) -> dict[str, Any]:
-    """Changes as the command line spells them: ``d=2,K=1024,pool=wkmeans,kmeans.iterations=9``.
+    """Parse changes of a spec such as ``d=2,K=1024,pool=wkmeans,kmeans.iterations=9``.
 
     ``pool`` and ``assignment`` without a dot mean their ``method``.
 
     Raises:
-        SpecError: not of this form.
+        SpecError: the text has another form.
     """
     changes: dict[str, Any] = {}
     for item in text.split(","):
@@ -266,9 +269,9 @@ def parse_changes(text: str) -> dict[str, Any]:
             raise SpecError(f"{item!r}: write KEY=VALUE, several with commas between them")
         outer, _, inner = key.partition(".")
         if inner or outer in _NESTED:
-            changes.setdefault(outer, {})[inner or "method"] = word(raw)
+            changes.setdefault(outer, {})[inner or "method"] = parse_value(raw)
         else:
-            changes[key] = word(raw)
+            changes[key] = parse_value(raw)
     return changes
 
 
@@ -285,6 +288,6 @@ DEFAULTS = dataclasses.asdict(QuantSpec()) | {"pool": PoolSpec(), "assignment": 
 
 
 def keys_of(version: int) -> set[str]:
-    """The keys of a version of the JSON form, ``version`` included."""
+    """The keys that one version of the JSON form has, ``version`` included."""
     added = {key for since, keys in _ADDED.items() if since > version for key in keys}
     return {"version", *(f.name for f in dataclasses.fields(QuantSpec))} - added

@@ -1,4 +1,4 @@
-"""The nested parts of a QuantSpec, and how the fields of specs are checked."""
+"""The nested sections of a QuantSpec, and the checks of the fields of specs."""
 
 from __future__ import annotations
 
@@ -11,20 +11,23 @@ from typing import Any
 from dpq_core.errors import SpecError
 
 INITS = ("auto", "random", "kmeans++")
-DENSE = 3.0
-"""Bits per weight from which on codewords lie so densely that noise as wide as the data disturbs
-them, and random points leave the rims too thin. On weights, k-means++ without noise then lowers the
-error by 90 % at 8 bits (d = 1), 5 to 13 % at 4 (d = 2) and 3 to 13 % at 3 (d = 4); below, by
-nothing."""
+MIN_PLUSPLUS_BITS = 3.0
+"""Bits per weight from which on k-means starts with k-means++ and adds no noise.
+
+Codewords then lie so densely that noise as wide as the data disturbs them, and random points leave
+the rims too thin. On weights, k-means++ without noise then lowers the error by 90 % at 8 bits
+(d = 1), 5 to 13 % at 4 (d = 2) and 3 to 13 % at 3 (d = 4); below, by nothing.
+"""
 
 POOLS = ("none", "greedy", "wkmeans")
 ASSIGNMENTS = ("l2", "blockdiag", "icm", "ldlq", "ldlq+icm")
 MAX_POOL = 65_536
+"""Vectors of a pool at most: an entry of an index map is an unsigned 16-bit number at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class KMeansSpec:
-    """How codebooks are learned (METHODS: SR-C k-means of PQF, section 3.3 of arXiv 2010.15703).
+    """How codebooks are learned: SR-C k-means (PQF, arXiv 2010.15703, section 3.3).
 
     Attributes:
         iterations: number of Lloyd iterations with stochastic relaxation (noise in the update).
@@ -41,7 +44,7 @@ class KMeansSpec:
 
     def __post_init__(self) -> None:
         """Check every field and report all mistakes at once."""
-        raise_all(
+        raise_failed_checks(
             "kmeans",
             [
                 (is_int(self.iterations, 0, 100_000), "iterations must be 0..100000"),
@@ -55,25 +58,26 @@ class KMeansSpec:
         )
 
     def resolved(self, d: int, K: int) -> KMeansSpec:
-        """With an open ``init`` chosen for subvectors of length ``d`` and K codewords."""
+        """The spec with ``init=auto`` replaced by what suits codebooks ``[K, d]``."""
         if self.init != "auto":
             return self
-        if math.log2(K) < DENSE * d:
+        if math.log2(K) < MIN_PLUSPLUS_BITS * d:
             return dataclasses.replace(self, init="random")
         return dataclasses.replace(self, init="kmeans++", noise_power=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PoolSpec:
-    """Many codebooks stored as one pool of vectors and a map of indices.
+    """How codebooks are stored as one pool of vectors and a map of indices.
 
-    See docs/algorithms.md#pool, DPQ.
+    See docs/algorithms.md#pool (DPQ, arXiv 2411.12306).
 
     Attributes:
-        method: ``none`` stores the codebooks; ``greedy`` is the paper's reading (by usage, with the
-            threshold ``tau``); ``wkmeans`` clusters the codewords, weighted by usage.
-        size: vectors in the pool; 0 for the paper's rows * cols / (16 d^2), and no pool at all
-            where it would not pay (docs/algorithms.md#bit-accounting).
+        method: ``none`` stores the codebooks; ``greedy`` takes the most used codewords that are
+            farther than ``tau`` apart, as the paper does; ``wkmeans`` clusters the codewords,
+            weighted by usage.
+        size: V, vectors of the pool; 0 for the paper's R C / (16 d^2), and no pool where it would
+            not pay (docs/algorithms.md#pool-size, #bit-accounting).
         tau: for ``greedy``: codewords nearer than this, in RMS norms, are one.
         refine: rounds of assigning anew and averaging after the pool is built.
         packed: indices take ceil(log2 size) bits; otherwise 16.
@@ -87,7 +91,7 @@ class PoolSpec:
 
     def __post_init__(self) -> None:
         """Check every field and report all mistakes at once."""
-        raise_all(
+        raise_failed_checks(
             "pool",
             [
                 (self.method in POOLS, f"method must be one of {', '.join(POOLS)}"),
@@ -101,7 +105,7 @@ class PoolSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class AssignmentSpec:
-    """How codes are chosen once there are codebooks (docs/algorithms.md#assignment, #assign-ldlq).
+    """How codes are chosen for given codebooks (docs/algorithms.md#assignment).
 
     All but ``l2`` lower the error of the layer's output, for which they need statistics of its
     input; without statistics every input counts alike, and all methods are ``l2``.
@@ -112,7 +116,7 @@ class AssignmentSpec:
         sweeps: sweeps of coordinate descent.
         damping: added to the diagonal of H / mean(diag H).
         updates: closed-form updates of the codebooks, each with a sweep after it.
-        beam: codes kept in mind by the search through additive codebooks.
+        beam: partial sums that the search through additive codebooks keeps.
     """
 
     method: str = "l2"
@@ -123,7 +127,7 @@ class AssignmentSpec:
 
     def __post_init__(self) -> None:
         """Check every field and report all mistakes at once."""
-        raise_all(
+        raise_failed_checks(
             "assignment",
             [
                 (self.method in ASSIGNMENTS, f"method must be one of {', '.join(ASSIGNMENTS)}"),
@@ -138,8 +142,17 @@ class AssignmentSpec:
         )
 
 
-def known(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The values, all of which must be fields of ``cls``; else SpecError."""
+def require_fields(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The values as a dict, all of whose keys are fields of a dataclass.
+
+    Args:
+        cls: the dataclass.
+        values: by the name of a field.
+        where: beginning of the message.
+
+    Raises:
+        SpecError: a key is no field.
+    """
     names = [f.name for f in dataclasses.fields(cls)]
     unknown = sorted(set(values) - set(names))
     if unknown:
@@ -147,11 +160,11 @@ def known(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
     return dict(values)
 
 
-def raise_all(where: str, checks: list[tuple[bool, str]]) -> None:
+def raise_failed_checks(where: str, checks: list[tuple[bool, str]]) -> None:
     """Raise SpecError with the messages of all checks that failed."""
-    wrong = [message for ok, message in checks if not ok]
-    if wrong:
-        raise SpecError(f"{where}: " + "; ".join(wrong))
+    messages = [message for passed, message in checks if not passed]
+    if messages:
+        raise SpecError(f"{where}: " + "; ".join(messages))
 
 
 def is_int(value: object, low: int, high: int) -> bool:
@@ -164,13 +177,13 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def word(raw: str) -> bool | int | float | str:
-    """A word of the command line as the value it spells."""
+def parse_value(raw: str) -> bool | int | float | str:
+    """The bool, int or float that a text spells; else the text."""
     if raw.lower() in ("true", "false"):
         return raw.lower() == "true"
-    for kind in (int, float):
+    for number in (int, float):
         try:
-            return kind(raw)
+            return number(raw)
         except ValueError:
             continue
     return raw

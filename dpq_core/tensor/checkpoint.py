@@ -1,4 +1,4 @@
-"""Checkpoint: the named tensors of a source, read one at a time, and the files around them."""
+"""Checkpoint: the named tensors of a source, read one at a time, and the files beside them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dpq_core.errors import SourceError
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What is known of a tensor before it is read."""
+    """Shape and dtype of a tensor that is not read yet."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -35,7 +35,7 @@ class TensorInfo:
 
 
 class Checkpoint(ABC):
-    """A source that an adapter has opened.
+    """The named tensors of a source that an adapter has opened.
 
     Attributes:
         source: what the user named (a path, a hub id, ``builtin:NAME``).
@@ -67,8 +67,8 @@ class SafetensorsCheckpoint(Checkpoint):
     side_files: Mapping[str, Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Read the headers only."""
-        self._home: dict[str, Path] = {}
+        """Read the headers of all files, and no tensor."""
+        self._file_of: dict[str, Path] = {}
         self.tensors: dict[str, TensorInfo] = {}
         digest = hashlib.sha256()
         for path in self.files:
@@ -85,25 +85,26 @@ class SafetensorsCheckpoint(Checkpoint):
         try:
             with safe_open(path, framework="pt") as handle:
                 for name in handle.offset_keys():
-                    if name in self._home:
-                        raise SourceError(f"{path}: tensor {name!r} is also in {self._home[name]}")
-                    part = handle.get_slice(name)
-                    dtype = DTYPES.get(part.get_dtype())
+                    if name in self._file_of:
+                        other = self._file_of[name]
+                        raise SourceError(f"{path}: tensor {name!r} is also in {other}")
+                    view = handle.get_slice(name)
+                    dtype = DTYPES.get(view.get_dtype())
                     if dtype is None:
-                        raise SourceError(f"{path}: {name!r} has dtype {part.get_dtype()}")
-                    self._home[name] = path
-                    self.tensors[name] = TensorInfo(tuple(part.get_shape()), dtype)
+                        raise SourceError(f"{path}: {name!r} has dtype {view.get_dtype()}")
+                    self._file_of[name] = path
+                    self.tensors[name] = TensorInfo(tuple(view.get_shape()), dtype)
         except (SafetensorError, OSError) as error:
             raise SourceError(f"{path}: not a readable safetensors file ({error})") from None
 
     def read(self, name: str) -> Tensor:
         """Read one tensor; the file is opened anew, so that no mapped page stays resident."""
         try:
-            with safe_open(self._home[name], framework="pt") as handle:
+            with safe_open(self._file_of[name], framework="pt") as handle:
                 tensor: Tensor = handle.get_tensor(name)
                 return tensor.clone()
         except (SafetensorError, OSError) as error:
-            raise SourceError(f"{self._home[name]}: cannot read {name!r} ({error})") from None
+            raise SourceError(f"{self._file_of[name]}: cannot read {name!r} ({error})") from None
 
 
 DTYPES = {

@@ -1,17 +1,15 @@
-"""Permutations that cost nothing at inference: reorder a hidden axis on both of its sides.
+"""Hidden axes: units of a model whose order is free, so that permuting them costs nothing.
 
-Between producers (their rows are the hidden units) and a consumer (its columns are) the order of
-the units is free, as long as all that lies between acts on each unit alone, such as an activation
-function or a product with another producer (PQF, arXiv 2010.15703, section 3.2;
-docs/algorithms.md#permutation). Only
-an adapter knows which tensors these are (``Adapter.hidden_axes``).
+The rows of producers and the columns of a consumer are hidden units. Their order is free as long as
+all that lies between acts on each unit alone, such as an activation function or a product with
+another producer (PQF, arXiv 2010.15703, section 3.2; docs/algorithms.md#hidden-units). Only an
+adapter knows which tensors these are (``Adapter.hidden_axes``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,16 +18,13 @@ from dpq_core.tensor.checkpoint import Checkpoint
 from dpq_core.tensor.packing import pack, unpack
 from dpq_core.tensor.partition import Partition
 
-if TYPE_CHECKING:
-    pass
-
-_LINES = 64
-"""Lines of codes that are unpacked at a time."""
+_CODE_ROWS = 64
+"""Rows of packed codes (groups of all stages) that are unpacked at a time."""
 
 
 @dataclass(frozen=True)
 class Producer:
-    """A tensor whose rows are hidden units.
+    """A weight or bias whose rows are hidden units.
 
     Attributes:
         name: of a weight ``[blocks * units, ...]`` or a bias ``[blocks * units]``.
@@ -43,7 +38,7 @@ class Producer:
 
 @dataclass(frozen=True, kw_only=True)
 class HiddenAxis:
-    """Hidden units whose order is free. Nothing else may read or write them.
+    """Hidden units whose order is free, because no other tensor reads or writes them.
 
     Attributes:
         consumer: name of the weight ``[out, units]`` whose columns they are.
@@ -55,28 +50,31 @@ class HiddenAxis:
 
 
 class Orders:
-    """The orders of hidden axes, each found when it is first asked for."""
+    """The orders of hidden axes, each computed when it is first needed."""
 
     def __init__(self, axes: Iterable[HiddenAxis], find: Callable[[HiddenAxis], Tensor]) -> None:
-        """Nothing is looked for yet.
+        """Remember the axes; no order is computed yet.
 
         Args:
             axes: no tensor belongs to two of them.
-            find: the order of an axis, int64 ``[units]`` on the CPU: unit i becomes ``order[i]``.
+            find: computes the order of an axis, int64 ``[units]`` on the CPU: unit i of the new
+                order is unit ``order[i]`` of the old one.
         """
-        named = list(axes)
+        axes = list(axes)
         self._find = find
-        self._known: dict[str, Tensor] = {}
-        self._consumers = {axis.consumer: axis for axis in named}
-        self._producers = {one.name: (axis, one.blocks) for axis in named for one in axis.producers}
+        self._order_of: dict[str, Tensor] = {}
+        self._consumers = {axis.consumer: axis for axis in axes}
+        self._producers = {
+            producer.name: (axis, producer.blocks) for axis in axes for producer in axis.producers
+        }
 
     def columns(self, name: str) -> Tensor | None:
-        """The new order of a tensor's columns, int64 ``[units]``; None: as they are."""
+        """The new order of a tensor's columns, int64 ``[units]``; None where they stay."""
         axis = self._consumers.get(name)
         return None if axis is None else self._of(axis)
 
     def rows(self, name: str) -> Tensor | None:
-        """The new order of a tensor's rows, int64 ``[blocks * units]``; None: as they are."""
+        """The new order of a tensor's rows, int64 ``[blocks * units]``; None where they stay."""
         if name not in self._producers:
             return None
         axis, blocks = self._producers[name]
@@ -84,26 +82,26 @@ class Orders:
         return (torch.arange(blocks)[:, None] * len(order) + order).flatten()
 
     def apply(self, name: str, values: Tensor) -> Tensor:
-        """A tensor of the original model on the CPU, its rows and columns reordered."""
+        """Reorder the rows and columns of a tensor of the original model, on the CPU."""
         rows = self.rows(name)
         return self.in_columns(name, values if rows is None else values[rows])
 
     def in_columns(self, name: str, values: Tensor) -> Tensor:
-        """A tensor of the original model on the CPU, only its columns reordered."""
+        """Reorder only the columns of a tensor of the original model, on the CPU."""
         columns = self.columns(name)
         return values if columns is None else values[:, columns]
 
     def _of(self, axis: HiddenAxis) -> Tensor:
-        if axis.consumer not in self._known:
-            self._known[axis.consumer] = self._find(axis)
-        return self._known[axis.consumer]
+        if axis.consumer not in self._order_of:
+            self._order_of[axis.consumer] = self._find(axis)
+        return self._order_of[axis.consumer]
 
 
 class ReorderedCheckpoint(Checkpoint):
-    """A source with its hidden units in another order: the same function, up to rounding."""
+    """A checkpoint with its hidden units in another order: the same function, up to rounding."""
 
     def __init__(self, original: Checkpoint, orders: Orders) -> None:
-        """Take over the parts; no tensor is read yet."""
+        """Take over names, shapes and side files of the original; no tensor is read yet."""
         self._original, self._orders = original, orders
         self.source, self.tensors = original.source, original.tensors
         self.side_files, self.fingerprint = original.side_files, original.fingerprint
@@ -116,21 +114,21 @@ class ReorderedCheckpoint(Checkpoint):
 def reorder_rows(
     partition: Partition, parts: Mapping[str, Tensor], rows: Tensor
 ) -> dict[str, Tensor]:
-    """The stored parts of a tensor -> those of the tensor with its rows in another order.
+    """Stored parts of the same tensor with its rows in another order.
 
     Exact: every row keeps its codes and its scale.
 
     Args:
         partition: of the tensor, its subvectors along the inputs.
         parts: by name, on the CPU.
-        rows: int64 ``[rows]``: row i becomes row ``rows[i]``.
+        rows: int64 ``[R]``: row i of the result is row ``rows[i]``.
     """
     p = partition
-    lines = [
-        pack(unpack(some, p.code_bits, p.points)[:, rows], p.code_bits)
-        for some in torch.split(parts["codes"], _LINES)
+    codes = [
+        pack(unpack(packed, p.code_bits, p.points)[:, rows], p.code_bits)
+        for packed in torch.split(parts["codes"], _CODE_ROWS)
     ]
-    moved = {**parts, "codes": torch.cat(lines)}
+    reordered = {**parts, "codes": torch.cat(codes)}
     if "row_scale" in parts:
-        moved["row_scale"] = parts["row_scale"][rows]
-    return moved
+        reordered["row_scale"] = parts["row_scale"][rows]
+    return reordered

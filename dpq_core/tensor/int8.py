@@ -1,9 +1,7 @@
 """Symmetric 8-bit codebooks: int8 values and one float16 scale per codebook.
 
-See docs/algorithms.md#int8-codebooks.
-
-GPTVQ (arXiv 2402.15319, section 3.3) stores codebooks like this at negligible loss: it halves what
-a pool or codebooks cost, which buys more codewords.
+GPTVQ (arXiv 2402.15319, section 3.3; docs/algorithms.md#int8-codebooks) stores codebooks like this
+at negligible loss: it halves what a pool or codebooks cost, which buys more codewords.
 """
 
 from __future__ import annotations
@@ -14,20 +12,20 @@ from torch import Tensor
 from dpq_core.errors import SpecError
 
 LEVELS = 127
-"""Largest magnitude stored; -128 stays unused, so that the range is symmetric."""
+"""Largest magnitude of a stored value; -128 stays unused, so that the range is symmetric."""
 
 
 def to_int8(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Round codebooks to multiples of their scale.
+    """Round codebooks to int8 multiples of one scale per codebook.
 
     The scale is the largest magnitude over 127, rounded up to float16: nothing is clipped, and
     no value moves by more than half a scale. A codebook of zeros has scale zero.
 
     Args:
-        values: floating [..., n, d]; each [n, d] gets one scale.
+        values: floating ``[..., n, d]``; each ``[n, d]`` gets one scale.
 
     Returns:
-        int8 [..., n, d] and float16 [...].
+        Int8 ``[..., n, d]`` and float16 ``[...]``.
 
     Raises:
         SpecError: a value is not finite, or a scale overflows float16.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 _BLOCK = 1 << 20
-"""Codes unpacked at a time, so that the bit matrix never exceeds a few megabytes."""
+"""Codes packed at a time, so that the bit matrix never exceeds a few megabytes."""
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
@@ -37,7 +37,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack(packed: Tensor, bits: int, points: int) -> Tensor:
-    """The inverse of ``pack``: uint8 ``[G, bytes]`` to int32 ``[G, P]``."""
+    """Unpack uint8 ``[G, bytes]`` to int32 codes ``[G, P]``: the inverse of ``pack``."""
     if bits == 8:
         return packed.to(torch.int32)
     if bits == 16:
@@ -54,14 +54,14 @@ def unpack(packed: Tensor, bits: int, points: int) -> Tensor:
 
 
 class UnpackedCache:
-    """Bit-packed parts of one tensor, unpacked once for as long as they stay the same."""
+    """A cache of the unpacked parts of one tensor, valid for as long as the parts stay the same."""
 
     def __init__(self) -> None:
         """An empty cache."""
         self._entries: dict[str, tuple[Tensor, int, Tensor]] = {}
 
     def get(self, name: str, packed: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
-        """``make(packed)``, from memory if ``packed`` is the tensor of the last call, unchanged."""
+        """The result of ``make(packed)``, computed once for as long as ``packed`` is unchanged."""
         version = 0 if packed.is_inference() else packed._version
         entry = self._entries.get(name)
         if entry is None or entry[0] is not packed or entry[1] != version:

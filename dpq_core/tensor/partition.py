@@ -1,4 +1,4 @@
-"""The layout of one quantized tensor: tensor <-> matrix <-> subvectors, and all stored sizes.
+"""Partition: the way from a tensor to a matrix to subvectors and back, and all stored sizes.
 
 Inside the engine subvectors are a structure of arrays, ``[G, d, P]``: for a linear weight cut along
 its inputs this is the transposed matrix itself, and the kernels stream over the points.
@@ -68,9 +68,10 @@ class Partition(Grouping):
         rows, cols = _matrix_shape(shape, layout)
         axis, points = (cols, rows) if spec.orientation == "input" else (rows, cols)
         groups = math.ceil(axis / spec.d)
-        sharing = _groups_per_codebook(spec, groups, points)
-        K = min(spec.K, max(2, sharing * points))
-        pool, index_bits = pool_of(spec, rows, cols, (math.ceil(groups / sharing), K))
+        groups_per_codebook = _groups_per_codebook(spec, groups, points)
+        K = min(spec.K, max(2, groups_per_codebook * points))
+        codebooks = math.ceil(groups / groups_per_codebook)
+        pool, index_bits = _pool_size(spec, rows, cols, codebooks=codebooks, K=K)
         return cls(
             shape=tuple(shape),
             layout=layout,
@@ -81,7 +82,7 @@ class Partition(Grouping):
             d=spec.d,
             groups=groups,
             pad=groups * spec.d - axis,
-            groups_per_codebook=sharing,
+            groups_per_codebook=groups_per_codebook,
             stages=spec.stages,
             K=K,
             pool=pool,
@@ -99,21 +100,21 @@ class Partition(Grouping):
         return math.ceil(self.points * self.code_bits / 8)
 
     def to_matrix(self, weight: Tensor) -> Tensor:
-        """``weight`` of ``shape`` as a matrix ``[rows, cols]`` (a view where possible)."""
+        """View a tensor of ``shape`` as a matrix ``[R, C]``; copies where it has to."""
         if self.layout is Layout.CONV and self.conv_layout == "channel":
             weight = weight.movedim(1, -1)
         return weight.reshape(self.rows, self.cols)
 
     def from_matrix(self, matrix: Tensor) -> Tensor:
-        """The inverse of ``to_matrix``: ``[rows, cols]``, or only some rows, back to ``shape``."""
+        """Bring a matrix ``[R, C]``, or some of its rows, back to ``shape``: undo ``to_matrix``."""
         if self.layout is Layout.CONV and self.conv_layout == "channel":
             _, channels, *kernel = self.shape
             return matrix.reshape(-1, *kernel, channels).movedim(-1, 1).contiguous()
         return matrix.reshape(-1, *self.shape[1:])
 
     def to_subvectors(self, matrix: Tensor) -> Tensor:
-        """``[rows, cols]`` -> contiguous subvectors ``[groups, d, points]``, zero-padded."""
-        along = matrix.T if self.orientation == "input" else matrix  # [axis, points]
+        """Cut a matrix ``[R, C]`` into contiguous subvectors ``[G, d, P]``, padded with zeros."""
+        along = matrix.T if self.orientation == "input" else matrix  # [G*d - pad, P]
         if self.pad == 0:
             return along.contiguous().view(self.groups, self.d, self.points)
         padded = along.new_zeros(self.groups * self.d, self.points)
@@ -121,17 +122,18 @@ class Partition(Grouping):
         return padded.view(self.groups, self.d, self.points)
 
     def from_subvectors(self, subvectors: Tensor) -> Tensor:
-        """The inverse of ``to_subvectors``: ``[groups, d, points]`` -> ``[rows, cols]``."""
+        """Join subvectors ``[G, d, P]`` to a matrix ``[R, C]``: undo ``to_subvectors``."""
         axis = self.groups * self.d - self.pad
         along = subvectors.reshape(self.groups * self.d, self.points)[:axis]
         return along.T if self.orientation == "input" else along
 
     def codebook_of_group(self) -> Tensor:
-        """Index of the codebook that each group uses: int64 ``[groups]``."""
+        """Index of the codebook that each group uses: int64 ``[G]``."""
         return torch.arange(self.groups) // self.groups_per_codebook
 
 
 def _matrix_shape(shape: tuple[int, ...], layout: Layout) -> tuple[int, int]:
+    """R and C of a tensor viewed as a matrix; SpecError where the layout does not suit it."""
     minimum = 3 if layout is Layout.CONV else 2
     fits = len(shape) >= minimum if layout is Layout.CONV else len(shape) == minimum
     if not fits or math.prod(shape) == 0:
@@ -140,7 +142,7 @@ def _matrix_shape(shape: tuple[int, ...], layout: Layout) -> tuple[int, int]:
 
 
 def _groups_per_codebook(spec: QuantSpec, groups: int, points: int) -> int:
-    """Groups per codebook for the spec's scope."""
+    """Number of adjacent groups that share a codebook by the spec's scope."""
     if spec.scope == "tensor":
         return groups
     if spec.scope == "subspace":
@@ -157,18 +159,17 @@ def _groups_per_codebook(spec: QuantSpec, groups: int, points: int) -> int:
     return math.ceil(groups / min(groups, max(1, int(affordable))))
 
 
-def pool_of(spec: QuantSpec, rows: int, cols: int, codewords: tuple[int, int]) -> tuple[int, int]:
-    """Size of the pool and bits of an index into it; 0 and 0 where codebooks stay as they are.
+def _pool_size(spec: QuantSpec, rows: int, cols: int, *, codebooks: int, K: int) -> tuple[int, int]:
+    """Vectors of the pool and bits of an index into it; both 0 where codebooks are stored whole.
 
     Unless the spec asks for a size, the paper's rule holds, and there is no pool where it would not
-    pay (docs/algorithms.md#bit-accounting).
+    pay (docs/algorithms.md#pool-size, #bit-accounting).
     """
-    codebooks, K = codewords
     if spec.pool.method == "none":
         return 0, 0
-    ruled = pool_vectors(rows, cols, spec.d, codewords=codebooks * K)
+    by_rule = pool_vectors(rows, cols, spec.d, codewords=codebooks * K)
     size = PoolSize(
-        vectors=min(spec.pool.size, codebooks * K) or ruled,
+        vectors=min(spec.pool.size, codebooks * K) or by_rule,
         codebooks=codebooks,
         K=K,
         d=spec.d,
@@ -179,4 +180,5 @@ def pool_of(spec: QuantSpec, rows: int, cols: int, codewords: tuple[int, int]) -
 
 
 def _value_bytes(spec: QuantSpec) -> int:
+    """Bytes of one stored coordinate of a codeword."""
     return {"float32": 4, "int8": 1}.get(spec.codebook_dtype, 2)

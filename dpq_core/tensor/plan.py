@@ -1,4 +1,4 @@
-"""Plan of a model: which spec each tensor has, and exactly how many bytes that takes."""
+"""Plan: the spec of each tensor of a model, and exactly how many bytes that takes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from dpq_core.tensor.pq_tensor import Part, expected_parts
 
 @dataclass(frozen=True, kw_only=True)
 class TensorPlan:
-    """What happens to one tensor.
+    """The spec of one tensor, or that it is kept, and the bytes that follow.
 
     Attributes:
-        name: of the tensor.
-        info: its shape and dtype.
-        spec: by which it is stored; None when it is kept.
-        partition: all sizes; None when it is kept.
-        axis: the hidden axis that its columns are, if they are permuted by reordering that axis.
+        name: name of the tensor.
+        info: shape and dtype of the tensor.
+        spec: spec by which it is stored; None when it is kept.
+        partition: all sizes of the stored tensor; None when it is kept.
+        axis: the hidden axis that its columns are, where that axis is reordered instead of storing
+            a permutation.
     """
 
     name: str
@@ -32,20 +33,20 @@ class TensorPlan:
     axis: HiddenAxis | None = None
 
     @property
-    def own_spec(self) -> QuantSpec | None:
-        """The spec without help from other tensors: ``permute`` instead of a reordered axis."""
+    def standalone_spec(self) -> QuantSpec | None:
+        """The spec of the tensor by itself: ``permute`` in place of a reordered hidden axis."""
         if self.spec is None or self.axis is None:
             return self.spec
         return self.spec.replace(permute=True)
 
     def with_reordered_axis(self, axis: HiddenAxis | None) -> TensorPlan:
-        """The plan that does not store its permutation, if it has one, but reorders ``axis``."""
+        """The plan with the permutation, if there is one, replaced by a reordered hidden axis."""
         if axis is None or self.spec is None or not self.spec.permute:
             return self
         return replace(self, spec=self.spec.replace(permute=False), axis=axis)
 
     def stored(self) -> dict[str, Part]:
-        """Stored tensor name -> dtype and shape (FORMAT.md: ``X.codes`` or plain ``X``)."""
+        """Dtype and shape of every stored tensor, by name (FORMAT.md: ``X.codes`` or ``X``)."""
         if self.spec is None or self.partition is None:
             return {self.name: (self.info.dtype, self.info.shape)}
         parts = expected_parts(self.partition, self.spec)
@@ -53,7 +54,7 @@ class TensorPlan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that will be stored, headers apart."""
+        """Bytes that will be stored for the tensor, headers apart."""
         return sum(dtype.itemsize * math.prod(shape) for dtype, shape in self.stored().values())
 
 

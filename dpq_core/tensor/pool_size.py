@@ -1,6 +1,6 @@
-"""How large a pool is, and whether storing one pays: bits as they are stored.
+"""Size of a pool, and whether storing one pays, in bits as they are stored.
 
-See docs/algorithms.md#bit-accounting.
+See docs/algorithms.md#pool-size and #bit-accounting.
 """
 
 from __future__ import annotations
@@ -9,43 +9,41 @@ import math
 from dataclasses import dataclass
 
 from dpq_core.errors import SpecError
-
-MAX_POOL = 65_536
-"""An entry of an index map is an unsigned 16-bit number at most."""
+from dpq_core.spec.sections import MAX_POOL
 
 MAX_SHARE = 0.9
-"""A pool of nearly as many vectors as there are codewords only adds the index map."""
+"""Pool vectors per codeword from which on there is no pool: it would only add the index map."""
 
 SCALE_BITS = 16
-"""A float16 scale beside each int8 codebook, or beside the whole int8 pool."""
+"""Bits of the float16 scale of each int8 codebook, or of the whole int8 pool."""
 
 
 def pool_vectors(rows: int, cols: int, d: int, *, codewords: int) -> int:
-    """Pool vectors of a matrix: rows cols / (16 d^2), so that 16 d subvectors share one.
+    """V, pool vectors of a matrix by the paper's rule: R C / (16 d^2).
 
-    At fp16 that is an eighth of the bits of 8-bit codes. Never more than an index can name, nor
-    than there are codewords.
+    So 16 d subvectors share a pool vector, and a float16 pool takes an eighth of the bits of 8-bit
+    codes. Never more than an index can name, nor than there are codewords.
 
     Args:
-        rows: of the matrix.
-        cols: of the matrix.
-        d: subvector length.
-        codewords: C K, over all codebooks.
+        rows: R.
+        cols: C.
+        d: length of a subvector.
+        codewords: B K, codewords of all codebooks.
     """
     return max(1, min(round(rows * cols / (16 * d * d)), MAX_POOL, codewords))
 
 
 @dataclass(frozen=True, kw_only=True)
 class PoolSize:
-    """A pool of ``vectors`` shared by C codebooks of K codewords each.
+    """Bits of a pool of V vectors and of the B codebooks of K codewords that it would replace.
 
     Attributes:
-        vectors: N, vectors in the pool.
-        codebooks: C.
+        vectors: V.
+        codebooks: B.
         K: codewords per codebook.
         d: subvector length.
         value_bits: of one stored coordinate, of the pool as of the codebooks it replaces.
-        packed: the index map takes ceil(log2 N) bits per entry, else 16.
+        packed: the index map takes ceil(log2 V) bits per entry, else 16.
     """
 
     vectors: int
@@ -56,7 +54,7 @@ class PoolSize:
     packed: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse what an index map cannot name."""
+        """Check that an index map can name every vector."""
         if not 1 <= self.vectors <= MAX_POOL:
             raise SpecError(
                 f"a pool holds 1 to {MAX_POOL:,} vectors (its index has 16 bits), not "
@@ -70,7 +68,7 @@ class PoolSize:
 
     @property
     def pool_bits(self) -> int:
-        """Bits of the pool, the scale of an int8 one included."""
+        """Bits of the pool, including the scale of an int8 pool."""
         return self.vectors * self.d * self.value_bits + self._scale_bits
 
     @property
@@ -85,7 +83,7 @@ class PoolSize:
 
     @property
     def pays(self) -> bool:
-        """Whether pool and map take fewer bits than the codebooks, with N well below C K."""
+        """Whether pool and map take fewer bits than the codebooks, with V well below B K."""
         crowded = self.vectors >= MAX_SHARE * self.codebooks * self.K
         return not crowded and self.pool_bits + self.map_bits < self.codebook_bits
 

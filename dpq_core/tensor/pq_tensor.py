@@ -1,4 +1,4 @@
-"""PQTensor: all that is stored for one quantized tensor, and the way back to the weight."""
+"""PQTensor: all stored parts of one quantized tensor, and the way back to the weight."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ Part = tuple[torch.dtype, tuple[int, ...]]
 
 
 def expected_parts(partition: Partition, spec: QuantSpec) -> dict[str, Part]:
-    """The parts that FORMAT.md requires for one quantized tensor, by name (F12, F16-F18, F25-F29).
+    """Dtype and shape of every part that FORMAT.md requires (F12, F16-F18, F25-F29), by name.
 
     Args:
-        partition: of the tensor.
-        spec: by which it is quantized.
+        partition: partition of the tensor.
+        spec: spec by which it is quantized.
     """
     p = partition
-    books = p.stages * p.codebooks
+    codebooks = p.stages * p.codebooks  # S*B
     dtype: torch.dtype = getattr(torch, spec.codebook_dtype)
     parts: dict[str, Part] = {"codes": (torch.uint8, (p.stages * p.groups, p.group_bytes))}
     if p.pool:
         parts["pool"] = (dtype, (p.pool, p.d))
-        parts["index_map"] = (torch.uint8, (books, math.ceil(p.K * p.index_bits / 8)))
+        parts["index_map"] = (torch.uint8, (codebooks, math.ceil(p.K * p.index_bits / 8)))
     else:
-        parts["codebooks"] = (dtype, (books, p.K, p.d))
+        parts["codebooks"] = (dtype, (codebooks, p.K, p.d))
     if dtype == torch.int8:
-        parts["codebook_scale"] = (torch.float16, (1 if p.pool else books,))
+        parts["codebook_scale"] = (torch.float16, (1 if p.pool else codebooks,))
     if spec.row_scale:
         parts["row_scale"] = (torch.float16, (p.rows,))
     if spec.group_scale:
@@ -64,16 +64,16 @@ PARTS = (
     "signs_in",
     "signs_out",
 )
-"""Every name that a stored part can have."""
+"""Names that a stored part can have."""
 
 
 def column_bits(cols: int) -> int:
-    """Bits of an index of a column, for stored permutations."""
+    """Bits of one column index of a stored permutation."""
     return max(1, (cols - 1).bit_length())
 
 
 def stored_values(partition: Partition, parts: Mapping[str, Tensor]) -> Tensor:
-    """The codebooks ``[stages * codebooks, K, d]`` or the pool ``[N, d]`` in float32."""
+    """The stored codebooks ``[S*B, K, d]`` or the pool ``[V, d]``, in float32."""
     values = parts["pool" if partition.pool else "codebooks"].float()
     if "codebook_scale" not in parts:
         return values
@@ -84,14 +84,14 @@ def stored_values(partition: Partition, parts: Mapping[str, Tensor]) -> Tensor:
 def effective_books(
     partition: Partition, parts: Mapping[str, Tensor], unpacked: UnpackedCache | None = None
 ) -> Tensor:
-    """The codebooks in float32 ``[stages * codebooks, K, d]``, whatever form they are stored in.
+    """The codebooks in float32 ``[S*B, K, d]``, read through the pool where there is one.
 
     Differentiable in the stored codebooks, pool and scales.
 
     Args:
-        partition: of the tensor.
-        parts: by name.
-        unpacked: where the unpacked index map is remembered.
+        partition: partition of the tensor.
+        parts: stored parts by name.
+        unpacked: cache of the unpacked index map.
     """
     p, values = partition, stored_values(partition, parts)
     if not p.pool:
@@ -104,13 +104,13 @@ def effective_books(
 
 @dataclass(frozen=True, kw_only=True)
 class PQTensor:
-    """One product-quantized tensor.
+    """The stored parts of one product-quantized tensor.
 
     Attributes:
-        partition: all sizes; also how the matrix is cut.
-        spec: by which it was quantized.
-        dtype: of the original tensor, and of ``decode()``.
-        stored: part name -> tensor, exactly the ``expected_parts``.
+        partition: all sizes, and how the matrix is cut.
+        spec: spec by which it was quantized.
+        dtype: dtype of the original tensor and of ``decode()``.
+        stored: exactly the ``expected_parts``, by name.
     """
 
     partition: Partition
@@ -119,21 +119,21 @@ class PQTensor:
     stored: Mapping[str, Tensor]
 
     def parts(self) -> dict[str, Tensor]:
-        """The stored tensors by part name; ``from_parts`` is the inverse."""
+        """The stored parts by name; ``from_parts`` is the inverse."""
         return dict(self.stored)
 
     @classmethod
     def from_parts(
         cls, partition: Partition, spec: QuantSpec, dtype: torch.dtype, parts: Mapping[str, Tensor]
     ) -> PQTensor:
-        """Rebuild from stored tensors, checking shapes, dtypes, code range and finiteness.
+        """Build from stored parts, checking shapes, dtypes, range of the codes and finiteness.
 
         Raises:
             ArtifactError: a part is missing, unknown, misshapen, out of range or not finite.
         """
         expected = expected_parts(partition, spec)
-        if unlike := set(expected) ^ set(parts):
-            raise ArtifactError(f"parts {sorted(unlike)} are unknown or missing")
+        if different := set(expected) ^ set(parts):
+            raise ArtifactError(f"parts {sorted(different)} are unknown or missing")
         for name, part in parts.items():
             if (part.dtype, tuple(part.shape)) != expected[name]:
                 raise ArtifactError(
@@ -146,9 +146,10 @@ class PQTensor:
         return tensor
 
     def _check_ranges(self) -> None:
+        """Raise ArtifactError where a code, an index or the permutation is out of range."""
         p = self.partition
         if 1 << p.code_bits != p.K:  # otherwise every bit pattern is a valid code
-            largest = max(int(self.codes_of(line).max()) for line in range(p.stages * p.groups))
+            largest = max(int(self.codes_of(row).max()) for row in range(p.stages * p.groups))
             if largest >= p.K:
                 raise ArtifactError(f"a code is {largest}, but there are only {p.K} codewords")
         if p.pool and 1 << p.index_bits != p.pool:
@@ -162,7 +163,7 @@ class PQTensor:
 
     @property
     def codes(self) -> Tensor:
-        """Bit-packed codes, uint8 ``[stages * groups, group_bytes]``."""
+        """Bit-packed codes, uint8 ``[S*G, group_bytes]``."""
         return self.stored["codes"]
 
     @property
@@ -175,31 +176,31 @@ class PQTensor:
         """True bits per weight: everything stored, over the weights of the original tensor."""
         return 8 * self.nbytes / (self.partition.rows * self.partition.cols)
 
-    def codes_of(self, line: int) -> Tensor:
-        """Codes of line ``stage * groups + group``, int32 ``[points]``."""
+    def codes_of(self, row: int) -> Tensor:
+        """Codes of one group of one stage, row ``s * G + j`` of all codes: int32 ``[P]``."""
         p = self.partition
-        return unpack(self.codes[line : line + 1], p.code_bits, p.points)[0]
+        return unpack(self.codes[row : row + 1], p.code_bits, p.points)[0]
 
     def books(self) -> Tensor:
-        """The codebooks, float32 ``[stages * codebooks, K, d]``, read through the pool if any."""
+        """The codebooks, float32 ``[S*B, K, d]``, read through the pool where there is one."""
         return effective_books(self.partition, self.stored)
 
     def core(self) -> Tensor:
-        """The sum of the codewords as a float32 matrix ``[rows, cols]``: before any scale."""
+        """The core, a float32 matrix ``[R, C]``: sums of codewords, before any scale."""
         p = self.partition
-        books = self.books()
-        subvectors = torch.zeros(p.groups, p.d, p.points, device=books.device)
+        codebooks = self.books()
+        subvectors = torch.zeros(p.groups, p.d, p.points, device=codebooks.device)
         for stage in range(p.stages):
             for group in range(p.groups):
-                book = books[stage * p.codebooks + group // p.groups_per_codebook]
-                subvectors[group] += book[self.codes_of(stage * p.groups + group).long()].T
+                codebook = codebooks[stage * p.codebooks + group // p.groups_per_codebook]
+                subvectors[group] += codebook[self.codes_of(stage * p.groups + group).long()].T
         return p.from_subvectors(subvectors)
 
     def decode(self, dtype: torch.dtype | None = None) -> Tensor:
         """The dense weight in the original shape: float32 arithmetic, then cast.
 
         Args:
-            dtype: of the result; the original tensor's by default.
+            dtype: dtype of the result; by default that of the original tensor.
         """
         matrix = frame_of(self.partition, self.stored).restore(self.core())
         return self.partition.from_matrix(matrix.to(dtype or self.dtype)).contiguous()
@@ -208,31 +209,33 @@ class PQTensor:
 def frame_of(
     partition: Partition, parts: Mapping[str, Tensor], unpacked: UnpackedCache | None = None
 ) -> Frame:
-    """The basis in which a tensor was quantized, from its stored parts.
+    """The frame (scales, order, signs) in which a tensor was quantized, from its stored parts.
 
     Args:
-        partition: of the tensor.
-        parts: by name.
-        unpacked: where unpacked orders and signs are remembered.
+        partition: partition of the tensor.
+        parts: stored parts by name.
+        unpacked: cache of the unpacked permutation and signs.
     """
-    p, memory = partition, unpacked or UnpackedCache()
+    p, cache = partition, unpacked or UnpackedCache()
     signs = {
-        name: memory.get(name, parts[name], partial(transform.unpack_signs, n=n))
+        name: cache.get(name, parts[name], partial(transform.unpack_signs, n=n))
         for name, n in (("signs_in", p.cols), ("signs_out", p.rows))
         if name in parts
     }
-    order = parts.get("permutation")
-    if order is not None:
-        order = memory.get("permutation", order, lambda packed: permutation_of(packed, p.cols))
+    permutation = parts.get("permutation")
+    if permutation is not None:
+        permutation = cache.get(
+            "permutation", permutation, lambda packed: permutation_of(packed, p.cols)
+        )
     scale = parts.get("group_scale")
     return Frame(
         row_scale=parts.get("row_scale"),
         column_scale=None if scale is None else scale.repeat_interleave(p.d)[: p.cols],
-        permutation=order,
+        permutation=permutation,
         **signs,
     )
 
 
 def permutation_of(packed: Tensor, cols: int) -> Tensor:
-    """Stored permutation -> int64 ``[cols]``: column c of the core is column perm[c] of W."""
+    """Unpack a stored permutation, int64 ``[C]``: column c of the core is column perm[c] of W."""
     return unpack(packed[None], column_bits(cols), cols)[0].long()

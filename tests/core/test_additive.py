@@ -287,7 +287,8 @@ def test_residual_kmeans_is_kmeans_of_what_is_left() -> None:
         assert torch.equal(result.codebooks[s * C : (s + 1) * C], stage.codebooks)
         assert torch.equal(result.codes[s * 4 : (s + 1) * 4], stage.codes)
         left = left - decode_sum(stage.codes, stage.codebooks, grouped(x, 2))
-    assert len(result.stats) == 3
+    assert len(result.codebooks) == 3 * C
+    assert len(result.codes) == 3 * 4
     objectives = [
         squared_errors(
             x, result.codebooks[: s * C], result.codes[: s * 4], grouped(x, 2, stages=s, pad=1)

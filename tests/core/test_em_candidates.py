@@ -177,7 +177,7 @@ def module_and_input(kind: str, changes: dict[str, object]) -> tuple[nn.Module, 
     dense = torch.randn(shape, generator=torch.Generator().manual_seed(3))
     spec = SPEC.replace(**{"K": 8, **changes})
     weight = PQWeight.from_pq(quantize(dense, Partition.of(shape, layout, spec), spec, "w").pq)
-    weight.train_form()
+    weight.make_trainable()
     x = torch.randn(2, 4, 5, 5) if kind == "conv" else torch.randn(3, 20)
     if kind == "conv":
         return PQConv2d(weight, nn.Conv2d(4, 24, 3)), x

@@ -37,7 +37,7 @@ def one_objective(weight: PQWeight, pq) -> Objective:
 def words_of(**changes) -> tuple[PQWeight, Codewords, Objective]:
     pq = random_pq((400, 16), SPEC.replace(row_scale=False, K=8, **changes))
     weight = PQWeight.from_pq(pq)
-    weight.train_form()
+    weight.make_trainable()
     return weight, Codewords(weight, after=200, interval=100, seed=0), one_objective(weight, pq)
 
 

@@ -21,7 +21,7 @@ from dpq_core.tensor.packing import unpack
 def one_layer(**changes) -> PQLinear:
     pq = random_pq((24, 16), SPEC.replace(**changes))
     layer = PQLinear(PQWeight.from_pq(pq), torch.zeros(24))
-    layer.weight.train_form()
+    layer.weight.make_trainable()
     return layer
 
 

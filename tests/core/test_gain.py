@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dpq_core.spec import QuantSpec
-from dpq_core.tensor.basis.gain import MAX_GAIN, Rows, gain_of
+from dpq_core.tensor.basis.gain import MAX_GAIN, RowProducts, gain_of
 from dpq_core.tensor.partition import Layout, Partition
 
 
@@ -24,7 +24,7 @@ def test_a_gain_is_the_energy_over_what_lies_along_the_row():
 
 
 def rows_of(p, points, codes, books, **stored):
-    return Rows.of(points, codes, books, p, stored)
+    return RowProducts.of(points, codes, books, p, stored)
 
 
 def problem(orientation, *, group_scale, shape=(10, 11), stages=2):
@@ -82,6 +82,12 @@ def test_the_relative_error_is_that_of_the_dense_weight(orientation, group_scale
 def test_nothing_lost_is_zero_and_nothing_there_is_too():
     one = torch.ones(2, dtype=torch.float64)
     # Rounding may leave less than nothing; an error is never negative.
-    assert Rows(energy=one, along=one * (1 + 1e-9), decoded=one).relative_error(None, None) == 0
-    assert Rows(energy=0 * one, along=0 * one, decoded=0 * one).relative_error(None, None) == 0
-    assert Rows(energy=4 * one, along=2 * one, decoded=one).relative_error(None, None) == 0.25
+    assert (
+        RowProducts(energy=one, along=one * (1 + 1e-9), decoded=one).relative_error(None, None) == 0
+    )
+    assert (
+        RowProducts(energy=0 * one, along=0 * one, decoded=0 * one).relative_error(None, None) == 0
+    )
+    assert (
+        RowProducts(energy=4 * one, along=2 * one, decoded=one).relative_error(None, None) == 0.25
+    )

@@ -16,9 +16,15 @@ from dpq_core.errors import SpecError
 from dpq_core.grouping import Grouping
 from dpq_core.methods.codebooks.kmeans import kmeans
 from dpq_core.spec import KMeansSpec
-from dpq_core.tensor.basis.permute import ColumnMoments, column_moments, objective, search
+from dpq_core.tensor.basis.permute import (
+    ColumnMoments,
+    bucket_start,
+    column_moments,
+    correlated_start,
+    objective,
+    search,
+)
 from dpq_core.tensor.basis.permute_search import RIDGE, SwapSearch
-from dpq_core.tensor.basis.permute_start import bucket_start, correlated_start
 
 pytestmark = pytest.mark.portable
 

@@ -212,7 +212,7 @@ def test_every_plan_of_a_producer_must_allow_it() -> None:
     assert list(free_axes([axis], {"a": [good], "b": [*wide, fixed]})) == ["b"]
     assert list(free_axes([axis], {"a": [good, bad], "b": wide})) == []
     freed = wide[1].with_reordered_axis(axis)
-    assert freed.own_spec == wide[1].spec
+    assert freed.standalone_spec == wide[1].spec
     assert freed.spec == wide[1].spec.replace(permute=False)
     assert freed.nbytes == wide[1].nbytes - 24 * 5 // 8
     assert fixed.with_reordered_axis(axis) is fixed

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from strategies import conv_shapes, matrix_shapes, specs_up_to
 
 from dpq_core.errors import SpecError
-from dpq_core.kernels.cpu import error
+from dpq_core.kernels.cpu import row_products
 from dpq_core.methods.quantize import quantize, tensor_seed
 from dpq_core.spec import KMeansSpec, QuantSpec
 from dpq_core.tensor.partition import Layout, Partition
@@ -139,9 +139,9 @@ def test_both_kernels_of_row_products_are_the_plain_sums(sharing, groups, stages
     sums = [v.sum((0, 1)) if across else v.sum(2).view(-1) for v in products]
     expected = torch.stack(sums, dim=1)
     grouping = grouped(points, sharing, stages=stages)
-    fast = error.row_products(points, codes, books, grouping, weights=weights, across=across)
+    fast = row_products.row_products(points, codes, books, grouping, weights=weights, across=across)
     torch.testing.assert_close(fast, expected, rtol=1e-5, atol=1e-4)
-    plain = error._by_torch(points, codes, books, sharing, weights, across)
+    plain = row_products._by_torch(points, codes, books, sharing, weights, across)
     torch.testing.assert_close(plain, expected, rtol=1e-5, atol=1e-4)
 
 

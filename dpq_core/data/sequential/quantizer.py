@@ -44,7 +44,8 @@ class PlanQuantizer:
     ) -> tuple[PQTensor, float] | None:
         """Quantize the checkpoint's tensor; None where the model's weight differs from it."""
         plan = self.plans[name]
-        spec = plan.own_spec  # the model keeps its order; hidden axes are reordered in the end
+        # The model keeps its order: hidden axes are reordered in the end.
+        spec = plan.standalone_spec
         assert spec is not None
         assert plan.partition is not None
         stored = self.checkpoint.read(name)
@@ -62,7 +63,7 @@ class PlanQuantizer:
     def restore(self, name: str, parts: Mapping[str, Tensor]) -> PQTensor:
         """The quantized tensor made of its stored parts."""
         plan = self.plans[name]
-        spec = plan.own_spec
+        spec = plan.standalone_spec
         assert spec is not None
         assert plan.partition is not None
         return PQTensor.from_parts(plan.partition, spec, plan.info.dtype, parts)

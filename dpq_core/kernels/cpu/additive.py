@@ -1,4 +1,4 @@
-"""Sums over the members of additive codewords: numba on the CPU, torch elsewhere."""
+"""Sums of residuals over the members of additive codewords: numba on the CPU, torch elsewhere."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CHUNK = 1 << 22
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract"})
 def _scatter(units, points, codes, words, weights, pad, out):  # type: ignore[no-untyped-def]
-    """Add to out float64 [slots, S, K, d]; see ``scatter_residual``; units as in Units.table."""
+    """Add the sums of some units (Units.table) to out float64 [slots, S, K, d]."""
     S, G, _ = codes.shape
     d = words.shape[3]
     wrong = np.empty(d)
@@ -50,7 +50,7 @@ def scatter_residual(
     *,
     weights: Tensor | None,
 ) -> Tensor:
-    """Per codeword of every stage: the sum over its members of ``w (x - sum of codewords)``.
+    """Sum of ``w (x - sum of codewords)`` over the members of every codeword of every stage.
 
     With all points this is the negative half gradient of the weighted squared error; with None for
     x = 0 it is minus the product of the normal matrix (co-occurrences of codewords) and ``words``.
@@ -59,7 +59,7 @@ def scatter_residual(
         points: float32 x [G, d, P], or None for zero.
         codes: int32 [S, G, P].
         words: float64 [S, B, K, d].
-        grouping: of the subvectors.
+        grouping: grouping of the subvectors.
         weights: float32 w [G, P], or None for one.
 
     Returns:
@@ -67,9 +67,9 @@ def scatter_residual(
     """
     if words.device.type != "cpu":
         return _by_torch(points, codes, words, grouping, weights=weights)
-    (S, G, P), (_, C, K, d) = codes.shape, words.shape
+    (S, G, P), (_, B, K, d) = codes.shape, words.shape
     units = Units.of(grouping, K=K, width=S * d, mask_pad=False)
-    out = np.zeros((C * units.slots, S, K, d))
+    out = np.zeros((B * units.slots, S, K, d))
     steps = S * G * d * P
     batches = units.batches(thread_count(len(units.table), steps))
     arrays = (
@@ -83,7 +83,7 @@ def scatter_residual(
         _scatter(units.table[batches[first][0] : batches[last - 1][1]], *arrays, grouping.pad, out)
 
     spread(run, len(batches), steps)
-    per_book = torch.from_numpy(out).view(C, units.slots, S, K, d)
+    per_book = torch.from_numpy(out).view(B, units.slots, S, K, d)
     total = per_book[:, 0]
     for slot in range(1, units.slots):  # in a fixed order
         total = total + per_book[:, slot]
@@ -98,15 +98,15 @@ def _by_torch(
     *,
     weights: Tensor | None,
 ) -> Tensor:
-    """The same as sums of integers, which do not depend on the order a GPU adds them up in."""
-    (S, G, P), (_, C, K, d) = codes.shape, words.shape
+    """The sums as integers, which do not depend on the order in which a GPU adds them up."""
+    (S, G, P), (_, B, K, d) = codes.shape, words.shape
     largest = (0.0 if points is None else float(points.abs().max())) + float(
         words.abs().amax((1, 2, 3)).sum()
     )
     heaviest = 1.0 if weights is None else float(weights.max())
     bound = math.frexp(max(largest * heaviest, torch.finfo(torch.float32).tiny))[1]
     scale = math.ldexp(1.0, 62 - (G * P).bit_length() - bound)
-    sums = torch.zeros(S, C * K, d, dtype=torch.int64, device=words.device)
+    sums = torch.zeros(S, B * K, d, dtype=torch.int64, device=words.device)
     step = max(1, _CHUNK // (d * P))
     for first in range(0, G, step):
         groups = torch.arange(first, min(first + step, G), device=words.device)
@@ -125,4 +125,4 @@ def _by_torch(
         values = (wrong * scale).round().long().view(-1, d)
         for s in range(S):
             sums[s].index_add_(0, slots[s].reshape(-1), values)
-    return (sums.double() / scale).view(S, C, K, d)
+    return (sums.double() / scale).view(S, B, K, d)

@@ -17,27 +17,27 @@ from torch.nn.functional import pad as pad_with
 from dpq_core.kernels.cpu.threads import spread
 
 _COORDINATES = 4
-"""Coordinates per pass over the scores, so that they are read and written d / 4 times only."""
+"""Coordinates per pass over the scores, which are read and written d / 4 times only."""
 
 _RUN = 512
-"""Points of one group per task."""
+"""Points of one task, all of one group."""
 
 _TILE = 16
-"""Scores of which only the lowest is looked at, unless it is among the lowest of all."""
+"""Scores of a tile, of which only the lowest is read unless it is among the lowest of all."""
 
 _INDEX = (1 << 32) - 1
-"""The lower half of an entry: partial sum * K + codeword."""
+"""Mask of the lower half of an entry: partial sum * K + codeword."""
 
 _NOTHING = 0x7F800000 << 32
-"""The lowest entry at infinite distance."""
+"""Lowest entry with an infinite score: an empty place."""
 
 _TILE_FLOATS = 1 << 24
-"""Scores that the torch path holds at a time."""
+"""Scores that the torch path holds at a time, at most."""
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract"})
 def _score(residual, words, halves, scores):  # type: ignore[no-untyped-def]
-    """scores[k] = |residual - c_k|^2 / 2."""
+    """Write ``|residual - c_k|^2 / 2`` to scores[k]."""
     half = np.float32(0)
     for i in range(len(residual)):
         half += residual[i] * residual[i]
@@ -57,7 +57,7 @@ def _score(residual, words, halves, scores):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True, fastmath={"nnan", "nsz"})
 def _lowest(scores, low):  # type: ignore[no-untyped-def]
-    """The smallest score of every tile (vectorised: hence no NaN)."""
+    """Write the lowest score of every tile to ``low`` (vectorised, hence no NaN)."""
     for t in range(len(low)):
         best = scores[t * _TILE]
         for k in range(t * _TILE + 1, (t + 1) * _TILE):
@@ -67,7 +67,7 @@ def _lowest(scores, low):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def _insert(best, entry):  # type: ignore[no-untyped-def]
-    """Put an entry into its place among the sorted best, without a branch to mispredict."""
+    """Insert an entry into the sorted best entries, without a branch to mispredict."""
     for at in range(len(best) - 1, 0, -1):
         best[at] = min(best[at], max(best[at - 1], entry))
     best[0] = min(best[0], entry)
@@ -75,7 +75,7 @@ def _insert(best, entry):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def _select(scores, low, bars, best):  # type: ignore[no-untyped-def]
-    """The lowest scores, sorted, into ``best`` int64 [beam].
+    """Write the entries of the lowest scores, sorted, to ``best`` int64 [beam].
 
     The beam-th lowest tile minimum bounds what can be among them, so few tiles are looked into. An
     entry is the bits of the score (not negative, so that its bits sort like itself) above its
@@ -100,7 +100,7 @@ def _select(scores, low, bars, best):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract"})
 def _search(points, words, halves, book_of, beam, codes, first, last):  # type: ignore[no-untyped-def]
-    """Codes of some tasks (runs of ``_RUN`` points of one group).
+    """Search codes for tasks first..last; a task is ``_RUN`` points of one group.
 
     Args:
         points: float32 [G, d, P].
@@ -109,7 +109,7 @@ def _search(points, words, halves, book_of, beam, codes, first, last):  # type: 
         book_of: int64 [G], index into B.
         beam: partial sums kept.
         codes: int32 [keep, S, G, P], overwritten.
-        first: task.
+        first: first task.
         last: past-the-end task.
     """
     _, d, P = points.shape
@@ -176,7 +176,7 @@ def search(points: Tensor, books: Tensor, book_of: Tensor, beam: int, keep: int 
 
 
 def _by_torch(points: Tensor, books: Tensor, book_of: Tensor, beam: int, keep: int) -> Tensor:
-    """The same in tiles of groups and points."""
+    """See ``search``; in tiles of groups and points."""
     S, _, K, _ = books.shape
     G, _, P = points.shape
     codes = torch.empty(keep, S, G, P, dtype=torch.int32, device=points.device)
@@ -184,10 +184,10 @@ def _by_torch(points: Tensor, books: Tensor, book_of: Tensor, beam: int, keep: i
     some = max(1, _TILE_FLOATS // (beam * K * run))
     for first in range(0, G, some):
         group = slice(first, first + some)
-        own = books[:, book_of[group]]  # [S, g, K, d]
+        group_books = books[:, book_of[group]]  # [S, g, K, d]
         for start in range(0, P, run):
             block = points[group, :, start : start + run].movedim(1, 2)  # [g, n, d]
-            codes[:, :, group, start : start + run] = _tile(block, own, beam, keep)
+            codes[:, :, group, start : start + run] = _tile(block, group_books, beam, keep)
     return codes
 
 
@@ -205,9 +205,9 @@ def _tile(x: Tensor, books: Tensor, beam: int, keep: int) -> Tensor:
         scores = scores.view(g, n, beams, K) + residual.square().sum(3, keepdim=True) / 2
         best = scores.view(g, n, beams * K).topk(min(beam, beams * K), largest=False).indices
         source, code = best // K, best % K  # [g, n, kept]
-        chosen = words.gather(1, code.view(g, -1, 1).expand(-1, -1, d)).view(g, n, -1, d)
+        codewords = words.gather(1, code.view(g, -1, 1).expand(-1, -1, d)).view(g, n, -1, d)
         kept = residual.gather(2, source[..., None].expand(-1, -1, -1, d))
-        residual = kept - chosen
+        residual = kept - codewords
         history = paths.gather(2, source[..., None].expand(-1, -1, -1, paths.shape[3]))
         paths = torch.cat([history, code[..., None]], dim=3)
     return paths[:, :, :keep].permute(2, 3, 0, 1).to(torch.int32)

@@ -1,4 +1,4 @@
-"""Compiled search by bounding boxes: spatial order, boxes of runs, and pruned scans (numba)."""
+"""Compiled nearest-centre search by bounding boxes: spatial order, boxes, pruned scans (numba)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ CENTRES = 16
 """Centres per box. From 16 to 64 the time on 73,728 points and 31,104 centres is the same."""
 
 FAR = np.float32(3e38)
-"""A distance above all others, that is still a number."""
+"""A finite distance above all others."""
 
 _SAFE = np.float32(1 - 1e-5)
-"""Bounds are lowered by more than they and the distances are rounded."""
+"""Factor on bounds, which lowers them by more than they and the distances are rounded."""
 
 _ZERO = np.float32(0)
 
@@ -26,7 +26,7 @@ _FAST = {"reassoc", "contract", "nnan", "ninf"}
 
 @numba.njit(cache=True, nogil=True)
 def spatial_order(points, run):  # type: ignore[no-untyped-def]
-    """A permutation int64 [n] in which each run of ``run`` points lies close together.
+    """A permutation, int64 [n], in which each run of ``run`` points lies close together.
 
     Halves float32 [n, d] at a multiple of ``run`` along the widest coordinate, again and again.
     """
@@ -54,7 +54,7 @@ def spatial_order(points, run):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def _partition(points, axis, order, low, high, middle):  # type: ignore[no-untyped-def]
-    """Quickselect: nothing before ``middle`` is greater than anything from it on."""
+    """Reorder (quickselect): nothing before ``middle`` is greater than anything from it on."""
     while low < high:
         pivot = points[order[(low + high) // 2], axis]
         i, j = low, high
@@ -110,7 +110,7 @@ def _scan(x, centres, first, last, best, index, dims):  # type: ignore[no-untype
 
 @numba.njit(cache=True, nogil=True, fastmath=_FAST)
 def _gaps(low, high, box, boxes, out):  # type: ignore[no-untyped-def]
-    """Least squared distance between a box of points and each box of centres, into out."""
+    """Write the least squared distance of a box of points to each box of centres to out."""
     d = low.shape[0]
     out[:] = 0
     for i in range(d):
@@ -121,11 +121,11 @@ def _gaps(low, high, box, boxes, out):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def search(points, centres, dims, best, index, first, last):  # type: ignore[no-untyped-def]
-    """Nearest centre of the runs first..last of points, both in spatial order.
+    """Find the nearest centre of the points of runs first..last, all in spatial order.
 
     Args:
         points: float32 [n, d] and their ``bounds``.
-        centres: float32 [N, d] and their ``bounds``.
+        centres: float32 [V, d] and their ``bounds``.
         dims: a tuple whose length tells the compiler d.
         best: float32 [n] squared distances to ``index``, or FAR; lowered.
         index: int32 [n] places of centres; overwritten.
@@ -162,5 +162,5 @@ def search(points, centres, dims, best, index, first, last):  # type: ignore[no-
 
 
 def dimensions(d: int) -> tuple[Any, ...]:
-    """The ``dims`` of ``search``."""
+    """The tuple that tells ``search`` d at compile time."""
     return (0,) * d

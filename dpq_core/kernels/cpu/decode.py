@@ -1,4 +1,4 @@
-"""Decode rows of a quantized weight on a CPU, faster than a chain of torch gathers.
+"""Dense rows of a quantized weight, decoded on a CPU faster than by a chain of torch gathers.
 
 Decoding only moves bytes: a codeword is seen as a few machine words (four bfloat16 are one of 64
 bits) and copied to its place. Parallel over blocks of rows: the codes of a block are read group by
@@ -20,46 +20,46 @@ from torch import Tensor
 from dpq_core.kernels.cpu.threads import spread
 
 _ROW_BLOCK = 32
-"""Rows at a time: with twice as many, strided writes fall out of a 12-way L1 cache (2x slower)."""
+"""Rows of a block: with twice as many, strided writes fall out of a 12-way L1 cache (2x slower)."""
 
 _UNROLLED = (1, 2, 3, 4)
-"""Words per codeword that are compiled with a constant inner loop; others share one kernel."""
+"""Words per codeword for which a kernel with a constant inner loop exists; others share one."""
 
 _local = threading.local()  # .scratch: uint8, the largest chunk that this thread has decoded
 
 _WORDS = {8: np.uint64, 4: np.uint32, 2: np.uint16, 1: np.uint8}
-"""Bytes -> machine word."""
+"""Machine word of a number of bytes, widest first."""
 
 
 @functools.cache
 def _kernel(words: int) -> Callable[..., Any]:
-    """The kernel for a constant number of words per codeword; 0 means any number."""
+    """The compiled loop for a constant number of words per codeword; 0 means any number."""
 
     @numba.njit(cache=True, nogil=True)
-    def decode(codes, books, tie, out, first_block, last_block):  # type: ignore[no-untyped-def]
-        """Codes uint [G, n], books uint [C, K, words], out uint [n, G * words]."""
-        size = words if words > 0 else books.shape[2]
+    def decode(codes, codebooks, groups_per_codebook, out, first_block, last_block):  # type: ignore[no-untyped-def]
+        """Copy codewords to rows: codes [G, n], codebooks [B, K, words], out [n, G * words]."""
+        size = words if words > 0 else codebooks.shape[2]
         for block in range(first_block, last_block):
             first = block * _ROW_BLOCK
             last = min(first + _ROW_BLOCK, codes.shape[1])
             for group in range(codes.shape[0]):
-                book = books[group // tie]
+                codebook = codebooks[group // groups_per_codebook]
                 for r in range(first, last):
-                    word = book[codes[group, r]]
+                    codeword = codebook[codes[group, r]]
                     for i in range(size):
-                        out[r, group * size + i] = word[i]
+                        out[r, group * size + i] = codeword[i]
 
     return decode
 
 
 def rows(codes: Tensor, codebooks: Tensor, groups_per_codebook: int) -> Tensor:
-    """Dense rows ``[n, G * d]`` of codes uint8 or uint16 ``[G, n]`` of one stage.
+    """Dense rows ``[n, G * d]`` of n points of one stage.
 
     The rows are in memory that the next call on this thread overwrites: fresh memory for every
     chunk costs more, in page faults, than decoding does.
 
     Args:
-        codes: group j reads codebook ``j // groups_per_codebook``.
+        codes: uint8 or uint16 ``[G, n]``; group j reads codebook ``j // groups_per_codebook``.
         codebooks: ``[B, K, d]`` in the dtype of the result.
         groups_per_codebook: adjacent groups that share a codebook.
     """
@@ -78,6 +78,7 @@ def rows(codes: Tensor, codebooks: Tensor, groups_per_codebook: int) -> Tensor:
 
 
 def _scratch(rows: int, cols: int, dtype: torch.dtype) -> Tensor:
+    """Memory of this thread for ``[rows, cols]``, reused by every call."""
     nbytes = rows * cols * dtype.itemsize
     buffer = getattr(_local, "scratch", None)
     if buffer is None or len(buffer) < nbytes:
@@ -86,5 +87,5 @@ def _scratch(rows: int, cols: int, dtype: torch.dtype) -> Tensor:
 
 
 def _as_bytes(values: Tensor) -> np.ndarray[Any, Any]:
-    """The same memory as uint8; NumPy has no bfloat16."""
+    """The memory of a tensor as uint8, because NumPy has no bfloat16."""
     return values.contiguous().view(torch.uint8).numpy()

@@ -1,4 +1,4 @@
-"""Compiled loops of entropy coding: contexts along a sequence, and the table-driven decoder.
+"""Compiled loops of entropy coding: contexts along a sequence, and a table-driven decoder.
 
 The decoder reads what constriction's ``AnsCoder`` writes (32-bit words, 64-bit state, 24-bit
 probabilities). All probabilities are multiples of ``2 ** (24 - precision)``, so that the upper
@@ -14,18 +14,18 @@ import numpy as np
 import numpy.typing as npt
 
 MODEL_BITS = 24
-"""Precision of constriction's models."""
+"""Bits of a probability in constriction's models."""
 
 EMA_BITS = 4
 """Fractional bits of the running mean."""
 
 FIELD_BITS = 17
-"""Of a frequency in a packed entry: 2^16 is possible."""
+"""Bits of a frequency in a packed entry: 2^16 is possible."""
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
 def _bin(ema, thresholds):  # type: ignore[no-untyped-def]
-    """Number of thresholds that are at most ``ema``: int64 [B - 1], ascending."""
+    """Number of thresholds, int64 and ascending, that are at most ``ema``."""
     low, high = 0, len(thresholds)
     while low < high:
         middle = (low + high) >> 1
@@ -38,7 +38,7 @@ def _bin(ema, thresholds):  # type: ignore[no-untyped-def]
 
 @numba.njit(cache=True, nogil=True)
 def means(symbols, groups, scale, start, shift, out):  # type: ignore[no-untyped-def]
-    """The running mean that each symbol sees: int64 [n], before the symbol itself is counted."""
+    """Write the running mean before each symbol to out int64 [n]."""
     ema = start
     for i in range(len(symbols)):
         out[i] = ema
@@ -47,7 +47,7 @@ def means(symbols, groups, scale, start, shift, out):  # type: ignore[no-untyped
 
 @numba.njit(cache=True, nogil=True)
 def tables_of(symbols, groups, scale, start, shift, thresholds, table, out):  # type: ignore[no-untyped-def]
-    """The table that each symbol is coded with: uint16 [n]; ``table`` is uint16 [G, B]."""
+    """Write the table that each symbol is coded with, of ``table`` uint16 [G, B], to out [n]."""
     ema = start
     for i in range(len(symbols)):
         group = groups[i]
@@ -59,15 +59,15 @@ def tables_of(symbols, groups, scale, start, shift, thresholds, table, out):  # 
 def decode(  # type: ignore[no-untyped-def]
     words, ends, groups, scale, start, shift, thresholds, table, lut, entries, first, precision, out
 ):
-    """Decode ``out`` int32 [n]; False where the words do not end with the last symbol.
+    """Decode symbols to ``out`` int32 [n]; False where the words do not end with the last symbol.
 
     Args:
         words: uint32, the coders' words one after the other.
         ends: int64 [T + 1], where the words of each coder begin and end.
         groups: integers [n] below G.
         scale: int64 [G].
-        start: of the running mean.
-        shift: of the running mean.
+        start: first value of the running mean.
+        shift: shift of the running mean: its weight for a new symbol is 2^-shift.
         thresholds: int64 [B - 1].
         table: uint16 [G, B], below T.
         lut: uint16 [T, 2 ** precision], upper slot bits -> rank of the symbol in its table.
@@ -105,10 +105,10 @@ def decode(  # type: ignore[no-untyped-def]
         out[i] = symbol
         if follows:
             ema += ((symbol * scale[group] << EMA_BITS) - ema) >> shift
-    left = 0
+    unread = 0
     for t in range(count):
-        left += (state[t] != 0) + (position[t] != ends[t])
-    return left == 0
+        unread += (state[t] != 0) + (position[t] != ends[t])
+    return unread == 0
 
 
 def pack_entries(
@@ -116,6 +116,6 @@ def pack_entries(
     cumulative: npt.NDArray[np.integer[Any]],
     frequencies: npt.NDArray[np.integer[Any]],
 ) -> npt.NDArray[np.int64]:
-    """Symbol, cumulative frequency and frequency in one int64 each: one load per symbol."""
+    """Pack symbol, cumulative frequency and frequency into one int64: one load per symbol."""
     entries = np.asarray(symbols, np.int64) << (2 * FIELD_BITS)
     return entries | np.asarray(cumulative, np.int64) << FIELD_BITS | frequencies

@@ -30,8 +30,8 @@ def _closest(y, u, i, alive, costs):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
-def merge_cell(x, w, keep, drop, price):  # type: ignore[no-untyped-def]
-    """All merges of one cell down to a single cluster, cheapest pair first.
+def merge_cell(x, w, keep, drop, cost):  # type: ignore[no-untyped-def]
+    """Record all merges of one cell down to a single cluster, cheapest pair first.
 
     Joining weights a and b at a distance r adds ``a b / (a + b) r^2`` to the squared error. Each
     cluster remembers its cheapest partner; a merge can spoil this only for those whose partner
@@ -42,23 +42,23 @@ def merge_cell(x, w, keep, drop, price):  # type: ignore[no-untyped-def]
         w: float32 [n], positive.
         keep: int32 [n - 1], the member that each merge goes on under.
         drop: int32 [n - 1], the member that it swallows.
-        price: float32 [n - 1], error added; ascending.
+        cost: float32 [n - 1], error that each merge adds; ascending.
     """
     n = len(x)
     y, u = np.ascontiguousarray(x.T), w.copy()
     name = np.arange(n)
-    costs, price_of = np.empty(n, np.float32), np.empty(n, np.float32)
+    costs, least_cost = np.empty(n, np.float32), np.empty(n, np.float32)
     partner = np.empty(n, np.int64)
     for i in range(n):
-        partner[i], price_of[i] = _closest(y, u, i, n, costs)
+        partner[i], least_cost[i] = _closest(y, u, i, n, costs)
     for step in range(n - 1):
         alive = n - step
-        i = int(np.argmin(price_of[:alive]))
+        i = int(np.argmin(least_cost[:alive]))
         j = partner[i]
         if j < i:
             i, j = j, i
         keep[step], drop[step] = name[i], name[j]
-        price[step] = price_of[i] if step == 0 else max(price[step - 1], price_of[i])
+        cost[step] = least_cost[i] if step == 0 else max(cost[step - 1], least_cost[i])
         share = u[j] / (u[i] + u[j])
         for k in range(y.shape[0]):
             y[k, i] += share * (y[k, j] - y[k, i])
@@ -70,24 +70,25 @@ def merge_cell(x, w, keep, drop, price):  # type: ignore[no-untyped-def]
             elif partner[t] == last:
                 partner[t] = j
         partner[i] = -1
-        u[j], name[j], partner[j], price_of[j] = u[last], name[last], partner[last], price_of[last]
+        u[j], name[j] = u[last], name[last]
+        partner[j], least_cost[j] = partner[last], least_cost[last]
         for k in range(y.shape[0]):
             y[k, j] = y[k, last]
         for t in range(last):
             if partner[t] < 0 and last > 1:
-                partner[t], price_of[t] = _closest(y, u, t, last, costs)
+                partner[t], least_cost[t] = _closest(y, u, t, last, costs)
 
 
 @numba.njit(cache=True, nogil=True)
-def merge_cells(x, w, run, keep, drop, price, first, last):  # type: ignore[no-untyped-def]
-    """``merge_cell`` for the cells first..last, runs of ``run`` members; places count from 0.
+def merge_cells(x, w, run, keep, drop, cost, first, last):  # type: ignore[no-untyped-def]
+    """Run ``merge_cell`` on cells first..last, runs of ``run`` members; places count from 0.
 
     The merges of a cell that begins at member s are written from s on; the entry before the next
     cell stays unwritten.
     """
     for cell in range(first, last):
         s, e = cell * run, min(len(x), (cell + 1) * run)
-        merge_cell(x[s:e], w[s:e], keep[s : e - 1], drop[s : e - 1], price[s : e - 1])
+        merge_cell(x[s:e], w[s:e], keep[s : e - 1], drop[s : e - 1], cost[s : e - 1])
         keep[s : e - 1] += s
         drop[s : e - 1] += s
 

@@ -1,9 +1,8 @@
-"""Nearest of very many centres: exact, and far below points times centres where d is small.
+"""Exact search for the nearest of very many centres, in less time than comparing all for small d.
 
-A pool has 5,000 to 65,536 vectors and is asked for 70,000 to 260,000 codewords, again and again
-(docs/algorithms.md#pool-wkmeans). Both are put in spatial order once; a run of points then meets
-only the runs of
-centres whose bounding boxes are near enough.
+A pool has 5,000 to 65,536 vectors and is searched for the nearest of 70,000 to 260,000 codewords,
+again and again. Both are put in spatial order once; a run of points is then compared only with the
+runs of centres whose bounding boxes are near enough (docs/algorithms.md#nearest-search).
 """
 
 from __future__ import annotations
@@ -15,14 +14,14 @@ from dpq_core import kernels
 from dpq_core.kernels.cpu.threads import spread
 
 MAX_BOX_D = 5
-"""Beyond this nearly all boxes are near each other, and comparing with every centre is faster."""
+"""Largest d for boxes: beyond, nearly all boxes are near each other."""
 
 MIN_CENTRES = 512
-"""Below this the boxes cost more than they save."""
+"""Fewest points and centres for boxes: below, they cost more than they save."""
 
 
 class Nearest:
-    """Nearest centres of the same points again and again.
+    """Search for the nearest centres of the same points, again and again.
 
     Args:
         points: float32 [n, d], finite.
@@ -33,14 +32,14 @@ class Nearest:
         self._order: Tensor | None = None
 
     def move(self, points: Tensor) -> None:
-        """The same points somewhat elsewhere; their spatial order is kept, good or bad."""
+        """Give the points new coordinates; their spatial order is kept, good or bad."""
         self.points = points
 
     def __call__(self, centres: Tensor, guess: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Index int64 [n] and squared distance float32 [n] of the nearest of float32 [N, d].
+        """Index int64 [n] and squared distance float32 [n] of the centre nearest to each point.
 
         Args:
-            centres: on the device of the points.
+            centres: float32 [V, d], on the device of the points.
             guess: int64 [n], centres that are probably near; changes nothing but the time, and
                 which one of several centres at the same distance is named.
         """
@@ -52,6 +51,7 @@ class Nearest:
         return self._by_boxes(centres, guess)
 
     def _by_boxes(self, centres: Tensor, guess: Tensor | None) -> tuple[Tensor, Tensor]:
+        """See ``__call__``; on the CPU."""
         from dpq_core.kernels.cpu import boxes
 
         if self._order is None:
@@ -82,5 +82,5 @@ class Nearest:
 
 
 def nearest(points: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
-    """``Nearest(points)(centres)``, for points that are asked for once."""
+    """Nearest centres of points that are searched once; see ``Nearest``."""
     return Nearest(points)(centres)

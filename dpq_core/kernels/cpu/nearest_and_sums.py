@@ -1,4 +1,4 @@
-"""The CPU path: compiled kernels over units of work, on several threads.
+"""Nearest codewords and cluster sums on the CPU: compiled loops over units, on several threads.
 
 Which points are summed together is fixed by the shapes alone, so results do not depend on the
 number of threads.
@@ -21,8 +21,11 @@ from dpq_core.kernels.cpu.threads import spread, thread_count
 from dpq_core.kernels.cpu.units import Units
 
 MAX_FAST_RESOLUTION = 1024.0
-"""The score form |c|^2 / 2 - x.c loses the bits that |x|^2 has over the distance, about K^(2/d) for
-a codebook that fills space; beyond this ratio (d <= 3 only) sum (x - c)^2 is compared instead."""
+"""Ratio of |x|^2 to the squared distance beyond which sum (x - c)^2 is compared (d <= 3 only).
+
+The score |c|^2 / 2 - x.c loses as many bits as |x|^2 has over the distance; the ratio is about
+K^(2/d) for a codebook that fills space.
+"""
 
 
 class CPULloyd:
@@ -32,14 +35,14 @@ class CPULloyd:
         self, points: Tensor, grouping: Grouping, *, K: int, weights: Tensor | None = None
     ) -> None:
         self.points: NDArray[np.float32] = points.numpy()
-        G, d, N = self.points.shape
+        G, d, P = self.points.shape
         self.K, self.grouping, self.books = K, grouping, grouping.codebooks
         self.weights = np.empty((0, 0), np.float32) if weights is None else weights.numpy()
         self.width = d + 1 + (weights is not None)
         self.units = Units.of(grouping, K=K, width=self.width)
-        self.codes: NDArray[np.int32] = np.full((G, N), -1, np.int32)
+        self.codes: NDArray[np.int32] = np.full((G, P), -1, np.int32)
         self._sums: NDArray[np.float64] = np.empty((0, 0, 0))
-        self._steps = G * N * K
+        self._steps = G * P * K
         threads = thread_count(len(self.units.table), self._steps)
         self._batches = [self.units.table[a:b] for a, b in self.units.batches(threads)]
 
@@ -70,7 +73,7 @@ class CPULloyd:
         return torch.from_numpy(self.codes)
 
     def distances(self, codebooks: Tensor) -> Tensor:
-        """Squared distances float32 [G, N] of the points to the codewords of ``codes``."""
+        """Squared distances float32 [G, P] of the points to the codewords of ``codes``."""
         out = np.empty(self.codes.shape, np.float32)
         books = np.ascontiguousarray(codebooks.numpy())
         cut = self.grouping.groups_per_codebook, self.grouping.pad
@@ -80,6 +83,7 @@ class CPULloyd:
         return torch.from_numpy(out)
 
     def _pass(self, codebooks: Tensor, sums: NDArray[np.float64]) -> int:
+        """Assign and, unless ``sums`` is empty, add up clusters; returns how many codes changed."""
         d = self.points.shape[1]
         exact = int(d <= cpu_jit.MAX_EXACT_D and self.K ** (2 / d) > MAX_FAST_RESOLUTION)
         packed, centres = self._pack(np.ascontiguousarray(codebooks.numpy()), exact)
@@ -96,11 +100,11 @@ class CPULloyd:
     def _pack(
         self, books: NDArray[np.float32], exact: int
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Packed codebooks; a padded last group gets its own copy that ignores the pad."""
-        C, K, d = books.shape
+        """Packed codebooks and their centres; a padded group gets a copy that ignores the pad."""
+        B, K, d = books.shape
         step = 1 if d <= cpu_jit.MAX_UNROLLED_D else cpu_jit.TILE
         pad = self.grouping.pad
-        packed = np.empty((C + (pad > 0), -(-K // step) * step, d + 1), np.float32)
+        packed = np.empty((B + (pad > 0), -(-K // step) * step, d + 1), np.float32)
         centres = np.empty((len(packed), d), np.float32)
         cpu_sums.pack_codebooks(books, pad, exact, packed, centres)
         return packed, centres

@@ -1,4 +1,4 @@
-"""The compiled kernels of the CPU path: nearest codeword and Lloyd sums in one pass (numba).
+"""Compiled loops for nearest codewords and the sums of their members, in one pass (numba).
 
 The inner loop compares ``score = |c|^2 / 2 - x.c`` (points and codewords relative to the mean
 codeword) for blocks of points held in vector registers while the codewords stream by; numba has no
@@ -33,12 +33,12 @@ MAX_EXACT_D = 3  # the exact form is compiled only up to here
 
 
 def registers(d: int) -> int:
-    """Vectors of points per block: as many as fit in 32 registers beside d coordinates each."""
+    """Vector registers of points per block: as many as fit in 32 beside d coordinates each."""
     return 2 if 4 < d <= MAX_UNROLLED_D else 4
 
 
 def unrolled_dims(d: int) -> tuple[int, ...]:
-    """The type of this tuple tells the compiler d; () selects the loop for any d."""
+    """A tuple whose type tells the compiler d; () selects the loop for any d."""
     return (0,) * d if d <= MAX_UNROLLED_D else ()
 
 
@@ -60,25 +60,28 @@ class _Emitter:
         )
 
     def at(self, pointer: Any, *terms: Any) -> Any:
-        """Pointer plus offsets (ints or IR values)."""
+        """A pointer plus offsets (ints or IR values)."""
         for term in terms:
             offset = ir.Constant(_I64, term) if isinstance(term, int) else term
             pointer = self.b.gep(pointer, [offset])
         return pointer
 
     def load(self, pointer: Any, vector: Any) -> Any:
+        """The vector at a pointer."""
         return self.b.load(self.b.bitcast(pointer, vector.as_pointer()), align=4)
 
     def store(self, value: Any, pointer: Any) -> None:
+        """Store a vector at a pointer."""
         self.b.store(value, self.b.bitcast(pointer, value.type.as_pointer()), align=4)
 
     def splat(self, value: Any, vector: Any) -> Any:
+        """A vector with one value in all its lanes."""
         empty = ir.Constant(vector, ir.Undefined)
         one = self.b.insert_element(empty, value, ir.Constant(_I32, 0))
         return self.b.shuffle_vector(one, empty, ir.Constant(_VI, [0] * LANES))
 
     def codewords(self, count: Any, base: Any, step: int, scores: Callable[[Any], Any]) -> None:
-        """Loop over codewords ``step`` at a time, keeping score and index of the best in phis."""
+        """Emit the loop over codewords, ``step`` at a time, which finds the lowest scores."""
         b, P = self.b, self.P
         spans = [(self.at(self.best, p * LANES), self.at(self.idx, p * LANES)) for p in range(P)]
         state = [
@@ -114,7 +117,7 @@ class _Emitter:
             self.store(last_idx, idx_at)
 
     def unrolled(self, count: Any, base: Any, exact: bool) -> None:
-        """One codeword per step; the block's coordinates stay in registers."""
+        """Emit a loop of one codeword per step; the block's coordinates stay in registers."""
         b, d, P = self.b, self.d, self.P
         xs = [
             [self.load(self.at(self.x, (i * P + p) * LANES), _VF) for p in range(P)]
@@ -137,7 +140,7 @@ class _Emitter:
         self.codewords(count, base, 1, scores)
 
     def tiled(self, count: Any, base: Any) -> None:
-        """TILE codewords per step and a loop over any number of coordinates inside."""
+        """Emit a loop of TILE codewords per step, with a loop over the coordinates inside."""
         b, P = self.b, self.P
         width = b.add(self.dynamic_d, ir.Constant(_I64, 1))
 
@@ -252,11 +255,11 @@ def run_units(units: Any, data: Any, books: Any, codes: Any, sums: Any, dims: An
 
     Args:
         units: int64 [units, 5], see Units.table.
-        data: points float32 [G, d, N]; weights float32 [G, N], or [0, 0] for unit weights.
-        books: see cpu.CPULloyd: packed float32 [books, K padded to TILE, d + 1]; centres float32
-            [books, d]; coordinates that the last packed codebook ignores; 1 to compare
+        data: points float32 [G, d, P]; weights float32 [G, P], or [0, 0] for unit weights.
+        books: see ``pack_codebooks``: packed float32 [B, K padded to TILE, d + 1]; centres float32
+            [B, d]; coordinates that the last packed codebook ignores; 1 to compare
             sum (x - c)^2, 0 to compare |c|^2 / 2 - x.c; points per block.
-        codes: int32 [G, N], overwritten.
+        codes: int32 [G, P], overwritten.
         sums: float64 [slots, K, d + 1 (or + 2 with weights)]: sum w x, sum w (, sum w^2).
         dims: see unrolled_dims.
 

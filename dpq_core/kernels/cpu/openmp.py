@@ -1,4 +1,4 @@
-"""The OpenMP threads of torch: their use for compiled loops, and a limit to how long they spin.
+"""The OpenMP threads of torch: used for compiled loops, and kept from spinning for long.
 
 A thread of GNU OpenMP that waits, for its next work or for the last of its team, first spins
 300,000 times, which takes milliseconds, and only then sleeps. Spinning threads take the processor
@@ -26,13 +26,16 @@ TEAM_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 @functools.cache
 def team() -> Callable[..., Any] | None:
-    """``GOMP_parallel(function, pointer, threads, flags)``; None where torch has another OpenMP."""
+    """The function ``GOMP_parallel`` of torch's OpenMP library; None where that is not GNU's.
+
+    Its arguments are ``(function, pointer, threads, flags)``.
+    """
     return getattr(_library(), "GOMP_parallel", None)
 
 
 @contextlib.contextmanager
 def short_spins() -> Iterator[None]:
-    """Context, or decorator, in which waiting threads of torch sleep almost at once.
+    """Context or decorator in which waiting threads of torch sleep almost at once.
 
     It holds for the whole process, may be nested and entered by several threads, and ends with the
     last of them. For whole jobs: waking a sleeping thread takes up to 200 microseconds, so that a
@@ -47,7 +50,7 @@ def short_spins() -> Iterator[None]:
 
 
 class _SpareTeam:
-    """A team of sleeping threads, one more than there are processors, while somebody wants it.
+    """A team of sleeping threads, one more than there are processors, while it has users.
 
     GNU OpenMP spins 100 times instead of 300,000 while it manages more threads than processors
     (its manual, GOMP_SPINCOUNT); no call sets that number.
@@ -60,6 +63,7 @@ class _SpareTeam:
         self._thread: threading.Thread | None = None
 
     def enter(self) -> None:
+        """Start the team for the first user."""
         with self._lock:
             self._users += 1
             start = team()
@@ -73,6 +77,7 @@ class _SpareTeam:
                 started.wait()
 
     def leave(self) -> None:
+        """End the team after the last user."""
         with self._lock:
             self._users -= 1
             if self._users == 0 and self._thread is not None:
@@ -81,6 +86,7 @@ class _SpareTeam:
                 self._thread = None
 
     def _hold(self, start: Callable[..., Any], started: threading.Event) -> None:
+        """Hold the team until it is to end."""
         nothing = TEAM_FUNCTION(lambda _: None)
         start(nothing, None, _processors() + 1, 0)
         started.set()
@@ -91,13 +97,14 @@ _spare_team = _SpareTeam()
 
 
 def _processors() -> int:
+    """Number of processors that this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)  # Linux only
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    """The OpenMP library that torch brings."""
+    """The GNU OpenMP library that torch brings; None where it has another."""
     for path in (Path(torch.__file__).parent / "lib").glob("libgomp*.so*"):
         return ctypes.CDLL(str(path))
     return None

@@ -1,4 +1,4 @@
-"""Compiled helpers around the kernel: packed codebooks, moments, exact distances (numba)."""
+"""Compiled loops around ``nearest_jit``: packed codebooks, moments, exact distances (numba)."""
 
 from __future__ import annotations
 
@@ -20,13 +20,19 @@ _jit_sum = cast(
 
 @_jit
 def distances(
-    units: Any, points: Any, codebooks: Any, codes: Any, tie: Any, pad: Any, out: Any
+    units: Any,
+    points: Any,
+    codebooks: Any,
+    codes: Any,
+    groups_per_codebook: Any,
+    pad: Any,
+    out: Any,
 ) -> int:
-    """Squared distances to the assigned codewords, from differences: out float32 [G, N]."""
+    """Write squared distances to the assigned codewords to out float32 [G, P]."""
     G, d, _ = points.shape
     for u in range(units.shape[0]):
         g = units[u, GROUP]
-        book = g // tie
+        book = g // groups_per_codebook
         used = d - pad if g == G - 1 else d
         for p in range(units[u, START], units[u, STOP]):
             k = codes[g, p]
@@ -40,16 +46,16 @@ def distances(
 
 @_jit
 def pack_codebooks(books: Any, pad: Any, exact: Any, packed: Any, centres: Any) -> None:
-    """Codebooks float32 [C, K, d] -> packed [C or C + 1, Kpad, d + 1], centres [C or C + 1, d].
+    """Pack codebooks float32 [B, K, d] to [B or B + 1, Kpad, d + 1] and centres [B or B + 1, d].
 
     A packed row is -(c - centre), |c - centre|^2 / 2; rows past K are never nearest. The centre is
     zero for the exact form, which gains nothing from centring and would lose bits to its rounding.
     With ``pad`` the last codebook is packed once more, its last ``pad`` coordinates zeroed.
     """
-    C, K, d = books.shape
+    B, K, d = books.shape
     for n in range(packed.shape[0]):
-        book = books[min(n, C - 1)]
-        used = d - pad if n == C else d
+        book = books[min(n, B - 1)]
+        used = d - pad if n == B else d
         for i in range(d):
             total = 0.0
             for k in range(K):
@@ -66,7 +72,7 @@ def pack_codebooks(books: Any, pad: Any, exact: Any, packed: Any, centres: Any) 
 
 @_jit_sum
 def moments(units: Any, points: Any, weights: Any, out: Any) -> int:
-    """Per slot: out float64 [slots, 2 d + 1] = sum w x, sum w x^2 (per coordinate), sum w."""
+    """Add sums per slot to out float64 [slots, 2 d + 1]: w x and w x^2 by coordinate, then w."""
     d = points.shape[1]
     for u in range(units.shape[0]):
         g, slot = units[u, GROUP], units[u, SLOT]

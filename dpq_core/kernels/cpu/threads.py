@@ -1,8 +1,8 @@
-"""Threads for compiled loops, which release the GIL.
+"""Threads for compiled loops that release the GIL.
 
 The loops are compiled without numba's own thread pool, whose threads would compete with those of
 torch. Between operations of torch they run on torch's own threads, where it works with GNU OpenMP:
-those may still spin for more work, and would be in the way of any others. Elsewhere, and within
+those may still spin for more work, and would take processors from any others. Elsewhere, and within
 ``one_torch_thread``, they run on Python threads that sleep. Results never depend on the number of
 threads.
 """
@@ -22,21 +22,24 @@ import torch
 from dpq_core.kernels.cpu import openmp
 
 _SMALL = 1 << 18
-"""Inner steps (a few hundred microseconds) below which waking threads costs more than it saves."""
+"""Inner steps below which waking threads costs more than it saves (some 100 microseconds)."""
 
 _PIECE = 1 << 16
-"""Inner steps of a piece of work below which handing it out costs more than it saves."""
+"""Inner steps below which handing out a piece of work costs more than it saves."""
 
 _PIECES = 16
-"""Pieces of work per thread at most: a thread that another process interrupts delays one of them,
-and the others sleep meanwhile, which leaves it their processors."""
+"""Pieces of work per thread, at most.
+
+A thread that another process interrupts delays one of them; the other threads sleep meanwhile,
+which leaves it their processors.
+"""
 
 _SMALL_OPERATION = 1 << 18
-"""Elements up to which an operation of torch is as fast on one thread, if others have to wake."""
+"""Elements up to which an operation of torch is as fast on one thread as on threads that sleep."""
 
 
 class _Scope(threading.local):
-    """Threads for the compiled loops that this thread calls, within ``one_torch_thread``."""
+    """Number of threads of compiled loops that this thread calls within ``one_torch_thread``."""
 
     threads: int | None = None
 
@@ -68,7 +71,7 @@ def one_torch_thread(elements: int = 0) -> Iterator[None]:
 
 
 def thread_count(tasks: int, steps: int) -> int:
-    """Threads worth using for ``tasks`` pieces of together ``steps`` inner steps."""
+    """Number of threads worth using for ``tasks`` tasks of ``steps`` inner steps in all."""
     threads = torch.get_num_threads() if _scope.threads is None else _scope.threads
     return 1 if steps < _SMALL else min(threads, tasks)
 
@@ -114,7 +117,7 @@ def spread(run: Callable[[int, int], object], tasks: int, steps: int) -> None:
 
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
-    """Kept, because starting threads takes as long as a small layer."""
+    """A pool of Python threads, kept because starting threads takes as long as a small layer."""
     return ThreadPoolExecutor(threads, thread_name_prefix="dpq")
 
 

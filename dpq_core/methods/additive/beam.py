@@ -1,9 +1,8 @@
-"""Encoding with additive codebooks: which codewords, one per stage, add up to a subvector.
+"""Search for the codewords, one per stage, that add up to a subvector.
 
-docs/algorithms.md#beam-search (AQLM, arXiv 2401.06118, section 3.2; VQDM, arXiv 2409.00492).
-``beam_search`` builds
-the sums from nothing; ``sweep`` chooses each stage anew while the others stay, which is cheaper
-and never makes a sum worse. Both measure in L2 or under one metric per group: with M = F F^T the
+See AQLM, arXiv 2401.06118, section 3.2, and docs/algorithms.md#beam-search. ``beam_search`` builds
+the sums from nothing; ``sweep`` chooses each stage anew while the others stay, which is cheaper and
+never makes a sum worse. Both measure in L2 or under one metric per group: with M = F F^T the
 distance ``(x - c)^T M (x - c)`` is ``|F^T x - F^T c|^2``, so a metric is a change of coordinates.
 """
 
@@ -20,10 +19,10 @@ from dpq_core.errors import SpecError
 from dpq_core.grouping import Grouping
 
 _BOOK_FLOATS = 1 << 26
-"""Codewords in the coordinates of a metric that exist at a time: 256 MB."""
+"""Coordinates of codewords, transformed by a metric, that exist at a time: 256 MB."""
 
 _CHUNK = 1 << 22
-"""Coordinates decoded at a time where only their sums are wanted."""
+"""Coordinates of codewords that ``decode_sum`` gathers at a time."""
 
 
 def beam_search(
@@ -34,19 +33,19 @@ def beam_search(
     metric: Tensor | None = None,
     beam: int = 4,
 ) -> Tensor:
-    """Codes of the additive codebooks, stage by stage, keeping the ``beam`` best partial sums.
+    """Codes by beam search: stage by stage, the ``beam`` best partial sums are kept.
 
     Exact for ``beam >= K^(stages - 1)``. Time grows with ``points * stages * beam * K * d``.
 
     Args:
         targets: float32 [G, d, P], finite.
         codebooks: float32 [S*B, K, d], stage by stage.
-        grouping: of the targets.
+        grouping: grouping of the targets.
         metric: float32 [G, d, d], symmetric and positive semidefinite; None is L2.
         beam: partial sums kept per point.
 
     Returns:
-        Codes int32 [S*G, P], stage-major.
+        Codes int32 [S*G, P], stage by stage.
 
     Raises:
         SpecError: shapes or dtypes do not fit each other, or ``beam`` is below 1.
@@ -73,8 +72,8 @@ def nearest_sums(
     Args:
         targets: float32 [G, d, P].
         codebooks: float32 [S*B, K, d].
-        grouping: of the targets.
-        keep: how many, at most K^S.
+        grouping: grouping of the targets.
+        keep: number of sums, at most K^S.
         beam: see ``beam_search``; at least ``keep`` partial sums are kept.
 
     Returns:
@@ -106,7 +105,7 @@ def sweep(
         targets: float32 [G, d, P].
         codebooks: float32 [S*B, K, d].
         codes: int32 [S*G, P] to start from.
-        grouping: of the targets.
+        grouping: grouping of the targets.
         metric: float32 [G, d, d] or None.
 
     Returns:
@@ -148,19 +147,19 @@ def decode_sum(codes: Tensor, codebooks: Tensor, grouping: Grouping) -> Tensor:
     for first in range(0, G, step):
         some = slice(first, first + step)
         book = torch.arange(G, device=codes.device)[some, None] // grouping.groups_per_codebook
-        for words, code in zip(books, by_stage, strict=True):
-            out[some] += words[book, code[some].long()].movedim(1, 2)
+        for stage_books, stage_codes in zip(books, by_stage, strict=True):
+            out[some] += stage_books[book, stage_codes[some].long()].movedim(1, 2)
     return out
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Problem:
-    """Points and codebooks that fit each other.
+    """Targets and codebooks whose shapes fit each other.
 
     Attributes:
         points: float32 [G, d, P].
         books: float32 [S, B, K, d].
-        grouping: of the points.
+        grouping: grouping of the points.
     """
 
     points: Tensor
@@ -169,6 +168,7 @@ class _Problem:
 
     @classmethod
     def of(cls, targets: Tensor, codebooks: Tensor, grouping: Grouping) -> _Problem:
+        """Check the shapes, and view codebooks float32 [S*B, K, d] by stage."""
         stages = grouping.stages
         if codebooks.ndim != 3 or len(codebooks) % stages:
             raise SpecError(
@@ -179,12 +179,12 @@ class _Problem:
         return cls(points=targets, books=books, grouping=grouping)
 
     def empty_codes(self) -> Tensor:
-        """int32 [S, G, P]."""
+        """Uninitialised codes, int32 [S, G, P]."""
         G, _, P = self.points.shape
         return self.points.new_empty((len(self.books), G, P), dtype=torch.int32)
 
     def plain_parts(self, metric: Tensor | None) -> Iterator[tuple[slice, _Problem]]:
-        """This problem as L2 problems over ranges of groups, in the coordinates of ``metric``."""
+        """Split into L2 problems over ranges of groups, in the coordinates of ``metric``."""
         G, d, _ = self.points.shape
         if metric is None:
             yield slice(0, G), self
@@ -195,11 +195,11 @@ class _Problem:
         step = max(1, _BOOK_FLOATS // (S * K * d))
         for first in range(0, G, step):
             groups = slice(first, min(first + step, G))
-            own = metric[groups].clone()
+            part = metric[groups].clone()
             if groups.stop == G and self.grouping.pad:
                 real = d - self.grouping.pad
-                own[-1, real:] = own[-1, :, real:] = 0
-            factor = _factor(own)  # [g, d, d]
+                part[-1, real:] = part[-1, :, real:] = 0
+            factor = _factor(part)  # [g, d, d]
             book = torch.arange(groups.start, groups.stop, device=metric.device)
             points = factor.movedim(1, 2) @ self.points[groups]
             yield (
@@ -212,7 +212,7 @@ class _Problem:
             )
 
     def search(self, beam: int, keep: int) -> Tensor:
-        """See ``nearest_sums``: int32 [keep, S, G, P]."""
+        """Codes int32 [keep, S, G, P] of the ``keep`` nearest sums; see ``nearest_sums``."""
         from dpq_core.kernels.cpu import beam as kernel  # numba loads on first use
 
         G, d, _ = self.points.shape
@@ -226,7 +226,7 @@ class _Problem:
         return kernel.search(points, books, book_of, beam, keep)
 
     def greedy(self) -> Tensor:
-        """Each stage the nearest to what the stages before it leave: int32 [S, G, P]."""
+        """Codes int32 [S, G, P], each stage the nearest to the residual of the stages before it."""
         codes, one = self.empty_codes(), self.grouping.one_stage()
         residual = self.points
         for stage, books in enumerate(self.books):
@@ -236,7 +236,7 @@ class _Problem:
         return codes
 
     def sweep(self, codes: Tensor) -> Tensor:
-        """See ``sweep``: int32 [S, G, P] -> the same."""
+        """Codes int32 [S, G, P] after one round of coordinate descent; see ``sweep``."""
         codes = codes.clone()
         flat, one = self.books.flatten(0, 1), self.grouping.one_stage()
         residual = self.points - decode_sum(codes.flatten(0, 1), flat, self.grouping)
@@ -251,17 +251,17 @@ class _Problem:
         return codes
 
     def errors(self, codes: Tensor) -> Tensor:
-        """See ``squared_errors``; codes int32 [S, G, P]."""
+        """Squared errors float32 [G, P] of codes int32 [S, G, P]; see ``squared_errors``."""
         flat = self.books.flatten(0, 1)
-        wrong = decode_sum(codes.flatten(0, 1), flat, self.grouping)
-        wrong.sub_(self.points).square_()
+        squares = decode_sum(codes.flatten(0, 1), flat, self.grouping)
+        squares.sub_(self.points).square_()
         if self.grouping.pad:
-            wrong[-1, self.points.shape[1] - self.grouping.pad :] = 0
-        return wrong.sum(dim=1)
+            squares[-1, self.points.shape[1] - self.grouping.pad :] = 0
+        return squares.sum(dim=1)
 
 
 def _factor(metric: Tensor) -> Tensor:
-    """F [g, d, d] with F F^T = metric, which may be singular (a pad, an input never seen)."""
+    """Factors F [g, d, d] with F F^T = metric, which may be singular (padding, unused inputs)."""
     values, vectors = torch.linalg.eigh(metric.double())
     factor: Tensor = vectors * values.clamp_min(0).sqrt()[:, None]
     return factor.float()

@@ -1,8 +1,8 @@
-"""Additive codebooks and codes in turns: exact least squares, then new codes.
+"""Fit of additive codebooks and codes in turns: exact least squares, then new codes.
 
-docs/algorithms.md#beam-search, with the codebooks in closed form where AQLM (arXiv 2401.06118)
-takes 100 Adam steps,
-and with the fading noise of LSQ++ (SR-C, docs/algorithms.md#kmeans).
+See docs/algorithms.md#additive-fit. Codebooks are fitted in closed form where AQLM (arXiv
+2401.06118, section 3.3) takes 100 Adam steps, and with the fading noise of LSQ++ (SR-C,
+docs/algorithms.md#kmeans).
 """
 
 from __future__ import annotations
@@ -15,21 +15,20 @@ from torch import Tensor
 
 from dpq_core.grouping import Grouping
 from dpq_core.methods.additive.beam import beam_search, squared_errors, sweep
-from dpq_core.methods.codebooks.kmeans import IterationStats
 
 SOLVER_STEPS = 64
-"""Conjugate gradient steps at most; 10 to 30 reach the tolerance."""
+"""Steps of conjugate gradients, at most; 10 to 30 reach the tolerance."""
 
 SOLVER_TOLERANCE = 1e-10
 """Squared residual of the normal equations, relative to the first, at which the solver stops."""
 
 SOLVER_PRECISION = 1e-24
-"""The same relative to the codewords: below lies rounding, and steps along it lead anywhere."""
+"""Squared residual, relative to the codewords, below which it is rounding: the solver stops."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoundStats:
-    """What one round of ``alternate`` did.
+    """Record of one round of ``alternate``.
 
     Attributes:
         updated: weighted mean squared distance per subvector, after the codebook update.
@@ -44,33 +43,32 @@ class RoundStats:
 
 @dataclass(frozen=True, kw_only=True)
 class AdditiveResult:
-    """Codebooks, codes and how they came about.
+    """Additive codebooks and codes.
 
     Attributes:
         codebooks: float32 [S*B, K, d], stage by stage.
         codes: int32 [S*G, P], stage by stage.
-        stats: per stage the k-means records, or one record per round.
+        stats: one record per round of ``alternate``.
     """
 
     codebooks: Tensor
     codes: Tensor
-    stats: tuple[RoundStats, ...] | tuple[tuple[IterationStats, ...], ...]
+    stats: tuple[RoundStats, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class AlternateSpec:
-    """How ``alternate`` works.
+    """Rounds, search and noise of ``alternate``.
 
     Attributes:
         rounds: codebook updates, each followed by new codes, at most.
-        beam: of the new codes; 0 leaves the beam search out.
-        sweeps: of coordinate descent on the better of the old and the new codes.
-        noise: of the points in all codebook updates but the last two, in standard deviations of
-            their group; it fades as sqrt(1 - i / rounds) (SR-C of LSQ++,
-            docs/algorithms.md#kmeans), lets the
+        beam: partial sums kept by the beam search for new codes; 0 leaves the search out.
+        sweeps: sweeps of coordinate descent on the better of the old and the new codes.
+        noise: noise on the subvectors in all codebook updates but the last two, in standard
+            deviations of their group. It fades as sqrt(1 - i / rounds) (SR-C of LSQ++), lets
             codewords escape poor minima, and pays from about six rounds on. 0: none.
         tolerance: stop when a round without noise lowers the error by less than this share.
-        seed: of the noise.
+        seed: seed of the noise.
     """
 
     rounds: int = 10
@@ -81,12 +79,12 @@ class AlternateSpec:
     seed: int = 0
 
     def scale(self, i: int) -> float:
-        """The noise of round i."""
+        """The noise of round i, in standard deviations."""
         return self.noise * (1 - (i + 1) / self.rounds) ** 0.5 if i < self.rounds - 2 else 0.0
 
 
 def alternate(
-    points: Tensor,
+    subvectors: Tensor,
     codebooks: Tensor,
     codes: Tensor,
     grouping: Grouping,
@@ -94,20 +92,20 @@ def alternate(
     weights: Tensor | None = None,
     spec: AlternateSpec,
 ) -> AdditiveResult:
-    """Codebook updates and new codes in turns; the best round counts, or the start.
+    """Update codebooks and codes in turns; returns the best round, or the start.
 
     A round without noise never raises the weighted squared error.
 
     Args:
-        points: float32 [G, d, P].
+        subvectors: float32 [G, d, P].
         codebooks: float32 [S*B, K, d], for example of ``residual_kmeans``.
         codes: int32 [S*G, P].
-        grouping: of the points.
+        grouping: grouping of the subvectors.
         weights: float32 [G, P] or None.
         spec: rounds, noise, search.
     """
-    task = _Task(points=points, grouping=grouping, weights=weights)
-    generator = torch.Generator(points.device).manual_seed(spec.seed)
+    task = _Task(points=subvectors, grouping=grouping, weights=weights)
+    generator = torch.Generator(subvectors.device).manual_seed(spec.seed)
     now = task.state(codebooks, codes)
     best, stats = now, []
     for i in range(spec.rounds):
@@ -128,7 +126,7 @@ def alternate(
 
 @dataclass(frozen=True, kw_only=True)
 class _State:
-    """Codebooks and codes at one moment, squared distances [G, P] and their weighted mean."""
+    """Codebooks and codes after a step, their squared errors [G, P] and the weighted mean."""
 
     codebooks: Tensor
     codes: Tensor
@@ -138,14 +136,14 @@ class _State:
 
 @dataclass(frozen=True, kw_only=True)
 class _Task:
-    """What stays the same over the rounds of ``alternate``; see there."""
+    """Subvectors [G, d, P], grouping and weights [G, P] of one call of ``alternate``."""
 
     points: Tensor
     grouping: Grouping
     weights: Tensor | None
 
     def state(self, codebooks: Tensor, codes: Tensor) -> _State:
-        """The state of these codebooks and codes."""
+        """The state of some codebooks and codes."""
         errors = squared_errors(self.points, codebooks, codes, self.grouping)
         if self.weights is None:
             objective = float(errors.double().mean())
@@ -155,7 +153,7 @@ class _Task:
         return _State(codebooks=codebooks, codes=codes, errors=errors, objective=objective)
 
     def fit(self, now: _State, noise: float, generator: torch.Generator) -> _State:
-        """The codebooks of the codes, fitted to points with noise (in standard deviations)."""
+        """The state with codebooks fitted to points with noise (in standard deviations)."""
         points = self.points
         if noise > 0:
             normal = torch.randn(points.shape, generator=generator, device=points.device)
@@ -166,7 +164,7 @@ class _Task:
         return self.state(fitted, now.codes)
 
     def encode(self, now: _State, spec: AlternateSpec) -> _State:
-        """New codes that are nowhere worse than those of ``now``."""
+        """The state with new codes, none of which is worse than the code of ``now``."""
         books, codes = now.codebooks, now.codes
         if spec.beam:
             searched = beam_search(self.points, books, self.grouping, beam=spec.beam)
@@ -192,14 +190,14 @@ def fit_codebooks(
     without members stays as it is.
 
     Args:
-        points: float32 [G, d, P].
+        points: subvectors, float32 [G, d, P].
         codebooks: float32 [S*B, K, d], the start.
         codes: int32 [S*G, P].
-        grouping: of the points.
+        grouping: grouping of the points.
         weights: float32 [G, P] or None.
 
     Returns:
-        float32 [S*B, K, d].
+        Codebooks, float32 [S*B, K, d].
     """
     from dpq_core.kernels.cpu.additive import scatter_residual  # numba loads on first use
 
@@ -222,14 +220,14 @@ def fit_codebooks(
 def _solve(
     residual: Callable[[Tensor | None, Tensor], Tensor], r: Tensor, words: Tensor, members: Tensor
 ) -> Tensor:
-    """Conjugate gradients with a Jacobi preconditioner, float64 [S, B, K, d].
+    """Codewords float64 [S, B, K, d] by conjugate gradients with a Jacobi preconditioner.
 
     Each codebook set and coordinate is a system of its own with S*K unknowns, so all sums run over
     stages and codewords.
 
     Args:
-        residual: the negative half gradient at some codewords, of the points or of zero.
-        r: that of the points at ``words``.
+        residual: computes the negative half gradient at some codewords, for points or for zero.
+        r: the negative half gradient for the points at ``words``.
         words: the start.
         members: the diagonal of the normal matrix.
     """
@@ -256,5 +254,5 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _ratio(a: Tensor, b: Tensor) -> Tensor:
-    """The ratio, or 0 where b is: a system that is solved stands still."""
+    """The ratio a / b, or 0 where b is 0: a system that is solved stays."""
     return torch.where(b > 0, a / b, 0)

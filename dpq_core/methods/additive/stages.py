@@ -1,10 +1,9 @@
 """Additive codebooks: a subvector is the sum of one codeword from each of S stages.
 
-docs/algorithms.md#additive (AQLM, arXiv 2401.06118; VQDM, arXiv 2409.00492). Where all groups
-share their codebooks
-the stages are AQLM's; with one codebook per group they are VQDM's groupwise ones.
-``residual_kmeans`` gives the start, ``alternate`` improves it, ``encoder`` takes it into
-Hessian-aware assignment.
+See docs/algorithms.md#additive. Where all groups share a codebook the stages are those of AQLM
+(arXiv 2401.06118); with one codebook per group they are the groupwise ones of VQDM (arXiv
+2409.00492). ``residual_kmeans`` gives the start, ``alternate`` improves it, and ``encoder`` makes
+it usable for assignment with statistics.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ __all__ = [
 
 
 def residual_kmeans(
-    points: Tensor,
+    subvectors: Tensor,
     grouping: Grouping,
     *,
     K: int,
@@ -56,51 +55,50 @@ def residual_kmeans(
     seed: int,
     weights: Tensor | None = None,
 ) -> AdditiveResult:
-    """Each stage is k-means on what the stages before it left over.
+    """Additive codebooks and codes by k-means, each stage on the residual of the stages before it.
 
     See docs/algorithms.md#residual-kmeans.
 
     Args:
-        points: float32 [G, d, P].
-        grouping: of the points.
+        subvectors: float32 [G, d, P].
+        grouping: grouping of the subvectors.
         K: codewords per codebook.
-        spec: of every k-means.
-        seed: of the first stage; stage s uses seed + s.
-        weights: float32 [G, P], not negative; None weighs all points alike.
+        spec: iterations, noise and start of every k-means.
+        seed: seed of the first stage; stage s uses seed + s.
+        weights: float32 [G, P], not negative; None weighs all subvectors alike.
 
     Raises:
-        SpecError: as dpq_core.methods.codebooks.kmeans.kmeans.
+        SpecError: as ``dpq_core.methods.codebooks.kmeans.kmeans``.
     """
-    books, codes, stats = [], [], []
-    residual, one = points, grouping.one_stage()
+    codebooks, codes = [], []
+    residual, one = subvectors, grouping.one_stage()
     for stage in range(grouping.stages):
         result = kmeans(residual, one, K=K, spec=spec, seed=seed + stage, weights=weights)
-        books.append(result.codebooks)
+        codebooks.append(result.codebooks)
         codes.append(result.codes)
-        stats.append(result.stats)
         if stage + 1 < grouping.stages:
             residual = residual - decode_sum(result.codes, result.codebooks, one)
-    return AdditiveResult(codebooks=torch.cat(books), codes=torch.cat(codes), stats=tuple(stats))
+    return AdditiveResult(codebooks=torch.cat(codebooks), codes=torch.cat(codes))
 
 
 def encoder(codebooks: Tensor, grouping: Grouping, *, beam: int = 4, sweeps: int = 1) -> Encoder:
-    """The encoder of one column group for Hessian-aware assignment (``methods.assignment``).
+    """An encoder of sums of codewords for assignment with statistics (``methods.assignment``).
 
     Args:
         codebooks: float32 [S*B, K, d].
-        grouping: of the layer's subvectors.
-        beam: partial sums kept per point.
-        sweeps: of coordinate descent after the search.
+        grouping: grouping of the layer's subvectors.
+        beam: partial sums kept per subvector.
+        sweeps: sweeps of coordinate descent after the search.
     """
     books = codebooks.view(grouping.stages, -1, *codebooks.shape[1:])
 
     def encode(targets: Tensor, metric: Tensor, group: int, /) -> Tensor:
-        own = books[:, group // grouping.groups_per_codebook]  # [S, K, d]
+        group_books = books[:, group // grouping.groups_per_codebook]  # [S, K, d]
         points, metrics = targets.T[None].contiguous(), metric[None]
         one_group = Grouping.of_subvectors(points.shape, stages=grouping.stages)
-        codes = beam_search(points, own, one_group, metric=metrics, beam=beam)
+        codes = beam_search(points, group_books, one_group, metric=metrics, beam=beam)
         for _ in range(sweeps):
-            codes = sweep(points, own, codes, one_group, metric=metrics)
+            codes = sweep(points, group_books, codes, one_group, metric=metrics)
         return codes
 
     return encode

@@ -1,14 +1,14 @@
-"""Codes and codewords that suit the output of a layer, not its weights.
+"""Codes and codewords chosen for the output of a layer instead of its weights.
 
-``dpq_core.methods.output_aware`` applies this to one tensor; the E-step of calibration
-(``dpq_core.calibrate.estep``) applies it to all tensors of a model. A new method of assignment
+``dpq_core.methods.output_aware`` applies them to one tensor; the E-step of calibration
+(``dpq_core.calibrate.estep``) applies them to all tensors of a model. A new method of assignment
 is added here.
 
 ``assign``         codes for one layer by any method; start here
 ``objective``      the output error that is minimised, for some rows at a time
 ``hessian``        the damped second moment of the layer's inputs, and its factors
 ``sweeps``         error feedback and coordinate descent over the columns
-``encoders``       one step of a sweep: the codes of a few columns
+``encoders``       codes of a few columns, which are one step of a sweep
 ``least_squares``  closed-form updates of codebooks, pools and row scales
 ``normal``         the normal equations of these updates
 """

@@ -1,12 +1,10 @@
-"""Codes that reconstruct a layer's output, not its weights.
-
-See docs/algorithms.md#assignment, #assign-ldlq.
+"""Codes for one layer by any method of assignment (docs/algorithms.md#assignment).
 
 ``l2``         nearest codeword of every subvector
 ``blockdiag``  nearest under the block H_jj ("And the bit goes down", arXiv 1907.05686)
-``icm``        coordinate descent: each code is chosen anew with all others standing still
+``icm``        coordinate descent: each code is chosen anew while all others stand still
 ``ldlq``       error feedback from the last column group to the first (QuIP#, arXiv 2402.04396)
-``ldlq+icm``   both, one after the other
+``ldlq+icm``   error feedback, then coordinate descent
 """
 
 from __future__ import annotations
@@ -19,27 +17,24 @@ from torch import Tensor
 from dpq_core.errors import SpecError
 from dpq_core.methods.assignment.encoders import Encoder, InputSteps, OutputSteps, Steps
 from dpq_core.methods.assignment.objective import Objective
-from dpq_core.methods.assignment.sweeps import Chunk
-
-METHODS = ("l2", "blockdiag", "icm", "ldlq", "ldlq+icm")
+from dpq_core.methods.assignment.sweeps import RowChunk
+from dpq_core.spec import ASSIGNMENTS
 
 
 @dataclass(frozen=True, kw_only=True)
 class AssignResult:
-    """Codes and what they achieve.
+    """Codes of one layer, and the output error that they leave.
 
     Attributes:
         codes: int32 [S*G, P], stage by stage.
         core_hat: float32 [R, C], the decoded core.
         errors: damped E_out in the units of the measured H: of the start, then after each sweep.
             Never rises.
-        changed: codes (subvectors) that each sweep changed.
     """
 
     codes: Tensor
     core_hat: Tensor
     errors: tuple[float, ...]
-    changed: tuple[int, ...]
 
 
 def assign(
@@ -57,12 +52,12 @@ def assign(
     Args:
         objective: the layer, its grouping, its second moment and the weights of its rows.
         codebooks: float32 [S*B, K, d].
-        method: one of ``METHODS``.
-        sweeps: of coordinate descent, for the methods that have any; ends early when none moves.
+        method: one of ``spec.ASSIGNMENTS``.
+        sweeps: sweeps of coordinate descent at most, for the methods that have any.
         codes: int32 [S*G, P] to start coordinate descent from (method ``icm``); else from ``l2``.
-        limit: share of all subvectors, 0..1, whose codes may change at all (method ``icm``): those
-            that could lower the error most at the start.
-        encoder: how a group is encoded; nearest codeword, stage by stage, unless given.
+        limit: share of all subvectors, 0..1, whose codes may change (method ``icm``): those that
+            could lower the error most at the start.
+        encoder: encoder of the groups; by default the nearest codeword, stage by stage.
 
     Raises:
         SpecError: an unknown method, arguments that do not go with it, or shapes that do not fit.
@@ -77,31 +72,31 @@ def assign(
     start = None if codes is None else _by_step(objective, codes)
     by_row = objective.orientation == "input"
 
-    def chunk(rows: slice) -> Chunk:
+    def started(rows: slice) -> RowChunk:
         steps: Steps = (
             InputSteps(objective, books, encoder, objective.weights(rows))
             if by_row
             else OutputSteps(objective, books)
         )
-        made = Chunk(objective.by_column(rows), objective.hessian, steps, stages)
-        made.start(method, start if start is None or not by_row else start[..., rows])
-        return made
+        chunk = RowChunk(objective.by_column(rows), objective.hessian, steps, stages)
+        chunk.start(method, start if start is None or not by_row else start[..., rows])
+        return chunk
 
     allowed = None
     if limit < 1:
-        gains = [chunk(rows).gains() for rows in objective.chunks()]
+        gains = [started(rows).gains() for rows in objective.chunks()]
         allowed = _largest(torch.cat(gains, dim=1), limit)
-    total = _Total(objective, sweeps if method in ("icm", "ldlq+icm") else 0)
+    results = _ChunkResults(objective, sweeps if method in ("icm", "ldlq+icm") else 0)
     for rows in objective.chunks():
-        total.add(chunk(rows), rows, allowed)
-    return total.result()
+        results.add(started(rows), rows, allowed)
+    return results.result()
 
 
 def _check(objective: Objective, codebooks: Tensor, method: str, codes: Tensor | None) -> None:
-    """Raise SpecError unless codebooks and codes fit the objective and the method is known."""
+    """Raise SpecError where codebooks or codes do not fit, or the method is unknown."""
     g = objective.grouping
-    if method not in METHODS:
-        raise SpecError(f"unknown assignment {method!r}; choose one of {', '.join(METHODS)}")
+    if method not in ASSIGNMENTS:
+        raise SpecError(f"unknown assignment {method!r}; choose one of {', '.join(ASSIGNMENTS)}")
     if codebooks.ndim != 3 or codebooks.shape[::2] != (g.stages * g.codebooks, g.d):
         raise SpecError(
             f"{g.groups} groups, {g.groups_per_codebook} per codebook, in {g.stages} stages need "
@@ -114,14 +109,14 @@ def _check(objective: Objective, codebooks: Tensor, method: str, codes: Tensor |
 
 
 def _by_step(objective: Objective, codes: Tensor) -> Tensor:
-    """[S*G, P] -> [S, steps, codes per step]."""
+    """Codes [S*G, P] in the order of the steps: [S, steps, codes per step]."""
     g = objective.grouping
     by_stage = codes.view(g.stages, g.groups, g.points)
     return by_stage if objective.orientation == "input" else by_stage.mT
 
 
 def _largest(gains: Tensor, share: float) -> Tensor:
-    """The ``share`` of all entries with the largest gain: bool, shaped like ``gains``."""
+    """Mark a share of all entries, those with the largest gains: bool, shaped like ``gains``."""
     flat = gains.flatten()
     order = flat.argsort(descending=True, stable=True)[: int(share * len(flat))]
     allowed = torch.zeros_like(flat, dtype=torch.bool)
@@ -129,8 +124,8 @@ def _largest(gains: Tensor, share: float) -> Tensor:
     return allowed.view_as(gains)
 
 
-class _Total:
-    """The chunks of a layer, swept over and put together."""
+class _ChunkResults:
+    """Codes, decoded core and errors of a layer, collected chunk by chunk."""
 
     def __init__(self, objective: Objective, sweeps: int) -> None:
         self.objective = objective
@@ -138,27 +133,24 @@ class _Total:
         self.codes: list[Tensor] = []
         self.core_hat = torch.empty_like(objective.core)
         self.errors = [0.0] * (sweeps + 1)
-        self.changed = [0] * sweeps
 
-    def add(self, chunk: Chunk, rows: slice, allowed: Tensor | None) -> None:
-        """Sweep over a chunk until nothing moves; ``rows`` is where it belongs."""
+    def add(self, chunk: RowChunk, rows: slice, allowed: Tensor | None) -> None:
+        """Sweep over the chunk of some rows until no code changes, and collect it."""
         if allowed is not None and self.by_row:
             allowed = allowed[:, rows]
         self.errors[0] += max(0.0, float(chunk.error))
-        moved = 1
-        for s in range(len(self.changed)):
-            moved = chunk.sweep(allowed) if moved else 0
-            self.changed[s] += moved
-            self.errors[s + 1] += max(0.0, float(chunk.error))
+        changed = 1
+        for s in range(1, len(self.errors)):
+            changed = chunk.sweep(allowed) if changed else 0
+            self.errors[s] += max(0.0, float(chunk.error))
         self.core_hat[rows] = self.objective.by_row(chunk.decoded(), rows)
         self.codes.append(chunk.codes)
 
     def result(self) -> AssignResult:
-        """Everything in the units and shapes of the caller."""
+        """All chunks together, in the units and shapes of the caller."""
         codes = torch.cat(self.codes, dim=2)  # [S, steps, codes per step]
         return AssignResult(
             codes=(codes if self.by_row else codes.mT).flatten(0, 1).contiguous(),
             core_hat=self.core_hat,
             errors=tuple(error * self.objective.hessian.scale for error in self.errors),
-            changed=tuple(self.changed),
         )

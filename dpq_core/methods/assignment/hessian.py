@@ -1,8 +1,8 @@
 """The metric of a layer's output error: the damped second moment of its inputs, and its factors.
 
-Everything here has a mean diagonal of one (docs/algorithms.md#assign-ldlq: ``H / mean(diag H) +
-damping I``), and
-``Hessian.scale`` takes errors back to the units of the H that was measured.
+Everything here has a mean diagonal of one, ``H / mean(diag H) + damping I``
+(docs/algorithms.md#damping), and ``Hessian.scale`` takes errors back to the units of the H that was
+measured.
 
 Steps are ordered by their energy, and sweeps go from the last to the first: columns with large
 inputs are decided while most others can still make up for them. Nothing is stored for that. Against
@@ -21,23 +21,22 @@ from torch import Tensor
 from dpq_core.errors import SpecError
 from dpq_core.kernels.cpu.threads import one_torch_thread
 
-MIN_DAMPING = 1e-6  # the least that keeps a float32 second moment positive definite
+MIN_DAMPING = 1e-6  # least damping that keeps a float32 second moment positive definite
 MAX_DAMPING = 1.0  # a matrix that needs more than its own mean diagonal is no second moment
-PAD_WEIGHT = 1e-6  # of coordinates that do not exist; targets there are zero
+PAD_WEIGHT = 1e-6  # diagonal at padded coordinates, whose targets are zero
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hessian:
-    """A second moment made ready for assignment in steps of ``width`` columns.
+    """A damped second moment, prepared for assignment in steps of b columns.
 
     Attributes:
         matrix: float32 [n, n], symmetric positive definite, mean diagonal 1 + damping, its rows and
-            columns in the order of the steps; n is the number of columns rounded up to a multiple
-            of ``width``.
+            columns in the order of the steps; n is C rounded up to a multiple of b.
         order: int64 [n / b]: the column group that each step decides.
-        scale: mean diagonal of the measured H; an error times ``scale`` is in H's units.
-        width: columns that are decided together, b.
-        cols: columns of the layer; those beyond are padding.
+        scale: mean diagonal of the measured H; an error times ``scale`` is in the units of H.
+        width: b, columns that are decided together.
+        cols: C, columns of the layer; those beyond are padding.
     """
 
     matrix: Tensor
@@ -48,12 +47,12 @@ class Hessian:
 
     @classmethod
     def of(cls, H: Tensor, *, width: int, damping: float = 0.01) -> Hessian:
-        """Normalise, damp and pad E[x x^T].
+        """Normalise, damp and pad a second moment E[x x^T].
 
         Args:
-            H: [cols, cols], any floating dtype; columns without data may be zero.
+            H: [C, C], any floating dtype; columns without data may be zero.
             width: d for subvectors along the input axis, 1 for subvectors along the output axis.
-            damping: added to the diagonal, in units of its mean; at least ``MIN_DAMPING`` is.
+            damping: added to the diagonal, in units of its mean; at least ``MIN_DAMPING``.
 
         Raises:
             SpecError: H is not a finite square matrix with a non-negative diagonal.
@@ -83,7 +82,7 @@ class Hessian:
 
     @cached_property
     def exists(self) -> Tensor:
-        """Which rows of ``matrix`` are of columns of the layer: bool [n]."""
+        """Whether each row of ``matrix`` is a column of the layer and no padding: bool [n]."""
         return self.columns < self.cols
 
     @cached_property
@@ -122,11 +121,12 @@ class Hessian:
 
 
 def _columns(order: Tensor, width: int) -> Tensor:
+    """The column at each place when groups of ``width`` columns come in some order: int64 [n]."""
     return (order[:, None] * width + torch.arange(width, device=order.device)).flatten()
 
 
 def _cholesky(matrix: Tensor) -> Tensor:
-    """Lower factor, float64; more damping where rounding has left negative eigenvalues.
+    """Lower Cholesky factor, float64, with more damping where rounding left negative eigenvalues.
 
     LAPACK adds up in an order that depends on the number of threads, so it gets one.
     """

@@ -1,12 +1,9 @@
-"""Closed-form updates of codebooks and pools with codes standing still.
-
-See docs/algorithms.md#codebook-update.
+"""Closed-form updates of codebooks and pools with the codes fixed.
 
 E_out is a quadratic of all codewords together. Its minimum is found by conjugate gradients on the
-normal equations, preconditioned with the d x d block of every codeword (what
-docs/algorithms.md#codebook-update solves for
-one codeword at a time). Unlike updates group by group this is as exact for codewords that many
-groups share, directly or through a pool. An iteration costs one product with H.
+normal equations, preconditioned with the d x d block of every codeword
+(docs/algorithms.md#codebook-update). Unlike updates group by group this is as exact for codewords
+that many groups share, directly or through a pool. An iteration costs one product with H.
 """
 
 from __future__ import annotations
@@ -19,19 +16,19 @@ from torch import Tensor
 
 from dpq_core.methods.assignment.assign import AssignResult, assign
 from dpq_core.methods.assignment.encoders import Encoder
-from dpq_core.methods.assignment.normal import Normal
+from dpq_core.methods.assignment.normal import NormalEquations
 from dpq_core.methods.assignment.objective import Objective
 
-ITERATIONS = 12  # reach 3 % of the gain for a codebook per group; shared ones need 2 or 3
-TOLERANCE = 3e-3  # relative gain of an iteration below which another one is not worth its product
-WORTH = 5e-3  # relative gain of a round of fresh codes below which there is no other
-CONVERGED = 1e-10  # of the first squared residual: what is left is rounding
-ROUNDING = 1e-6  # relative gain of an update below which nothing is touched
+ITERATIONS = 12  # come within 3 % of the gain for a codebook per group; shared ones need 2 or 3
+TOLERANCE = 3e-3  # relative gain of an iteration below which it is the last
+MIN_ROUND_GAIN = 5e-3  # relative gain of a round of fresh codes below which it is the last
+CONVERGED = 1e-10  # squared residual, over the first one, below which it is rounding
+ROUNDING = 1e-6  # relative gain of an update below which codewords stay as they are
 
 
 @dataclass(frozen=True, kw_only=True)
 class CodebookUpdate:
-    """Codewords and what they achieve.
+    """Updated codewords, and the output error that they leave.
 
     Attributes:
         codebooks: float32, shaped like those given.
@@ -69,7 +66,7 @@ def update_codebooks(
     index_map: Tensor | None = None,
     iterations: int = ITERATIONS,
 ) -> CodebookUpdate:
-    """The codewords that minimise E_out for given codes.
+    """Compute the codewords that minimise E_out for given codes.
 
     Codewords that no code refers to stay as they are.
 
@@ -78,9 +75,9 @@ def update_codebooks(
         codes: int32 [S*G, P], stage by stage.
         codebooks: float32 [S*B, K, d], or the pool [V, d] if there is an index map.
         index_map: [S*B, K], the pool vector of every codeword; None where there is no pool.
-        iterations: of conjugate gradients, at most.
+        iterations: iterations of conjugate gradients, at most.
     """
-    system = Normal(objective, codes, codebooks, index_map)
+    system = NormalEquations(objective, codes, codebooks, index_map)
     gradient, before = system.gradient(codebooks)
     inverse = system.preconditioner()
     total, direction = torch.zeros_like(gradient), torch.zeros_like(gradient)
@@ -118,21 +115,21 @@ def refine(
     rounds: int = 1,
     encoder: Callable[[Tensor], Encoder] | None = None,
 ) -> RefinedCodebooks:
-    """Alternate codebook updates and sweeps of coordinate descent.
+    """Refine codebooks and codes by updates and sweeps of coordinate descent in turns.
 
     Args:
         objective: the layer.
         codes: int32 [S*G, P] to start from.
         codebooks: float32 [S*B, K, d], or the pool [V, d], to start from.
         index_map: [S*B, K] into the pool, if there is one.
-        rounds: of an update and a sweep each.
+        rounds: rounds of an update and a sweep each.
         encoder: makes the encoder for given codebooks [S*B, K, d]; see ``assign``.
     """
 
     def sweep(codes: Tensor, sweeps: int) -> AssignResult:
-        books = _read(codebooks, index_map)
-        used = None if encoder is None else encoder(books)
-        return assign(objective, books, method="icm", sweeps=sweeps, codes=codes, encoder=used)
+        books = _read_codebooks(codebooks, index_map)
+        encode = None if encoder is None else encoder(books)
+        return assign(objective, books, method="icm", sweeps=sweeps, codes=codes, encoder=encode)
 
     result = sweep(codes, 0)
     errors = [*result.errors]
@@ -156,31 +153,33 @@ def relearn(
     rounds: int = 4,
     encoder: Callable[[Tensor], Encoder] | None = None,
 ) -> RefinedCodebooks:
-    """Alternate fresh codes (error feedback) and codebook updates, and refine the best of them.
+    """Learn codebooks and codes from fresh codes (error feedback) and updates in turns.
+
+    The best of them is refined in the end.
 
     Fresh codes leave the local minimum that ``refine`` stays in. With a codebook per group the
     output error ends 4 to 10 % lower; shared codebooks gain nothing and stop after two rounds.
     Arguments as in ``refine``.
     """
 
-    def fresh(codebooks: Tensor) -> tuple[Tensor, CodebookUpdate]:
-        books = _read(codebooks, index_map)
-        used = None if encoder is None else encoder(books)
-        codes = assign(objective, books, method="ldlq", encoder=used).codes
+    def fresh_codes(codebooks: Tensor) -> tuple[Tensor, CodebookUpdate]:
+        books = _read_codebooks(codebooks, index_map)
+        encode = None if encoder is None else encoder(books)
+        codes = assign(objective, books, method="ldlq", encoder=encode).codes
         return codes, update_codebooks(objective, codes, codebooks, index_map=index_map)
 
-    codes, best = fresh(codebooks)
+    codes, best = fresh_codes(codebooks)
     latest = best
     for _ in range(rounds - 1):
-        found, latest = fresh(latest.codebooks)
+        latest_codes, latest = fresh_codes(latest.codebooks)
         before = best.errors[-1]
         if latest.errors[-1] < before:
-            codes, best = found, latest
-        if latest.errors[-1] > (1 - WORTH) * before:
+            codes, best = latest_codes, latest
+        if latest.errors[-1] > (1 - MIN_ROUND_GAIN) * before:
             break
     return refine(objective, codes, best.codebooks, index_map=index_map, rounds=2, encoder=encoder)
 
 
-def _read(codebooks: Tensor, index_map: Tensor | None) -> Tensor:
-    """Codebooks [S*B, K, d], through the index map if there is one."""
+def _read_codebooks(codebooks: Tensor, index_map: Tensor | None) -> Tensor:
+    """The codebooks [S*B, K, d], read through the index map where there is one."""
     return codebooks if index_map is None else codebooks[index_map.long()]

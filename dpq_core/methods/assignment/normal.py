@@ -1,4 +1,4 @@
-"""The normal equations of a layer's codewords, for given codes."""
+"""Normal equations of the codewords of a layer, for given codes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,20 @@ from torch import Tensor
 
 from dpq_core.methods.assignment.objective import Objective, quadratic
 
-COUNTS = 1 << 22  # counters alive at a time: 32 MB
+COUNTS = 1 << 22  # counters that exist at a time: 32 MB
 
 
-class Normal:
-    """The normal equations of all codewords [n, d]: every slot [S*B*K], or every pool vector.
+class NormalEquations:
+    """The normal equations of all N codewords of a layer, or of all its pool vectors.
 
-    With decode(V) the layer [R, C] of codewords V, they read
-    ``decode^T(w decode(V) H) = decode^T(w W H)``.
+    With decode(X) the matrix [R, C] that codewords X [N, d] stand for, they read
+    ``decode^T(w decode(X) H) = decode^T(w W H)``; N is S*B*K, or V with a pool.
+
+    Args:
+        objective: the layer.
+        codes: int32 [S*G, P].
+        codebooks: float32 [S*B, K, d], or the pool [V, d].
+        index_map: [S*B, K] into the pool, if there is one.
     """
 
     def __init__(
@@ -37,20 +43,20 @@ class Normal:
         if not self.by_row:  # the Hessian's order is that of the points
             self.codes = self.codes[:, :, order]
             order = torch.arange(g.groups, device=order.device)
-        book_of = order // g.groups_per_codebook
-        self.places = [torch.nonzero(book_of == book)[:, 0] for book in range(g.codebooks)]
+        codebook_of = order // g.groups_per_codebook
+        self.places = [torch.nonzero(codebook_of == b)[:, 0] for b in range(g.codebooks)]
         self.order = order
 
     def gradient(self, codebooks: Tensor) -> tuple[Tensor, float]:
-        """decode^T(w (W - decode(V)) H), float64 [n, d], and E_out over the scale of H."""
+        """The gradient decode^T(w (W - decode(X)) H), float64 [N, d], and E_out / hessian.scale."""
         return self._transposed(codebooks.reshape(-1, self.shape[2]), residual=True)
 
     def normal(self, vectors: Tensor) -> tuple[Tensor, float]:
-        """decode^T(w decode(V) H), float64 [n, d], and its product with V."""
+        """The product decode^T(w decode(X) H), float64 [N, d], and its inner product with X."""
         return self._transposed(vectors, residual=False)
 
     def preconditioner(self) -> Tensor:
-        """Inverses of the d x d blocks of the normal matrix: float64 [n, d, d]."""
+        """Inverses of the d x d blocks of the normal matrix: float64 [N, d, d]."""
         _, K, d = self.shape
         o = self.objective
         diagonal, weights = o.hessian.diagonal, o.weights(slice(0, len(o.core)))
@@ -74,11 +80,12 @@ class Normal:
         return inverses
 
     def _transposed(self, vectors: Tensor, *, residual: bool) -> tuple[Tensor, float]:
+        """The transpose of ``decode`` on decoded vectors, or on what they leave of the core."""
         books = (vectors if self.map is None else vectors[self.map]).float().view(self.shape)
         sums = torch.zeros(self.shape, dtype=torch.float64, device=books.device)
         total = torch.zeros((), dtype=torch.float64, device=books.device)
         for rows in self.objective.chunks():
-            values = self._decode(books, rows)  # [n, R]
+            values = self._decode(books, rows)  # [n, m]
             if residual:
                 values = self.objective.by_column(rows) - values
             weights = self.objective.weights(rows)
@@ -88,9 +95,9 @@ class Normal:
         return self._to_vectors(sums.view(-1, self.shape[2])), float(total)
 
     def _books(self, rows: slice) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Every codebook: its row of ``shape``, the places of its groups, and their codes.
+        """Yield every codebook: its row of ``shape``, the places of its groups, and their codes.
 
-        The place of a group is its step, or for orientation output its own number: where its d
+        The place of a group is its step, or for orientation output its number: where its d
         coordinates lie along the cut axis.
         """
         some = rows if self.by_row else slice(None)
@@ -100,12 +107,12 @@ class Normal:
                 yield row, places, codes[self.order[places], some]
 
     def _subvectors(self, values: Tensor) -> Tensor:
-        """[n, R] as [places, d, points], a view."""
+        """View values [n, m] as subvectors [places, d, points]."""
         along = values if self.by_row else values.T
         return along.view(-1, self.shape[2], along.shape[1])
 
     def _decode(self, books: Tensor, rows: slice) -> Tensor:
-        """Values of some rows, laid out as ``Objective.by_column``: float32 [n, R]."""
+        """Values of some rows for given codebooks, laid out as ``Objective.by_column``: [n, m]."""
         values = torch.zeros_like(self.objective.by_column(rows))
         subvectors = self._subvectors(values)
         for row, places, codes in self._books(rows):
@@ -114,21 +121,21 @@ class Normal:
         return self.objective.without_pad(values)
 
     def _add_up(self, values: Tensor, rows: slice, sums: Tensor) -> None:
-        """The transpose of ``_decode``: add [n, R] to float64 sums [S*B, K, d]."""
+        """Add values [n, m] by code to float64 sums [S*B, K, d]: the transpose of ``_decode``."""
         subvectors = self._subvectors(self.objective.without_pad(values))
         for row, places, codes in self._books(rows):
             each = subvectors[places].movedim(1, 0).flatten(1)
             sums[row] += _scatter(each, codes.flatten(), self.shape[1])
 
     def _to_vectors(self, slots: Tensor) -> Tensor:
-        """Sums over slots [S*B*K, ...] as sums over the pool's vectors, if there is a pool."""
+        """Add up sums [S*B*K, ...] of codewords by pool vector, where there is a pool."""
         if self.map is None:
             return slots
         return _scatter(slots.T, self.map, self.vectors)  # [V, ...]
 
 
 def _scatter(values: Tensor, codes: Tensor, K: int) -> Tensor:
-    """Sums of values [d, N] by code [N]: float64 [K, d], the same on every run."""
+    """Sums of values [d, n] by code [n]: float64 [K, d], the same on every run."""
     if values.device.type != "cpu":
         return _integer_sums(values, codes, K)
     columns = [torch.bincount(codes, weights=row.double(), minlength=K) for row in values]
@@ -136,7 +143,7 @@ def _scatter(values: Tensor, codes: Tensor, K: int) -> Tensor:
 
 
 def _integer_sums(values: Tensor, codes: Tensor, K: int) -> Tensor:
-    """The same on a GPU, where threads arrive in any order: sums of 64-bit integers commute."""
+    """The sums as 64-bit integers, which commute: on a GPU threads arrive in any order."""
     bits = 62 - values.shape[1].bit_length() - torch.frexp(values.abs().max()).exponent
     unit = torch.ldexp(torch.ones((), dtype=torch.float64, device=values.device), bits)
     sums = torch.zeros(K, len(values), dtype=torch.int64, device=values.device)

@@ -1,4 +1,4 @@
-"""The output error of one layer: what codes and codebooks are chosen to minimise."""
+"""The output error of one layer, which codes and codebooks are chosen to minimise."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from dpq_core.errors import SpecError
 from dpq_core.grouping import Grouping
 from dpq_core.methods.assignment.hessian import Hessian
 
-CHUNK_FLOATS = 1 << 26  # of one [cols, rows] buffer; rows are independent and come in chunks
+CHUNK_FLOATS = 1 << 26  # values of one buffer [n, m]; rows are independent and come in chunks
 
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """``E_out = sum_r w_r (W - What)_r H (W - What)_r^T`` over codes and codebooks.
+    """The output error ``E_out = sum_r w_r (W - W_hat)_r H (W - W_hat)_r^T`` of one layer.
 
-    See docs/algorithms.md#notation.
+    See docs/algorithms.md#output-error.
 
     Attributes:
         core: float32 W [R, C], the matrix that is encoded (scales divided out).
         hessian: damped H, in steps of d columns (orientation input) or of one (output).
-        grouping: of the core's subvectors.
+        grouping: grouping of the core's subvectors.
         orientation: subvectors run along the ``input`` axis (columns) or the ``output`` axis.
-        row_weight: float32 w [R], not negative: squared row scales; None weighs rows alike.
+        row_weight: float32 w [R], not negative, the squared row scales; None weighs rows alike.
     """
 
     core: Tensor
@@ -45,7 +45,7 @@ class Objective:
         damping: float = 0.01,
         row_weight: Tensor | None = None,
     ) -> Objective:
-        """The objective of one layer; a ``Hessian`` of a layer with the same input is reused.
+        """The objective of one layer, whose H may be a prepared ``Hessian``.
 
         Raises:
             SpecError: shapes do not fit, or H is no second moment.
@@ -75,7 +75,7 @@ class Objective:
         )
 
     def chunks(self) -> list[slice]:
-        """Ranges of rows that are worked on at a time; all at once where subvectors cross rows."""
+        """Ranges of rows that are processed at a time; all rows where subvectors cross rows."""
         rows = len(self.core)
         step = max(1024, CHUNK_FLOATS // len(self.hessian.matrix))
         if self.orientation == "output":
@@ -83,11 +83,11 @@ class Objective:
         return [slice(first, min(first + step, rows)) for first in range(0, rows, step)]
 
     def by_column(self, rows: slice, matrix: Tensor | None = None) -> Tensor:
-        """Some rows of the core (or of another matrix of its shape), column by column, padded.
+        """Some rows of the core (or of another matrix of its shape), transposed and padded.
 
         Returns:
-            Contiguous float32 [n, R], zero where nothing exists; n columns in the order of the
-            Hessian, R is rounded up to whole subvectors for orientation output.
+            Contiguous float32 [n, m], zero in the padding: n columns in the order of the Hessian,
+            and m rows, rounded up to whole subvectors for orientation output.
         """
         part = (self.core if matrix is None else matrix)[rows]
         columns = self.core.new_zeros(len(self.hessian.matrix), self._padded(len(part)))
@@ -97,7 +97,7 @@ class Objective:
         return columns
 
     def by_row(self, columns: Tensor, rows: slice) -> Tensor:
-        """The inverse of ``by_column``: [n, R] -> [R, C]."""
+        """Rows of a matrix, [rows, C], from columns [n, m]: the inverse of ``by_column``."""
         core = self.core.new_empty(self.core.shape[1], rows.stop - rows.start)
         core[self.hessian.columns[self.hessian.exists]] = columns[
             self.hessian.exists, : core.shape[1]
@@ -105,7 +105,7 @@ class Objective:
         return core.T
 
     def without_pad(self, columns: Tensor) -> Tensor:
-        """[n, R] with zeros where nothing exists, in place."""
+        """Columns [n, m] with zeros in the padding, changed in place."""
         if self.grouping.pad:
             columns[~self.hessian.exists] = 0
             if self.orientation == "output":
@@ -113,26 +113,27 @@ class Objective:
         return columns
 
     def weights(self, rows: slice) -> Tensor:
-        """Weights of some rows, zero for rows that do not exist: float32 [R], see ``by_column``."""
+        """Weights of some rows, zero for padded rows: float32 [m], see ``by_column``."""
         count = rows.stop - rows.start
         weights = self.core.new_zeros(self._padded(count))
         weights[:count] = 1.0 if self.row_weight is None else self.row_weight[rows]
         return weights
 
     def error(self, core_hat: Tensor) -> float:
-        """E_out of a reconstruction [rows, cols], damped, in the units of the measured H."""
+        """E_out of a reconstruction [R, C], with damped H, in the units of the measured H."""
         total = torch.zeros((), dtype=torch.float64, device=self.core.device)
         for rows in self.chunks():
-            wrong = self.by_column(rows) - self.by_column(rows, core_hat)
-            total += quadratic(wrong, self.hessian.matrix @ wrong, self.weights(rows))
+            error = self.by_column(rows) - self.by_column(rows, core_hat)
+            total += quadratic(error, self.hessian.matrix @ error, self.weights(rows))
         return float(total) * self.hessian.scale
 
     def _padded(self, rows: int) -> int:
+        """Number of rows, rounded up to whole subvectors for orientation output."""
         return (
             rows if self.orientation == "input" else -(-rows // self.grouping.d) * self.grouping.d
         )
 
 
 def quadratic(left: Tensor, right: Tensor, weights: Tensor) -> Tensor:
-    """``sum_r w_r left_r . right_r`` in float64, of [n, R] and weights [R]."""
+    """Weighted inner product ``sum_r w_r left_r . right_r`` of [n, m], weights [m], in float64."""
     return (left * right).sum(dim=0, dtype=torch.float64) @ weights.double()

@@ -1,1 +1,1 @@
-"""Codebooks by k-means: first codewords and Lloyd iterations."""
+"""Learning codebooks by k-means: first codewords and Lloyd iterations."""

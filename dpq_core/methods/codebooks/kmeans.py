@@ -1,8 +1,8 @@
-"""k-means over all groups of a tensor at once: weighted, stochastically relaxed (SR-C), batched.
+"""k-means over all codebooks of a tensor at once: weighted, stochastically relaxed (SR-C), batched.
 
-docs/algorithms.md#kmeans (PQF, arXiv 2010.15703, section 3.3): codes come from the clean points,
-and the
-codebook update sees noise that fades as ``(1 - i / I)^p``, which lets codewords escape poor minima.
+See PQF, arXiv 2010.15703, section 3.3, and docs/algorithms.md#kmeans: codes come from the clean
+subvectors, and the codebook update sees noise that fades as ``(1 - i / I)^p``, which lets codewords
+escape poor minima.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from dpq_core.kernels.cpu.threads import one_torch_thread
 from dpq_core.methods.codebooks.kmeans_init import initial_codebooks
 from dpq_core.spec import KMeansSpec
 
-SPLIT_NOISE = 1e-3  # distance of a split-off codeword from its parent, in standard deviations
+SPLIT_NOISE = 1e-3
+"""Distance of a split-off codeword from its parent, in standard deviations of the codebook."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class IterationStats:
-    """What one iteration did.
+    """Record of one iteration of k-means.
 
     Attributes:
         objective: weighted mean squared distance per subvector, of the clean assignment.
@@ -42,7 +43,7 @@ class IterationStats:
 
 @dataclass(frozen=True, kw_only=True)
 class KMeansResult:
-    """Learned codebooks and the assignment to exactly these codebooks.
+    """Learned codebooks and the nearest codewords in exactly these codebooks.
 
     Attributes:
         codebooks: float32 [B, K, d].
@@ -71,8 +72,9 @@ def kmeans(
 
     Args:
         subvectors: float32 [G, d, P].
-        grouping: of the subvectors; None gives every group its own codebook. A padded last group
-            that shares its codebook is only assigned; alone, it is trained (zero in the pad).
+        grouping: grouping of the subvectors; None gives every group its own codebook. A padded
+            last group that shares its codebook is only assigned; alone, it is trained (zero in the
+            pad).
         K: codewords per codebook.
         spec: iterations, noise, initialisation.
         seed: the only source of randomness.
@@ -117,11 +119,11 @@ def _padded_group_finite(subvectors: Tensor, grouping: Grouping) -> bool:
 
 
 class _Update:
-    """The M-step: cluster sums -> codebooks, all codebooks at once.
+    """The update of all codebooks at once, from sums over the members of their codewords.
 
     Args:
         moments: float64 [B, 2 d + 1]: sum w x, sum w x^2 (per coordinate), sum w.
-        generator: of the noise.
+        generator: generator of the noise.
     """
 
     def __init__(self, moments: Tensor, generator: torch.Generator) -> None:
@@ -137,12 +139,12 @@ class _Update:
     def __call__(
         self, books: Tensor, sums: Tensor, scale: float, split: float
     ) -> tuple[float, int, Tensor]:
-        """One update.
+        """Compute the next codebooks.
 
         Args:
-            books: float32 [B, K, d] that the points were assigned to.
+            books: float32 [B, K, d] that the subvectors were assigned to.
             sums: float64 [B, K, d + 1 or d + 2]: sum w x, sum w (, sum w^2).
-            scale: of the noise, in standard deviations of the codebook's points.
+            scale: scale of the noise, in standard deviations of the codebook's subvectors.
             split: distance of a split-off codeword from its parent, in the same unit; 0 after the
                 last iteration, when it would never become the mean of anything.
 
@@ -187,4 +189,5 @@ class _Update:
         return torch.empty_like(books).scatter_(1, order[..., None].expand_as(books), placed)
 
     def _normal(self, like: Tensor) -> Tensor:
+        """Standard normal noise of the shape of a tensor."""
         return torch.randn(like.shape, generator=self.generator, device=like.device)

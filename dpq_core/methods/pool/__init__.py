@@ -1,1 +1,1 @@
-"""Pools: all codebooks of a weight as indices into one set of vectors."""
+"""Pools: the codebooks of a weight as indices into one set of vectors."""

@@ -1,4 +1,4 @@
-"""Alternating refinement of codes, index map and pool on the subvectors themselves.
+"""Refinement of codes, index map and pool in turns, measured on the subvectors.
 
 See docs/algorithms.md#pool-refine.
 """
@@ -17,21 +17,21 @@ from dpq_core.kernels.cpu.nearest import Nearest, nearest
 from dpq_core.methods.pool.selection import Clusters
 
 MIN_GAIN = 1e-3
-"""A round that gains a smaller share of the error is the last."""
+"""Share of the error; a round that gains less is the last."""
 
 RESCUE_SHARE = 0.05
-"""Slots of a codebook that are pointed at badly served subvectors in one round, at most."""
+"""Share of the slots of a codebook that are rescued in one round, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RefineStats:
-    """What the pool before one update was worth.
+    """Record of one assignment, before the pool is updated.
 
     Attributes:
         objective: weighted mean squared distance per subvector, to the nearest of its codebook.
         moved: subvectors whose code changed.
         empty: slots of the index map without (weighted) subvectors.
-        unused: pool vectors without any.
+        unused: pool vectors without (weighted) subvectors.
         seconds: wall time.
     """
 
@@ -44,7 +44,7 @@ class RefineStats:
 
 @dataclass(frozen=True, kw_only=True)
 class RefinedPool:
-    """A pool and the assignment to exactly this pool.
+    """A pool, its index map, and the nearest codewords in exactly this pool.
 
     Attributes:
         pool: float32 [V, d].
@@ -60,7 +60,7 @@ class RefinedPool:
 
 
 def refine(
-    points: Tensor,
+    subvectors: Tensor,
     pool: Tensor,
     index: Tensor,
     grouping: Grouping | None = None,
@@ -68,28 +68,28 @@ def refine(
     rounds: int = 6,
     weights: Tensor | None = None,
 ) -> RefinedPool:
-    """Lower the error of a pool; the objective never rises from round to round.
+    """Lower the error of a pool in rounds; the objective never rises.
 
-    A round assigns the subvectors to the K projected codewords of their group, points each slot
-    to the pool vector nearest to the mean of its subvectors, moves each pool vector to the mean of
-    all subvectors routed to it, and points slots without subvectors to what serves the worst
-    served of their codebook best. A last assignment follows; with ``rounds=0`` it is all.
+    A round assigns the subvectors to the K codewords of their codebook, points each slot (entry of
+    the index map) to the pool vector nearest to the mean of its subvectors, moves each pool vector
+    to the mean of all its subvectors, and points slots without subvectors to the pool vectors
+    nearest to the worst served subvectors. A last assignment follows; with ``rounds=0`` it is all.
 
     Args:
-        points: float32 [G, d, P].
+        subvectors: float32 [G, d, P].
         pool: float32 [V, d].
         index: integer [B, K] < V.
-        grouping: of the points; None gives every group its own codebook.
+        grouping: grouping of the subvectors; None gives every group its own codebook.
         rounds: at most; see MIN_GAIN.
         weights: float32 [G, P] or [1, P], not negative; None weighs all subvectors alike.
 
     Raises:
         SpecError: shapes do not fit.
     """
-    grouping = grouping or Grouping.of_subvectors(points.shape)
+    grouping = grouping or Grouping.of_subvectors(subvectors.shape)
     if weights is not None:
-        weights = weights.to(points).expand(len(points), -1)
-    passes = _Passes(points, grouping, index.shape[1], weights)
+        weights = weights.to(subvectors).expand(len(subvectors), -1)
+    passes = _Passes(subvectors, grouping, index.shape[1], weights)
     index = index.long()
     stats: list[RefineStats] = []
     search: Nearest | None = None
@@ -97,8 +97,8 @@ def refine(
         begin = time.perf_counter()
         slots = passes.step(pool[index])
         used = slots.weight.sum(1) > 0
-        served = torch.zeros(len(pool), dtype=torch.bool, device=pool.device)
-        served[index.view(-1)[used]] = True
+        used_vectors = torch.zeros(len(pool), dtype=torch.bool, device=pool.device)
+        used_vectors[index.view(-1)[used]] = True
         gained = not stats or slots.objective < (1 - MIN_GAIN) * stats[-1].objective
         last = len(stats) == rounds or not gained
         if not last:
@@ -109,7 +109,7 @@ def refine(
                 objective=slots.objective,
                 moved=slots.moved,
                 empty=int((~used).sum()),
-                unused=int((~served).sum()),
+                unused=int((~used_vectors).sum()),
                 seconds=time.perf_counter() - begin,
             )
         )
@@ -121,13 +121,13 @@ def refine(
 
 @dataclass(frozen=True)
 class _Slots:
-    """Sums over the subvectors of each slot; n = C K.
+    """Sums over the subvectors of each slot, an entry of the index map; n = B K.
 
     Attributes:
         total: float64 [n, d], sum w x.
         weight: float64 [n, d], sum w; coordinates of padding add nothing.
         objective: weighted mean squared distance of the assignment.
-        moved: changed codes.
+        moved: codes that changed.
     """
 
     total: Tensor
@@ -137,33 +137,36 @@ class _Slots:
 
 
 class _Passes:
-    """Assignments of the same subvectors; a padded last group is a problem of its own."""
+    """Repeated assignments of the same subvectors, with a padded last group taken separately."""
 
-    def __init__(self, points: Tensor, grouping: Grouping, K: int, weights: Tensor | None) -> None:
-        self.points, self.weights, self.grouping = points, weights, grouping
-        G, d, _ = points.shape
-        sharing, pad = grouping.groups_per_codebook, grouping.pad
+    def __init__(
+        self, subvectors: Tensor, grouping: Grouping, K: int, weights: Tensor | None
+    ) -> None:
+        self.subvectors, self.weights, self.grouping = subvectors, weights, grouping
+        G, d, _ = subvectors.shape
+        pad = grouping.pad
         full = G - (pad > 0)
-        cut = [(slice(0, full), d, sharing)] if full else []
+        cuts = [(slice(0, full), d, grouping.groups_per_codebook)] if full else []
         if pad:
-            cut.append((slice(full, G), d - pad, 1))
+            cuts.append((slice(full, G), d - pad, 1))
         self.parts = []
-        for groups, used, shared_by in cut:
-            part = points[groups, :used]
+        for groups, used, groups_per_codebook in cuts:
+            part = subvectors[groups, :used]
             passes = kernels.lloyd(
                 part,
-                Grouping.of_subvectors(part.shape, groups_per_codebook=shared_by),
+                Grouping.of_subvectors(part.shape, groups_per_codebook=groups_per_codebook),
                 K=K,
                 weights=None if weights is None else weights[groups],
             )
-            books = slice(groups.start // sharing, -(-groups.stop // sharing))
-            self.parts.append((passes, books, used))
+            first = groups.start // grouping.groups_per_codebook
+            codebooks = slice(first, -(-groups.stop // grouping.groups_per_codebook))
+            self.parts.append((passes, codebooks, used))
         moments = [passes.moments() for passes, _, _ in self.parts]
         self.energy = sum(float(m[:, (m.shape[1] // 2) : -1].sum()) for m in moments)
         self.mass = sum(float(m[:, -1].sum()) for m in moments) or 1.0
 
     def step(self, books: Tensor) -> _Slots:
-        """Assign to codebooks float32 [B, K, d] and add up the slots."""
+        """Assign to codebooks float32 [B, K, d] and sum the subvectors of each slot."""
         total = torch.zeros(books.shape, dtype=torch.float64, device=books.device)
         weight = torch.zeros_like(total)
         moved = 0
@@ -179,29 +182,29 @@ class _Passes:
         return _Slots(total.view(-1, d), weight.view(-1, d), objective, moved)
 
     def codes(self) -> Tensor:
-        """int32 [G, P]."""
+        """The codes of the last assignment, int32 [G, P]."""
         codes = [passes.result() for passes, _, _ in self.parts]
         return codes[0] if len(codes) == 1 else torch.cat(codes)
 
-    def worst(self, words: Tensor, codes: Tensor, book: int, count: int) -> Tensor:
-        """The subvectors [count, d] of one codebook [K, d] that cost most, worst first."""
-        sharing, pad = self.grouping.groups_per_codebook, self.grouping.pad
-        groups = slice(book * sharing, (book + 1) * sharing)
-        x = self.points[groups]  # [groups of the codebook, d, P]
-        wrong = x - words[codes[groups].long()].movedim(2, 1)
-        if pad and groups.stop >= len(self.points):
-            wrong[-1, x.shape[1] - pad :] = 0
-        cost = wrong.square().sum(1)
+    def worst(self, codewords: Tensor, codes: Tensor, codebook: int, count: int) -> Tensor:
+        """The subvectors [count, d] of one codebook, codewords [K, d], that cost most."""
+        groups_per_codebook, pad = self.grouping.groups_per_codebook, self.grouping.pad
+        groups = slice(codebook * groups_per_codebook, (codebook + 1) * groups_per_codebook)
+        x = self.subvectors[groups]  # [groups of the codebook, d, P]
+        error = x - codewords[codes[groups].long()].movedim(2, 1)
+        if pad and groups.stop >= len(self.subvectors):
+            error[-1, x.shape[1] - pad :] = 0
+        cost = error.square().sum(1)
         if self.weights is not None:
             cost = cost * self.weights[groups]
-        at = cost.view(-1).argsort(descending=True, stable=True)[:count]
-        return x[at // x.shape[2], :, at % x.shape[2]]
+        place = cost.view(-1).argsort(descending=True, stable=True)[:count]
+        return x[place // x.shape[2], :, place % x.shape[2]]
 
 
 def _update(
     slots: _Slots, pool: Tensor, index: Tensor, search: Nearest | None
 ) -> tuple[Tensor, Tensor, Nearest]:
-    """Pool and index map that serve the means of the slots; ``search`` is kept for its order."""
+    """Pool and index map fitted to the means of the slots; ``search`` is reused for its order."""
     flat = index.view(-1)
     # A slot without subvectors weighs nothing, and stays.
     means = torch.where(slots.weight > 0, (slots.total / slots.weight).float(), pool[flat])
@@ -217,19 +220,19 @@ def _rescue(passes: _Passes, used: Tensor, pool: Tensor, index: Tensor) -> None:
     """Point unused slots, in place, to the pool vectors nearest to the worst served subvectors.
 
     Args:
-        passes: of the assignment that ``used`` was counted in.
-        used: bool [B, K].
+        passes: the passes whose last assignment ``used`` describes.
+        used: bool [B, K], slots with subvectors.
         pool: float32 [V, d].
         index: int64 [B, K].
     """
     limit = max(1, int(RESCUE_SHARE * index.shape[1]))
-    chosen = ~used & ((~used).cumsum(1) <= limit)
-    counts = chosen.sum(1).tolist()
+    rescued = ~used & ((~used).cumsum(1) <= limit)
+    counts = rescued.sum(1).tolist()
     if any(counts):
         codes = passes.codes()
         targets = [
-            passes.worst(pool[index[book]], codes, book, count)
-            for book, count in enumerate(counts)
+            passes.worst(pool[index[codebook]], codes, codebook, count)
+            for codebook, count in enumerate(counts)
             if count
         ]
-        index[chosen] = nearest(torch.cat(targets), pool)[0]  # row by row, as ``chosen`` counts
+        index[rescued] = nearest(torch.cat(targets), pool)[0]  # in the order of ``rescued``

@@ -1,9 +1,10 @@
-"""Frame: the basis in which a matrix is quantized, and the way there and back.
+"""Frame: the basis and the scales of the core of a matrix, and the way there and back.
 
-``W = leave(core)``: the core is what codewords stand for. On the way to it the matrix may be
-rotated (randomised Hadamard transform, QuIP#) or its columns reordered (PQF), and it is divided by
-a scale per row and a scale per column group. A layer need not leave the frame: it can bring its
-activations there instead, ``W x = out(core in(x))``.
+The core is the matrix that codewords stand for. On the way to it the weight may be rotated
+(randomised Hadamard transform, QuIP#, arXiv 2402.04396) or its columns reordered (PQF, arXiv
+2010.15703), and it is divided by a scale per row and a scale per column group; ``restore`` is the
+way back. A layer need not decode W: it can bring its activations into the basis of the core
+instead, ``W x = activations_out(core activations_in(x))``.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from dpq_core.tensor.basis import transform
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """Scales, order and signs of one matrix ``[rows, cols]``; None where there are none.
+    """Scales, column order and signs of one matrix ``[R, C]``; None where there are none.
 
     Attributes:
-        row_scale: ``[rows]``, multiplied onto the rows of the core.
-        column_scale: ``[cols]``, in the order of the core's columns.
-        permutation: int64 ``[cols]``: column c of the core is column perm[c] of W.
-        signs_in: +-1 ``[cols]`` of the transform of the inputs.
-        signs_out: +-1 ``[rows]`` of the transform of the outputs.
+        row_scale: ``[R]``, multiplied onto the rows of the core.
+        column_scale: ``[C]``, in the order of the core's columns.
+        permutation: int64 ``[C]``: column c of the core is column ``permutation[c]`` of W.
+        signs_in: +-1 ``[C]`` of the transform of the inputs.
+        signs_out: +-1 ``[R]`` of the transform of the outputs.
     """
 
     row_scale: Tensor | None = None
@@ -36,11 +37,11 @@ class Frame:
 
     @property
     def keeps_inputs(self) -> bool:
-        """Whether activations need no change before they meet the core."""
+        """Whether the core takes the inputs of the layer as they are."""
         return self.column_scale is None and self.permutation is None and self.signs_in is None
 
     def rotate(self, matrix: Tensor) -> Tensor:
-        """W ``[rows, cols]`` in the frame's basis, not yet scaled."""
+        """W ``[R, C]`` in the basis of the core, not yet divided by scales."""
         if self.permutation is not None:
             return matrix[:, self.permutation]
         if self.signs_in is None:
@@ -48,7 +49,7 @@ class Frame:
         return transform.forward(matrix.float(), self.signs_out, self.signs_in)
 
     def rotate_hessian(self, hessian: Tensor) -> Tensor:
-        """H = E[x x^T] ``[cols, cols]`` of the inputs, as the core's columns see them."""
+        """The second moment ``[C, C]`` of the core's inputs, from H = E[x x^T] of the layer's."""
         if self.permutation is not None:
             hessian = hessian[self.permutation][:, self.permutation]
         elif self.signs_in is not None:
@@ -59,15 +60,15 @@ class Frame:
         return hessian
 
     def restore(self, core: Tensor) -> Tensor:
-        """Core float32 ``[rows, cols]`` -> W, float32."""
+        """W, float32 ``[R, C]``, from the core float32 ``[R, C]``."""
         if self.row_scale is not None:
             core = core * self.row_scale.float()[:, None]
         return self.restore_rows(core)
 
     def restore_rows(self, rows: Tensor) -> Tensor:
-        """Rows of the core, already times their scales -> rows of W.
+        """Rows of W ``[n, C]`` from rows of the core that are already multiplied by their scales.
 
-        Some rows are enough where there are no ``signs_out``; else all are needed.
+        A few rows can be given where there are no ``signs_out``; else all are needed.
         """
         if self.column_scale is not None:
             rows = rows * self.column_scale.float()
@@ -78,7 +79,7 @@ class Frame:
         return rows
 
     def activations_in(self, x: Tensor) -> Tensor:
-        """Inputs ``[..., cols]`` of the layer -> inputs of the core."""
+        """Inputs of the core ``[..., C]`` from the inputs of the layer."""
         if self.permutation is not None:
             from dpq_core.kernels.cpu.columns import reorder  # numba loads on first use
 
@@ -88,5 +89,5 @@ class Frame:
         return x if self.column_scale is None else x * self.column_scale.to(x.dtype)
 
     def activations_out(self, y: Tensor) -> Tensor:
-        """Outputs of the core, times the row scales ``[..., rows]`` -> outputs of the layer."""
+        """Outputs of the layer ``[..., R]`` from outputs of the core times the row scales."""
         return y if self.signs_out is None else transform.activations_out(y, self.signs_out)

@@ -1,11 +1,12 @@
-"""Row scales that make quantized rows as long, along themselves, as the rows were.
+"""Gain: a factor on each row scale that makes up for the shrinkage of quantized rows.
 
 A codeword is the mean of its members, so every quantized row is shorter than the row: the error
 holds a share of the row itself, ``<w, w - w_hat> = D |w|^2`` for a relative error D. In one layer
 that costs little; through many layers the same shrinkage adds up coherently, while the rest of the
 error averages out. Scaling each row by ``<w, w> / <w, w_hat>`` takes that share away. It costs no
-bytes, and a squared error of D / (1 - D) in place of D. Codes chosen for the output of the layer
-are measured there (``outputs``): in the weights their errors are meant to be large.
+bytes, and a squared error of D / (1 - D) in place of D (docs/algorithms.md#gain). Where codes
+were chosen for the output of the layer, the gain is measured on outputs instead
+(``methods.output_aware``): in the weights their errors are meant to be large.
 """
 
 from __future__ import annotations
@@ -16,23 +17,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dpq_core.kernels.cpu.error import row_products
+from dpq_core.kernels.cpu.row_products import row_products
 from dpq_core.tensor.basis import selection as basis
 from dpq_core.tensor.partition import Partition
 
 MAX_GAIN = 4.0
-"""Rows whose codewords hardly point their way are not blown up beyond this."""
+"""Largest gain; rows that would need more are not scaled."""
 
 
 def gain_of(energy: Tensor, along: Tensor) -> Tensor:
-    """``energy / along`` of every row, 1 where that has no meaning or is too much."""
-    useful = (along > energy / MAX_GAIN) & (energy > 0)
-    return torch.where(useful, energy / along, 1.0)
+    """The gain ``energy / along`` of every row; 1 where it is undefined or above ``MAX_GAIN``."""
+    usable = (along > energy / MAX_GAIN) & (energy > 0)
+    return torch.where(usable, energy / along, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rows:
-    """Inner products of the rows of a core with their reconstructions, float64 ``[rows]``.
+class RowProducts:
+    """Inner products of each row x of a core and its reconstruction c, float64 ``[R]``.
 
     Attributes:
         energy: x.x.
@@ -47,48 +48,49 @@ class Rows:
     @classmethod
     def of(
         cls,
-        points: Tensor,
+        subvectors: Tensor,
         codes: Tensor,
-        books: Tensor,
-        p: Partition,
+        codebooks: Tensor,
+        partition: Partition,
         stored: Mapping[str, Tensor],
-    ) -> Rows:
-        """Measure a code.
+    ) -> RowProducts:
+        """Compute the products for given codes and codebooks.
 
         Args:
-            points: scaled subvectors, float32 ``[groups, d, points]``.
-            codes: int32 ``[stages * groups, points]``.
-            books: float32 ``[stages * codebooks, K, d]``, as they are stored.
-            p: partition of the tensor.
-            stored: its scales.
+            subvectors: scaled subvectors of the core, float32 ``[G, d, P]``.
+            codes: int32 ``[S*G, P]``.
+            codebooks: float32 ``[S*B, K, d]``, as they are stored.
+            partition: partition of the tensor.
+            stored: stored parts that hold its scales.
         """
+        p = partition
         weights = torch.zeros(p.groups, p.d, dtype=torch.float64)  # the pad counts 0
         weights.view(-1)[: p.groups * p.d - p.pad] = 1
         if "group_scale" in stored:
             weights *= basis.divisor(stored["group_scale"]).cpu().double().square()[:, None]
-        found = row_products(
-            points, codes, books, p, weights=weights, across=p.orientation == "input"
+        products = row_products(
+            subvectors, codes, codebooks, p, weights=weights, across=p.orientation == "input"
         )
-        energy, along, decoded = found[: p.rows].cpu().unbind(1)
+        energy, along, decoded = products[: p.rows].cpu().unbind(1)
         return cls(energy=energy, along=along, decoded=decoded)
 
     def gain(self) -> Tensor:
-        """``<w, w> / <w, w_hat>`` of every row."""
+        """The gain ``<w, w> / <w, w_hat>`` of every row, float64 ``[R]``."""
         return gain_of(self.energy, self.along)
 
     def relative_error(self, before: Tensor | None, after: Tensor | None) -> float:
-        """||W - W_hat||^2 / ||W||^2.
+        """The relative squared error ||W - W_hat||^2 / ||W||^2.
 
         Args:
-            before: scales ``[rows]`` by which the rows of W were divided; None: by none.
-            after: scales with which they are stored.
+            before: scales ``[R]`` by which the rows of W were divided; None where by none.
+            after: scales ``[R]`` that are stored.
         """
-        old = torch.ones_like(self.energy)
-        gain = old
+        divisor = torch.ones_like(self.energy)
+        gain = divisor
         if before is not None and after is not None:
-            old = basis.divisor(before).cpu().double()
-            gain = after.cpu().double() / old
-        squares = old.square()
-        wrong = self.energy - 2 * gain * self.along + gain.square() * self.decoded
+            divisor = basis.divisor(before).cpu().double()
+            gain = after.cpu().double() / divisor
+        squares = divisor.square()
+        error = self.energy - 2 * gain * self.along + gain.square() * self.decoded
         total = float((squares * self.energy).sum())
-        return max(0.0, float((squares * wrong).sum())) / total if total else 0.0
+        return max(0.0, float((squares * error).sum())) / total if total else 0.0

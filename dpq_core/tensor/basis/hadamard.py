@@ -1,9 +1,8 @@
-"""Q_n: an orthonormal transform with a fast product for every length n >= 1.
+"""The orthonormal transform Q_n, with a fast product for every length n >= 1.
 
 Rotating a weight by random signs and Q_n spreads its outliers over all entries ("incoherence",
 QuIP#, arXiv 2402.04396, section 3; docs/algorithms.md#rotation). The definition is complete, so
-that a file needs
-to store the signs only. Indices count from 0; n = 2^p m with m odd::
+that a file needs to store the signs only. Indices count from 0; n = 2^p m with m odd::
 
     Q_n = n^(-1/2) (H_r (x) F_q),   n = r q,
     Q_n[a q + b, c q + e] = n^(-1/2) H_r[a, c] F_q[b, e]
@@ -40,18 +39,19 @@ import torch
 from torch import Tensor
 
 MAX_PALEY = 256
-"""Largest Paley factor: a dense factor costs q multiplications per value."""
+"""Order of a Paley factor at most: a dense factor costs q multiplications per value."""
 
 _MAX_DENSE = 512
-"""Hartley factors above are applied by an FFT."""
+"""Order of a Hartley factor from above which it is applied by an FFT."""
 
 _FOLD = 64
-"""The dense factor takes in Sylvester factors up to this size: one product, not six passes."""
+"""Order up to which Sylvester factors are multiplied into the dense one: one product, not six
+passes."""
 
 
 @dataclass(frozen=True)
 class Factors:
-    """n = r * q, and which q x q matrix F_q is.
+    """The factorisation n = r q of a length, and the kind of the q x q matrix F_q.
 
     Attributes:
         r: order of the Sylvester factor, a power of two.
@@ -66,7 +66,7 @@ class Factors:
 
 @cache
 def factors(n: int) -> Factors:
-    """The factors of Q_n by the rules above.
+    """The factors of Q_n, by the rules of this module's docstring.
 
     Raises:
         ValueError: n < 1.
@@ -87,14 +87,14 @@ def factors(n: int) -> Factors:
 
 
 def matrix(n: int) -> Tensor:
-    """Q_n, dense, float64 ``[n, n]``: the definition, and the oracle of ``apply``."""
+    """Q_n as a dense matrix, float64 ``[n, n]``: the definition, and the oracle of ``apply``."""
     f = factors(n)
     with torch.device("cpu"):
         return torch.kron(_sylvester(f.r), _dense_factor(f.q, f.kind)) / math.sqrt(n)
 
 
 def apply(x: Tensor) -> Tensor:
-    """``x Q_n^T`` along the last axis: every row vector x becomes Q_n x.
+    """Multiply along the last axis, ``x Q_n^T``: every row vector x becomes Q_n x.
 
     Args:
         x: ``[..., n]``, any floating dtype; float16 and bfloat16 are computed in float32.
@@ -106,7 +106,7 @@ def apply(x: Tensor) -> Tensor:
 
 
 def inverse(x: Tensor) -> Tensor:
-    """``x Q_n`` along the last axis: undoes ``apply``, with the same cost and dtypes."""
+    """Undo ``apply``: ``x Q_n`` along the last axis, with the same cost and dtypes."""
     return _product(x, transpose=False)
 
 
@@ -133,7 +133,7 @@ def _no_autocast(device: torch.device) -> AbstractContextManager[object]:
 
 
 def _butterflies(y: Tensor, width: int) -> Tensor:
-    """``[rows, n]`` times H_{n / width} (x) I_width, Sylvester's recursion without recursion."""
+    """Multiply rows ``[rows, n]`` by H_{n / width} (x) I_width, one level after the other."""
     rows, n = y.shape
     while width < n:
         pair = y.view(rows, n // (2 * width), 2, width)
@@ -147,7 +147,7 @@ def _butterflies(y: Tensor, width: int) -> Tensor:
 def _right_factor(
     folded: int, q: int, kind: str, transpose: bool, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """H_folded (x) F_q, or its transpose, ready for a product from the right."""
+    """The matrix H_folded (x) F_q, or its transpose, for a product from the right."""
     # The cache outlives the modes of its first caller.
     with torch.inference_mode(False), torch.device("cpu"):
         dense = torch.kron(_sylvester(folded), _dense_factor(q, kind))
@@ -155,7 +155,7 @@ def _right_factor(
 
 
 def _dense_factor(q: int, kind: str) -> Tensor:
-    """F_q without its norm, float64 ``[q, q]``."""
+    """The matrix F_q before normalisation, float64 ``[q, q]``."""
     if kind == "one":
         return torch.ones(1, 1, dtype=torch.float64)
     if kind == "paley1":
@@ -171,7 +171,7 @@ def _dense_factor(q: int, kind: str) -> Tensor:
 
 
 def _conference(prime: int, *, corner: int) -> Tensor:
-    """S (``corner`` -1) or C (1) of Paley's constructions, float64 ``[prime + 1, prime + 1]``."""
+    """The matrix S (``corner`` -1) or C (``corner`` 1) of Paley, float64 ``[prime+1, prime+1]``."""
     chi = torch.full((prime,), -1.0, dtype=torch.float64)
     chi[torch.arange(prime) ** 2 % prime] = 1
     chi[0] = 0
@@ -184,7 +184,7 @@ def _conference(prime: int, *, corner: int) -> Tensor:
 
 
 def _sylvester(r: int) -> Tensor:
-    """H_r, float64 ``[r, r]``."""
+    """Sylvester's Hadamard matrix H_r, float64 ``[r, r]``."""
     out = torch.ones(1, 1, dtype=torch.float64)
     while out.shape[0] < r:
         out = torch.kron(torch.tensor([[1, 1], [1, -1]], dtype=torch.float64), out)

@@ -1,4 +1,4 @@
-"""Column permutations that make a matrix easier to quantise (PQF, arXiv 2010.15703, section 3.2).
+"""Column permutations that make a matrix easier to quantize (PQF, arXiv 2010.15703, section 3.2).
 
 For Gaussian subvectors with covariance Sigma, K codewords leave a distortion of about
 ``d K^(-2/d) |Sigma|^(1/d)``. So the search lowers the sum of ``|Sigma|^(1/d)`` over the codebooks:
@@ -18,22 +18,21 @@ from dpq_core.errors import SpecError
 from dpq_core.grouping import Grouping
 from dpq_core.kernels.cpu.threads import one_torch_thread
 from dpq_core.tensor.basis.permute_search import SwapSearch
-from dpq_core.tensor.basis.permute_start import bucket_start, correlated_start
 
 _RACE = 8
-"""Every start gets this part of all swaps."""
+"""Every start gets this fraction (1 / 8) of all swaps; the best one gets the rest."""
 
-_NO_GAIN = 1e-6
-"""A smaller relative gain is not worth another order of the columns."""
+_MIN_GAIN = 1e-6
+"""Relative gain below which the columns keep their order."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnMoments:
-    """All that the search knows of a matrix ``[rows, cols]``.
+    """Mean and covariance of the columns of a matrix ``[R, C]``: what the search works on.
 
     Attributes:
-        mean: of each column over the rows, float64 ``[cols]``.
-        covariance: of the columns over the rows, float32 or float64 ``[cols, cols]``.
+        mean: mean of each column over the rows, float64 ``[C]``.
+        covariance: covariance of the columns over the rows, float32 or float64 ``[C, C]``.
     """
 
     mean: Tensor
@@ -42,10 +41,10 @@ class ColumnMoments:
 
 @dataclass(frozen=True, kw_only=True)
 class Permutation:
-    """The outcome of a search.
+    """A permutation of the columns, and what the search for it gained.
 
     Attributes:
-        perm: int64 ``[cols]``; column i of the permuted matrix is column ``perm[i]``.
+        perm: int64 ``[C]``; column i of the permuted matrix is column ``perm[i]``.
         before: objective of the given order.
         after: objective of ``perm``, never above ``before``.
         swaps: candidate swaps that were evaluated.
@@ -58,12 +57,12 @@ class Permutation:
 
 
 def column_moments(matrix: Tensor, importance: Tensor | None = None) -> ColumnMoments:
-    """Moments of the columns of ``matrix [rows, cols]``.
+    """Mean and covariance of the columns of a matrix ``[R, C]``.
 
     Args:
         matrix: any floating dtype.
-        importance: not negative, ``[cols]``, such as the diagonal of the layer's H: a squared
-            error in column c counts ``importance[c]`` times. None: all columns count alike.
+        importance: weight of a squared error in each column, ``[C]``, not negative, such as the
+            diagonal of the layer's H; None weighs all columns alike.
     """
     values = matrix.to(torch.float32)
     if importance is not None:
@@ -74,29 +73,32 @@ def column_moments(matrix: Tensor, importance: Tensor | None = None) -> ColumnMo
 
 
 def objective(moments: ColumnMoments, perm: Tensor, grouping: Grouping) -> float:
-    """Sum over the full groups of their codebook's ``|Sigma|^(1/d)``, for the order ``perm``.
+    """The objective of an order of the columns: sum over the full groups of ``|Sigma|^(1/d)``.
 
-    Sigma is the covariance of all subvectors of a codebook: the average of the covariances of its
-    groups plus that of the groups' means; its diagonal is raised by ``permute_search.RIDGE``.
+    Sigma is the covariance of all subvectors of a group's codebook: the average of the covariances
+    of its groups plus that of the groups' means. Its diagonal is raised by
+    ``permute_search.RIDGE``.
     """
     search = SwapSearch(moments.mean, moments.covariance, grouping)
-    return float(search.costs(_groups(perm, grouping.d)).sum())
+    return float(search.costs(_full_groups(perm, grouping.d)).sum())
 
 
 @one_torch_thread()
 def search(
     moments: ColumnMoments, grouping: Grouping, *, swaps: int = 100_000, seed: int = 0
 ) -> Permutation:
-    """Greedy starts, then stochastic local search over swaps of two columns (PQF, section 3.2).
+    """Search a permutation: greedy starts, then stochastic local search over swaps of two columns.
+
+    See PQF, arXiv 2010.15703, section 3.2, and docs/algorithms.md#permutation.
 
     A round draws disjoint pairs of groups and accepts the best swap of each pair where it lowers
     the objective, which therefore never rises. Where the columns do not fill the last group, its
     columns stay where they are. If nothing is gained the permutation is the identity.
 
     Args:
-        moments: of the matrix as it will be quantised (scaled, weighted).
+        moments: moments of the matrix as it will be quantized (scaled, weighted).
         grouping: subvector length, and how many adjacent groups share a codebook.
-        swaps: candidate swaps to evaluate; a few rounds may exceed it.
+        swaps: candidate swaps to evaluate; the last rounds may exceed it.
         seed: the only source of randomness.
 
     Raises:
@@ -106,7 +108,7 @@ def search(
     if not bool(torch.isfinite(moments.covariance).all() & torch.isfinite(moments.mean).all()):
         raise SpecError("the columns to permute hold NaN or infinite values")
     identity = torch.arange(len(moments.mean), device=moments.mean.device)
-    given = _groups(identity, d)
+    given = _full_groups(identity, d)
     local = SwapSearch(moments.mean, moments.covariance, grouping)
     before = float(local.costs(given).sum())
     if len(given) < 2 or d == 1:  # d = 1: a codebook of single columns has no coordinates to mix
@@ -120,21 +122,73 @@ def search(
     order = min(orders, key=lambda order: float(local.costs(order).sum()))
     done += _descend(local, order, swaps - done, generator)
     after = float(local.costs(order).sum())
-    if after > before * (1 - _NO_GAIN):
+    if after > before * (1 - _MIN_GAIN):
         return Permutation(perm=identity, before=before, after=before, swaps=done)
     perm = torch.cat([order.flatten(), identity[order.numel() :]])
     return Permutation(perm=perm, before=before, after=after, swaps=done)
 
 
 def _descend(local: SwapSearch, order: Tensor, swaps: int, generator: torch.Generator) -> int:
-    """Rounds on ``order``, in place, until ``swaps`` were evaluated; returns how many it were."""
+    """Improve ``order`` in place until ``swaps`` were evaluated; returns how many swaps it were."""
     done = 0
     while done < swaps:
         done += local.round(order, generator)
     return done
 
 
-def _groups(perm: Tensor, d: int) -> Tensor:
-    """The columns of each full group, int64 ``[groups, d]``."""
+def _full_groups(perm: Tensor, d: int) -> Tensor:
+    """The columns of each full group, int64 ``[G, d]``."""
     groups = len(perm) // d
     return perm[: groups * d].view(groups, d)
+
+
+def correlated_start(covariance: Tensor, groups: int, d: int) -> Tensor:
+    """A greedy order in which correlated columns meet in one group, for a codebook per group.
+
+    Each group begins with the column of the largest remaining variance, and takes, one by one, the
+    column of which the group already explains the largest share.
+
+    Args:
+        covariance: ``[C, C]``, C >= G d; only the first G d columns are used.
+        groups: G, groups to fill.
+        d: columns of a group.
+
+    Returns:
+        The columns of each group, int64 ``[G, d]``.
+    """
+    used = groups * d
+    variance = covariance.diagonal()[:used].clone()
+    floor = variance.mean() * torch.finfo(variance.dtype).eps
+    taken = torch.zeros(used, dtype=torch.bool, device=variance.device)
+    order = torch.empty(used, dtype=torch.int64, device=variance.device)
+    for group in range(groups):
+        factor = covariance.new_zeros(d, used)  # rows of the group's Cholesky factor
+        unexplained = variance.clone()
+        for k in range(d):
+            share = -variance if k == 0 else unexplained / (variance + floor)
+            column = share.masked_fill(taken, torch.inf).argmin()
+            order[group * d + k] = column
+            taken[column] = True
+            row = covariance[column, :used] - factor[:, column] @ factor
+            factor[k] = row / (unexplained[column] + floor).sqrt()
+            unexplained = (unexplained - factor[k].square()).clamp_min(0)
+    return order.view(groups, d)
+
+
+def bucket_start(covariance: Tensor, groups: int, d: int) -> Tensor:
+    """A greedy order in which all groups look alike, for groups that share a codebook.
+
+    The columns, in order of falling variance, fill the first coordinate of all groups, then the
+    second, and so on.
+    For uncorrelated columns this minimises the product of the coordinates' average variances.
+
+    Args:
+        covariance: ``[C, C]``, C >= G d; only the first G d columns are used.
+        groups: G, groups to fill.
+        d: columns of a group.
+
+    Returns:
+        The columns of each group, int64 ``[G, d]``.
+    """
+    variance = covariance.diagonal()[: groups * d]
+    return variance.argsort(descending=True, stable=True).view(d, groups).T.contiguous()

@@ -1,4 +1,4 @@
-"""The basis and the scales of one matrix on its way to codewords (``Frame`` is the way back)."""
+"""Choice of the basis and the scales of one matrix before it is quantized."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from dpq_core.tensor.partition import Layout, Partition
 from dpq_core.tensor.pq_tensor import column_bits
 
 SWAPS_PER_COLUMN = 64
-"""Swaps that the search for a permutation tries, per column."""
+"""Swaps per column that the search for a permutation tries."""
 
 WINDOW = 2048
-"""Columns that are permuted among themselves."""
+"""Columns of one window; columns are permuted within windows."""
 
 ROWS = 4096
 """Rows from which covariances of columns are estimated, at most."""
@@ -28,14 +28,15 @@ _CHUNK = 1 << 20
 def choose(
     matrix: Tensor, partition: Partition, spec: QuantSpec, seed: int, hessian: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """The stored parts that say how columns are reordered or the matrix is rotated; often none.
+    """Choose the permutation or the rotation of a matrix; returns the stored parts that say it.
 
     Args:
-        matrix: ``[rows, cols]``.
-        partition: of the tensor.
-        spec: ``permute`` and ``transform``.
-        seed: of the search and of the signs.
-        hessian: H ``[cols, cols]`` of the inputs, if known: columns weigh by what they matter.
+        matrix: ``[R, C]``.
+        partition: partition of the tensor.
+        spec: its ``permute`` and ``transform`` are read.
+        seed: seed of the search and of the signs.
+        hessian: H ``[C, C]`` of the inputs, whose diagonal weighs the columns; None weighs all
+            columns alike.
     """
     p, device = partition, matrix.device
     if spec.transform == "rht":
@@ -48,30 +49,31 @@ def choose(
         }
     if not spec.permute:
         return {}
-    order = _order(matrix, p, seed, None if hessian is None else hessian.diagonal())
-    return {"permutation": pack(order[None].cpu(), column_bits(p.cols))[0].to(device)}
+    importance = None if hessian is None else hessian.diagonal()
+    permutation = _permutation(matrix, p, seed, importance)
+    return {"permutation": pack(permutation[None].cpu(), column_bits(p.cols))[0].to(device)}
 
 
-def _order(matrix: Tensor, p: Partition, seed: int, importance: Tensor | None) -> Tensor:
-    """A permutation of the columns, int64 ``[cols]``, found in windows of columns.
+def _permutation(matrix: Tensor, p: Partition, seed: int, importance: Tensor | None) -> Tensor:
+    """A permutation of the columns, int64 ``[C]``, searched window by window.
 
     Time and memory grow with the square of the window; more rows than ``ROWS`` tell little more.
     """
     rows = torch.linspace(0, p.rows - 1, min(p.rows, ROWS), device=matrix.device).round().long()
     width = max(1, WINDOW // p.d) * p.d
-    orders = []
+    windows = []
     for first in range(0, p.cols, width):
-        some = slice(first, min(first + width, p.cols))
-        weights = None if importance is None else importance[some]
-        moments = permute.column_moments(matrix[:, some][rows], weights)
+        columns = slice(first, min(first + width, p.cols))
+        weights = None if importance is None else importance[columns]
+        moments = permute.column_moments(matrix[:, columns][rows], weights)
         swaps = SWAPS_PER_COLUMN * len(moments.mean)
-        found = permute.search(moments, p, swaps=swaps, seed=seed + first)
-        orders.append(found.perm + first)
-    return torch.cat(orders)
+        result = permute.search(moments, p, swaps=swaps, seed=seed + first)
+        windows.append(result.perm + first)
+    return torch.cat(windows)
 
 
 def checked_rms(matrix: Tensor, name: str) -> Tensor:
-    """``row_rms`` of a weight as the checkpoint has it.
+    """Root mean square of each row of a weight, after checking that the weight is finite.
 
     Raises:
         SpecError: the weight holds NaN or infinite values.
@@ -83,40 +85,40 @@ def checked_rms(matrix: Tensor, name: str) -> Tensor:
 
 
 def row_rms(matrix: Tensor) -> Tensor:
-    """Root mean square of each row, float64 ``[rows]``, a few rows at a time."""
+    """Root mean square of each row, float64 ``[R]``, computed a few rows at a time."""
     step = max(1, _CHUNK // max(1, matrix.shape[1]))
     squares = [chunk.double().square().mean(dim=1) for chunk in torch.split(matrix, step)]
     return torch.cat(squares).sqrt()
 
 
 def scaled_subvectors(matrix: Tensor, partition: Partition, scale: Tensor | None) -> Tensor:
-    """Float32 subvectors ``[groups, d, points]`` of the rows over their scales ``[rows]``.
+    """Subvectors float32 ``[G, d, P]`` of a matrix whose rows are divided by scales ``[R]``.
 
-    Cut in the original dtype and scaled in place, so that one float32 copy exists, not three.
+    The matrix is cut in its dtype and scaled in place, so that one float32 copy exists, not three.
     """
     p = partition
-    points = p.to_subvectors(matrix).to(torch.float32, copy=True)
+    subvectors = p.to_subvectors(matrix).to(torch.float32, copy=True)
     if scale is None:
-        return points
+        return subvectors
     if p.orientation == "input":
-        return points.div_(divisor(scale))
+        return subvectors.div_(divisor(scale))
     by_row = torch.nn.functional.pad(divisor(scale), (0, p.pad), value=1.0)
-    return points.div_(by_row.view(p.groups, p.d, 1))
+    return subvectors.div_(by_row.view(p.groups, p.d, 1))
 
 
-def scale_groups(points: Tensor) -> Tensor:
-    """Divide each group of subvectors ``[groups, d, points]`` by its RMS, in place.
+def scale_groups(subvectors: Tensor) -> Tensor:
+    """Divide each group of subvectors ``[G, d, P]`` by its RMS, in place.
 
     Returns:
-        The scales, float16 ``[groups]``.
+        The scales, float16 ``[G]``.
     """
-    rms = points.square().mean(dim=(1, 2), dtype=torch.float64).sqrt()
+    rms = subvectors.square().mean(dim=(1, 2), dtype=torch.float64).sqrt()
     scale = rms.clamp(max=torch.finfo(torch.float16).max).half()
-    points.div_(divisor(scale)[:, None, None])
+    subvectors.div_(divisor(scale)[:, None, None])
     return scale
 
 
 def divisor(scale: Tensor) -> Tensor:
-    """The scales as float32 divisors: zeros divide by one."""
+    """Scales as float32 divisors, with 1 in place of 0."""
     values = scale.float()
     return torch.where(values == 0, 1.0, values)

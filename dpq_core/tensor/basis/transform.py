@@ -2,8 +2,7 @@
 
 ``W~ = Q_m S_V W S_U Q_n^T`` with random sign diagonals S and the orthonormal Q of
 ``tensor.basis.hadamard`` (QuIP#, arXiv 2402.04396, section 3; docs/algorithms.md#rotation). At
-inference the
-weight stays transformed and the activations are transformed instead:
+inference the weight stays transformed and the activations are transformed instead:
 ``y = S_V Q_m^T (W~ (Q_n S_U x))``. A side whose signs are None is left as it is.
 """
 
@@ -24,17 +23,17 @@ def signs(n: int, seed: int) -> Tensor:
 
 
 def pack_signs(values: Tensor) -> Tensor:
-    """Int8 ``[n]`` of -1 and +1 -> uint8 ``[ceil(n / 8)]``: bit i is 1 where value i is -1."""
+    """Pack signs, int8 ``[n]``, to uint8 ``[ceil(n / 8)]``: bit i is 1 where sign i is -1."""
     return packing.pack((values < 0)[None], 1)[0]
 
 
 def unpack_signs(packed: Tensor, n: int) -> Tensor:
-    """The inverse of ``pack_signs``: int8 ``[n]``."""
+    """Unpack signs to int8 ``[n]``: the inverse of ``pack_signs``."""
     return (1 - 2 * packing.unpack(packed[None], 1, n)[0]).to(torch.int8)
 
 
 def forward(weight: Tensor, signs_out: Tensor | None, signs_in: Tensor | None) -> Tensor:
-    """``W~ = Q_m S_V W S_U Q_n^T``.
+    """Transform a weight: ``W~ = Q_m S_V W S_U Q_n^T``.
 
     Args:
         weight: W, ``[m, n]``; float16 and bfloat16 are better widened by the caller, for the
@@ -53,7 +52,7 @@ def forward(weight: Tensor, signs_out: Tensor | None, signs_in: Tensor | None) -
 
 
 def inverse(transformed: Tensor, signs_out: Tensor | None, signs_in: Tensor | None) -> Tensor:
-    """``W = S_V Q_m^T W~ Q_n S_U``: undoes ``forward`` up to rounding."""
+    """Undo ``forward`` up to rounding: ``W = S_V Q_m^T W~ Q_n S_U``."""
     if signs_in is not None:
         transformed = activations_out(transformed, signs_in)
     if signs_out is not None:
@@ -62,15 +61,15 @@ def inverse(transformed: Tensor, signs_out: Tensor | None, signs_in: Tensor | No
 
 
 def activations_in(x: Tensor, signs_in: Tensor) -> Tensor:
-    """``Q_n S_U x`` for every row vector x of ``[..., n]``: what a transformed weight takes."""
+    """Transform inputs ``[..., n]`` for a transformed weight: ``Q_n S_U x`` of every x."""
     return hadamard.apply(x * signs_in.to(x))
 
 
 def activations_out(y: Tensor, signs_out: Tensor) -> Tensor:
-    """``S_V Q_m^T y`` for every row vector y of ``[..., m]``: undoes the output side."""
+    """Transform outputs ``[..., m]`` of a transformed weight back: ``S_V Q_m^T y`` of every y."""
     return hadamard.inverse(y) * signs_out.to(y)
 
 
 def hessian(second_moment: Tensor, signs_in: Tensor) -> Tensor:
-    """``H~ = Q_n S_U H S_U Q_n^T``: the second moment ``[n, n]`` of the transformed input."""
+    """Second moment ``[n, n]`` of the transformed inputs: ``H~ = Q_n S_U H S_U Q_n^T``."""
     return forward(second_moment, signs_in, signs_in)

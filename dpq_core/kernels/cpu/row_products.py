@@ -1,4 +1,4 @@
-"""Inner products of subvectors and their codewords, row by row: numba on the CPU, torch elsewhere.
+"""Inner products of each row of a core and its reconstruction: numba on the CPU, torch elsewhere.
 
 From ``x.x``, ``x.c`` and ``c.c`` of every row follow its squared error and the scale that fits it.
 """
@@ -14,12 +14,12 @@ from dpq_core.grouping import Grouping
 from dpq_core.kernels.cpu.threads import spread
 
 _BLOCK = 1024
-"""Points whose sums one task keeps."""
+"""Points of one task, whose sums stay in the cache."""
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
-def _by_point(points, codes, books, tie, weights, out, first, last):  # type: ignore[no-untyped-def]
-    """Sums over groups and coordinates, of some blocks of points, into float64 out [P, 3]."""
+def _by_point(points, codes, books, groups_per_codebook, weights, out, first, last):  # type: ignore[no-untyped-def]
+    """Add sums over groups and coordinates of blocks first..last to float64 out [P, 3]."""
     groups, d, count = points.shape
     stages = codes.shape[0] // groups
     per_stage = books.shape[0] // stages
@@ -32,15 +32,16 @@ def _by_point(points, codes, books, tie, weights, out, first, last):  # type: ig
                     x = np.float64(points[g, i, n])
                     c = 0.0
                     for s in range(stages):
-                        c += books[s * per_stage + g // tie, codes[s * groups + g, n], i]
+                        book = s * per_stage + g // groups_per_codebook
+                        c += books[book, codes[s * groups + g, n], i]
                     out[n, 0] += weight * (x * x)
                     out[n, 1] += weight * (x * c)
                     out[n, 2] += weight * (c * c)
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"reassoc", "contract"})
-def _by_coordinate(points, codes, books, tie, weights, out, first, last):  # type: ignore[no-untyped-def]
-    """Sums over points, of some groups, into float64 out [G * d, 3]."""
+def _by_coordinate(points, codes, books, groups_per_codebook, weights, out, first, last):  # type: ignore[no-untyped-def]
+    """Write sums over points of groups first..last to float64 out [G * d, 3]."""
     groups, d, count = points.shape
     stages = codes.shape[0] // groups
     per_stage = books.shape[0] // stages
@@ -51,7 +52,8 @@ def _by_coordinate(points, codes, books, tie, weights, out, first, last):  # typ
                 x = np.float64(points[g, i, n])
                 c = 0.0
                 for s in range(stages):
-                    c += books[s * per_stage + g // tie, codes[s * groups + g, n], i]
+                    book = s * per_stage + g // groups_per_codebook
+                    c += books[book, codes[s * groups + g, n], i]
                 xx += x * x
                 xc += x * c
                 cc += c * c
@@ -69,14 +71,14 @@ def row_products(
     weights: Tensor,
     across: bool,
 ) -> Tensor:
-    """``x.x``, ``x.c`` and ``c.c`` of every row of the matrix.
+    """The products ``x.x``, ``x.c``, ``c.c`` of every row x of a core and its reconstruction c.
 
     Args:
-        subvectors: float32 x ``[G, d, P]``.
-        codes: int32 ``[S*G, P]``; c is the sum of the codewords over the stages.
+        subvectors: of the core, float32 ``[G, d, P]``.
+        codes: int32 ``[S*G, P]``.
         codebooks: float32 ``[S*B, K, d]``.
-        grouping: of the subvectors.
-        weights: float64 ``[G, d]`` of a product at a coordinate; zero where it does not count.
+        grouping: grouping of the subvectors.
+        weights: weight of a product at each coordinate, float64 ``[G, d]``; zero in the padding.
         across: a row crosses all groups at one point (subvectors along the inputs); otherwise it is
             one coordinate of one group.
 
@@ -84,29 +86,36 @@ def row_products(
         Float64 ``[P, 3]``, or ``[G * d, 3]``.
     """
     groups, d, count = subvectors.shape
-    sharing = grouping.groups_per_codebook
+    groups_per_codebook = grouping.groups_per_codebook
     if subvectors.device.type != "cpu":
-        return _by_torch(subvectors, codes, codebooks, sharing, weights, across)
+        return _by_torch(subvectors, codes, codebooks, groups_per_codebook, weights, across)
     out = np.zeros((count if across else groups * d, 3))
-    arrays = (subvectors.numpy(), codes.numpy(), codebooks.numpy(), sharing, weights.numpy(), out)
+    inputs = (subvectors.numpy(), codes.numpy(), codebooks.numpy(), groups_per_codebook)
+    arrays = (*inputs, weights.numpy(), out)
     kernel, tasks = (_by_point, -(-count // _BLOCK)) if across else (_by_coordinate, groups)
     spread(lambda first, last: kernel(*arrays, first, last), tasks, subvectors.numel())
     return torch.from_numpy(out)
 
 
 def _by_torch(
-    points: Tensor, codes: Tensor, books: Tensor, sharing: int, weights: Tensor, across: bool
+    subvectors: Tensor,
+    codes: Tensor,
+    codebooks: Tensor,
+    groups_per_codebook: int,
+    weights: Tensor,
+    across: bool,
 ) -> Tensor:
-    groups, d, count = points.shape
+    """See ``row_products``."""
+    groups, d, count = subvectors.shape
     stages = len(codes) // groups
-    per_stage = len(books) // stages
-    weights = weights.to(points.device)
-    out = torch.zeros(count if across else groups * d, 3, device=points.device).double()
+    per_stage = len(codebooks) // stages
+    weights = weights.to(subvectors.device)
+    out = torch.zeros(count if across else groups * d, 3, device=subvectors.device).double()
     for g in range(groups):
-        x = points[g].double()  # [d, points]
+        x = subvectors[g].double()  # [d, P]
         c = torch.zeros_like(x)
         for s in range(stages):
-            c += books[s * per_stage + g // sharing][codes[s * groups + g].long()].T
+            c += codebooks[s * per_stage + g // groups_per_codebook][codes[s * groups + g].long()].T
         sums = torch.stack([x * x, x * c, c * c], dim=-1) * weights[g][:, None, None]
         if across:
             out += sums.sum(0)
