@@ -143,6 +143,7 @@ class OutputOptimizer:
         return replace(encoding, codes=result.codes), torch.cat(gains)
 
     def _assign(self, encoding: Encoding, method: str, *, sweeps: int) -> AssignResult:
+        """Choose codes by a method; ``icm`` starts from the codes of the encoding."""
         encoder = self._encoder()
         return assign(
             self.objective,

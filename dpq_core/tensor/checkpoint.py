@@ -80,6 +80,7 @@ class SafetensorsCheckpoint(Checkpoint):
         self.fingerprint = digest.hexdigest()
 
     def _add(self, path: Path) -> None:
+        """Add the names, shapes and dtypes of one file."""
         if not path.is_file():
             raise SourceError(f"{path}: no such file; the checkpoint is incomplete")
         try:

@@ -71,14 +71,14 @@ class Orders:
     def columns(self, name: str) -> Tensor | None:
         """The new order of a tensor's columns, int64 ``[units]``; None where they stay."""
         axis = self._consumers.get(name)
-        return None if axis is None else self._of(axis)
+        return None if axis is None else self._order(axis)
 
     def rows(self, name: str) -> Tensor | None:
         """The new order of a tensor's rows, int64 ``[blocks * units]``; None where they stay."""
         if name not in self._producers:
             return None
         axis, blocks = self._producers[name]
-        order = self._of(axis)
+        order = self._order(axis)
         return (torch.arange(blocks)[:, None] * len(order) + order).flatten()
 
     def apply(self, name: str, values: Tensor) -> Tensor:
@@ -91,7 +91,8 @@ class Orders:
         columns = self.columns(name)
         return values if columns is None else values[:, columns]
 
-    def _of(self, axis: HiddenAxis) -> Tensor:
+    def _order(self, axis: HiddenAxis) -> Tensor:
+        """The order of one axis, computed once."""
         if axis.consumer not in self._order_of:
             self._order_of[axis.consumer] = self._find(axis)
         return self._order_of[axis.consumer]

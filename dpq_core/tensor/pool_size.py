@@ -89,4 +89,5 @@ class PoolSize:
 
     @property
     def _scale_bits(self) -> int:
+        """Bits of the scale of one int8 codebook or pool; 0 for other dtypes."""
         return SCALE_BITS if self.value_bits == 8 else 0

@@ -22,24 +22,24 @@ def _scatter(units, points, codes, words, weights, pad, out):  # type: ignore[no
     """Add the sums of some units (Units.table) to out float64 [slots, S, K, d]."""
     S, G, _ = codes.shape
     d = words.shape[3]
-    wrong = np.empty(d)
+    residual = np.empty(d)
     for u in range(len(units)):
         g, book, slot = units[u, GROUP], units[u, BOOK], units[u, SLOT]
         used = d - pad if g == G - 1 else d
         for p in range(units[u, START], units[u, STOP]):
             for i in range(used):
-                wrong[i] = points[g, i, p] if len(points) > 0 else 0.0
+                residual[i] = points[g, i, p] if len(points) > 0 else 0.0
             for s in range(S):
                 word = words[s, book, codes[s, g, p]]
                 for i in range(used):
-                    wrong[i] -= word[i]
+                    residual[i] -= word[i]
             if len(weights) > 0:
                 for i in range(used):
-                    wrong[i] *= weights[g, p]
+                    residual[i] *= weights[g, p]
             for s in range(S):
                 total = out[slot, s, codes[s, g, p]]
                 for i in range(used):
-                    total[i] += wrong[i]
+                    total[i] += residual[i]
 
 
 def scatter_residual(
@@ -115,14 +115,14 @@ def _by_torch(
             codes[:, some].long() + (groups // grouping.groups_per_codebook * K)[:, None]
         )  # [S, g, P]
         members = [words[s].reshape(-1, d)[slots[s]] for s in range(S)]
-        wrong = -torch.stack(members).sum(dim=0)  # [g, P, d]
+        residual = -torch.stack(members).sum(dim=0)  # [g, P, d]
         if points is not None:
-            wrong = wrong + points[some].movedim(1, 2)
+            residual = residual + points[some].movedim(1, 2)
         if weights is not None:
-            wrong = wrong * weights[some, :, None]
+            residual = residual * weights[some, :, None]
         if grouping.pad and some.stop >= G:
-            wrong[-1, :, d - grouping.pad :] = 0
-        values = (wrong * scale).round().long().view(-1, d)
+            residual[-1, :, d - grouping.pad :] = 0
+        values = (residual * scale).round().long().view(-1, d)
         for s in range(S):
             sums[s].index_add_(0, slots[s].reshape(-1), values)
     return (sums.double() / scale).view(S, B, K, d)

@@ -209,6 +209,7 @@ def fit_codebooks(
         weights = weights.expand(G, P).to(points)
 
     def residual(x: Tensor | None, at: Tensor) -> Tensor:
+        """The negative half gradient at codewords ``at`` for points x, or for x = 0."""
         return scatter_residual(x, by_stage, at, grouping, weights=weights)
 
     # The weight of a codeword's members is the diagonal of the normal matrix: the residual of x = 0

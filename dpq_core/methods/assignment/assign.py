@@ -73,6 +73,7 @@ def assign(
     by_row = objective.orientation == "input"
 
     def started(rows: slice) -> RowChunk:
+        """The chunk of some rows, with its first codes."""
         steps: Steps = (
             InputSteps(objective, books, encoder, objective.weights(rows))
             if by_row

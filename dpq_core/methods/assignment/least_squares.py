@@ -127,6 +127,7 @@ def refine(
     """
 
     def sweep(codes: Tensor, sweeps: int) -> AssignResult:
+        """Sweeps of coordinate descent from some codes, for the latest codebooks."""
         books = _read_codebooks(codebooks, index_map)
         encode = None if encoder is None else encoder(books)
         return assign(objective, books, method="icm", sweeps=sweeps, codes=codes, encoder=encode)
@@ -163,6 +164,7 @@ def relearn(
     """
 
     def fresh_codes(codebooks: Tensor) -> tuple[Tensor, CodebookUpdate]:
+        """Codes by error feedback, and the codebooks updated for them."""
         books = _read_codebooks(codebooks, index_map)
         encode = None if encoder is None else encoder(books)
         codes = assign(objective, books, method="ldlq", encoder=encode).codes

@@ -186,6 +186,7 @@ class Clusters:
         return float(cost.sum())
 
     def _move_to_means(self, vectors: Tensor, weight: Tensor) -> None:
+        """Move every pool vector with members to their weighted mean."""
         total, mass = self._sums(weight * vectors), self._sums(weight)
         self.pool = torch.where(mass > 0, (total / mass).float(), self.pool)
 

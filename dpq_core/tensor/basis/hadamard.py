@@ -111,6 +111,7 @@ def inverse(x: Tensor) -> Tensor:
 
 
 def _product(x: Tensor, *, transpose: bool) -> Tensor:
+    """The product ``x Q_n^T`` or, without ``transpose``, ``x Q_n`` along the last axis."""
     n = x.shape[-1]
     f = factors(n)
     wide = x if x.dtype == torch.float64 else x.to(torch.float32)
@@ -129,6 +130,7 @@ def _product(x: Tensor, *, transpose: bool) -> Tensor:
 
 
 def _no_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """A context in which products keep their dtype."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
@@ -192,4 +194,5 @@ def _sylvester(r: int) -> Tensor:
 
 
 def _is_prime(number: int) -> bool:
+    """Whether a number is prime, by trial division."""
     return number > 1 and all(number % k for k in range(2, math.isqrt(number) + 1))

@@ -159,16 +159,16 @@ def correlated_start(covariance: Tensor, groups: int, d: int) -> Tensor:
     used = groups * d
     variance = covariance.diagonal()[:used].clone()
     floor = variance.mean() * torch.finfo(variance.dtype).eps
-    taken = torch.zeros(used, dtype=torch.bool, device=variance.device)
+    is_placed = torch.zeros(used, dtype=torch.bool, device=variance.device)
     order = torch.empty(used, dtype=torch.int64, device=variance.device)
     for group in range(groups):
         factor = covariance.new_zeros(d, used)  # rows of the group's Cholesky factor
         unexplained = variance.clone()
         for k in range(d):
             share = -variance if k == 0 else unexplained / (variance + floor)
-            column = share.masked_fill(taken, torch.inf).argmin()
+            column = share.masked_fill(is_placed, torch.inf).argmin()
             order[group * d + k] = column
-            taken[column] = True
+            is_placed[column] = True
             row = covariance[column, :used] - factor[:, column] @ factor
             factor[k] = row / (unexplained[column] + floor).sqrt()
             unexplained = (unexplained - factor[k].square()).clamp_min(0)

@@ -86,8 +86,8 @@ class SwapSearch:
         # Changes add up: the cost after the r best swaps of an arena together, for every r.
         joint = self._cost(total[:, None] + change.cumsum(dim=1), counts[:, None]).sum(dim=-1)
         last = joint.argmin(dim=1, keepdim=True)
-        taken = gains & (torch.arange(gain.shape[1], device=order.device) <= last)
-        order[groups[taken]] = new[arena, rank, pick][taken]
+        accepted = gains & (torch.arange(gain.shape[1], device=order.device) <= last)
+        order[groups[accepted]] = new[arena, rank, pick][accepted]
         return cost.numel()
 
     def _arenas(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
