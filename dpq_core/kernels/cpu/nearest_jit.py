@@ -235,7 +235,7 @@ def _add_up(
 def _load(
     points: Any, start: Any, count: Any, centre: Any, used: Any, x: Any, best: Any, idx: Any
 ) -> Any:
-    """Copy points of one group, centred, into x [blocks, d, block]; returns the number of blocks."""
+    """Copy points of one group, centred, into x [blocks, d, block]; returns blocks used."""
     block = x.shape[2]
     blocks = (count + block - 1) // block
     x[:, used:] = 0
