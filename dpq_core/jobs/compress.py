@@ -276,22 +276,3 @@ def _add_files(checkpoint: Checkpoint, adapter: TensorAdapter[Any], writer: Arti
     generated = adapter.generated_files(checkpoint, writer.manifest_draft)
     for relative, content in generated.items():
         writer.add_file(relative, content)
-
-
-def _check_finite(values: Tensor, name: str) -> None:
-    """Refuse NaN in a tensor that is kept, and infinities in a weight or bias.
-
-    Infinities elsewhere can be meant: attention masks are made of them. ``quantize`` checks the
-    tensors that it is given.
-
-    Raises:
-        SpecError: the tensor holds NaN, or is a weight or bias with an infinite value.
-    """
-    if not values.is_floating_point() or not values.numel():
-        return
-    if values.dtype.itemsize == 1:
-        values = values.half()  # float8 has no minimum in torch
-    low, high = (value.float().item() for value in values.aminmax())  # NaN if there is any
-    is_parameter = name.rpartition(".")[2] in ("weight", "bias")
-    if math.isnan(low) or (is_parameter and math.isinf(max(-low, high))):
-        raise SpecError(f"tensor {name!r} holds NaN or infinite values; repair the checkpoint")
