@@ -105,11 +105,13 @@ def test_rows_that_count_more_are_learned_better():
     assert error["counts"] < 0.95 * error["none"]
 
 
-def job_and_frame(shape, spec, **frame):
+def task_and_frame(shape, spec, **frame):
     p = Partition.of(shape, Layout.LINEAR, spec)
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    job = QuantizationTask(points=p.to_subvectors(weight), partition=p, spec=spec, seed=0, name="w")
-    return job, Frame(**frame)
+    task = QuantizationTask(
+        subvectors=p.to_subvectors(weight), partition=p, spec=spec, seed=0, name="w"
+    )
+    return task, Frame(**frame)
 
 
 @pytest.mark.parametrize("orientation", ["input", "output"])
@@ -121,26 +123,26 @@ def test_subvectors_count_by_the_square_of_their_scale_and_the_mean_of_their_inp
     scale = torch.linspace(0, 2, shape[0])  # a row of zeros is divided by 1
     counts = torch.arange(1.0, shape[0] + 1)
     order = torch.randperm(shape[1], generator=torch.Generator().manual_seed(3))
-    job, frame = job_and_frame(shape, spec, row_scale=scale, permutation=order)
+    task, frame = task_and_frame(shape, spec, row_scale=scale, permutation=order)
     known = InputStatistics(hessian=hessian, row_weight=counts)
     squares = torch.where(scale > 0, scale, torch.ones(()))[:, None].square()
     every = counts[:, None] * squares * hessian.diagonal()[order]  # [rows, cols]
     cut = every if orientation == "input" else every.T
     means = torch.stack([part.mean(1) for part in cut.split(4, dim=1)])  # the last one is short
-    found = point_weights(job, frame, known)
+    found = point_weights(task, frame, known)
     torch.testing.assert_close(found, means / means.mean())
-    plain = point_weights(job, Frame(), InputStatistics(row_weight=counts))
+    plain = point_weights(task, Frame(), InputStatistics(row_weight=counts))
     alone = counts[:, None].expand(shape) if orientation == "input" else counts.expand(6, 9)
     means = torch.stack([part.mean(1) for part in alone.split(4, dim=1)])
     torch.testing.assert_close(plain, means / means.mean())
 
 
 def test_without_statistics_or_with_silent_inputs_subvectors_count_alike():
-    job, frame = job_and_frame((6, 8), SPECS["pq"])
-    assert point_weights(job, frame, InputStatistics()) is None
-    assert point_weights(job, frame, InputStatistics(hessian=torch.zeros(8, 8))) is None
+    task, frame = task_and_frame((6, 8), SPECS["pq"])
+    assert point_weights(task, frame, InputStatistics()) is None
+    assert point_weights(task, frame, InputStatistics(hessian=torch.zeros(8, 8))) is None
     negative = torch.eye(8) - 1.5 * torch.diag(torch.arange(8) == 2).float()  # by rounding
-    found = point_weights(job, frame, InputStatistics(hessian=negative))
+    found = point_weights(task, frame, InputStatistics(hessian=negative))
     assert float(found.min()) >= 0
 
 
