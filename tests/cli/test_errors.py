@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import textwrap
 from pathlib import Path
 
 import pytest
 from cli_runs import dpq, install_toy, write_mlp
+from plugins import install_plugin
 from toy_adapter import MLPAdapter
 
 
@@ -67,8 +69,24 @@ def test_debug_shows_the_traceback(net, monkeypatch):
     assert done.err.rstrip().splitlines()[-1].startswith("dpq: error: ZeroDivisionError: oops")
 
 
-def test_a_capability_that_an_adapter_lacks(net, monkeypatch):
-    monkeypatch.delattr(MLPAdapter, "evaluate")
-    done = dpq("eval", "-a", "mlp", net)
+def test_a_capability_that_an_adapter_lacks(net, monkeypatch, tmp_path):
+    text = """
+        from dpq_core.plugin.adapter import TensorAdapter
+        from toy_adapter import MLPAdapter
+
+        class Blind(TensorAdapter):
+            name = "blind"
+            summary = "measures nothing"
+            open = MLPAdapter.open
+            select = MLPAdapter.select
+    """
+    install_plugin(
+        monkeypatch,
+        tmp_path / "more",
+        distribution="dpq-blind",
+        points={"blind": "blind_plugin:Blind"},
+        modules={"blind_plugin": textwrap.dedent(text)},
+    )
+    done = dpq("eval", "-a", "blind", net)
     assert done.code == 1
-    assert "adapter 'mlp' cannot evaluate (see `dpq adapters`)" in done.err
+    assert "adapter 'blind' cannot evaluate (see `dpq adapters`)" in done.err
