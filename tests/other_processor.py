@@ -6,7 +6,7 @@ memory. On the machine of a developer much of that never shows. Here it does: wi
 ``OTHER_PROCESSOR=1`` each product is cut in two along its inner dimension, at a place that depends
 on all of these, so that a test that takes two ways to a product for one fails on any machine.
 ``make portable`` runs with it. Threads change nothing: a BLAS shares out the entries of a result,
-and not the terms of their sums; tests/core/test_thread_counts.py sees what that is good for.
+and not the terms of their sums (tests/core/kernels/test_thread_counts.py).
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from dpq_core.spec import QuantSpec
 from dpq_core.tensor.packing import pack
 from dpq_core.tensor.partition import Layout, Partition
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 FORMAT = Path(dpq_core.artifact.__file__).with_name("FORMAT.md")
 VERSIONS = {"dpq": "0", "numpy": "0", "torch": "0"}
 

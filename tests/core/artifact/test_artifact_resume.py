@@ -18,7 +18,7 @@ from dpq_core.artifact.journal import Finished, Journal
 from dpq_core.errors import ArtifactError
 from dpq_core.tensor.plan import Plan
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[2]
 
 
 @pytest.fixture

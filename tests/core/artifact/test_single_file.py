@@ -27,7 +27,7 @@ from dpq_core.artifact.single_manifest import FileManifest
 from dpq_core.artifact.single_writer import complete, write
 from dpq_core.errors import ArtifactError
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "file-v1" / "tiny.dpq"
+GOLDEN = Path(__file__).parents[2] / "golden" / "file-v1" / "tiny.dpq"
 FORMAT = Path(dpq_core.artifact.__file__).with_name("FORMAT.md")
 GOLDEN_SHA256 = "21a34f7d1b505a32a3013c3edbfb5dcd6d362cd39fbc5b53fd0b431a831d2123"
 
