@@ -569,7 +569,7 @@ class TestViews:
             self.of(tmp_path, cameras="builtin:tiny-scene")
         (tmp_path / "images" / "v3.png").unlink()
         with pytest.raises(
-            SourceError, match=r"no photograph of view 'v3' and 0 more of 7; use --"
+            SourceError, match=r"no photograph of view 'v3' and 0 more of 7; use photographs=False"
         ):
             self.of(tmp_path, cameras=str(tmp_path))
         self.of(tmp_path, cameras=str(tmp_path), photographs=False)

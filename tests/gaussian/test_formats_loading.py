@@ -60,7 +60,7 @@ def test_export_of_a_dpq(artifact, tmp_path):
     decoded = decode_scene(artifact)
     for to in EXPORTS:
         out = tmp_path / f"b.{to}"
-        done = export(artifact, to, None, Run(), out)
+        done = export(artifact, to, ExportOptions(), Run(), out)
         assert done.files == (out,)
         assert np.abs(read_scene(out).scene.positions - decoded.positions).max() < 1e-3
 

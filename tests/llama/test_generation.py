@@ -44,7 +44,7 @@ def test_a_prompt_beyond_the_context_is_refused():
 
 def test_a_model_without_a_tokenizer_is_refused(make_folder):
     with pytest.raises(SourceError, match=r"no tokenizer\.json"):
-        LlamaAdapter().sample(str(make_folder()), None, RUN, None)
+        LlamaAdapter().sample(str(make_folder()), SampleOptions(), RUN, None)
 
 
 @pytest.mark.parametrize(
