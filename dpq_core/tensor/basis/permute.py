@@ -47,7 +47,7 @@ class Permutation:
         perm: int64 ``[C]``; column i of the permuted matrix is column ``perm[i]``.
         before: objective of the given order.
         after: objective of ``perm``, never above ``before``.
-        swaps: candidate swaps that were evaluated.
+        swaps: candidate swaps that were drawn.
     """
 
     perm: Tensor
@@ -98,7 +98,8 @@ def search(
     Args:
         moments: moments of the matrix as it will be quantized (scaled, weighted).
         grouping: subvector length, and how many adjacent groups share a codebook.
-        swaps: candidate swaps to evaluate; the last rounds may exceed it.
+        swaps: candidate swaps to draw; the last rounds may exceed it, and a search that ends where
+            no swap improves the order draws fewer.
         seed: the only source of randomness.
 
     Raises:
@@ -120,7 +121,7 @@ def search(
     # Each start may lead to a poor local minimum: all of them race, the best one goes on.
     done = sum(_descend(local, order, swaps // _RACE, generator) for order in orders)
     order = min(orders, key=lambda order: float(local.costs(order).sum()))
-    done += _descend(local, order, swaps - done, generator)
+    done += _descend(local, order, swaps - done, generator, is_last=True)
     after = float(local.costs(order).sum())
     if after > before * (1 - _MIN_GAIN):
         return Permutation(perm=identity, before=before, after=before, swaps=done)
@@ -128,11 +129,30 @@ def search(
     return Permutation(perm=perm, before=before, after=after, swaps=done)
 
 
-def _descend(local: SwapSearch, order: Tensor, swaps: int, generator: torch.Generator) -> int:
-    """Improve ``order`` in place until ``swaps`` were evaluated; returns how many swaps it were."""
+def _descend(
+    local: SwapSearch,
+    order: Tensor,
+    swaps: int,
+    generator: torch.Generator,
+    *,
+    is_last: bool = False,
+) -> int:
+    """Improve ``order`` in place until ``swaps`` were drawn; returns how many swaps it were.
+
+    Where no swap improves the order any more, rounds are drawn without being evaluated, so that the
+    next start draws what it would have drawn; the last start ends there.
+    """
+    groups, d = order.shape
+    pays = groups * (groups - 1) // 2 * d**2 < swaps  # all pairs of groups can be tried
+    settled = local.never_drawn.clone() if pays else None
     done = 0
     while done < swaps:
-        done += local.round(order, generator)
+        if settled is None or not settled.all():
+            done += local.round(order, generator, settled)
+        elif is_last:
+            break
+        else:
+            done += local.skip(generator)
     return done
 
 

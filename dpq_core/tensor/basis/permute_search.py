@@ -8,6 +8,7 @@ add their changes, and a round is evaluated by small batched Cholesky factorisat
 from __future__ import annotations
 
 import math
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -61,15 +62,39 @@ class SwapSearch:
         """Cost of each codebook, float64 ``[B]``, in units of the covariance."""
         return self._cost(self._totals(order), self.counts) * self.unit
 
-    def round(self, order: Tensor, generator: torch.Generator) -> int:
+    @cached_property
+    def never_drawn(self) -> Tensor:
+        """Pairs of groups that no round draws, bool ``[G, G]``, symmetric."""
+        of = self.codebook_of_group
+        half = self.groups_per_codebook // 2  # pairs of a codebook are drawn from two such halves
+        within = (self.counts > half)[of][:, None] & (half > 0)
+        drawn = torch.where(of[:, None] == of, within, self.codebooks > 1)
+        return (~drawn).fill_diagonal_(True)
+
+    def skip(self, generator: torch.Generator) -> int:
+        """Draw what a round draws and evaluate nothing; returns how many swaps it would have."""
+        groups, _ = self._arenas(generator)
+        pairs = groups.shape[0] * groups.shape[1]
+        return pairs * len(self._swaps(pairs, generator))
+
+    def round(
+        self, order: Tensor, generator: torch.Generator, settled: Tensor | None = None
+    ) -> int:
         """Improve ``order`` in place by swaps between disjoint pairs of groups.
+
+        Args:
+            order: columns of each group, int64 ``[G, d]``.
+            generator: where the pairs and their swaps are drawn from.
+            settled: pairs of groups that are never drawn, or that no swap improves while their
+                codebooks stay as they are, bool ``[G, G]``, symmetric; kept up to date in place.
 
         Returns:
             The number of swaps that were evaluated.
         """
         groups, codebooks = self._arenas(generator)  # [A, N, 2], [A, sides]
         old = order[groups]  # [A, N, 2, d]
-        new = self._swapped(old, generator)  # [A, N, M, 2, d]
+        swaps = self._swaps(groups.shape[0] * groups.shape[1], generator)
+        new = self._swapped(old, swaps)  # [A, N, M, 2, d]
         change = self._moments(new) - self._moments(old)[:, :, None]
         if codebooks.shape[1] == 1:  # both groups use the same codebook
             change = change.sum(dim=3, keepdim=True)
@@ -88,6 +113,14 @@ class SwapSearch:
         last = joint.argmin(dim=1, keepdim=True)
         accepted = gains & (torch.arange(gain.shape[1], device=order.device) <= last)
         order[groups[accepted]] = new[arena, rank, pick][accepted]
+        if settled is not None and len(swaps) == self.d**2:
+            changed = accepted.any(dim=1)  # [A]
+            left, right = groups[~changed].flatten(0, 1).unbind(dim=1)
+            both = (left >= 0) & (right >= 0)
+            settled[left[both], right[both]] = settled[right[both], left[both]] = True
+            moved = torch.isin(self.codebook_of_group, codebooks[changed])
+            settled[moved] = self.never_drawn[moved]
+            settled[:, moved] = self.never_drawn[:, moved]
         return cost.numel()
 
     def _arenas(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -110,13 +143,17 @@ class SwapSearch:
         codebooks = shuffled[: self.codebooks // 2 * 2].view(-1, 2)
         return table[codebooks].movedim(1, 2), codebooks
 
-    def _swapped(self, old: Tensor, generator: torch.Generator) -> Tensor:
-        """Pairs of groups ``[A, N, 2, d]`` after each of M swaps: ``[A, N, M, 2, d]``."""
-        d, pairs = self.d, old.shape[0] * old.shape[1]
+    def _swaps(self, pairs: int, generator: torch.Generator) -> Tensor:
+        """M swaps of coordinates ``left * d + right`` to try in every pair, int64 ``[M]``."""
+        d = self.d
         limit = max(1, _BATCH // max(1, 2 * pairs * (d + 1) ** 2))
-        swap = torch.randperm(d * d, generator=generator, device=old.device)[:limit]
-        left, right, k = swap // d, swap % d, torch.arange(len(swap), device=old.device)
-        new = old[:, :, None].repeat(1, 1, len(swap), 1, 1)
+        return torch.randperm(d * d, generator=generator, device=self.table.device)[:limit]
+
+    def _swapped(self, old: Tensor, swaps: Tensor) -> Tensor:
+        """Pairs of groups ``[A, N, 2, d]`` after each of M swaps: ``[A, N, M, 2, d]``."""
+        d = self.d
+        left, right, k = swaps // d, swaps % d, torch.arange(len(swaps), device=old.device)
+        new = old[:, :, None].repeat(1, 1, len(swaps), 1, 1)
         new[:, :, k, 0, left] = old[:, :, 1, right]
         new[:, :, k, 1, right] = old[:, :, 0, left]
         return new

@@ -16,6 +16,7 @@ from dpq_core.errors import SpecError
 from dpq_core.grouping import Grouping
 from dpq_core.methods.codebooks.kmeans import kmeans
 from dpq_core.spec import KMeansSpec
+from dpq_core.tensor.basis import permute
 from dpq_core.tensor.basis.permute import (
     ColumnMoments,
     bucket_start,
@@ -151,6 +152,25 @@ def test_search_ends_where_no_swap_between_codebooks_helps(sharing: int) -> None
         other = found.perm.clone()
         other[[i, j]] = other[[j, i]]
         assert objective(moments, other, cut(4, sharing)) >= found.after * (1 - 1e-9), (i, j)
+
+
+@pytest.mark.parametrize("cols", [12, 17, 32])
+@pytest.mark.parametrize("sharing", [1, 2, 3, 100], ids=lambda t: f"sharing{t}")
+def test_ending_where_no_swap_helps_changes_nothing(monkeypatch, cols: int, sharing: int) -> None:
+    def every_round(local, order, swaps, generator, *, is_last=False):
+        done = 0
+        while done < swaps:
+            done += local.round(order, generator)
+        return done
+
+    moments = column_moments(_structured(50, cols))
+    found = search(moments, cut(4, sharing), swaps=8000)
+    monkeypatch.setattr(permute, "_descend", every_round)
+    expected = search(moments, cut(4, sharing), swaps=8000)
+    assert torch.equal(found.perm, expected.perm)
+    assert found.after == expected.after
+    if cols == 12 and sharing != 2:
+        assert found.swaps < expected.swaps
 
 
 def test_the_seed_decides_and_the_budget_is_kept() -> None:
