@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dpq_core.errors import SpecError
+from dpq_core.methods.assignment.compiled import CompiledRowChunk
 from dpq_core.methods.assignment.encoders import Encoder, InputSteps, OutputSteps, Steps
 from dpq_core.methods.assignment.objective import Objective
 from dpq_core.methods.assignment.sweeps import RowChunk
@@ -79,7 +80,11 @@ def assign(
             if by_row
             else OutputSteps(objective, books)
         )
-        chunk = RowChunk(objective.by_column(rows), objective.hessian, steps, stages)
+        chunk = (
+            CompiledRowChunk(objective, rows, steps, books[0])
+            if encoder is None and CompiledRowChunk.can_do(objective, stages)
+            else RowChunk(objective.by_column(rows), objective.hessian, steps, stages)
+        )
         chunk.start(method, start if start is None or not by_row else start[..., rows])
         return chunk
 
