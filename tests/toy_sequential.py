@@ -73,7 +73,7 @@ def run(folder, kind=Stack, *, quantizer=None, resume=False, targets=None, model
         targets_of(model) if targets is None else targets,
         quantizer,
         store,
-        options=SequentialOptions(**{"batches": BATCHES, **options}),
+        options=SequentialOptions(**{"batches": BATCHES, "quick": False, **options}),
     )
     work.run()
     return work, task, quantizer
@@ -127,7 +127,7 @@ def run_watched(tmp_path, kind, task_class=Task, unchecked=(), **options):
     model, quantizer = make(kind), Watched(unchecked)
     task = quantizer.task = task_class(model)
     store = BlockStore(tmp_path / "out", "f", resume=False, overwrite=False)
-    chosen = SequentialOptions(batches=BATCHES, **options)
+    chosen = SequentialOptions(batches=BATCHES, quick=False, **options)
     work = Sequential(task, targets_of(model), quantizer, store, options=chosen)
     work.run()
     return work, quantizer

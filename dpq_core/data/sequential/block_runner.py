@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from dpq_core.data.sequential.activations import Activations, Unstorable
-from dpq_core.data.sequential.capture import arguments_of, next_arguments, until
+from dpq_core.data.sequential.activations import Activations, Unstorable, flatten
+from dpq_core.data.sequential.capture import arguments_of, next_arguments, same_values, until
 from dpq_core.data.sequential.segments import Segment, Source
 from dpq_core.data.task import CalibrationTask
+from dpq_core.device import quick_products
 
 
 class BlockRunner:
@@ -17,35 +21,44 @@ class BlockRunner:
 
     Attributes:
         stored_block: path of the block whose inputs are stored; None where none are.
+        outputs_stored: whether the outputs of the last block are stored instead.
     """
 
-    def __init__(self, task: CalibrationTask, batches: int, activations: Activations) -> None:
+    def __init__(
+        self, task: CalibrationTask, batches: int, activations: Activations, *, quick: bool = True
+    ) -> None:
         """Start with nothing stored.
 
         Args:
             task: its student is run.
             batches: number of training batches to run.
             activations: where inputs are stored.
+            quick: round products to bfloat16, where the processor does that quicker.
         """
         self.stored_block: str | None = None
+        self.outputs_stored = False
         self._refused: set[str] = set()  # blocks whose inputs cannot be stored
         self._task, self._model = task, task.student
         self._batches, self._activations = range(batches), activations
+        self._quick = quick
 
     def run(self, segment: Segment, stop: str | None = None) -> None:
         """Run a segment over all batches once.
 
         Args:
             segment: the part of the model to run.
-            stop: path of a layer; the pass may end where it is called.
+            stop: path of a layer; the pass may end once it has been called with its input.
         """
         if segment.source is not Source.PREFIX and segment.block is not None:
             self._store_inputs(segment.block)
         block = self._module(segment.block)
-        before = self._module(stop or segment.until)
+        entering, before = self._module(stop), self._module(segment.until)
         for step in self._batches:
-            with until(before=before, after=block):
-                if block is not None and self.stored_block == segment.block:
+            with quick_products(self._quick), until(entering, before, block):
+                if self.outputs_stored:
+                    with _returning(self._blocks(), self._activations.get(step)):
+                        self._task.forward(self._model, self._task.train_batch(step))
+                elif block is not None and self.stored_block == segment.block:
                     args, kwargs = self._activations.get(step)
                     block(*args, **kwargs)
                 else:
@@ -66,7 +79,8 @@ class BlockRunner:
             return
         for step in self._batches:
             arguments = self._activations.get(step)
-            output = block(*arguments[0], **arguments[1])
+            with quick_products(self._quick):
+                output = block(*arguments[0], **arguments[1])
             try:
                 self._activations.put(step, next_arguments(arguments, output, wiring))
             except Unstorable:  # this batch flows differently: capture the inputs instead
@@ -74,10 +88,35 @@ class BlockRunner:
                 return
         self.stored_block = following.block
 
+    def finish(self, segment: Segment, following: str) -> None:
+        """Turn the stored inputs of the last block into its outputs, for the layers that follow.
+
+        Args:
+            segment: the last block, quantized.
+            following: path of the last layer that follows the blocks.
+        """
+        block = self._module(segment.block)
+        if block is None or self.stored_block != segment.block:
+            self.clear()
+            return
+        for step in self._batches:
+            args, kwargs = self._activations.get(step)
+            with quick_products(self._quick):
+                output = block(*args, **kwargs)
+            try:
+                self._activations.put(step, output)
+            except Unstorable:
+                self.clear()
+                return
+        if self._suffices(self._model.get_submodule(following)):
+            self.stored_block, self.outputs_stored = None, True
+        else:
+            self.clear()
+
     def clear(self) -> None:
-        """Delete all stored inputs."""
+        """Delete all stored inputs and outputs."""
         self._activations.clear()
-        self.stored_block = None
+        self.stored_block, self.outputs_stored = None, False
 
     def _store_inputs(self, path: str) -> None:
         """Run the model up to a block, and store the block's inputs."""
@@ -89,12 +128,49 @@ class BlockRunner:
             batch = self._task.train_batch(step)
             forward = functools.partial(self._task.forward, self._model, batch)
             try:
-                self._activations.put(step, arguments_of(block, forward))
+                with quick_products(self._quick):
+                    self._activations.put(step, arguments_of(block, forward))
             except Unstorable:
                 self._refused.add(path)
                 self.clear()
                 return
         self.stored_block = path
 
+    def _suffices(self, layer: nn.Module) -> bool:
+        """Whether what follows the blocks needs the outputs of the last one alone.
+
+        Args:
+            layer: one that follows; its input on one batch decides.
+        """
+        forward = functools.partial(self._task.forward, self._model, self._task.train_batch(0))
+        whole, inputs = list[Tensor](), list[Tensor]()
+        try:
+            with quick_products(self._quick):
+                flatten(arguments_of(layer, forward), whole)
+                with _returning(self._blocks(), self._activations.get(0)):
+                    flatten(arguments_of(layer, forward), inputs)
+        except Unstorable:
+            return False
+        return len(whole) == len(inputs) and all(map(same_values, whole, inputs))
+
+    def _blocks(self) -> Sequence[nn.Module]:
+        return [self._model.get_submodule(path) for path in self._task.blocks()]
+
     def _module(self, path: str | None) -> nn.Module | None:
         return None if path is None else self._model.get_submodule(path)
+
+
+@contextmanager
+def _returning(modules: Sequence[nn.Module], output: Any) -> Iterator[None]:
+    """Let modules return one output without computing anything."""
+
+    def answer(*args: Any, **kwargs: Any) -> Any:
+        return output
+
+    for module in modules:
+        module.forward = answer
+    try:
+        yield
+    finally:
+        for module in modules:
+            del module.forward

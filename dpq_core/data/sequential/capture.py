@@ -153,7 +153,7 @@ class _Tracer:
         for x, serial, old in zip(now.tensors, self._argument_serials, before.tensors, strict=True):
             if serial in before.output:
                 wiring.append(before.output.index(serial))
-            elif x is old or _same(x, old):
+            elif x is old or same_values(x, old):
                 wiring.append(None)
             else:
                 return None
@@ -182,7 +182,7 @@ class _Tracer:
         first: list[Tensor] = []
         second: list[Tensor] = []
         alike = flatten(output, first) == flatten(again, second)
-        return alike and all(map(_same, first, second))
+        return alike and all(map(same_values, first, second))
 
 
 @dataclass
@@ -210,7 +210,8 @@ class _BlockCall:
         return cls(structure, tensors, results, [])
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def same_values(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are equal bit for bit, in shape, dtype and device too."""
     alike = (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
     return alike and torch.equal(a, b)
 
@@ -235,7 +236,11 @@ def next_arguments(arguments: Any, output: Any, wiring: Wiring) -> Any:
 
 
 @contextmanager
-def until(before: nn.Module | None = None, after: nn.Module | None = None) -> Iterator[None]:
+def until(
+    entering: nn.Module | None = None,
+    before: nn.Module | None = None,
+    after: nn.Module | None = None,
+) -> Iterator[None]:
     """Within the ``with`` block, a forward pass ends where a module begins or ends.
 
     Where the module is never called, the pass runs to its end.
@@ -245,6 +250,8 @@ def until(before: nn.Module | None = None, after: nn.Module | None = None) -> It
         raise StopForward
 
     handles = []
+    if entering is not None:
+        handles.append(entering.register_forward_pre_hook(stop))
     if before is not None:
         handles.append(before.register_forward_pre_hook(stop, prepend=True))
     if after is not None:

@@ -38,7 +38,7 @@ class SequentialOptions:
     """Options of sequential quantization.
 
     Attributes:
-        batches: number of training batches to look at.
+        batches: most training batches to look at; never more than an epoch of the task.
         true_sequential: within a block, layers see inputs from the layers quantized before them;
             the block runs once more for every group of layers that share an input.
         memory: bytes of stored activations beyond which they go to disk, and of the matrices that
@@ -46,6 +46,7 @@ class SequentialOptions:
         store_inputs: keep the inputs of the current block; False runs the model anew for each pass.
         max_positions: most positions of a convolution's images that one batch adds.
         seed: seed of the draw of these positions.
+        quick: let the model round its products to bfloat16, where the processor does that quicker.
     """
 
     batches: int = 32
@@ -54,6 +55,7 @@ class SequentialOptions:
     store_inputs: bool = True
     max_positions: int = MAX_POSITIONS
     seed: int = 0
+    quick: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """The fields that decide the results, as JSON; memory and storage do not decide them."""
@@ -143,7 +145,8 @@ class Sequential:
             assert kind is not None  # layers_of() has seen to it
             self._inputs[path] = kind
         activations = Activations(store.scratch, self._options.memory)
-        self._runner = BlockRunner(task, self._options.batches, activations)
+        self._batches = min(self._options.batches, task.epoch or self._options.batches)
+        self._runner = BlockRunner(task, self._batches, activations, quick=self._options.quick)
         self._done, self._total = 0, sum(math.prod(t.shape) for t in self._targets.values())
 
     def run(self) -> None:
@@ -174,7 +177,10 @@ class Sequential:
             if segment.block is not None:
                 rest = segments[number + 1 : max(left) + 1]
                 following = next((later for later in rest if later.block is not None), None)
-                self._runner.advance(segment, following)
+                if following is None and rest:
+                    self._runner.finish(segment, rest[-1].layer_groups[-1].paths[-1])
+                else:
+                    self._runner.advance(segment, following)
 
     def _segments(self) -> list[Segment]:
         """Trace one batch through the unquantized model, and cut the model into segments."""

@@ -34,13 +34,15 @@ class LayerGroup:
 
     Attributes:
         paths: paths of the layers.
-        stop: path of a layer that is called when all calls of this group are over; None where
-            there is none.
+        stop: path of the layer whose call is the last one of this group, where a pass may end;
+            None where layers are called several times.
+        stop_call: number of that call among all calls of the segment.
         shared: whether all layers get the same input.
     """
 
     paths: tuple[str, ...]
     stop: str | None = None
+    stop_call: int = 0
     shared: bool = True
 
 
@@ -140,15 +142,15 @@ def _layer_groups(calls: Sequence[Call]) -> tuple[LayerGroup, ...]:
     groups: dict[tuple[int, ...], list[str]] = {}
     for path, serials in inputs.items():
         groups.setdefault(serials, []).append(path)
-    order = [call.path for call in calls]
-    layer_groups: list[LayerGroup] = []
-    following: str | None = None  # first layer of the group after
-    for paths in reversed(groups.values()):
-        last = max(i for i, path in enumerate(order) if path in paths)
-        ends = following is not None and last < order.index(following)
-        layer_groups.append(LayerGroup(paths=tuple(paths), stop=following if ends else None))
-        following = paths[0]
-    return tuple(reversed(layer_groups))
+    last = {call.path: number for number, call in enumerate(calls)}
+    return tuple(
+        LayerGroup(
+            paths=tuple(paths),
+            stop=paths[-1] if len(serials) == 1 else None,
+            stop_call=last[paths[-1]],
+        )
+        for serials, paths in groups.items()
+    )
 
 
 def passes(
@@ -170,13 +172,19 @@ def passes(
         for number, part in enumerate(whole):
             needed = max(_nbytes(inputs[path]) for path in part.paths)
             if parts and used + needed <= budget and (number > 0 or not each):
-                stop = part.stop if parts[-1].stop else None  # where both are over
-                parts[-1] = LayerGroup(paths=(*parts[-1].paths, *part.paths), stop=stop)
+                parts[-1] = _joined(parts[-1], part)
                 used += needed
             else:
                 parts.append(part)
                 used = needed
     return parts
+
+
+def _joined(group: LayerGroup, other: LayerGroup) -> LayerGroup:
+    """The layers of two groups, collected in one pass: it ends where both are over."""
+    later = max(group, other, key=lambda one: one.stop_call)
+    stop = later.stop if group.stop and other.stop else None
+    return LayerGroup(paths=(*group.paths, *other.paths), stop=stop, stop_call=later.stop_call)
 
 
 def _nbytes(kind: LayerInput) -> int:

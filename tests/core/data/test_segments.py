@@ -104,21 +104,21 @@ def test_layers_that_did_not_run_come_last_in_their_block():
     assert found[3].layer_groups == ()
 
 
-def test_layers_of_one_input_are_one_stage_and_a_pass_ends_at_the_next():
+def test_layers_of_one_input_are_one_group_and_a_pass_ends_at_the_last_of_them():
     calls = [("q", 1), ("k", 1), ("v", 1), ("o", 2), ("up", 3), ("gate", 3), ("down", 4)]
     assert stages_of(calls) == [
-        (("q", "k", "v"), "o"),
-        (("o",), "up"),
-        (("up", "gate"), "down"),
-        (("down",), None),
+        (("q", "k", "v"), "v"),
+        (("o",), "o"),
+        (("up", "gate"), "gate"),
+        (("down",), "down"),
     ]
 
 
 def test_a_pass_does_not_end_before_the_last_call_of_its_layers():
     calls = [("x", 1), ("y", 2), ("x", 3), ("z", 4)]
-    assert stages_of(calls) == [(("x",), None), (("y",), "z"), (("z",), None)]
+    assert stages_of(calls) == [(("x",), None), (("y",), "y"), (("z",), "z")]
     calls = [("x", 1), ("y", 2), ("w", 1), ("z", 4)]  # w gets the input of x, after y ran
-    assert stages_of(calls) == [(("x", "w"), None), (("y",), "z"), (("z",), None)]
+    assert stages_of(calls) == [(("x", "w"), "w"), (("y",), "y"), (("z",), "z")]
 
 
 def test_layers_that_share_some_inputs_only_are_apart():
@@ -134,8 +134,9 @@ INPUTS = {
     "table": LayerInput(layout=Layout.EMBEDDING, cols=50),  # 400 bytes
     **{f"e{i}": LayerInput(layout=Layout.LINEAR, cols=10) for i in range(4)},
 }
-QKV, OUT = LayerGroup(paths=("q", "k", "v"), stop="o"), LayerGroup(paths=("o",), stop="wide")
-WIDE = LayerGroup(paths=("wide",))
+QKV = LayerGroup(paths=("q", "k", "v"), stop="v", stop_call=3)
+OUT = LayerGroup(paths=("o",), stop="o", stop_call=4)
+WIDE = LayerGroup(paths=("wide",), stop="wide", stop_call=5)
 
 
 def passes_of(*layer_groups, budget, each=False):
@@ -146,13 +147,13 @@ def passes_of(*layer_groups, budget, each=False):
 
 
 def test_groups_share_a_pass_while_their_matrices_fit():
-    all_of_it = (("q", "k", "v", "o", "wide"), None)
+    all_of_it = (("q", "k", "v", "o", "wide"), "wide")
     assert passes_of(QKV, OUT, WIDE, budget=800 + 800 + 3200) == [all_of_it]
     assert passes_of(QKV, OUT, WIDE, budget=800 + 800 + 3200 - 1) == [
-        (("q", "k", "v", "o"), "wide"),
-        (("wide",), None),
+        (("q", "k", "v", "o"), "o"),
+        (("wide",), "wide"),
     ]
-    alone = [(("q", "k", "v"), "o"), (("o",), "wide"), (("wide",), None)]
+    alone = [(("q", "k", "v"), "v"), (("o",), "o"), (("wide",), "wide")]
     assert passes_of(QKV, OUT, WIDE, budget=1599) == alone
     assert passes_of(QKV, OUT, WIDE, budget=0) == alone  # a single layer may exceed it
     assert passes_of(QKV, OUT, WIDE, budget=10**6, each=True) == alone
@@ -161,13 +162,18 @@ def test_groups_share_a_pass_while_their_matrices_fit():
 
 def test_a_pass_starts_to_count_anew():
     assert passes_of(WIDE, QKV, OUT, budget=3200 + 799) == [
-        (("wide",), None), (("q", "k", "v", "o"), "wide")
+        (("wide",), "wide"), (("q", "k", "v", "o"), "o")
     ]  # fmt: skip
 
 
+def test_a_pass_ends_at_the_later_one_of_two_groups():
+    around = LayerGroup(paths=("q", "wide"), stop="wide", stop_call=5)
+    assert passes_of(around, OUT, budget=10**6) == [(("q", "wide", "o"), "wide")]
+
+
 def test_a_shared_stage_needs_one_matrix_and_an_embedding_a_diagonal():
-    table = LayerGroup(paths=("table",), stop="q")
-    assert passes_of(table, QKV, budget=1200) == [(("table", "q", "k", "v"), "o")]
+    table = LayerGroup(paths=("table",), stop="table", stop_call=0)
+    assert passes_of(table, QKV, budget=1200) == [(("table", "q", "k", "v"), "v")]
     assert len(passes_of(table, QKV, budget=1199)) == 2
 
 

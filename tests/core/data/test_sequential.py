@@ -251,7 +251,7 @@ def test_activations_beyond_the_budget_are_on_disk_with_the_same_result(tmp_path
     scratch = tmp_path / "a" / "out.blocks" / "scratch"
     model = make(kind)
     store = BlockStore(tmp_path / "a" / "out", "f", resume=False, overwrite=False)
-    options = SequentialOptions(batches=BATCHES, memory=memory)
+    options = SequentialOptions(batches=BATCHES, memory=memory, quick=False)
     work.append(Sequential(Task(model), targets_of(model), Rounding(watch), store, options=options))
     work[0].run()
     assert max(in_memory) <= memory
@@ -271,7 +271,7 @@ def test_progress_ends_with_all_weights(tmp_path):
         targets_of(model),
         Rounding(),
         store,
-        options=SequentialOptions(batches=1),
+        options=SequentialOptions(batches=1, quick=False),
         progress=lambda *line: lines.append(line),
     ).run()
     weights = sum(math.prod(t.shape) for t in targets_of(model))
