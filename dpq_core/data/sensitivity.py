@@ -1,16 +1,18 @@
-"""Sensitivity of a model's loss to each of its weights, measured by adding a little noise.
+"""Sensitivity of a model's loss to each of its weights, with which the planner weighs errors.
 
-The planner weighs predicted errors with it. A gradient would not do: a distillation loss has none
-at the uncompressed model, where it is zero.
+One backward pass tells it where the task has a loss whose gradients do not vanish at the
+uncompressed model (``dpq_core.data.gradients``); elsewhere a little noise is added to one weight
+after the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
 
+from dpq_core.data.gradients import collect_gradients
 from dpq_core.data.task import Batch, CalibrationTask
 from dpq_core.methods.quantize import tensor_seed
 from dpq_core.run import Progress, silent
@@ -51,6 +53,9 @@ def sensitivities(
         if weight is not None and task.tensor_name(path) in requested:
             weights.setdefault(task.tensor_name(path), weight)
     data = list(task.validation())[:batches]
+    by_gradient = _by_gradient(task, weights, data, seed, progress)
+    if by_gradient:
+        return by_gradient
     was_training = model.training
     model.eval()
     base = _loss(task, data)
@@ -62,6 +67,28 @@ def sensitivities(
     progress("done", len(weights), len(weights))
     least = _LEAST * max([*rises.values(), 1e-30])
     return {name: max(rise, least) / relative for name, rise in rises.items()}
+
+
+def _by_gradient(
+    task: CalibrationTask,
+    weights: Mapping[str, nn.Parameter],
+    batches: Sequence[Batch],
+    seed: int,
+    progress: Progress,
+) -> dict[str, float]:
+    """The sensitivities of the linear layers among the weights; empty where there is no loss."""
+    names = {id(weight): name for name, weight in weights.items()}
+    paths = {
+        path: names[id(module.weight)]
+        for path, module in task.student.named_modules(remove_duplicate=False)
+        if isinstance(module, nn.Linear) and id(module.weight) in names
+    }
+    layers = collect_gradients(task, paths, batches, seed=seed, progress=progress)
+    values = {
+        paths[path]: layer.sensitivity(weights[paths[path]]) for path, layer in layers.items()
+    }
+    least = _LEAST * max([*values.values(), 1e-30])
+    return {name: max(value, least) for name, value in values.items()}
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from dpq_core.errors import AdapterError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from dpq_core.artifact.single_writer import Packed
@@ -69,11 +70,14 @@ class CalibrationTask(ABC):
             scales and small uncompressed ones); quantized weights in it are ``PQWeight`` modules.
         name: name of the loss, e.g. ``cross-entropy``.
         fingerprint: changes whenever the batches do (data, options, seed); guards ``resume``.
+        epoch: number of training batches after which the same samples come again; None where every
+            step draws new ones.
     """
 
     student: nn.Module
     name: str
     fingerprint: str = ""
+    epoch: int | None = None
 
     def begin(self, steps: int) -> None:  # noqa: B027  # not every task wants to know
         """Take note of the number of end-to-end M-steps; called before anything else."""
@@ -85,6 +89,15 @@ class CalibrationTask(ABC):
     @abstractmethod
     def loss(self, batch: Batch) -> Tensor:
         """The student's loss on a batch: a scalar, the mean over its samples."""
+
+    def sampled_loss(self, batch: Batch, generator: torch.Generator) -> Tensor | None:
+        """The loss of the student on labels that are drawn from its own predictions.
+
+        Returns:
+            The sum over all predictions, differentiable with respect to the outputs of every layer;
+            None where the task has no such loss.
+        """
+        return None
 
     @abstractmethod
     def validation(self) -> Sequence[Batch]:

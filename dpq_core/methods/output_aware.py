@@ -110,7 +110,7 @@ class OutputOptimizer:
         return encoding, tuple(error / zero_error for error in errors) if zero_error else ()
 
     def _update(self, encoding: Encoding) -> RefinedCodebooks:
-        """Update codewords and codes in turns; where no codebook is shared, from fresh codes too.
+        """Update codewords and codes in turns; with several updates from fresh codes too.
 
         Fresh codes gain nothing where codebooks are shared (``least_squares.relearn``).
         """
@@ -119,7 +119,7 @@ class OutputOptimizer:
         refined = refine(
             self.objective, encoding.codes, encoding.codewords, rounds=spec.updates, **arguments
         )
-        if p.groups_per_codebook > 1 or "ldlq" not in spec.method:
+        if spec.updates < 2 or p.groups_per_codebook > 1 or "ldlq" not in spec.method:
             return refined
         fresh = relearn(self.objective, encoding.codewords, **arguments)
         return fresh if fresh.errors[-1] < refined.errors[-1] else refined

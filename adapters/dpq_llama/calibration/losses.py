@@ -42,6 +42,28 @@ def cross_entropy(student: Predictions, targets: Tensor, vocabulary: int) -> Ten
     return _mean(part, vocabulary, student.hidden, targets)
 
 
+def sampled(student: Predictions, vocabulary: int, generator: torch.Generator) -> Tensor:
+    """A loss with the gradients of the cross-entropy of tokens drawn from the predictions.
+
+    The gradient of the logits is known: probabilities, minus one at the token that was drawn. So
+    the head runs once forward and once backward, and no logits are kept. The value means nothing.
+    """
+    gradients = []
+    for states in torch.split(student.hidden.detach(), max(1, LOGITS // vocabulary)):
+        states = states.requires_grad_()
+        logits = student.head(states)
+        with torch.no_grad():
+            gradient = logits.detach().float().softmax(-1)
+            sums = gradient.cumsum(-1)
+            draw = torch.rand(len(sums), 1, generator=generator).to(sums.device) * sums[:, -1:]
+            tokens = torch.searchsorted(sums, draw).clamp(max=sums.shape[1] - 1)
+            gradient.scatter_add_(1, tokens, gradient.new_full(tokens.shape, -1.0))
+        logits.backward(gradient.to(logits.dtype))  # type: ignore[no-untyped-call]
+        assert states.grad is not None
+        gradients.append(states.grad)
+    return (student.hidden * torch.cat(gradients)).sum()
+
+
 def kl(student: Predictions, teacher: Predictions, vocabulary: int) -> Tensor:
     """Kullback-Leibler divergence KL(teacher || student), the mean over positions."""
 
