@@ -1,4 +1,4 @@
-"""dpq itself at the sizes of its peers, in their records: ``dpq compress`` and ``dpq eval``.
+"""dpq itself at the sizes of its peers, in their records: ``dpq.compress`` and ``dpq.evaluate``.
 
     python benchmarks/peers_dpq.py --model tiny-llama --preset best
 
@@ -11,19 +11,18 @@ the uncompressed model draws. ``benchmarks/peers_tables.py`` writes the tables o
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import peers_common as common
 
-PRESETS = ("fast", "best")
+import dpq
+
+PRESETS = ("standard", "best")
 CONTEXT, WINDOWS = 512, 128
 IMAGES, STEPS, GUIDANCE = 50, 25, 1.5
 
@@ -33,66 +32,57 @@ class Model:
     """A built-in model.
 
     Attributes:
-        adapter: its domain.
         sizes: bytes that the artifact may take: those of peers, and what 1 to 4 bits take.
-        protocol: of ``dpq eval``, beyond the defaults.
-        metric: what is told, by the name that ``dpq eval`` gives it -> key of the record.
+        protocol: options of ``dpq.evaluate``, beyond the defaults.
+        metric: what is told, by the name that ``dpq.evaluate`` gives it -> key of the record.
         spec: of the peers' records of this model.
     """
 
-    adapter: str
     sizes: tuple[int, ...]
-    protocol: tuple[str, ...]
+    protocol: dict[str, Any]
     metric: tuple[str, str]
     spec: dict[str, Any]
 
 
 MODELS = {
     "tiny-llama": Model(
-        "llama",
         (2_555_000, 3_518_000, 3_880_000, 4_630_000, 5_303_000, 5_820_000, 6_242_000),
-        ("--context", str(CONTEXT), "--dtype", "float32"),
+        {"context": CONTEXT, "dtype": "float32"},
         ("perplexity", "perplexity"),
         {"context": CONTEXT},
     ),
     "tiny-dit": Model(
-        "diffusion",
         (1_171_000, 1_996_000, 2_830_000, 3_331_000, 3_650_000, 6_263_000),
-        (
-            *("--sampling-steps", str(STEPS), "--guidance", str(GUIDANCE)),
-            *("--count", str(IMAGES), "--baseline-count", str(IMAGES)),
-        ),
+        {
+            "sampling_steps": STEPS,
+            "guidance": GUIDANCE,
+            "count": IMAGES,
+            "baseline_count": IMAGES,
+        },
         ("PSNR", "psnr_dB"),
         {"images": IMAGES, "steps": STEPS, "guidance": GUIDANCE, "batch": IMAGES},
     ),
 }
 
 
-def dpq(*arguments: str) -> Any:
-    """What a command says with ``--json``."""
-    command = [sys.executable, "-m", "dpq_cli", *arguments, "--json"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-    return json.loads(done.stdout)
-
-
-def texts(model: str, folder: Path) -> list[str]:
-    """The option that names the training text, written as files."""
+def texts(model: str, folder: Path) -> dict[str, Any]:
+    """The argument that names the training text, written as files."""
     if model != "tiny-llama":
-        return []
+        return {}
     for name, text in common.calibration_documents(WINDOWS * CONTEXT):
         (folder / f"{name.replace('/', '_')}.txt").write_text(text, encoding="utf-8")
-    return ["--texts", str(folder)]
+    return {"data": dpq.data.texts(folder)}
 
 
-def measure(name: str, said: Sequence[str], folder: Path) -> dict[str, Any]:
+def measure(name: str, how: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """One artifact: its bytes, its metric, and the seconds that it took."""
     model, out = MODELS[name], folder / "artifact"
     started = time.perf_counter()
-    dpq("compress", f"builtin:{name}", "-a", model.adapter, "-o", str(out), "--no-probe", *said)
+    dpq.compress(f"builtin:{name}", out, probe=False, **how)
     seconds = time.perf_counter() - started
-    found = dpq("eval", str(out), *model.protocol)["result"]["metrics"]
+    metrics = dpq.evaluate(out, **model.protocol).result.evaluation.metrics
     metric, key = model.metric
-    (value,) = [one["value"] for one in found if one["name"].startswith(metric)]
+    (value,) = [one.value for one in metrics if one.name.startswith(metric)]
     return {"seconds": seconds, "weight_bytes": common.file_bytes(out), key: value}
 
 
@@ -109,12 +99,12 @@ def main() -> None:
         for preset in options.preset or PRESETS:
             for size in options.size or model.sizes:
                 with tempfile.TemporaryDirectory() as made, tempfile.TemporaryDirectory() as text:
-                    said = ["--preset", preset, "--target-size", f"{size}B"]
+                    how: dict[str, Any] = {"preset": preset, "target_size": size}
                     if preset == "best":
-                        said += texts(name, Path(text))
+                        how |= texts(name, Path(text))
                     if options.steps is not None:
-                        said += ["--steps", str(options.steps)]
-                    row = measure(name, said, Path(made))
+                        how["steps"] = options.steps
+                    row = measure(name, how, Path(made))
                 spec = {"model": f"builtin:{name}", "peer": "dpq", **model.spec}
                 spec |= {"preset": preset, "target_size": size}
                 if options.steps is not None:

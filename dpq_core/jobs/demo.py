@@ -70,7 +70,7 @@ class DemoReport(Report):
 
 
 def demo(
-    output: str | Path = "demo-out",
+    output: str | Path = Path("demo-out"),
     *,
     device: str = "auto",
     seed: int = 0,
