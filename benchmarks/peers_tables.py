@@ -25,6 +25,9 @@ NAMES = {
     "sdnq": "SDNQ",
 }
 
+RENAMED = {"fast": "--no-data"}
+"""Presets of older records -> the option that stands for them today."""
+
 Row = Mapping[str, Any]
 
 
@@ -86,7 +89,10 @@ def _looks(row: Row) -> str:
 
 def _name(row: Row) -> str:
     peer = row["spec"]["peer"]
-    return f"**dpq `{row['spec']['preset']}`**" if peer == "dpq" else NAMES[peer]
+    if peer == "dpq":
+        preset = row["spec"]["preset"]
+        return f"**dpq `{RENAMED.get(preset, preset)}`**"
+    return NAMES[peer]
 
 
 def _setting(row: Row) -> str:

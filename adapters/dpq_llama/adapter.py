@@ -38,6 +38,7 @@ class LlamaAdapter(
 
     name: ClassVar[str] = "llama"
     summary: ClassVar[str] = "LLaMA-style causal language models (Hugging Face folders, hub ids)"
+    data_by_default: ClassVar[bool] = True
     builtins: ClassVar[tuple[str, ...]] = ("tiny-llama",)
     demo: ClassVar[Demo] = Demo(
         source="builtin:tiny-llama", evaluate={"limit": 24}, sample={"max_new_tokens": 48}

@@ -92,7 +92,10 @@ class CalibrateOptions:
     )
     generate: bool = field(
         default=False,
-        metadata={"help": "text that the uncompressed model writes itself; default without data"},
+        metadata={
+            "help": "text that the uncompressed model writes itself; by default it reads "
+            "a calibration text that ships with dpq"
+        },
     )
     loss: str = field(
         default="auto",

@@ -43,8 +43,8 @@ def main() -> None:
         values = measure(args.model, args.bits, args.peers, args.repeat, Path(temporary) / "out")
     show(values, args.peers)
     if not args.no_record:
-        spec = {"model": Path(args.model).name, "bits": args.bits, "preset": "fast",
-                "peers": args.peers, "repeat": args.repeat}  # fmt: skip
+        spec = {"model": Path(args.model).name, "bits": args.bits, "data": False}
+        spec |= {"peers": args.peers, "repeat": args.repeat}
         record.append("busy", spec=spec, seed=0, results=values)
 
 
@@ -80,7 +80,7 @@ def measure(model: str, bits: int, peers: int, repeat: int, out: Path) -> dict[s
 def compress(model: str, bits: int, out: Path) -> tuple[float, float, str]:
     """Wall seconds, CPU seconds (user and system) and a hash of every file of the artifact."""
     command = [sys.executable, "-m", "dpq_cli", "compress", model, "-a", "llama", "-o", str(out)]
-    options = ["--bits", str(bits), "--preset", "fast", "--overwrite"]
+    options = ["--bits", str(bits), "--no-data", "--overwrite"]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
     subprocess.run(

@@ -38,7 +38,7 @@ def main() -> None:
     """Run what the command line asks for; append one record per width."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3, 2, 1])
-    parser.add_argument("--preset", default="fast", help="fast or faithful")
+    parser.add_argument("--preset", default="standard", help="standard or paper")
     parser.add_argument("--repeat", type=int, default=5, help="steps of each; medians are shown")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where to work  [default: a temporary folder]")

@@ -2,7 +2,7 @@
 
     python benchmarks/suites/llama_7b.py --folder /where/there/is/room
 
-The checkpoint is random (zoo/random_llama.py), 13.5 GB in shards. ``dpq compress --preset fast`` is
+The checkpoint is random (zoo/random_llama.py), 13.5 GB in shards. ``dpq compress --no-data`` is
 stopped by Ctrl-C after a third of its predicted time, and continued with ``--resume`` in a new
 process; the result is checked by ``dpq inspect --verify``. Targets at 2 bits: 45 minutes, 3 GB.
 """
@@ -42,13 +42,19 @@ def main() -> None:
         values = measure(source, Path(temporary) / "out", args.bits, args.interrupt)
     print(json.dumps(values), flush=True)
     if not args.no_record:
-        spec = {"model": "LLaMA-2-7B", "layers": args.layers, "bits": args.bits, "preset": "fast"}
+        spec = {
+            "model": "LLaMA-2-7B",
+            "layers": args.layers,
+            "bits": args.bits,
+            "preset": "standard",
+            "data": False,
+        }
         record.append("llama_7b", spec=spec, seed=args.seed, results=values)
 
 
 def measure(source: Path, out: Path, bits: int, interrupt: float) -> dict[str, Any]:
     """Compress with an interruption, and check what came of it."""
-    words = ["compress", source, "-a", "llama", "-o", out, "--bits", bits, "--preset", "fast"]
+    words = ["compress", source, "-a", "llama", "-o", out, "--bits", bits, "--no-data"]
     command = [DPQ, *map(str, words), "--json"]
     started = time.perf_counter()
     first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

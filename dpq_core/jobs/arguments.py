@@ -137,6 +137,15 @@ class InspectArguments:
     device: str = argument("auto", "Torch device; auto takes CUDA where there is one.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class DemoArguments:
+    """Arguments of ``demo``."""
+
+    output: Path = argument(Path("demo-out"), "Folder for the artifacts; replaced.", short="-o")
+    device: str = argument("auto", "Torch device; auto takes CUDA where there is one.")
+    seed: int = argument(0, "The only source of randomness.", minimum=0)
+
+
 VERBS: Mapping[str, type] = {
     "plan": PlanArguments,
     "compress": CompressArguments,
@@ -145,6 +154,7 @@ VERBS: Mapping[str, type] = {
     "sample": SampleArguments,
     "export": ExportArguments,
     "inspect": InspectArguments,
+    "demo": DemoArguments,
 }
 """Verb -> the dataclass of its arguments."""
 

@@ -60,8 +60,8 @@ def request(cls: type[A], keywords: Mapping[str, Any]) -> Request[A]:
 
     Args:
         cls: the verb's arguments class.
-        keywords: its fields, ``recipe`` (a path), ``data`` (see ``dpq.data``) and the adapter's
-            options.
+        keywords: its fields, ``recipe`` (a path), ``data`` (whether there is any, or what; see
+            ``dpq.data``) and the adapter's options.
 
     Raises:
         SpecError: an unknown or missing argument, a value out of range, or a mistake in the recipe.
@@ -88,8 +88,10 @@ def split(
     names = names_of(cls)
     given = {name: value for name, value in keywords.items() if name not in ("recipe", "data")}
     data = keywords.get("data")
-    if data is not None:
-        given = {**data.options, **given}
+    if isinstance(data, bool):
+        given["data"] = data
+    elif data is not None:
+        given = {**data.options, **({"data": True} if "data" in names else {}), **given}
     core = {name: _plain(value) for name, value in given.items() if name in names}
     extra = {name: value for name, value in given.items() if name not in names}
     path = keywords.get("recipe")

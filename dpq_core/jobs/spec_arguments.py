@@ -61,8 +61,9 @@ class SpecArguments(RunArguments):
     source: str = required(MODEL, positional=True)
     preset: str | None = argument(
         None,
-        f"{', '.join(PRESETS)}: the paper's choices are `faithful`; `best` looks at data.",
-        unset="fast",
+        f"{', '.join(PRESETS)}: `best` plans the bytes and trains for a while, `paper` is DPQ as "
+        "it was published.",
+        unset="standard",
     )
     bits: float | None = argument(
         None,
@@ -98,10 +99,11 @@ class SpecArguments(RunArguments):
         metavar="PATTERN=...",
     )
     shard_size: str = argument(SHARD_SIZE, "Start a new weight file beyond this size.")
-    statistics: bool | None = argument(
+    data: bool | None = argument(
         None,
-        "Choose codes, and what bytes are spent on, by what the layers make of data.",
-        unset="with --preset best",
+        "Choose codes, and with a planner bytes, by what the layers make of data. Language models "
+        "below 5 bits are not usable without; what they read is `--texts`, or a text that ships.",
+        unset="yes for language models, and with --preset best",
     )
 
     @property
@@ -125,12 +127,17 @@ class SpecArguments(RunArguments):
         """The target size in bytes; None where none is given."""
         return None if self.target_size is None else parse_size(str(self.target_size))
 
-    @property
-    def uses_data(self) -> bool:
-        """Whether quantization uses data, by ``statistics`` or else by the preset."""
-        return self.preset == "best" if self.statistics is None else self.statistics
+    def uses_data(self, *, by_default: bool) -> bool:
+        """Whether data is looked at while quantizing.
 
-    def spec(self) -> QuantSpec:
+        Args:
+            by_default: whether models of the source's domain are quantized with data by default.
+        """
+        if self.data is not None:
+            return self.data
+        return self.preset == "best" or (by_default and self.preset != "paper")
+
+    def spec(self, *, data: bool) -> QuantSpec:
         """The spec of all tensors, or the spec that a planner's candidates are made from.
 
         Raises:
@@ -145,12 +152,12 @@ class SpecArguments(RunArguments):
             raise SpecError(
                 "K is for the planner to choose", Hint.of("leave it out, or give {} with it", d=ANY)
             )
-        if self.has_budget and self.preset == "faithful":
+        if self.has_budget and self.preset == "paper":
             raise SpecError(
-                "preset faithful has fixed widths", Hint.of("give {}: 1, 2, 3 or 4", bits=ANY)
+                "preset paper has fixed widths", Hint.of("give {}: 1, 2, 3 or 4", bits=ANY)
             )
         bits = 2 if self.bits is None or self.has_budget else int(self.bits)
-        spec = preset(self.preset or "fast", bits)
+        spec = preset(self.preset or "standard", bits, data=data)
         values: dict[str, Any] = {
             "d": self.d,
             "K": self.K,

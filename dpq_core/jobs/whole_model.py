@@ -44,7 +44,7 @@ def plan(source: str, *, progress: Progress = silent, **arguments: Any) -> PlanR
 
     With a target size or fractional bits a planner spreads the bytes: each tensor gets the
     subvector length and codebook size with which the sum of predicted errors is least. With
-    statistics (or the preset best) it first measures how much the loss depends on each tensor.
+    data it first measures how much the loss depends on each tensor.
 
     Raises:
         DPQError: an argument, the source or the adapter is wrong.
@@ -52,7 +52,7 @@ def plan(source: str, *, progress: Progress = silent, **arguments: Any) -> PlanR
     call = request(PlanArguments, {"source": str(source), **arguments})
     if isinstance(call.adapter, FileAdapter):
         return _code_file(call, call.adapter, Path(source), progress, dry_run=True)
-    task = _task(call) if call.arguments.uses_data else None
+    task = _task(call) if _uses_data(call) else None
     with call.run(progress) as run:
         return _plan(call, task, run)
 
@@ -82,16 +82,25 @@ def compress(
             dry_run=args.dry_run,
             overwrite=args.overwrite,
         )
-    task = _task(call) if args.uses_data or args.calibration_steps else None
+    data = _uses_data(call)
+    task = _task(call) if data or args.calibration_steps else None
     with call.run(progress) as run:
-        planned = _plan(call, task if args.uses_data else None, run)
+        planned = _plan(call, task if data else None, run)
         if args.dry_run:
             return planned
-        report = _compress(call, planned, task if args.uses_data else None, run)
+        report = _compress(call, planned, task if data else None, run)
         if not args.calibration_steps:
             return report
         calibrated = _calibrate_compressed(call, run)
         return dataclasses.replace(report, artifact=args.output, calibration=calibrated)
+
+
+def _uses_data(call: Request[Any]) -> bool:
+    """Whether the source is quantized with data: as its domain does by default, or as was asked."""
+    adapter = call.adapter
+    by_default = isinstance(adapter, TensorAdapter) and adapter.data_by_default
+    uses_data: bool = call.arguments.uses_data(by_default=by_default)
+    return uses_data
 
 
 def _task(call: Request[Any]) -> Callable[[Run], CalibrationTask]:
@@ -104,7 +113,7 @@ def _task(call: Request[Any]) -> Callable[[Run], CalibrationTask]:
     if not isinstance(adapter, Calibrates):
         raise AdapterError(
             f"adapter {adapter.name!r} has no data to look at",
-            Hint.of("leave out {}, {} and {}", preset="best", statistics=True, steps=ANY),
+            Hint.of("give {}, and neither {} nor {}", data=False, preset="best", steps=ANY),
         )
     return lambda run: adapter.calibration(source, source, call.own.get("calibrate"), run)
 
@@ -172,7 +181,7 @@ def _calibrate_compressed(call: Request[CompressArguments], run: Run) -> Calibra
     args = call.arguments
     options = CalibrateOptions(
         settings=CalibrateSettings(
-            steps=args.calibration_steps, mode="end" if args.uses_data else "auto", seed=run.seed
+            steps=args.calibration_steps, mode="end" if _uses_data(call) else "auto", seed=run.seed
         ),
         baseline=args.source,
         resume=args.resume,
@@ -212,7 +221,7 @@ def _code_file(
     """
     args: SpecArguments = call.arguments
     steps = isinstance(args, CompressArguments) and args.steps
-    if frozenset(args.given) - frozenset(FOR_FILES) or args.statistics or steps:
+    if frozenset(args.given) - frozenset(FOR_FILES) or args.data or steps:
         raise SpecError(
             f"adapter {call.adapter.name!r} has no weights to set bits and the like for; its own "
             f"options: `dpq adapters {call.adapter.name}`"

@@ -80,7 +80,13 @@ class TensorAdapter(Adapter, Generic[Options]):
     """The adapter of a model of named tensors; its artifacts are folders of weight files.
 
     ``Options`` are those of ``compress``.
+
+    Class attributes:
+        data_by_default: whether models of this domain are quantized with data unless the user says
+            otherwise; the adapter then has ``calibration``.
     """
+
+    data_by_default: ClassVar[bool] = False
 
     def open_with(self, source: str, options: Options) -> Checkpoint:
         """``open`` with the adapter's own options for ``compress``."""

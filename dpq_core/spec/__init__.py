@@ -2,7 +2,7 @@
 
 ``quant_spec``  the spec of one tensor: versioned, validated, unknown keys refused
 ``sections``    its nested sections: k-means, pool, assignment
-``presets``     named specs: ``fast``, ``faithful``, ``best``
+``presets``     named specs: ``standard``, ``best``, ``paper``
 ``overrides``   rules that change the spec of the tensors whose name matches a pattern
 """
 

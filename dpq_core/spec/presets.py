@@ -1,4 +1,4 @@
-"""Named ways to quantize: ``fast`` (data-free), ``faithful`` (the paper's choices), ``best``."""
+"""Named ways to quantize: ``standard``, ``best`` and ``paper``."""
 
 from __future__ import annotations
 
@@ -7,26 +7,31 @@ from dpq_core.spec.overrides import Override
 from dpq_core.spec.quant_spec import QuantSpec
 from dpq_core.spec.sections import AssignmentSpec, KMeansSpec, PoolSpec
 
-PRESETS = ("fast", "faithful", "best")
-"""Names of the presets; ``best`` looks at data, the others do not."""
+PRESETS = ("standard", "best", "paper")
+"""Names of the presets."""
 
 
-def preset(name: str, bits: int) -> QuantSpec:
+def preset(name: str, bits: int, *, data: bool = False) -> QuantSpec:
     """The spec of a preset at a nominal number of bits per weight.
 
-    * ``fast``: shared codebooks of 256 codewords, row scales, permuted columns, nearest codewords.
-    * ``faithful``: DPQ as published (docs/algorithms.md#preset-faithful): one codebook of 256 per
-      group along the axis that takes fewer bytes, no scales, the greedy pool, 20 iterations of
-      SR-C, and the block-diagonal assignment where there are statistics.
-    * ``best``: as ``fast``, with error feedback, coordinate descent and closed-form updates of the
-      codebooks on statistics of the inputs.
+    * ``standard``: shared codebooks of 256 codewords and row scales. With data: error feedback,
+      coordinate descent and a closed-form update of the codebooks on statistics of the inputs;
+      without data: permuted columns and the nearest codewords.
+    * ``best``: the spec of ``standard`` with another round of updates; jobs plan the bytes tensor
+      by tensor, and calibrate afterwards.
+    * ``paper``: DPQ as published (docs/algorithms.md#preset-paper): one codebook of 256 per group
+      along the axis that takes fewer bytes, no scales, the greedy pool, 20 iterations of SR-C, and
+      the block-diagonal assignment where there are statistics.
+
+    Args:
+        name: one of ``PRESETS``.
+        bits: 1, 2, 3 or 4.
+        data: whether there will be statistics of the inputs.
 
     Raises:
         SpecError: no such preset, or ``bits`` is not 1, 2, 3 or 4.
     """
-    if name == "fast":
-        return QuantSpec.preset(bits)
-    if name == "faithful":
+    if name == "paper":
         return QuantSpec.preset(
             bits,
             K=256,
@@ -37,17 +42,21 @@ def preset(name: str, bits: int) -> QuantSpec:
             kmeans=KMeansSpec(iterations=20, tail=1, init="random"),
             assignment=AssignmentSpec(method="blockdiag", updates=0),
         )
-    if name == "best":
-        return QuantSpec.preset(bits, assignment=AssignmentSpec(method="ldlq+icm", updates=2))
-    raise SpecError(f"preset {name!r} is not one of {', '.join(PRESETS)}")
+    if name not in PRESETS:
+        raise SpecError(f"preset {name!r} is not one of {', '.join(PRESETS)}")
+    if not data:
+        return QuantSpec.preset(bits)
+    updates = 2 if name == "best" else 1
+    assignment = AssignmentSpec(method="ldlq+icm", updates=updates)
+    return QuantSpec.preset(bits, permute=False, assignment=assignment)
 
 
 def preset_overrides(name: str | None, spec: QuantSpec) -> tuple[Override, ...]:
     """Rules of a preset, applied after the adapter's policy and before the user's rules.
 
-    The paper compresses everything alike: ``faithful`` overrules what an adapter spends on
-    sensitive tensors.
+    The paper compresses everything alike: ``paper`` overrules what an adapter spends on sensitive
+    tensors.
     """
-    if name != "faithful":
+    if name != "paper":
         return ()
     return (Override("*", {"d": spec.d, "K": spec.K}),)

@@ -143,14 +143,14 @@ def test_usage_errors_exit_2(words):
 
 
 def spec_of(**options):
-    return PlanArguments(source="net", **options).spec()
+    return PlanArguments(source="net", **options).spec(data=False)
 
 
 def test_the_spec_of_the_options():
-    assert spec_of() == preset("fast", 2)
-    assert spec_of(bits=3, seed=5) == preset("fast", 3).replace(seed=5)
-    assert spec_of(d=6, K=64) == preset("fast", 2).replace(d=6, K=64)
-    assert spec_of(preset="faithful", bits=1) == preset("faithful", 1)
+    assert spec_of() == preset("standard", 2)
+    assert spec_of(bits=3, seed=5) == preset("standard", 3).replace(seed=5)
+    assert spec_of(d=6, K=64) == preset("standard", 2).replace(d=6, K=64)
+    assert spec_of(preset="paper", bits=1) == preset("paper", 1)
     changes = ["stages=2,transform=rht,permute=false", "assignment=icm,assignment.sweeps=5"]
     spec = spec_of(set=tuple(changes))
     assert (spec.stages, spec.transform) == (2, "rht")
@@ -163,8 +163,8 @@ def test_the_spec_of_the_options():
         ({"bits": 2, "d": 4}, "each decides d"),
         ({"bits": 1.5, "target_size": "1MB"}, "each decides d"),
         ({"bits": 1.5, "K": 16}, "for the planner to choose"),
-        ({"bits": 1.5, "preset": "faithful"}, "fixed widths"),
-        ({"preset": "slow"}, "is not one of fast"),
+        ({"bits": 1.5, "preset": "paper"}, "fixed widths"),
+        ({"preset": "slow"}, "is not one of standard"),
         ({"bits": 5}, "bits must be 1, 2, 3 or 4"),
         ({"set": ["stages"]}, "write KEY=VALUE"),
         ({"set": ["stagess=2"]}, "unknown key stagess"),

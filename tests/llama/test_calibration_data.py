@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import sys
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from dpq_core.errors import SourceError, SpecError
-from dpq_llama.calibration.windows import read_windows, write_windows
+from dpq_llama.calibration.windows import SHIPPED, read_windows, write_windows
 from dpq_llama.options import CalibrateOptions
 from dpq_llama.source.texts import read_text
 
@@ -294,3 +295,21 @@ def test_options_out_of_range(wrong, message):
 def test_validation_is_in_whole_batches(asked, batch, windows):
     found = CalibrateOptions(validation_samples=asked, batch_size=batch).validation_windows
     assert found == windows
+
+
+# -- the text that ships --------------------------------------------------------------------------
+
+
+def test_a_text_ships_and_is_read_where_there_is_no_other():
+    options = CalibrateOptions(samples=64, batch_size=8, validation_samples=8)
+    found = read_windows(options, Characters(), 512, seed=0)
+    assert found.description == "the calibration text that ships with dpq"
+    assert found.ids.shape == (8 + 64, 512)
+    assert SHIPPED.stat().st_size <= 400_000
+    card = SHIPPED.with_name("README.md").read_text()
+    text = read_text(SHIPPED)
+    assert f"{len(text.encode()):,} bytes" in card
+    assert "CC0" in card
+    assert "#include" in text
+    assert re.search("[\u4e00-\u9fff]{5}", text)
+    assert "Assistant:" in text

@@ -1,4 +1,4 @@
-"""`dpq compress --preset best` and `dpq plan --statistics`, from the command line to the file."""
+"""Data by default, `--preset best` and planned bytes, from the command line to the file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def source(make_folder):
 @pytest.mark.slow
 def test_best_chooses_codes_by_data_and_calibrates(source, tmp_path):
     words = ("compress", source, "-a", "llama", "--d", 2, "--K", 16, *DATA)
-    fast = dpq(*words, "-o", tmp_path / "fast", "--json").json
+    standard = dpq(*words, "-o", tmp_path / "standard", "--json").json
     done = dpq(*words, "-o", tmp_path / "best", "--preset", "best", "--steps", 4, "--json").json
     assert done["calibration"]["after"] < done["calibration"]["before"]
     assert done["segments"]
@@ -29,14 +29,14 @@ def test_best_chooses_codes_by_data_and_calibrates(source, tmp_path):
     spec = best.read_pq("model.layers.0.mlp.up_proj.weight").spec
     assert spec.assignment.method == "ldlq+icm"
     assert not list(tmp_path.glob("best.*"))  # what was there before calibration has gone
-    assert done["nbytes"] <= 1.02 * fast["nbytes"]
+    assert done["nbytes"] <= 1.02 * standard["nbytes"]
 
 
 @pytest.mark.slow
 def test_a_plan_spends_bytes_where_the_data_says(make_folder):
     source = make_folder(hidden_size=192, intermediate_size=512)
     words = ("plan", source, "-a", "llama", "--bits", 4.5, "--json", *DATA)
-    blind, seeing = dpq(*words).json, dpq(*words, "--statistics").json
+    blind, seeing = dpq(*words, "--no-data").json, dpq(*words).json
     assert {t["name"] for t in blind["tensors"]} == {t["name"] for t in seeing["tensors"]}
     assert blind["tensors"] != seeing["tensors"]
     assert seeing["nbytes"] <= seeing["budget"]
@@ -46,9 +46,9 @@ def test_a_plan_spends_bytes_where_the_data_says(make_folder):
 def test_best_spends_the_bytes_of_its_width_where_they_count(make_folder):
     source = make_folder(hidden_size=192, intermediate_size=512)
     words = ("plan", source, "-a", "llama", "--bits", 3, "--json")
-    fast, best = dpq(*words).json, dpq(*words, "--preset", "best", *DATA).json
-    blind = dpq(*words, "--preset", "best", "--no-statistics").json
-    assert widths(blind) == widths(fast)
+    standard, best = dpq(*words).json, dpq(*words, "--preset", "best", *DATA).json
+    blind = dpq(*words, "--preset", "best", "--no-data").json
+    assert widths(blind) == widths(standard)
     assert len(widths(best)) > len(widths(blind))
     assert 0.97 * blind["nbytes"] < best["nbytes"] <= blind["nbytes"]
 

@@ -20,7 +20,17 @@ MEGABYTE = 10**6
 
 
 def command(source: Path, out: Path, *more: str) -> list[str]:
-    words = ["compress", "-a", "llama", str(source), "-o", str(out), "--json", "--no-probe"]
+    words = [
+        "compress",
+        "-a",
+        "llama",
+        str(source),
+        "-o",
+        str(out),
+        "--json",
+        "--no-probe",
+        "--no-data",
+    ]
     return [sys.executable, "-P", "-c", MAIN, *words, *(more or ("--bits", "2"))]
 
 

@@ -13,18 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from dpq_core.artifact import Artifact
-from dpq_core.calibrate.distributed import Workers
 from dpq_core.calibrate.layers import prepare_student
 from dpq_core.data.task import Batch, CalibrationTask
 from dpq_core.device import resolve
-from dpq_core.errors import ANY, GIVE_BASELINE, AdapterError, Hint, SourceError, SpecError
+from dpq_core.errors import GIVE_BASELINE, AdapterError, Hint, SourceError, SpecError
 from dpq_core.run import Run
 from dpq_llama.calibration import losses
-from dpq_llama.calibration.windows import Windows, read_windows, write_windows
+from dpq_llama.calibration.windows import Windows, windows_of
 from dpq_llama.families.llama import BASE_PREFIX, has_head
 from dpq_llama.options import CalibrateOptions
 from dpq_llama.source.checkpoint import locate, open_checkpoint, read_config
-from dpq_llama.source.loading import load_folder, load_tokenizer
+from dpq_llama.source.loading import load_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -74,6 +73,7 @@ class LlamaTask(CalibrationTask):
         self._hidden_of_window: dict[int, Tensor] = {}
         self._untaught_validation: list[Batch] = []
         self._head: nn.Module | None = None
+        self.epoch = max(1, windows.train // options.batch_size)
         context = windows.ids.shape[1]
         self.name = (
             f"{_NAMES[options.loss]}, {windows.train} windows of {context} tokens of "
@@ -126,6 +126,16 @@ class LlamaTask(CalibrationTask):
             teacher = losses.predictions(self._teacher_head(), self._teacher_hidden(batch))
             total = total + losses.kl(student, teacher, self._vocabulary)
         return total
+
+    def sampled_loss(self, batch: Batch, generator: torch.Generator) -> Tensor | None:
+        """Cross-entropy of tokens that the student itself predicts; None without a head."""
+        head = _head(self.student)
+        if head is None:
+            return None
+        embeddings = self.student.get_input_embeddings()(batch["ids"]).detach().requires_grad_()
+        output = self.student.base_model(inputs_embeds=embeddings, use_cache=False)
+        student = losses.predictions(head, output.last_hidden_state)
+        return losses.sampled(student, self._vocabulary, generator)
 
     @torch.no_grad()
     def reference_loss(self) -> float:
@@ -232,7 +242,7 @@ def calibration(source: str, baseline: str, options: CalibrateOptions, run: Run)
         stored: Sequence[str] = tuple(artifact.names())
     else:
         stored = tuple(original.tensors)
-    windows = _windows(options, uncompressed, original.fingerprint, source, run)
+    windows = windows_of(options, uncompressed, original.fingerprint, source, run)
     return LlamaTask(
         student,
         None if student is teacher else teacher,
@@ -256,12 +266,11 @@ def _fill_in_defaults(
     loss = options.loss
     if loss == "auto":
         loss = "kl" if head else "hidden"
-    if not head and (loss != "hidden" or not (options.texts or options.dataset)):
+    if not head and (loss != "hidden" or options.generate):
         raise SpecError(
-            "this model has no language-model head, so it is trained on its hidden states",
-            Hint.of(
-                "give {} or {}, and no other loss than {}", texts=ANY, dataset=ANY, loss="hidden"
-            ),
+            "this model has no language-model head: it writes no text, and is trained on its "
+            "hidden states",
+            Hint.of("leave out {}, and give no other loss than {}", generate=True, loss="hidden"),
         )
     context = options.context or min(_USUAL_CONTEXT, longest)
     return dataclasses.replace(options, loss=loss, context=context)
@@ -276,24 +285,3 @@ def _check_same_model(student: PreTrainedModel, teacher: PreTrainedModel, baseli
                 "was compressed",
                 GIVE_BASELINE,
             )
-
-
-def _windows(
-    options: CalibrateOptions, uncompressed: PreTrainedModel, model: str, source: str, run: Run
-) -> Windows:
-    """The windows of text on the model's device; all processes read those of the first."""
-    if options.texts or options.dataset:
-        windows = read_windows(options, load_tokenizer(source), options.context, run.seed)
-    else:
-        validation = options.validation_windows
-        count = validation + options.samples
-        key = (model, str(uncompressed.device), count, options.context, run.seed)
-        ids = run.reuse.get(
-            "llama text",
-            key,
-            lambda: write_windows(uncompressed, count, options.context, run.seed, run.progress),
-        )
-        windows = Windows(ids=ids, validation=validation, description="the model's own text")
-    ids = windows.ids.to(uncompressed.device)
-    Workers().agree([ids])
-    return Windows(ids=ids, validation=windows.validation, description=windows.description)

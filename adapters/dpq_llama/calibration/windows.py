@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dpq_core.calibrate.distributed import Workers
 from dpq_core.errors import ANY, Hint, SourceError, SpecError
 from dpq_core.methods.quantize import tensor_seed
-from dpq_core.run import Progress, silent
+from dpq_core.run import Progress, Run, silent
 from dpq_llama.options import CalibrateOptions
+from dpq_llama.source.loading import has_tokenizer, load_tokenizer
 from dpq_llama.source.texts import read_text
 
 if TYPE_CHECKING:
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 
 _SUFFIXES = (".txt", ".gz")
 """Files that are taken from a folder."""
+
+SHIPPED = Path(__file__).with_name("text") / "mixed.txt.gz"
+"""Prose in many languages, dialogue, code and mathematics; text/README.md tells its origin."""
 
 _PIECE = 16
 """Characters of a piece of text per token of context: about four windows."""
@@ -62,10 +67,35 @@ class Windows:
         return digest.hexdigest()
 
 
+def windows_of(
+    options: CalibrateOptions, uncompressed: PreTrainedModel, model: str, source: str, run: Run
+) -> Windows:
+    """The windows of text on the model's device; all processes read those of the first.
+
+    Text is read where there is some: the user's, or else what ships with dpq. A model without a
+    tokenizer reads what it writes itself.
+    """
+    if options.texts or options.dataset or (not options.generate and has_tokenizer(source)):
+        windows = read_windows(options, load_tokenizer(source), options.context, run.seed)
+    else:
+        validation = options.validation_windows
+        count = validation + options.samples
+        key = (model, str(uncompressed.device), count, options.context, run.seed)
+        ids = run.reuse.get(
+            "llama text",
+            key,
+            lambda: write_windows(uncompressed, count, options.context, run.seed, run.progress),
+        )
+        windows = Windows(ids=ids, validation=validation, description="the model's own text")
+    ids = windows.ids.to(uncompressed.device)
+    Workers().agree([ids])
+    return Windows(ids=ids, validation=windows.validation, description=windows.description)
+
+
 def read_windows(
     options: CalibrateOptions, tokenizer: PreTrainedTokenizerBase, context: int, seed: int
 ) -> Windows:
-    """Windows from ``--texts`` or ``--dataset``, drawn by the seed.
+    """Windows of the user's texts or data set, else of the text that ships; drawn by the seed.
 
     The first are for validation; they come from other documents than those to train on, or from
     elsewhere in a long one.
@@ -76,9 +106,12 @@ def read_windows(
     """
     if options.texts:
         pieces, description = _pieces(options.texts, _PIECE * context, seed), "text files"
-    else:
+    elif options.dataset:
         pieces = _rows(options.dataset, seed)
         description = f"data set {options.dataset}"
+    else:
+        pieces = _pieces((str(SHIPPED),), _PIECE * context, seed)
+        description = "the calibration text that ships with dpq"
     most = options.validation_windows + options.samples
     ids: list[int] = []
     for piece in pieces:

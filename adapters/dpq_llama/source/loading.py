@@ -57,7 +57,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     folder = locate(source)
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+    if not has_tokenizer(source):
         raise SourceError(f"{folder}: no tokenizer.json or tokenizer.model, so text cannot be read")
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
@@ -67,6 +67,12 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         reason = " ".join(str(error).split())[:200]
         raise SourceError(f"{folder}: the tokenizer cannot be loaded ({reason})") from None
     return tokenizer
+
+
+def has_tokenizer(source: str) -> bool:
+    """Whether a source comes with the files of a tokenizer."""
+    folder = locate(source)
+    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
 
 
 def is_dpq(config: dict[str, Any]) -> bool:

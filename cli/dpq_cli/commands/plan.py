@@ -13,7 +13,7 @@ HELP = f"""Show what `dpq compress` would store, tensor by tensor; write nothing
 
 With --target-size or a fractional --bits a planner spreads the bytes: each tensor gets the
 subvector length and codebook size with which the sum of predicted errors is least. With
---statistics (or --preset best) it first measures how much the loss depends on each tensor.
+data it first measures how much the loss depends on each tensor.
 
 {generate.MORE_OPTIONS.format(first="SOURCE")}"""
 

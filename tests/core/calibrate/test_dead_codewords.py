@@ -199,7 +199,7 @@ def test_statistics() -> None:
 
 
 def test_usage_recovers_within_two_e_steps() -> None:
-    """docs/algorithms.md#preset-faithful, test 11: a tenth of a pool is killed."""
+    """docs/algorithms.md#preset-paper, test 11: a tenth of a pool is killed."""
     generator = torch.Generator().manual_seed(0)
     points = torch.randn(8, 4, 400, generator=generator)
     pool = torch.randn(300, 4, generator=generator)

@@ -106,7 +106,7 @@ def test_greedy_without_any_usage() -> None:
 
 @pytest.mark.parametrize("d", [2, 4, 8])
 def test_wkmeans_adds_much_less_error_than_greedy(d: int) -> None:
-    """docs/algorithms.md#preset-faithful, test 5: heavy-tailed weights, equal N."""
+    """docs/algorithms.md#preset-paper, test 5: heavy-tailed weights, equal N."""
     books, usage = trained(512, 48 * d, d)
     size = round(512 * 48 * d / (16 * d * d)) + 100
     errors = [added_error(books, usage, *greedy(books, usage, size, tau)) for tau in (0.05, 0.2)]
@@ -258,7 +258,7 @@ def test_same_pool_on_any_number_of_threads(restore_threads: None) -> None:
 
 
 def test_index_beyond_int16_survives_packing() -> None:
-    """docs/algorithms.md#preset-faithful, test 10: 65,536 vectors need unsigned 16-bit entries."""
+    """docs/algorithms.md#preset-paper, test 10: 65,536 vectors need unsigned 16-bit entries."""
     index = torch.tensor([[0, 32_767, 32_768, 40_000, 65_535]], dtype=torch.int32)
     assert torch.equal(unpack(pack(index, 16), 16, 5), index)
 
