@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 
 import diffusion_models
@@ -81,7 +81,22 @@ def prompts(tmp_path_factory) -> str:
 
 
 @pytest.fixture
-def make_task(pipeline_of, prompts, monkeypatch):
+def small_flux_images(monkeypatch):
+    """Let ``FluxPipeline`` draw 32 pixels: the 128 of its class are 16 times the work."""
+    from diffusers import FluxPipeline
+
+    original = FluxPipeline.__init__
+
+    @wraps(original)
+    def initialize(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        self.default_sample_size = 32
+
+    monkeypatch.setattr(FluxPipeline, "__init__", initialize)
+
+
+@pytest.fixture
+def make_task(pipeline_of, prompts, monkeypatch, small_flux_images):
     """The task of an uncompressed pipeline, or of an artifact of it; quick."""
     monkeypatch.setattr("dpq_diffusion.calibration.build._VALIDATION_IMAGES", 2)
 

@@ -212,6 +212,7 @@ def test_another_original_is_refused(make_artifact, pipeline_of, tmp_path):
         )
 
 
+@pytest.mark.usefixtures("small_flux_images")
 @pytest.mark.parametrize(
     "kind",
     [
@@ -271,7 +272,7 @@ def test_calibration_without_data_recovers_most_of_the_builtin(tmp_path):
     command = Command(
         settings=CalibrateSettings(steps=8, mode="end", estep="icm", statistics_batches=2),
         adapter=CalibrateOptions(
-            trajectories=10, sampling_steps=10, batch_size=16, validation_samples=32
+            trajectories=10, sampling_steps=5, batch_size=8, validation_samples=16
         ),
     )
     done = calibrate_artifact(adapter, tmp_path / "before", tmp_path / "after", command, run)
