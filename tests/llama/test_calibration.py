@@ -363,7 +363,9 @@ def test_the_builtin_model_on_its_own_text(tmp_path):
     adapter = LlamaAdapter()
     spec = QuantSpec.preset(2, kmeans=QUICK)
     compress(adapter, "builtin:tiny-llama", tmp_path / "in", spec)
-    own = CalibrateOptions(context=96, samples=16, batch_size=4, validation_samples=4)
+    own = CalibrateOptions(
+        generate=True, context=96, samples=16, batch_size=4, validation_samples=4
+    )
     options = engine(own, mode="end", steps=8, lr=3e-4, estep="none")
     done = calibrate_artifact(adapter, tmp_path / "in", tmp_path / "out", options, CPU)
     assert done.report.recovered > 0.2

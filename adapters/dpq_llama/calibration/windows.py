@@ -74,9 +74,18 @@ def windows_of(
 
     Text is read where there is some: the user's, or else what ships with dpq. A model without a
     tokenizer reads what it writes itself.
+
+    Raises:
+        SourceError: a text, the data set or the tokenizer cannot be read.
+        SpecError: there is too little text, or nothing to read it with.
     """
     if options.texts or options.dataset or (not options.generate and has_tokenizer(source)):
         windows = read_windows(options, load_tokenizer(source), options.context, run.seed)
+    elif uncompressed.get_output_embeddings() is None:  # type: ignore[no-untyped-call]
+        raise SpecError(
+            "this model has no language-model head to write text with, and no tokenizer to read",
+            Hint.of("give {} or {}, and the files of its tokenizer", texts=ANY, dataset=ANY),
+        )
     else:
         validation = options.validation_windows
         count = validation + options.samples
