@@ -136,13 +136,13 @@ class AdapterError(DPQError):
 
 
 REPLACE = Hint.of("use {} to replace it", overwrite=True)
-"""What to do where an output exists."""
+"""The hint where an output exists."""
 
 CONTINUE = Hint.of("use {} to continue it or {} to start over", resume=True, overwrite=True)
-"""What to do where an earlier run was not finished."""
+"""The hint where an earlier run was not finished."""
 
 START_OVER = Hint.of("leave out {} and use {} for that", resume=True, overwrite=True)
-"""What to do where there is something that cannot be continued."""
+"""The hint where there is something that cannot be continued."""
 
 GIVE_BASELINE = Hint.of("give it with {}", baseline=ANY)
-"""What to do where the uncompressed model is another than the one that was compressed."""
+"""The hint where the uncompressed model is another than the one that was compressed."""

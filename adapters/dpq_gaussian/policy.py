@@ -34,7 +34,7 @@ CODERS = ("transform", "pq")
 PQ_SPEC = QuantSpec(
     d=15, K=1024, scope="subspace", conv_layout="channel", row_scale=False, codebook_dtype="float16"
 )
-"""What the option ``harmonics_spec`` changes: three subspaces in the order of the bands."""
+"""The spec that the option ``harmonics_spec`` changes: three subspaces, by the order of bands."""
 
 
 @dataclass(frozen=True, kw_only=True)

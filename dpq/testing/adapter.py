@@ -1,4 +1,4 @@
-"""What every adapter promises: the tests that both kinds of adapters have to pass."""
+"""AdapterContract: the tests that adapters of both kinds have to pass."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ARTIFACTS: dict[tuple[type, str, str], Path] = {}
 
 
 class AdapterContract(ABC):
-    """What every adapter promises, whatever its artifacts are.
+    """The tests of what every adapter promises, whatever its artifacts are.
 
     Class attributes:
         adapter_class: the adapter under test.

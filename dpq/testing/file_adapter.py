@@ -1,4 +1,4 @@
-"""What the adapter that codes a source into one file promises."""
+"""FileAdapterContract: the tests of adapters that code a source into one file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dpq_core.plugin.adapter import (
 
 
 class FileAdapterContract(AdapterContract):
-    """What the adapter that codes a source into one file promises beyond that."""
+    """The tests of what an adapter that codes a source into one file promises beyond that."""
 
     output_name: ClassVar[str] = "artifact.dpq"
 

@@ -1,4 +1,4 @@
-"""What the adapter of a model of named tensors promises."""
+"""TensorAdapterContract: the tests of adapters of models of named tensors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dpq_core.tensor.partition import Partition
 
 
 class TensorAdapterContract(AdapterContract):
-    """What the adapter of a model of named tensors promises beyond that.
+    """The tests of what an adapter of a model of named tensors promises beyond that.
 
     Class attributes:
         spec: used for the artifact; few iterations, since quality is not what is tested here.

@@ -25,7 +25,7 @@ REPLACED_SUFFIX = ".replaced"
 DISCARDED_SUFFIX = ".discarded"
 MAX_PATH_BYTES = 500
 RESUME = Hint.of("mend this and continue with {}", resume=True)
-"""What to do where the operating system refused and finished work is kept."""
+"""The hint where the operating system refused and finished work is kept."""
 BLOCK_BYTES = 1 << 22
 """Bytes read, hashed or copied at a time."""
 
