@@ -6,7 +6,7 @@ information that is not zero at the uncompressed model (docs/algorithms.md#gradi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,7 +61,7 @@ class LayerGradients:
 def collect_gradients(
     task: CalibrationTask,
     paths: Iterable[str],
-    batches: Iterable[Batch],
+    batches: Sequence[Batch],
     *,
     seed: int = 0,
     quick: bool = True,
@@ -80,13 +80,13 @@ def collect_gradients(
     Returns:
         Path -> gradients; empty where the task draws no labels.
     """
-    found: dict[str, LayerGradients] = {}
+    layers: dict[str, LayerGradients] = {}
     model = task.student
 
     def watch(path: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
         def after(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if output.requires_grad:
-                layer = found.setdefault(path, LayerGradients())
+                layer = layers.setdefault(path, LayerGradients())
                 layer.add_inputs(inputs[0])
                 output.register_hook(layer.add_gradients)  # type: ignore[no-untyped-call]
 
@@ -105,13 +105,13 @@ def collect_gradients(
                     if loss is None:
                         return {}
                     loss.backward()  # type: ignore[no-untyped-call]
-            progress("gradients", step, step + 1)
+            progress("gradients", step + 1, len(batches))
     finally:
         for handle in handles:
             handle.remove()
         for parameter in model.parameters():
             parameter.grad = None
-    return found
+    return layers
 
 
 def _samples(batch: Batch) -> Iterator[Batch]:

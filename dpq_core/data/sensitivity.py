@@ -53,20 +53,19 @@ def sensitivities(
         if weight is not None and task.tensor_name(path) in requested:
             weights.setdefault(task.tensor_name(path), weight)
     data = list(task.validation())[:batches]
-    by_gradient = _by_gradient(task, weights, data, seed, progress)
-    if by_gradient:
-        return by_gradient
     was_training = model.training
     model.eval()
-    base = _loss(task, data)
-    rises: dict[str, float] = {}
-    for index, (name, weight) in enumerate(weights.items()):
-        progress(name, index, len(weights))
-        rises[name] = _rise(task, data, weight, relative, tensor_seed(seed, name)) - base
+    rises = _by_gradient(task, weights, data, seed, progress)
+    if not rises:
+        base = _loss(task, data)
+        for index, (name, weight) in enumerate(weights.items()):
+            progress(name, index, len(weights))
+            loss = _rise(task, data, weight, relative, tensor_seed(seed, name))
+            rises[name] = (loss - base) / relative
     model.train(was_training)
     progress("done", len(weights), len(weights))
     least = _LEAST * max([*rises.values(), 1e-30])
-    return {name: max(rise, least) / relative for name, rise in rises.items()}
+    return {name: max(rise, least) for name, rise in rises.items()}
 
 
 def _by_gradient(
@@ -84,11 +83,7 @@ def _by_gradient(
         if isinstance(module, nn.Linear) and id(module.weight) in names
     }
     layers = collect_gradients(task, paths, batches, seed=seed, progress=progress)
-    values = {
-        paths[path]: layer.sensitivity(weights[paths[path]]) for path, layer in layers.items()
-    }
-    least = _LEAST * max([*values.values(), 1e-30])
-    return {name: max(value, least) for name, value in values.items()}
+    return {paths[path]: layer.sensitivity(weights[paths[path]]) for path, layer in layers.items()}
 
 
 @torch.no_grad()

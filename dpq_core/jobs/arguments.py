@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from dpq_core.errors import UsageError
-from dpq_core.jobs.spec_arguments import RunArguments, SpecArguments, argument, required
+from dpq_core.jobs.spec_arguments import (
+    DEVICE,
+    SEED,
+    RunArguments,
+    SpecArguments,
+    argument,
+    required,
+)
 
 BEST_STEPS = 100
 """Default number of training steps after compressing with the preset ``best``, end to end."""
@@ -134,7 +141,7 @@ class InspectArguments:
 
     path: Path = required("An artifact.", positional=True)
     verify: bool = argument(False, "Check every hash, then the stored probe outputs.")
-    device: str = argument("auto", "Torch device; auto takes CUDA where there is one.")
+    device: str = argument("auto", DEVICE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,8 +149,8 @@ class DemoArguments:
     """Arguments of ``demo``."""
 
     output: Path = argument(Path("demo-out"), "Folder for the artifacts; replaced.", short="-o")
-    device: str = argument("auto", "Torch device; auto takes CUDA where there is one.")
-    seed: int = argument(0, "The only source of randomness.", minimum=0)
+    device: str = argument("auto", DEVICE)
+    seed: int = argument(0, SEED, minimum=0)
 
 
 VERBS: Mapping[str, type] = {

@@ -14,6 +14,8 @@ SIZES = ("bits", "d", "target_size")
 
 SHARD_SIZE = "4GB"
 
+DEVICE = "Torch device; auto takes CUDA where there is one."
+SEED = "The only source of randomness."
 MODEL = "A model folder or file, a hub id, or builtin:NAME."
 
 
@@ -48,8 +50,8 @@ class RunArguments:
     adapter: str | None = argument(
         None, "The domain of the source; see `dpq adapters`.", short="-a", unset="from SOURCE"
     )
-    device: str = argument("auto", "Torch device; auto takes CUDA where there is one.")
-    seed: int = argument(0, "The only source of randomness.", minimum=0)
+    device: str = argument("auto", DEVICE)
+    seed: int = argument(0, SEED, minimum=0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,7 +72,7 @@ class Adapter(ABC):
     @classmethod
     def capabilities(cls) -> tuple[str, ...]:
         """The verbs of this adapter besides ``compress`` and ``inspect``."""
-        verbs = (verb for verb, method in _METHODS.items() if hasattr(cls, method))
+        verbs = (verb for verb, protocol in _CAPABILITIES.items() if issubclass(cls, protocol))
         return tuple(verb for verb in verbs if verb != "export" or cls.exports)
 
 
@@ -212,15 +212,15 @@ class Probes(Protocol):
         """
 
 
-_METHODS = {
-    "load": "load",
-    "evaluate": "evaluate",
-    "sample": "sample",
-    "export": "export",
-    "probe": "probe",
-    "calibrate": "calibration",
+_CAPABILITIES: Mapping[str, type] = {
+    "load": Loads,
+    "evaluate": Evaluates,
+    "sample": Samples,
+    "export": Exports,
+    "probe": Probes,
+    "calibrate": Calibrates,
 }
-"""The method of each verb, one for each of the protocols above."""
+"""The protocol of each verb that an adapter may have or not."""
 
 
 def lacks(adapter: Adapter, what: str) -> AdapterError:

@@ -59,8 +59,7 @@ class BlockRunner:
                     with _returning(self._blocks(), self._activations.get(step)):
                         self._task.forward(self._model, self._task.train_batch(step))
                 elif block is not None and self.stored_block == segment.block:
-                    args, kwargs = self._activations.get(step)
-                    block(*args, **kwargs)
+                    _run_block(block, self._activations.get(step))
                 else:
                     self._task.forward(self._model, self._task.train_batch(step))
 
@@ -80,7 +79,7 @@ class BlockRunner:
         for step in self._batches:
             arguments = self._activations.get(step)
             with quick_products(self._quick):
-                output = block(*arguments[0], **arguments[1])
+                output = _run_block(block, arguments)
             try:
                 self._activations.put(step, next_arguments(arguments, output, wiring))
             except Unstorable:  # this batch flows differently: capture the inputs instead
@@ -100,9 +99,8 @@ class BlockRunner:
             self.clear()
             return
         for step in self._batches:
-            args, kwargs = self._activations.get(step)
             with quick_products(self._quick):
-                output = block(*args, **kwargs)
+                output = _run_block(block, self._activations.get(step))
             try:
                 self._activations.put(step, output)
             except Unstorable:
@@ -158,6 +156,12 @@ class BlockRunner:
 
     def _module(self, path: str | None) -> nn.Module | None:
         return None if path is None else self._model.get_submodule(path)
+
+
+def _run_block(block: nn.Module, arguments: Any) -> Any:
+    """The output of a block for its stored arguments, (args, kwargs)."""
+    args, kwargs = arguments
+    return block(*args, **kwargs)
 
 
 @contextmanager

@@ -17,7 +17,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 _jit = cast(Callable[[F], F], numba.njit(cache=True, nogil=True, fastmath={"contract", "nsz"}))
 
 LANES = 64  # rows of a tile: four registers of AVX-512
-MAX_D = 8  # coordinates that the loops below are written out for
 
 
 @_jit

@@ -30,9 +30,10 @@ class CompiledRowChunk(RowChunk):
         last = codebooks[-1:].clone()
         last[:, :, grouping.d - grouping.pad :] = 0  # coordinates beyond the matrix
         self._words = torch.cat([codebooks, last]).contiguous()
-        self._books = torch.tensor(self.order) // grouping.groups_per_codebook
+        self._groups = objective.hessian.order  # the group of each step
+        self._books = self._groups // grouping.groups_per_codebook
         if grouping.pad:
-            self._books[torch.tensor(self.order) == grouping.groups - 1] = len(codebooks)
+            self._books[self._groups == grouping.groups - 1] = len(codebooks)
         self._weights = objective.weights(rows).double()
 
     @staticmethod
@@ -45,11 +46,10 @@ class CompiledRowChunk(RowChunk):
         """As ``RowChunk.sweep``."""
         from dpq_core.kernels.cpu import sweep_jit
 
-        codes = self._by_step(self.codes[0])
-        before = codes.clone()
+        codes = self.codes[0, self._groups]
         mask = torch.zeros(0, 0, dtype=torch.bool)
         if allowed is not None:
-            mask = self._padded(self._by_step(allowed))
+            mask = self._padded(allowed[self._groups])
         padded, residual = self._padded(codes), self._padded(self.residual)
         gains = torch.zeros(padded.shape[1], dtype=torch.float64)
         arguments = (
@@ -68,9 +68,9 @@ class CompiledRowChunk(RowChunk):
         self._run(sweep_jit.descend, arguments)
         count = codes.shape[1]
         self.residual = residual[:, :count]
-        self._store(padded[:, :count])
+        self.codes[0, self._groups] = padded[:, :count]
         self.error = self.error - gains[:count] @ self._weights
-        return int((padded[:, :count] != before).sum())
+        return int((padded[:, :count] != codes).sum())
 
     def _feed_back(self) -> None:
         from dpq_core.kernels.cpu import sweep_jit
@@ -94,7 +94,7 @@ class CompiledRowChunk(RowChunk):
         self._run(sweep_jit.feed_back, arguments)
         count = self.columns.shape[1]
         self.residual = residual[:, :count]
-        self._store(codes[:, :count])
+        self.codes[0, self._groups] = codes[:, :count]
         self.error = self.error + errors[:count] @ self._weights
 
     def _run(self, kernel: object, arguments: tuple[object, ...]) -> None:
@@ -119,13 +119,7 @@ class CompiledRowChunk(RowChunk):
         """A copy of [..., m] with m rounded up to whole tiles, zeros behind."""
         from dpq_core.kernels.cpu.sweep_jit import LANES
 
-        missing = -values.shape[1] % LANES
-        return torch.nn.functional.pad(values, (0, missing)).contiguous().clone()
-
-    def _by_step(self, codes: Tensor) -> Tensor:
-        """Values [groups, m] of groups, in the order of the steps."""
-        return codes[torch.tensor(self.order)]
-
-    def _store(self, codes: Tensor) -> None:
-        """Keep codes [steps, m] of the steps in the order of the groups."""
-        self.codes[0, torch.tensor(self.order)] = codes
+        count = values.shape[1]
+        padded = values.new_zeros(len(values), -(-count // LANES) * LANES)
+        padded[:, :count] = values
+        return padded
