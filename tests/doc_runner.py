@@ -1,29 +1,41 @@
-"""Runs the steps of one page of the documentation, one after the other, in this process.
+"""Runs what the documentation and the examples show, step by step, in this process.
 
-A script: JSON ``[[kind, line, text], ...]`` on the standard input; the working folder is the
-reader's. A page pays once for importing torch and the libraries of the models, and not in each of
-its blocks. Exits with 1 at the first step that fails, with its traceback on the standard error.
+A page would pay for importing torch and the libraries of the models in a process of its own; here
+they are imported once for all pages. Only what a shell does something about is given to one.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import subprocess
 import sys
-import traceback
 import warnings
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import pytest
 
 SHELL = re.compile(r"[|<>&;$`*?\[{~]")
 """What a shell does something about, outside of quotes."""
 
 
+class Step(NamedTuple):
+    """One command, or one Python program, and where it begins."""
+
+    kind: Literal["dpq", "python"]
+    line: int
+    text: str
+
+
 def run_command(line: str) -> None:
-    """One line of a shell block that begins with ``dpq``."""
+    """Run a line of a shell block that begins with ``dpq``."""
     unquoted = re.sub(r"'[^']*'|\"[^\"$`]*\"", "", line)
     if SHELL.search(unquoted):
-        subprocess.run(["bash", "-euo", "pipefail", "-c", line], check=True)
+        shell = ["bash", "-euo", "pipefail", "-c", line]
+        done = subprocess.run(shell, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"exit code {done.returncode}: {done.stderr}")
         return
     from dpq_cli.app import app
 
@@ -35,23 +47,26 @@ def run_command(line: str) -> None:
 
 
 def run_python(text: str, line: int) -> None:
-    """One block as a program of its own: nothing of the blocks before is known to it."""
+    """Run a block as a program of its own: nothing of the blocks before is known to it."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", SyntaxWarning)
         program = compile(text, f"<block in line {line}>", "exec")
     exec(program, {"__name__": "__main__"})  # noqa: S102 - the documentation's own text
 
 
-def main() -> None:
-    sys.path.insert(0, "")  # blocks that are files can be imported
-    for kind, line, text in json.load(sys.stdin):
+def run_steps(steps: list[Step], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run ``steps`` in ``folder``, as a reader would; say which one fails.
+
+    Language models read short windows by default: what is tested is that the examples run.
+    """
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend("")  # blocks that are files can be imported
+    monkeypatch.setattr("dpq_llama.calibration.task._USUAL_CONTEXT", 32)
+    for kind, line, text in steps:
         try:
-            run_command(text) if kind == "dpq" else run_python(text, line)
-        except Exception:
-            traceback.print_exc()
-            sys.stderr.write(f"block in line {line}: {text}\n")
-            sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()
+            with warnings.catch_warnings():
+                warnings.simplefilter("default")  # as in a process of the reader
+                run_command(text) if kind == "dpq" else run_python(text, line)
+        except Exception as error:
+            error.add_note(f"block in line {line}: {text}")
+            raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from doc_blocks import Block, blocks, commands
+from doc_runner import Step, run_steps
 from plugins import install_plugin
 from repo import ROOT
 from typer.main import get_command
@@ -35,15 +35,14 @@ def relative(path: Path) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("scripts_on_path")
 @pytest.mark.parametrize("path", documented(), ids=relative)
 def test_examples_run(path, tmp_path, monkeypatch):
-    """The blocks of one file run in order in one empty folder, in one process."""
-    scripts = str(Path(sys.executable).parent)
-    monkeypatch.setenv("PATH", scripts + os.pathsep + os.environ["PATH"])
-    _run(steps(path, tmp_path), tmp_path)
+    """The blocks of one file run in order in one empty folder."""
+    run_steps(steps(path, tmp_path), tmp_path, monkeypatch)
 
 
-def steps(path: Path, folder: Path) -> list[tuple[str, int, str]]:
+def steps(path: Path, folder: Path) -> list[Step]:
     """Kind, line and text of all that a page runs; writes the blocks that are files."""
     found = []
     for block in blocks(path):
@@ -53,9 +52,10 @@ def steps(path: Path, folder: Path) -> list[tuple[str, int, str]]:
             (folder / block.file).parent.mkdir(parents=True, exist_ok=True)
             (folder / block.file).write_text(block.text)
         elif block.language == "python":
-            found.append(("python", block.line, block.text))
+            found.append(Step("python", block.line, block.text))
         elif block.language == "bash":
-            found += [("dpq", block.line, line) for line in commands(block) if is_run(line, block)]
+            lines = [line for line in commands(block) if is_run(line, block)]
+            found += [Step("dpq", block.line, line) for line in lines]
     return found
 
 
@@ -67,14 +67,6 @@ def is_run(line: str, block: Block) -> bool:
     elif not line.startswith("dpq "):
         assert line.startswith(SHELL_ONLY), f"line {block.line}: {line!r} is not tested"
     return line.startswith("dpq ")
-
-
-def _run(todo: list[tuple[str, int, str]], folder: Path) -> None:
-    if todo:
-        command = [sys.executable, "-P", str(ROOT / "tests" / "doc_runner.py")]
-        given = json.dumps(todo)
-        done = subprocess.run(command, input=given, cwd=folder, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("path", DOCS, ids=relative)
@@ -89,23 +81,33 @@ def test_links_lead_somewhere(path):
     assert [link for link in local if not (path.parent / link).exists()] == []
 
 
-def test_the_example_runner_can_fail(tmp_path, monkeypatch):
+@pytest.fixture
+def scripts_on_path(monkeypatch):
+    """Let a shell find ``dpq``."""
     scripts = str(Path(sys.executable).parent)
     monkeypatch.setenv("PATH", scripts + os.pathsep + os.environ["PATH"])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("scripts_on_path")
+def test_the_example_runner_can_fail(tmp_path, monkeypatch):
     page = tmp_path / "page.md"
     page.write_text("```python\n1 / 0\n```\n<!-- not run: a joke -->\n```bash\nrm -rf x\n```\n")
     _, shell = blocks(page)
-    with pytest.raises(AssertionError, match=r"ZeroDivisionError(.|\n)*block in line 1: 1 / 0"):
-        _run(steps(page, tmp_path), tmp_path)
+    with pytest.raises(ZeroDivisionError) as caught:
+        run_steps(steps(page, tmp_path), tmp_path, monkeypatch)
+    assert caught.value.__notes__ == ["block in line 1: 1 / 0\n"]
     with pytest.raises(AssertionError, match="is not tested"):
         is_run(commands(shell)[0], shell)
     assert shell.not_run == "a joke"
     page.write_text("```bash\ndpq --version | grep dpq\ndpq eval none\n```\n")
-    with pytest.raises(AssertionError, match="block in line 1: dpq eval none"):
-        _run(steps(page, tmp_path), tmp_path)
+    with pytest.raises(RuntimeError, match="exit code 1") as caught:
+        run_steps(steps(page, tmp_path), tmp_path, monkeypatch)
+    assert caught.value.__notes__ == ["block in line 1: dpq eval none"]
     page.write_text("```bash\ndpq --version | grep mango\n```\n")
-    with pytest.raises(AssertionError, match="block in line 1: dpq --version"):
-        _run(steps(page, tmp_path), tmp_path)
+    with pytest.raises(RuntimeError, match="exit code 1") as caught:
+        run_steps(steps(page, tmp_path), tmp_path, monkeypatch)
+    assert caught.value.__notes__ == ["block in line 1: dpq --version | grep mango"]
 
 
 def cli_words() -> dict[str, list[str]]:

@@ -6,36 +6,40 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from doc_runner import Step, run_steps
 from repo import ROOT
 
 FOLDER = ROOT / "examples"
 PYTHON = sorted(FOLDER.glob("*.py"))
 SHELL = sorted(FOLDER.glob("*.sh"))
-
-
-def run(command: list[str | Path], folder: Path) -> None:
-    scripts = str(Path(sys.executable).parent)
-    env = os.environ | {"PATH": scripts + os.pathsep + os.environ["PATH"]}
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+SETTING = "set -euo pipefail"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", PYTHON, ids=lambda path: path.name)
-def test_python_examples_run(path: Path, tmp_path: Path) -> None:
-    run([sys.executable, "-P", path], tmp_path)
+def test_python_examples_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_steps([Step("python", 1, path.read_text())], tmp_path, monkeypatch)
+
+
+def steps(script: Path) -> list[Step]:
+    """The commands of a shell example, which has nothing but comments beside them."""
+    subprocess.run(["bash", "-n", script], check=True)
+    lines = script.read_text().splitlines()
+    numbered = {n: line for n, line in enumerate(lines, 1) if line and not line.startswith("#")}
+    assert numbered.pop(min(numbered)) == SETTING
+    assert [line for line in numbered.values() if not line.startswith("dpq ")] == []
+    return [Step("dpq", n, line) for n, line in numbered.items()]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", SHELL, ids=lambda path: path.name)
-def test_shell_examples_run(path: Path, tmp_path: Path) -> None:
+def test_shell_examples_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for recipe in FOLDER.glob("*.yaml"):
         shutil.copy(recipe, tmp_path)
-    run(["bash", path], tmp_path)
+    run_steps(steps(path), tmp_path, monkeypatch)
 
 
 def test_every_example_is_listed() -> None:
