@@ -5,7 +5,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import dpq
 import dpq_llama  # registers dpq with transformers
 
-dpq.compress("builtin:tiny-llama", "for-transformers", bits=4, iterations=4, probe=False)
+dpq.compress("builtin:tiny-llama", "for-transformers", bits=4, data=False, iterations=2)
 
 model = AutoModelForCausalLM.from_pretrained("for-transformers")
 tokenizer = AutoTokenizer.from_pretrained("for-transformers")

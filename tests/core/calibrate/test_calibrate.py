@@ -21,7 +21,10 @@ from dpq_core.spec import PoolSpec
 
 pytestmark = pytest.mark.slow  # whole runs of a job
 
-SHORT = CalibrateSettings(steps=30, mode="end", block_batches=4)
+SELDOM = {"every": 6, "validate_every": 10, "statistics_batches": 2}
+"""E-steps and validations so seldom that most of a run is training."""
+
+SHORT = CalibrateSettings(steps=30, mode="end", block_batches=4, **SELDOM)
 
 
 def run(task: SmallRegression, settings: CalibrateSettings = SHORT, **options):
@@ -37,7 +40,7 @@ def loss(task: SmallRegression) -> float:
 def test_it_recovers_what_compressing_lost(mode):
     task = SmallRegression()
     before = loss(task)
-    report = run(task, CalibrateSettings(steps=40, mode=mode, block_batches=4))
+    report = run(task, CalibrateSettings(steps=40, mode=mode, block_batches=4, **SELDOM))
     assert report.before == pytest.approx(before)
     assert report.after == pytest.approx(loss(task))
     assert report.recovered == pytest.approx((before - report.after) / before)
@@ -119,7 +122,7 @@ class Interrupted(SmallRegression):
 
 
 def twenty_steps(mode):
-    return CalibrateSettings(steps=20, mode=mode, block_batches=4)
+    return CalibrateSettings(steps=20, mode=mode, block_batches=4, every=5, validate_every=4)
 
 
 @cache
@@ -148,7 +151,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path, mode, at):
 
 
 def test_states_are_saved_on_the_way(tmp_path):
-    settings = CalibrateSettings(steps=20, mode="end", save_every=8)
+    settings = CalibrateSettings(steps=20, mode="end", save_every=8, **SELDOM)
     saving = Saving(folder=tmp_path / "state")
     expected = run(SmallRegression(), settings, saving=saving)
     again = run(SmallRegression(), settings, saving=Saving(folder=tmp_path / "state", resume=True))
@@ -187,7 +190,7 @@ class Poisoned(SmallRegression):
 def test_a_loss_that_is_not_finite_is_one_line_and_the_best_state_is_kept():
     task = Poisoned()
     before = loss(task)
-    settings = CalibrateSettings(steps=60, mode="end", estep="none")
+    settings = CalibrateSettings(steps=60, mode="end", estep="none", validate_every=6)
     with pytest.raises(SpecError, match=r"loss is not finite at .*; lower lr") as caught:
         run(task, settings)
     assert "\n" not in str(caught.value)
@@ -218,7 +221,7 @@ def test_an_estep_that_raises_the_loss_is_taken_back():
 def test_without_esteps_and_warm_start_codes_stand_still():
     task = SmallRegression()
     before = snapshot(task.student)
-    settings = CalibrateSettings(steps=30, mode="end", estep="none", warm_start=False)
+    settings = CalibrateSettings(steps=30, mode="end", estep="none", warm_start=False, **SELDOM)
     report = run(task, settings)
     assert report.esteps == ()
     assert report.recovered > 0.2
@@ -229,7 +232,7 @@ def test_without_esteps_and_warm_start_codes_stand_still():
 
 
 def test_the_warm_start_helps_before_the_first_step():
-    report = run(SmallRegression(), CalibrateSettings(steps=20, mode="end", estep="none"))
+    report = run(SmallRegression(), CalibrateSettings(steps=2, mode="end", estep="none"))
     (start,) = report.esteps
     assert start.what == "codebooks"
     assert start.after < 0.8 * start.before
