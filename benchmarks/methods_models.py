@@ -105,7 +105,6 @@ class Llama(Bench):
         from transformers import AutoTokenizer
 
         from dpq_llama.evaluation.perplexity import read_texts, tokenize
-        from dpq_llama.families.llama import layout_of
         from dpq_llama.source.checkpoint import locate
         from dpq_llama.source.loading import load_model
 
@@ -116,9 +115,7 @@ class Llama(Bench):
         layers = {
             name: layer
             for name, layer in model.named_modules()
-            if isinstance(layer, nn.Linear)
-            and name != "lm_head"
-            and layout_of(f"{name}.weight", tuple(layer.weight.shape))
+            if isinstance(layer, nn.Linear) and name != "lm_head"
         }
         super().__init__(model, layers)
 

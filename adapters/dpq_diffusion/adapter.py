@@ -83,7 +83,7 @@ class DiffusionAdapter(
 
         return layout_of(name, shape)
 
-    def overrides(self, spec: QuantSpec) -> tuple[Override, ...]:
+    def overrides(self, spec: QuantSpec, checkpoint: Checkpoint) -> tuple[Override, ...]:
         """The overrides that give more bits to the sensitive first and last layers."""
         from dpq_diffusion.source.architecture import policy
 

@@ -17,7 +17,8 @@ _MARK_BEGINS = " (dpq artifact: "
 ACTIVATION_KEYS = (
     "hidden_act",  # CLIP, BERT, Qwen, Llama
     "hidden_activation",  # Gemma
-    "activation_function",
+    "activation_function",  # GPT-2
+    "activation",  # Falcon
     "dense_act_fn",  # T5
 )
 """Keys by which configs of transformers name an activation."""

@@ -66,7 +66,7 @@ class LoadingHooks:
         decoded = swap.decode_pending(model)
         for name, weight in self.quantized_weights.items():
             if weight in decoded:
-                del self.quantization_config.tensors[name]
+                self.quantization_config.forget(name)
         self.quantized_weights = {}
         model.requires_grad_(False)
         return model

@@ -55,6 +55,8 @@ class StoredConfig:
         version: of the config.
         specs: the distinct specs, as ``QuantSpec.to_json`` writes them.
         tensors: name of a quantized weight -> index into ``specs``.
+        shapes: shapes of the quantized weights that are no parameters of their own, because the
+            library joins or splits them.
         bits: nominal bits per weight by which a dense model is to be quantized while it is loaded;
             None for a model that is quantized already.
     """
@@ -65,6 +67,7 @@ class StoredConfig:
         bits: int | None = None,
         specs: list[dict[str, Any]] | None = None,
         tensors: dict[str, int] | None = None,
+        shapes: dict[str, list[int]] | None = None,
         version: int = CONFIG_VERSION,
         **unknown: Any,
     ) -> None:
@@ -90,6 +93,7 @@ class StoredConfig:
         self.version = version
         self.specs = [] if specs is None else specs
         self.tensors = {} if tensors is None else tensors
+        self.shapes = {} if shapes is None else shapes
         self.bits = bits
 
     def spec_of(self) -> dict[str, QuantSpec]:
@@ -103,9 +107,16 @@ class StoredConfig:
             indices = {name: int(index) for name, index in self.tensors.items()}
             if not all(0 <= index < len(specs) for index in indices.values()):
                 raise ValueError("a tensor's spec index is out of range")
+            if not all(type(n) is int and n >= 0 for axes in self.shapes.values() for n in axes):
+                raise ValueError("a shape is not of whole numbers")
         except (AttributeError, TypeError, ValueError, SpecError) as error:
             raise ArtifactError(f"quantization_config is damaged: {error}") from None
         return {name: specs[index] for name, index in indices.items()}
+
+    def forget(self, name: str) -> None:
+        """Leave out a weight that has become dense."""
+        self.tensors.pop(name, None)
+        self.shapes.pop(name, None)
 
     def describe(self, spec_of: Mapping[str, QuantSpec]) -> None:
         """Make this the config of a model whose weights have been quantized by these specs."""
@@ -115,7 +126,8 @@ class StoredConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, for ``config.json``."""
         values: dict[str, Any] = super().to_dict()  # type: ignore[misc]  # of the library's class
-        return {key: value for key, value in values.items() if (key, value) != ("bits", None)}
+        unset = (("bits", None), ("shapes", {}))
+        return {key: value for key, value in values.items() if (key, value) not in unset}
 
 
 class DtypeConfig(StoredConfig):

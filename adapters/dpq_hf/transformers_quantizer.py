@@ -23,9 +23,11 @@ from transformers.utils.quantization_config import QuantizationConfigMixin  # no
 
 from dpq_core.errors import ArtifactError, SpecError
 from dpq_core.planning.policy import TensorPolicy
-from dpq_core.runtime import PQEmbedding, PQLinear, PQWeight, swap
+from dpq_core.runtime import PQLinear, PQWeight, swap
 from dpq_core.spec import QuantSpec
 from dpq_hf.activation_mark import ActivationMark
+from dpq_hf.assembled_weights import AssembledWeights
+from dpq_hf.checkpoint_names import CheckpointNames
 from dpq_hf.loading_hooks import LoadingHooks
 from dpq_hf.quantize_loaded import quantize_loaded
 from dpq_hf.stored_config import DtypeConfig
@@ -90,13 +92,32 @@ class TransformersQuantizer(LoadingHooks, HfQuantizer):
         Raises:
             ArtifactError: something stored is damaged, missing or of another size.
         """
+        self.names = CheckpointNames(model)
+        joined: dict[str, QuantSpec] = {}
         for name, spec in self.quantization_config.spec_of().items():
-            path = module_path(model, name)
-            if path is not None:
+            place = self.names.place(name)
+            if place is None or (place.is_whole and not place.parameter.endswith(".weight")):
+                if not _is_foreign_head(model, name):
+                    raise ArtifactError(
+                        f"quantization_config names {name!r}, which the model does not have"
+                    )
+            elif place.is_whole:
+                path = place.parameter.removesuffix(".weight")
                 self.quantized_weights[name] = swap.swap_in(model, path, spec)
+            else:
+                joined[name] = spec
+        files = [Path(file) for file in checkpoint_files or ()]
+        self.assembled = AssembledWeights(
+            self.names, joined, self.quantization_config.shapes, files
+        )
+        self.assembled.take_out(model)
         finish_replacement(model)
         if self.pre_quantized and checkpoint_files:
-            self.check_stored(model, [Path(file) for file in checkpoint_files])
+            self.check_stored(model, files)
+
+    def update_weight_conversions(self, weight_conversions: list[Any], *_: Any) -> list[Any]:
+        """Hide the tensors that the library would join or split before they are decoded."""
+        return self.assembled.hide(weight_conversions)
 
     def check_stored(self, model: PreTrainedModel, files: list[Path]) -> None:
         """Compare the headers of the weight files with the model, before anything is read.
@@ -115,7 +136,11 @@ class TransformersQuantizer(LoadingHooks, HfQuantizer):
         """
         if not self.pre_quantized:
             self._quantize(model)
+        self.assembled.put_back(model)
+        for name in self.assembled.names:  # they are dense now, and are saved so
+            self.quantization_config.forget(name)
         super()._process_model_after_weight_loading(model)
+        retie_dense_head(model)
 
     def _quantize(self, model: PreTrainedModel) -> None:
         """Quantize a dense model, and make its configs those of an artifact."""
@@ -141,6 +166,7 @@ class TransformersQuantizer(LoadingHooks, HfQuantizer):
         """Replace every quantized module by a dense one, and take the marks out of the config."""
         swap.swap_out(model, dtype)
         self.mark.remove_from_config(model.config)
+        tie_by_name(model)
 
 
 def register(config: type[TransformersConfig], quantizer: type[TransformersQuantizer]) -> None:
@@ -150,25 +176,18 @@ def register(config: type[TransformersConfig], quantizer: type[TransformersQuant
     quantizer.mark.register_in(ACT2FN)
 
 
-def module_path(model: nn.Module, name: str) -> str | None:
-    """Path of the module that holds the weight ``name``; None for a head that this model lacks.
+def _is_foreign_head(model: PreTrainedModel, name: str) -> bool:
+    """Whether a tensor is a head that this model lacks: a decoder alone, or one with another head.
 
-    The base model alone is loaded from a model with a head and the other way round, and
-    transformers renames prefixes between versions.
-
-    Raises:
-        ArtifactError: the model has no such module.
+    The base model alone is loaded from a model with a head and the other way round.
     """
-    path = name.removesuffix(".weight")
-    modules = dict(model.named_modules())
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    older = path.removeprefix("text_model.")  # CLIP until transformers 5.0
-    for candidate in (path, path.removeprefix(prefix), prefix + path, older):
-        if candidate in modules and name.endswith(".weight"):
-            return candidate
-    if name == "lm_head.weight":
-        return None
-    raise ArtifactError(f"quantization_config names {name!r}, which the model does not have")
+    alone = model.base_model is model
+    inside = name.startswith(f"{model.base_model_prefix}.")
+    return name.endswith(_HEADS) or (alone and not inside)
+
+
+_HEADS = ("lm_head.weight", "embed_out.weight")
+"""Ends of the names of language-model heads."""
 
 
 class TiedPQLinear(PQLinear):
@@ -201,14 +220,39 @@ def _tie_head(model: PreTrainedModel) -> None:
     if head is None:
         return
     embedding = model.get_input_embeddings()
-    if not (isinstance(embedding, PQEmbedding) or isinstance(head, PQLinear)):
+    weight = getattr(embedding, "weight", None)
+    if not (isinstance(weight, PQWeight) or isinstance(head, PQLinear)):
         return
-    tied = bool(model.config.tie_word_embeddings)
-    if tied and isinstance(embedding, PQEmbedding) and not isinstance(head, PQLinear):
-        head = TiedPQLinear(embedding.weight)
+    tied = _name_of(model, head) in model.all_tied_weights_keys
+    if tied and isinstance(weight, PQWeight) and not isinstance(head, PQLinear):
+        head = TiedPQLinear(weight)
         model.set_output_embeddings(head)  # type: ignore[no-untyped-call]
     model._tied_weights_keys = {}
     model.all_tied_weights_keys = {}
+
+
+def _name_of(model: nn.Module, layer: nn.Module) -> str:
+    """Name of the weight of a module of ``model``."""
+    return next(f"{path}.weight" for path, module in model.named_modules() if module is layer)
+
+
+def retie_dense_head(model: PreTrainedModel) -> None:
+    """Make a tied head an ordinary one again, where its embedding has become dense."""
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    embedding = model.get_input_embeddings()
+    if not isinstance(head, TiedPQLinear) or isinstance(embedding.weight, PQWeight):
+        return
+    rows, cols = embedding.weight.shape
+    dense = nn.Linear(cols, rows, bias=False, device="meta")
+    dense.weight = embedding.weight
+    model.set_output_embeddings(dense)  # type: ignore[no-untyped-call]
+    tie_by_name(model)
+
+
+def tie_by_name(model: PreTrainedModel) -> None:
+    """Let the library tie the parameters of a dense head by their names again."""
+    model.__dict__.pop("_tied_weights_keys", None)
+    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
 
 
 def _dense_parameter_first(model: PreTrainedModel) -> None:

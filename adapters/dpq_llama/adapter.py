@@ -1,4 +1,4 @@
-"""LlamaAdapter: what dpq has to know about LLaMA-style causal language models.
+"""LlamaAdapter: what dpq has to know about decoder-only language models.
 
 Everything that needs torch is imported by the method that uses it: `dpq adapters` stays quick.
 """
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dpq_core.tensor.checkpoint import Checkpoint
     from dpq_core.tensor.hidden_axes import HiddenAxis
     from dpq_core.tensor.partition import Layout
+    from dpq_llama.families.layers import DecoderLayers
 
 
 class LlamaAdapter(
@@ -34,10 +35,11 @@ class LlamaAdapter(
     Samples[SampleOptions],
     Probes,
 ):
-    """Llama checkpoints in safetensors: local folders, hub ids and ``builtin:NAME``."""
+    """Decoder-only language models of transformers: local folders, hub ids, ``builtin:NAME``."""
 
     name: ClassVar[str] = "llama"
-    summary: ClassVar[str] = "LLaMA-style causal language models (Hugging Face folders, hub ids)"
+    aliases: ClassVar[tuple[str, ...]] = ("llm",)
+    summary: ClassVar[str] = "decoder-only language models (transformers folders, hub ids)"
     data_by_default: ClassVar[bool] = True
     builtins: ClassVar[tuple[str, ...]] = ("tiny-llama",)
     demo: ClassVar[Demo] = Demo(
@@ -55,23 +57,23 @@ class LlamaAdapter(
 
         return open_checkpoint(source)
 
-    def select(self, name: str, shape: tuple[int, ...]) -> Layout | None:
-        """Compress the Linear weights, the embedding and the head; keep norms and biases."""
-        from dpq_llama.families.llama import layout_of
+    def layouts(self, checkpoint: Checkpoint) -> Mapping[str, Layout]:
+        """Compress the layers of the decoder, the embedding and the head; keep norms and biases."""
+        layers = _layers_of(checkpoint)
+        layouts = {n: layers.layout_of(n, info.shape) for n, info in checkpoint.tensors.items()}
+        return {name: layout for name, layout in layouts.items() if layout is not None}
 
-        return layout_of(name, shape)
-
-    def overrides(self, spec: QuantSpec) -> tuple[Override, ...]:
+    def overrides(self, spec: QuantSpec, checkpoint: Checkpoint) -> tuple[Override, ...]:
         """Give the embedding and the head the bits that measurement showed to pay off."""
-        from dpq_llama.families.llama import policy
+        from dpq_llama.families.policy import policy
 
-        return policy(spec)
+        return policy(spec, _layers_of(checkpoint).embeddings_among(checkpoint.tensors))
 
     def hidden_axes(self, checkpoint: Checkpoint) -> Iterable[HiddenAxis]:
         """The inner units of the MLPs."""
-        from dpq_llama.families.llama import hidden_axes
+        from dpq_llama.families.policy import hidden_axes
 
-        return hidden_axes(checkpoint.tensors)
+        return hidden_axes({name: info.shape for name, info in checkpoint.tensors.items()})
 
     def generated_files(self, checkpoint: Checkpoint, manifest: Manifest) -> Mapping[str, bytes]:
         """The config that ``from_pretrained`` reads, a model card, a loader stub."""
@@ -79,7 +81,7 @@ class LlamaAdapter(
         from dpq_llama.source.checkpoint import LlamaCheckpoint
 
         if not isinstance(checkpoint, LlamaCheckpoint):
-            raise AdapterError(f"{checkpoint.source}: not opened by the llama adapter")
+            raise _not_opened(checkpoint)
         return generated_files(checkpoint, manifest)
 
     def load(self, source: str, run: Run) -> Any:
@@ -113,3 +115,20 @@ class LlamaAdapter(
         from dpq_llama.evaluation.generation import probe
 
         return probe(artifact.path, run)
+
+
+def _layers_of(checkpoint: Checkpoint) -> DecoderLayers:
+    """The layers of an uncompressed checkpoint, or of a model in memory."""
+    from dpq_hf.quantize_loaded import LoadedModel
+    from dpq_llama.families.layers import DecoderLayers
+    from dpq_llama.source.checkpoint import LlamaCheckpoint
+
+    if isinstance(checkpoint, LlamaCheckpoint):
+        return checkpoint.layers
+    if isinstance(checkpoint, LoadedModel):
+        return DecoderLayers(checkpoint.model)
+    raise _not_opened(checkpoint)
+
+
+def _not_opened(checkpoint: Checkpoint) -> AdapterError:
+    return AdapterError(f"{checkpoint.source}: not opened by the llama adapter")

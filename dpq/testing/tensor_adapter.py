@@ -18,7 +18,6 @@ from dpq_core.plugin.adapter import (
     TensorAdapter,
 )
 from dpq_core.spec import KMeansSpec, Override, QuantSpec
-from dpq_core.tensor.checkpoint import Checkpoint
 from dpq_core.tensor.partition import Partition
 
 
@@ -36,11 +35,11 @@ class TensorAdapterContract(AdapterContract):
     ) -> None:
         """At least one tensor is selected, and its layout suits its shape."""
         checkpoint = adapter.open(source)
-        selected = self._selected(adapter, checkpoint)
-        assert selected, "select() picks no tensor: nothing would be compressed"
+        selected = adapter.layouts(checkpoint)
+        assert selected, "select() and layouts() pick no tensor: nothing would be compressed"
         for name, layout in selected.items():
             Partition.of(checkpoint.tensors[name].shape, layout, self.spec)
-        assert selected == self._selected(adapter, checkpoint)
+        assert selected == adapter.layouts(checkpoint)
 
     def test_the_presets_fit(self, adapter: TensorAdapter[Any], source: str) -> None:
         """Every preset width can be planned and makes the model smaller."""
@@ -73,7 +72,7 @@ class TensorAdapterContract(AdapterContract):
             pytest.skip(f"adapter {adapter.name!r} names no hidden axes")
         if not isinstance(adapter, Probes):
             pytest.skip(f"adapter {adapter.name!r} has no probe")
-        named = sorted(consumers & set(self._selected(adapter, checkpoint)))
+        named = sorted(consumers & set(adapter.layouts(checkpoint)))
         rules = [Override(name, {"permute": True}) for name in named]
         free = Artifact.open(self.compressed(adapter, source, tmp_path / "free", rules))
         monkeypatch.setattr(type(adapter), "hidden_axes", lambda *_: ())
@@ -83,14 +82,6 @@ class TensorAdapterContract(AdapterContract):
         for name, tensor in wanted.items():
             away = (found[name].float() - tensor.float()).abs().max()
             assert away <= 0.01 * tensor.float().abs().max(), name
-
-    def _selected(self, adapter: TensorAdapter[Any], checkpoint: Checkpoint) -> dict[str, Any]:
-        layouts = {
-            name: adapter.select(name, info.shape)
-            for name, info in checkpoint.tensors.items()
-            if info.dtype.is_floating_point
-        }
-        return {name: layout for name, layout in layouts.items() if layout is not None}
 
     def compressed(
         self,

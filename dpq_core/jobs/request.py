@@ -167,6 +167,7 @@ def adapter_of(name: str | None, *sources: str) -> Adapter:
     Raises:
         AdapterError: neither a name nor a source gives the adapter, or the two disagree.
     """
+    name = None if name is None else registry.canonical_name(name)
     for source in sources:
         if not is_artifact(source) and not Path(f"{source}.partial").is_dir():
             continue

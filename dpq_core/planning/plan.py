@@ -30,11 +30,11 @@ def make_plan(
         SpecError: an override of the user matches no compressible tensor, or does not fit one.
     """
     user = tuple(overrides)
-    policy = adapter.overrides(spec)
+    policy, layouts = adapter.overrides(spec, checkpoint), adapter.layouts(checkpoint)
     plans: list[TensorPlan] = []
     used: set[int] = set()
     for name, info in checkpoint.tensors.items():
-        layout = adapter.select(name, info.shape) if info.dtype.is_floating_point else None
+        layout = layouts.get(name)
         if layout is None:
             plans.append(plan_tensor(name, info, None, None))
             continue

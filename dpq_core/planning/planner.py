@@ -22,8 +22,7 @@ from dpq_core.planning.policy import TensorPolicy
 from dpq_core.planning.predict import Curve, curve
 from dpq_core.run import Progress, silent
 from dpq_core.spec import Override, QuantSpec, apply_overrides
-from dpq_core.tensor.checkpoint import Checkpoint, TensorInfo
-from dpq_core.tensor.partition import Layout
+from dpq_core.tensor.checkpoint import Checkpoint
 from dpq_core.tensor.plan import Plan, TensorPlan
 
 GRID = (
@@ -174,13 +173,15 @@ def _options(
 ) -> Iterator[Option]:
     """The candidates of each tensor after policy and overrides, with their predicted errors."""
     total = sum(info.numel for info in checkpoint.tensors.values())
+    layouts = adapter.layouts(checkpoint)
+    policies = [(spec, adapter.overrides(spec, checkpoint)) for spec in specs]
     done = 0
     for name, info in checkpoint.tensors.items():
         progress(name, done, total)
         done += info.numel
-        layout = _layout(adapter, name, info)
+        layout = layouts.get(name)
         choices = dict.fromkeys(
-            apply_overrides(name, spec, (*adapter.overrides(spec), *rules)) for spec in specs
+            apply_overrides(name, spec, (*policy, *rules)) for spec, policy in policies
         )
         plans = [
             plan_tensor(name, info, layout, spec) for spec in choices if layout or spec is None
@@ -209,14 +210,10 @@ def _predicted(checkpoint: Checkpoint, plans: list[TensorPlan]) -> Option:
     return option
 
 
-def _layout(adapter: TensorPolicy, name: str, info: TensorInfo) -> Layout | None:
-    return adapter.select(name, info.shape) if info.dtype.is_floating_point else None
-
-
 def compressible(checkpoint: Checkpoint, adapter: TensorPolicy) -> list[str]:
     """Names of the tensors that the adapter compresses."""
-    tensors = checkpoint.tensors.items()
-    return [name for name, info in tensors if _layout(adapter, name, info) is not None]
+    layouts = adapter.layouts(checkpoint)
+    return [name for name in checkpoint.tensors if name in layouts]
 
 
 def _refuse_unused(

@@ -20,13 +20,13 @@ class TensorPolicy(Protocol):
     def name(self) -> str:
         """The adapter's name, which the manifest holds."""
 
-    def select(self, name: str, shape: tuple[int, ...]) -> Layout | None:
-        """The layout of a tensor as a matrix where it is compressed; None keeps it dense."""
+    def layouts(self, checkpoint: Checkpoint) -> Mapping[str, Layout]:
+        """The layout as a matrix of every tensor that is compressed; the others stay dense."""
 
     def weights_names(self, checkpoint: Checkpoint) -> Mapping[str, str]:
         """The stem of the weight files of each component."""
 
-    def overrides(self, spec: QuantSpec) -> tuple[Override, ...]:
+    def overrides(self, spec: QuantSpec, checkpoint: Checkpoint) -> tuple[Override, ...]:
         """The adapter's rules for sensitive tensors."""
 
     def hidden_axes(self, checkpoint: Checkpoint) -> Iterable[HiddenAxis]:

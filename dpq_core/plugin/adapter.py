@@ -39,6 +39,7 @@ class Adapter(ABC):
 
     Class attributes:
         name: the entry-point name.
+        aliases: other names by which users may call it.
         summary: description in one line.
         options: verb (``compress``, ``calibrate``, ``evaluate``, ``sample``, ``export``) -> frozen
             dataclass of that verb's options; every field has a default and
@@ -51,6 +52,7 @@ class Adapter(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     options: ClassVar[Mapping[str, type]] = {}
+    aliases: ClassVar[tuple[str, ...]] = ()
     builtins: ClassVar[tuple[str, ...]] = ()
     exports: ClassVar[tuple[str, ...]] = ()
     demo: ClassVar[Demo | None] = None
@@ -92,9 +94,22 @@ class TensorAdapter(Adapter, Generic[Options]):
         """``open`` with the adapter's own options for ``compress``."""
         return self.open(source)
 
-    @abstractmethod
     def select(self, name: str, shape: tuple[int, ...]) -> Layout | None:
-        """The layout of a tensor as a matrix where it is compressed; None keeps it dense."""
+        """The layout of a tensor as a matrix where it is compressed; None keeps it dense.
+
+        Called for floating-point tensors only. An adapter overrides this where names and shapes
+        tell what a tensor is, and ``layouts`` where the checkpoint has to be asked.
+        """
+        return None
+
+    def layouts(self, checkpoint: Checkpoint) -> Mapping[str, Layout]:
+        """The layout as a matrix of every tensor that is compressed; the others stay dense."""
+        layouts = {
+            name: self.select(name, info.shape)
+            for name, info in checkpoint.tensors.items()
+            if info.dtype.is_floating_point
+        }
+        return {name: layout for name, layout in layouts.items() if layout is not None}
 
     def weights_names(self, checkpoint: Checkpoint) -> Mapping[str, str]:
         """The stem of the weight files of each component (``model`` for ``model.safetensors``).
@@ -104,7 +119,7 @@ class TensorAdapter(Adapter, Generic[Options]):
         """
         return {"": "model"}
 
-    def overrides(self, spec: QuantSpec) -> tuple[Override, ...]:
+    def overrides(self, spec: QuantSpec, checkpoint: Checkpoint) -> tuple[Override, ...]:
         """The adapter's own policy for sensitive tensors; the user's overrides come after it."""
         return ()
 

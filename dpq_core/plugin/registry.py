@@ -40,12 +40,13 @@ def available() -> list[AdapterEntry]:
 
 
 def load(name: str) -> Adapter:
-    """Import the adapter called ``name`` and make one.
+    """Import the adapter called ``name``, or that has this alias, and make one.
 
     Raises:
         AdapterError: the name is unknown or claimed twice, a dependency is missing, or the target
             cannot be imported or is not an Adapter of that name.
     """
+    name = canonical_name(name)
     point = _only_claim(name)
     entry = _entry(point)
     try:
@@ -72,13 +73,25 @@ def load(name: str) -> Adapter:
 def builtins() -> dict[str, str]:
     """The adapter that ships each built-in model, of all adapters that load."""
     owners: dict[str, str] = {}
+    for adapter in _usable():
+        owners |= {model: adapter.name for model in adapter.builtins if model not in owners}
+    return owners
+
+
+def canonical_name(name: str) -> str:
+    """The name of the adapter that has ``name`` as an alias; any other name as it is."""
+    if any(entry.name == name for entry in available()):
+        return name
+    return next((adapter.name for adapter in _usable() if name in adapter.aliases), name)
+
+
+def _usable() -> Iterator[Adapter]:
+    """The adapters that load, sorted by name."""
     for entry in available():
         try:
-            shipped = load(entry.name).builtins
+            yield load(entry.name)
         except AdapterError:  # a broken plugin spoils only itself
             continue
-        owners |= {model: entry.name for model in shipped if model not in owners}
-    return owners
 
 
 @contextmanager

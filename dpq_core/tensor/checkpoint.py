@@ -107,6 +107,15 @@ class SafetensorsCheckpoint(Checkpoint):
         except (SafetensorError, OSError) as error:
             raise SourceError(f"{self._file_of[name]}: cannot read {name!r} ({error})") from None
 
+    def read_slice(self, name: str, index: int) -> Tensor:
+        """Read one entry of a tensor along its first axis, and nothing else of it."""
+        try:
+            with safe_open(self._file_of[name], framework="pt") as handle:
+                entry: Tensor = handle.get_slice(name)[index]
+                return entry.clone()
+        except (SafetensorError, OSError) as error:
+            raise SourceError(f"{self._file_of[name]}: cannot read {name!r} ({error})") from None
+
 
 DTYPES = {
     "F64": torch.float64,

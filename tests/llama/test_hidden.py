@@ -10,7 +10,7 @@ from dpq_core.artifact import Artifact
 from dpq_core.runtime.swap import PQModule
 from dpq_core.tensor.hidden_axes import Orders, ReorderedCheckpoint
 from dpq_llama.adapter import LlamaAdapter
-from dpq_llama.families.llama import hidden_axes
+from dpq_llama.families.policy import hidden_axes
 
 DOWN = [f"model.layers.{i}.mlp.down_proj.weight" for i in range(2)]
 
@@ -43,9 +43,11 @@ def test_any_order_is_the_same_model(shape, make_folder, ids):
 
 
 def test_a_model_without_a_head_has_other_names():
-    names = ["layers.0.mlp.down_proj.weight", "xlayers.0.mlp.down_proj.weight"]
-    (axis,) = hidden_axes(names)
-    assert axis.consumer == names[0]
+    shapes = {f"layers.0.mlp.{layer}_proj.weight": (6, 4) for layer in ("gate", "up")}
+    shapes["layers.0.mlp.down_proj.weight"] = (4, 6)
+    shapes["xlayers.0.mlp.down_proj.weight"] = (4, 6)
+    (axis,) = hidden_axes(shapes)
+    assert axis.consumer == "layers.0.mlp.down_proj.weight"
     assert [one.name for one in axis.producers] == [
         "layers.0.mlp.gate_proj.weight",
         "layers.0.mlp.up_proj.weight",

@@ -41,7 +41,7 @@ def test_it_equals_quantize_and_is_an_artifact_once_saved(shape, make_folder, id
     assert model.dtype == torch.float32
 
     expected, spec = load(source), QuantSpec.preset(2)
-    policy = LlamaAdapter().overrides(spec)
+    policy = LlamaAdapter().overrides(spec, LlamaAdapter().open(str(source)))
     quantize_(expected, spec, filter=lambda *_: True, overrides=policy)
     parts = expected.state_dict()
     for name, value in model.state_dict().items():

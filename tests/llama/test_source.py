@@ -16,7 +16,8 @@ from dpq_core.planning.plan import make_plan
 from dpq_core.spec import Override, QuantSpec
 from dpq_core.tensor.partition import Layout
 from dpq_llama.adapter import LlamaAdapter
-from dpq_llama.families.llama import expected_tensors, layout_of
+from dpq_llama.families.layers import DecoderLayers
+from dpq_llama.source.architecture import meta_model
 from dpq_llama.source.checkpoint import open_checkpoint
 
 
@@ -44,41 +45,51 @@ def refused(source, words, kind=SourceError):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_expected_tensors_are_those_of_transformers(shape):
+def test_every_tensor_of_the_model_is_expected(shape, make_folder, tmp_path):
     from transformers import LlamaForCausalLM
 
     config = llama_config(**SHAPES[shape])
     with torch.device("meta"):
-        state = LlamaForCausalLM(config).state_dict()
-    expected = {name: tuple(value.shape) for name, value in state.items()}
-    assert expected_tensors(config.to_dict(), prefix="model.") == expected
+        expected = {n: tuple(v.shape) for n, v in LlamaForCausalLM(config).state_dict().items()}
+    folder = Path(shutil.copytree(make_folder(**SHAPES[shape]), tmp_path / "model"))
+    tensors = load_file(folder / "model.safetensors")
+    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    assert tensors.keys() == expected.keys() - tied
+    assert open_checkpoint(str(folder)).layers.names.shapes == expected
+    for name in tensors:
+        others = {n: value for n, value in tensors.items() if n != name}
+        save_file(others, folder / "model.safetensors", metadata={"format": "pt"})
+        refused(folder, f"'{name}' is missing")
 
 
 def test_sizes_that_a_config_leaves_out_are_those_of_transformers():
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig
 
-    with torch.device("meta"):
-        state = LlamaForCausalLM(LlamaConfig()).state_dict()
-    expected = {name: tuple(value.shape) for name, value in state.items()}
-    assert expected_tensors({}, prefix="model.") == expected
+    config = meta_model({"model_type": "llama"}, Path("config.json")).config
+    assert config.hidden_size == LlamaConfig().hidden_size
+    assert config.num_hidden_layers == LlamaConfig().num_hidden_layers
 
 
 @pytest.mark.parametrize(
     ("name", "shape", "layout"),
     [
-        ("model.layers.3.self_attn.q_proj.weight", (8, 8), Layout.LINEAR),
-        ("layers.3.mlp.down_proj.weight", (8, 8), Layout.LINEAR),
+        ("model.layers.1.self_attn.q_proj.weight", (8, 8), Layout.LINEAR),
+        ("layers.1.mlp.down_proj.weight", (8, 8), Layout.LINEAR),
         ("lm_head.weight", (8, 8), Layout.LINEAR),
         ("model.embed_tokens.weight", (8, 8), Layout.EMBEDDING),
-        ("model.layers.3.self_attn.q_proj.bias", (8,), None),
-        ("model.layers.3.input_layernorm.weight", (8,), None),
+        ("model.layers.1.self_attn.q_proj.bias", (8,), None),
+        ("model.layers.1.input_layernorm.weight", (8,), None),
         ("model.norm.weight", (8,), None),
         ("score.weight", (2, 8), None),
-        ("model.layers.3.mlp.down_proj.weight", (8, 0), None),
+        ("model.layers.1.mlp.down_proj.weight", (8, 0), None),
     ],
 )
 def test_what_is_compressed(name, shape, layout):
-    assert layout_of(name, shape) is layout
+    from transformers import LlamaForCausalLM
+
+    with torch.device("meta"):
+        layers = DecoderLayers(LlamaForCausalLM(llama_config()))
+    assert layers.layout_of(name, shape) is layout
 
 
 def test_the_policy_comes_before_the_user(make_folder):
@@ -91,7 +102,7 @@ def test_the_policy_comes_before_the_user(make_folder):
     plan = {t.name: t.spec for t in make_plan(checkpoint, adapter, QuantSpec.preset(1), user)}
     assert plan["lm_head.weight"].d == 3
     assert plan["model.embed_tokens.weight"] is None
-    assert adapter.overrides(QuantSpec.preset(4)) == ()
+    assert adapter.overrides(QuantSpec.preset(4), checkpoint) == ()
 
 
 def test_shards_hold_the_same_as_one_file(make_folder, sharded):
@@ -146,12 +157,13 @@ def test_a_tensor_that_the_index_promises_is_in_no_shard(sharded):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_type": "mistral"}, "model_type is 'mistral'"),
+        ({"model_type": "nonsense"}, "model_type is 'nonsense', which transformers 5"),
+        ({"model_type": "t5"}, "t5 is not a decoder-only language model"),
         ({"model_type": None}, "model_type is None"),
         ({"quantization_config": {"quant_method": "gptq"}}, "already quantized .*'gptq'"),
-        ({"hidden_size": "big"}, "hidden_size is 'big'"),
+        ({"hidden_size": "big"}, "not a valid llama config .*hidden_size"),
         ({"num_hidden_layers": 10**12}, "num_hidden_layers is 1000000000000"),
-        ({"num_key_value_heads": "x"}, "num_key_value_heads is 'x'"),
+        ({"num_key_value_heads": "x"}, "not a valid llama config .*num_key_value_heads"),
         ({"intermediate_size": 97}, r"is \[96, 64\], the config asks for \[97, 64\]"),
         ({"num_hidden_layers": 3}, "'model.layers.2.* is missing"),
         ({"attention_bias": True}, r"q_proj.bias' is missing"),

@@ -20,13 +20,14 @@ from dpq_core.errors import GIVE_BASELINE, AdapterError, Hint, SourceError, Spec
 from dpq_core.run import Run
 from dpq_llama.calibration import losses
 from dpq_llama.calibration.windows import Windows, windows_of
-from dpq_llama.families.llama import BASE_PREFIX, has_head
+from dpq_llama.families.layers import blocks_of
 from dpq_llama.options import CalibrateOptions
-from dpq_llama.source.checkpoint import locate, open_checkpoint, read_config
+from dpq_llama.source.architecture import has_head, longest_context
+from dpq_llama.source.checkpoint import LlamaCheckpoint, locate, open_checkpoint, read_config
 from dpq_llama.source.loading import load_folder
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 _USUAL_CONTEXT = 512
 
@@ -51,7 +52,7 @@ class LlamaTask(CalibrationTask):
         windows: Windows,
         options: CalibrateOptions,
         *,
-        stored: Sequence[str],
+        original: LlamaCheckpoint,
         seed: int = 0,
     ) -> None:
         """Make a task of models and windows that are loaded.
@@ -62,14 +63,15 @@ class LlamaTask(CalibrationTask):
                 when ``validation`` is first asked for.
             windows: on the student's device.
             options: of the user, ``loss`` not ``auto``.
-            stored: names of the artifact's tensors.
+            original: the uncompressed checkpoint, whose tensors' names the artifact has too.
             seed: of the order of windows.
         """
         self.student: PreTrainedModel = student
         self._teacher, self._windows, self._options = teacher, windows, options
         self._seed = seed
-        self._prefix = BASE_PREFIX if any(n.startswith(BASE_PREFIX) for n in stored) else ""
-        self._vocabulary: int = student.config.vocab_size
+        self._stored = original.stored_names()
+        self._tied = dict(original.model.all_tied_weights_keys)
+        self._vocabulary: int = student.config.get_text_config().vocab_size
         self._hidden_of_window: dict[int, Tensor] = {}
         self._untaught_validation: list[Batch] = []
         self._head: nn.Module | None = None
@@ -155,8 +157,7 @@ class LlamaTask(CalibrationTask):
 
     def blocks(self) -> Sequence[str]:
         """Paths of the decoder layers, in their order."""
-        inside = "" if self.student.base_model is self.student else BASE_PREFIX
-        return [f"{inside}layers.{n}" for n in range(self.student.config.num_hidden_layers)]
+        return blocks_of(self.student)
 
     def forward(self, model: nn.Module, batch: Batch) -> Any:
         """The output of the whole model, its head included."""
@@ -164,11 +165,13 @@ class LlamaTask(CalibrationTask):
 
     def tensor_name(self, path: str) -> str:
         """The stored name of the weight of the module at ``path``; a tied head is the embedding."""
-        path = path.removeprefix(BASE_PREFIX)
-        if path == "lm_head" and not self.student.config.tie_word_embeddings:
-            return "lm_head.weight"
-        path = "embed_tokens" if path == "lm_head" else path
-        return f"{self._prefix}{path}.weight"
+        name = f"{path}.weight"
+        prefix = f"{self.student.base_model_prefix}."
+        for parameter in (name, f"{prefix}{name}", name.removeprefix(prefix)):
+            parameter = self._tied.get(parameter, parameter)
+            if parameter in self._stored:
+                return self._stored[parameter]
+        return name
 
     def _teacher_head(self) -> nn.Module:
         return self._head or _head(self._teacher or self.student)
@@ -228,38 +231,33 @@ def calibration(source: str, baseline: str, options: CalibrateOptions, run: Run)
     folder, original = locate(source), open_checkpoint(baseline)
     config = read_config(folder)
     head = has_head(config)
-    options = _fill_in_defaults(options, config, head=head)
+    options = _fill_in_defaults(options, original.model.config, head=head)
     device = resolve(run.device)
     quick = "bfloat16" if device.type == "cuda" else "float32"
     uncompressed = load_folder(original.folder, device, quick, head=head)
     uncompressed.requires_grad_(False)
     teacher = student = uncompressed
     if Artifact.is_artifact(folder):
-        artifact = Artifact.open(folder, adapter="llama")
+        Artifact.open(folder, adapter="llama")
         student = load_folder(folder, device, "float32", head=head)
         _check_same_model(student, teacher, baseline)
         prepare_student(student)
-        stored: Sequence[str] = tuple(artifact.names())
-    else:
-        stored = tuple(original.tensors)
     windows = windows_of(options, uncompressed, original.fingerprint, source, run)
     return LlamaTask(
         student,
         None if student is teacher else teacher,
         windows,
         options,
-        stored=stored,
+        original=original,
         seed=run.seed,
     )
 
 
 def _fill_in_defaults(
-    options: CalibrateOptions, config: Mapping[str, Any], *, head: bool
+    options: CalibrateOptions, config: PreTrainedConfig, *, head: bool
 ) -> CalibrateOptions:
     """The options with every default of this model filled in, checked against the model."""
-    from transformers import LlamaConfig
-
-    longest: int = LlamaConfig.from_dict(dict(config)).max_position_embeddings
+    longest = longest_context(config)
     if options.context > longest:
         message = f"more than the {longest} positions of the model"
         raise SpecError(message, option="context", value=options.context)
@@ -278,7 +276,8 @@ def _fill_in_defaults(
 
 def _check_same_model(student: PreTrainedModel, teacher: PreTrainedModel, baseline: str) -> None:
     for name in ("vocab_size", "hidden_size", "num_hidden_layers"):
-        ours, theirs = getattr(student.config, name), getattr(teacher.config, name)
+        ours = getattr(student.config.get_text_config(), name)
+        theirs = getattr(teacher.config.get_text_config(), name)
         if ours != theirs:
             raise SourceError(
                 f"{baseline}: {name} is {theirs}, of the artifact {ours}; it is not the model that "

@@ -10,6 +10,7 @@ from dpq_core.plugin.results import Evaluation, Metric
 from dpq_core.run import Run
 from dpq_llama.evaluation import perplexity
 from dpq_llama.options import EvaluateOptions
+from dpq_llama.source.architecture import longest_context
 from dpq_llama.source.checkpoint import BUILTIN
 from dpq_llama.source.loading import builtin_name, load_model, load_tokenizer
 
@@ -65,7 +66,7 @@ def evaluate(source: str, options: EvaluateOptions, run: Run) -> Evaluation:
 
 def _context(model: PreTrainedModel, context: int, builtin: str | None) -> int:
     """Tokens per window; a ``context`` of 0 takes the default of the model."""
-    longest: int = model.config.max_position_embeddings
+    longest = longest_context(model.config)
     if context > longest:
         message = f"more than the {longest} positions of the model"
         raise SpecError(message, option="context", value=context)

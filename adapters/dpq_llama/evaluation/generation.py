@@ -12,8 +12,8 @@ from dpq_core.device import resolve
 from dpq_core.errors import SpecError
 from dpq_core.plugin.results import Sampling
 from dpq_core.run import Run
-from dpq_llama.families.llama import has_head
 from dpq_llama.options import SampleOptions
+from dpq_llama.source.architecture import has_head, longest_context
 from dpq_llama.source.checkpoint import read_config
 from dpq_llama.source.loading import builtin_name, load_folder, load_model, load_tokenizer
 
@@ -55,11 +55,11 @@ def sample(source: str, options: SampleOptions, run: Run, out: Path | None) -> S
 
 def _continue(model: PreTrainedModel, ids: Tensor, options: SampleOptions) -> Tensor:
     """Prompt ids int64 ``[1, n]`` -> ids of prompt and continuation ``[n + new]``."""
-    room = model.config.max_position_embeddings - ids.shape[1]
+    longest = longest_context(model.config)
+    room = longest - ids.shape[1]
     if room < 1 or ids.shape[1] == 0:
         raise SpecError(
-            f"has {ids.shape[1]} tokens; the model takes 1 to "
-            f"{model.config.max_position_embeddings - 1}",
+            f"has {ids.shape[1]} tokens; the model takes 1 to {longest - 1}",
             option="prompt",
         )
     draws: dict[str, Any] = {
@@ -109,7 +109,7 @@ def probe(folder: Path, run: Run) -> dict[str, Tensor]:
     """
     head = has_head(read_config(folder))
     model = load_folder(folder, resolve(run.device), "float32", head=head)
-    ids = (torch.arange(_PROBE_TOKENS) * 7919 + 1) % model.config.vocab_size
+    ids = (torch.arange(_PROBE_TOKENS) * 7919 + 1) % model.config.get_text_config().vocab_size
     outputs = model(ids[None].to(model.device), use_cache=False)
     values = (outputs.logits if head else outputs.last_hidden_state)[0, -_PROBE_POSITIONS:]
     columns = slice(None, None, -(-values.shape[1] // _PROBE_LOGITS))

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from dpq_hf.model_card import model_card
 from dpq_hf.stored_config import config_of_manifest
+from dpq_llama.hub.guard import with_activation
 from dpq_llama.hub.registration import MARK
+from dpq_llama.source.architecture import model_class
 from dpq_llama.source.checkpoint import CONFIG, LlamaCheckpoint
 
 if TYPE_CHECKING:
@@ -15,17 +17,17 @@ if TYPE_CHECKING:
 
 STUB = "modeling_dpq.py"
 
-_STUB_TEXT = b'''\
+_STUB_TEXT = '''\
 """Loads this model with trust_remote_code=True; ``pip install dpq[llama]`` provides dpq_llama.
 
 Without trust_remote_code, write ``import dpq_llama`` before ``from_pretrained`` instead.
 """
 
 import dpq_llama  # registers the quantizer "dpq"
-from transformers import LlamaForCausalLM
+from transformers import CLASS
 
 
-class DPQLlamaForCausalLM(LlamaForCausalLM):
+class DPQCLASS(CLASS):
     pass
 '''
 
@@ -36,29 +38,50 @@ def generated_files(checkpoint: LlamaCheckpoint, manifest: Manifest) -> dict[str
     return {
         CONFIG: (json.dumps(config, indent=2) + "\n").encode(),
         "README.md": _model_card(checkpoint, manifest).encode(),
-        STUB: _STUB_TEXT,
+        STUB: _STUB_TEXT.replace("CLASS", _class_name(checkpoint)).encode(),
     }
 
 
 def artifact_config(checkpoint: LlamaCheckpoint, manifest: Manifest) -> dict[str, Any]:
     """The config of the source with what the loader needs.
 
-    ``hidden_act`` carries the mark that makes every loader without dpq_llama fail (see
+    The activation carries the mark that makes every loader without dpq_llama fail (see
     ``dpq_llama.hub.registration``). ``specs`` and ``tensors`` let a model load too that
     transformers saved again, without the manifest.
     """
     config = dict(checkpoint.config)
-    config["hidden_act"] = MARK.add(config.get("hidden_act", "silu"))
+    config = MARK.add_to_json(with_activation(config, checkpoint.model.config))
     stored = next(iter(checkpoint.tensors.values())).dtype
     dtype = config.get("dtype") or config.get("torch_dtype") or str(stored).removeprefix("torch.")
     config["dtype"] = dtype
-    config["auto_map"] = {"AutoModelForCausalLM": f"{STUB.removesuffix('.py')}.DPQLlamaForCausalLM"}
+    remote = f"{STUB.removesuffix('.py')}.DPQ{_class_name(checkpoint)}"
+    config["auto_map"] = {"AutoModelForCausalLM": remote}
     config["quantization_config"] = {
         "quant_method": "dpq",
         **config_of_manifest(manifest),
+        **_shapes(checkpoint, manifest),
         "dtype": dtype,
     }
     return config
+
+
+def _class_name(checkpoint: LlamaCheckpoint) -> str:
+    """Name of the class of transformers for the model with its language-model head."""
+    name: str = model_class(checkpoint.model.config, checkpoint.source).__name__
+    return name
+
+
+def _shapes(checkpoint: LlamaCheckpoint, manifest: Manifest) -> dict[str, dict[str, list[int]]]:
+    """``shapes`` of the quantized tensors that transformers joins or splits, where there are any.
+
+    All others have the shapes of the model's parameters.
+    """
+    joined = {
+        entry.name: list(entry.shape)
+        for entry in manifest.tensors
+        if entry.spec is not None and not checkpoint.layers.names.is_whole(entry.name)
+    }
+    return {"shapes": joined} if joined else {}
 
 
 def _model_card(checkpoint: LlamaCheckpoint, manifest: Manifest) -> str:

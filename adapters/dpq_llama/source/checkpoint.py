@@ -1,16 +1,25 @@
-"""Uncompressed Llama checkpoints: folders, ``builtin:NAME`` and hub ids; safetensors only."""
+"""Uncompressed language models: folders, ``builtin:NAME`` and hub ids; safetensors only."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
 
 from dpq_core.artifact import MANIFEST_NAME
 from dpq_core.errors import SourceError
-from dpq_core.tensor.checkpoint import SafetensorsCheckpoint
+from dpq_core.tensor.checkpoint import SafetensorsCheckpoint, TensorInfo
 from dpq_hf import sources
 from dpq_hf.sources import files_of_index, read_json
-from dpq_llama.families.llama import BASE_PREFIX, expected_tensors, has_head
+from dpq_llama.source.architecture import meta_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from dpq_llama.families.layers import DecoderLayers
 
 BUILTIN = Path(__file__).parent.parent / "builtin"
 """Folder of the models that ship with this adapter."""
@@ -35,15 +44,52 @@ SIDE_FILES = (
 
 
 class LlamaCheckpoint(SafetensorsCheckpoint):
-    """An uncompressed Llama checkpoint.
+    """An uncompressed checkpoint of a decoder-only language model.
+
+    The weights of all experts of a layer, where they are stored as one tensor ``NAME [E, R, C]``,
+    appear as one matrix per expert: ``NAME.0``, ``NAME.1``, ...
 
     Attributes:
         folder: where its files are.
         config: the content of its ``config.json``.
+        model: the model of its class on the meta device.
+        layers: the layers of that model.
     """
 
     folder: Path
     config: dict[str, Any]
+    model: PreTrainedModel
+    layers: DecoderLayers
+
+    def build(self, folder: Path, config: dict[str, Any]) -> None:
+        """Build the model that the config describes, and cut stacks of experts into matrices."""
+        from dpq_llama.families.layers import DecoderLayers
+
+        self.folder, self.config = folder, config
+        self.model = meta_model(config, folder / CONFIG)
+        self.layers = DecoderLayers(self.model)
+        self._slices: dict[str, tuple[str, int]] = {}
+        tensors: dict[str, TensorInfo] = {}
+        for name, info in self.tensors.items():
+            if not self.layers.is_stack(name, info.shape):
+                tensors[name] = info
+                continue
+            for index in range(info.shape[0]):
+                self._slices[f"{name}.{index}"] = (name, index)
+                tensors[f"{name}.{index}"] = TensorInfo(info.shape[1:], info.dtype)
+        self.tensors = tensors
+
+    def read(self, name: str) -> Tensor:
+        """The tensor called ``name``, on the CPU; of a stack of experts, only one is read."""
+        if name not in getattr(self, "_slices", ()):
+            return super().read(name)
+        stack, index = self._slices[name]
+        return self.read_slice(stack, index)
+
+    def stored_names(self) -> dict[str, str]:
+        """Name of every parameter that is stored as it is -> name of the tensor that holds it."""
+        places = {name: self.layers.names.place(name) for name in self.tensors}
+        return {place.parameter: name for name, place in places.items() if place and place.is_whole}
 
 
 def open_checkpoint(source: str) -> LlamaCheckpoint:
@@ -51,19 +97,18 @@ def open_checkpoint(source: str) -> LlamaCheckpoint:
 
     Raises:
         SourceError: the checkpoint does not exist, is damaged or incomplete, or is not an
-            uncompressed Llama.
+            uncompressed decoder-only language model that transformers knows.
     """
     folder = locate(source)
     config = read_config(folder)
-    _check_config(folder, config)
+    _refuse_quantized(folder, config)
     files, indexed_names = _weight_files(folder)
     checkpoint = LlamaCheckpoint(source, files, _side_files(folder))
-    checkpoint.folder, checkpoint.config = folder, config
     for name in sorted(indexed_names - set(checkpoint.tensors)):
         raise SourceError(f"{folder / INDEX}: tensor {name!r} is in none of the shards")
-    for name in [n for n in checkpoint.tensors if n.endswith("rotary_emb.inv_freq")]:
-        del checkpoint.tensors[name]  # derived from the config; transformers computes it
-    _drop_tied_head(checkpoint)
+    checkpoint.build(folder, config)
+    _drop_unused(checkpoint)
+    _drop_tied_copies(checkpoint)
     _check_tensors(checkpoint)
     return checkpoint
 
@@ -97,12 +142,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return read_json(folder / CONFIG)
 
 
-def _check_config(folder: Path, config: dict[str, Any]) -> None:
-    model_type = config.get("model_type")
-    if model_type != "llama":
-        raise SourceError(
-            f"{folder / CONFIG}: model_type is {model_type!r}, this adapter reads 'llama' only"
-        )
+def _refuse_quantized(folder: Path, config: dict[str, Any]) -> None:
     quantization = config.get("quantization_config")
     if quantization is not None:
         method = quantization.get("quant_method") if isinstance(quantization, dict) else None
@@ -135,37 +175,74 @@ def _side_files(folder: Path) -> dict[str, Path]:
     }
 
 
-def _drop_tied_head(checkpoint: LlamaCheckpoint) -> None:
+def _drop_unused(checkpoint: LlamaCheckpoint) -> None:
+    """Drop the tensors that transformers does not read: buffers of old versions, further heads."""
+    patterns = checkpoint.model._keys_to_ignore_on_load_unexpected or ()
+    unused = re.compile("|".join([r"rotary_emb\.inv_freq$", *patterns]))
+    for name in [n for n in checkpoint.tensors if unused.search(n)]:
+        if checkpoint.layers.names.place(name) is None:
+            del checkpoint.tensors[name]
+
+
+def _drop_tied_copies(checkpoint: LlamaCheckpoint) -> None:
     """Drop the stored copy of a tied head; where it differs, note that the model is not tied.
 
     transformers does the same: it ties only weights that are equal.
     """
-    names, config = checkpoint.tensors, checkpoint.config
-    embedding = next((n for n in names if n.endswith("embed_tokens.weight")), None)
-    if not config.get("tie_word_embeddings", False) or embedding is None:
+    stored = checkpoint.stored_names()
+    for copy, original in dict(checkpoint.model.all_tied_weights_keys).items():
+        name, first = stored.get(copy), stored.get(original)
+        if name is None or first is None:
+            continue
+        if checkpoint.read(name).equal(checkpoint.read(first)):
+            del checkpoint.tensors[name]
+            continue
+        config = {**checkpoint.config, "tie_word_embeddings": False}
+        if isinstance(config.get("text_config"), dict):
+            config["text_config"] = {**config["text_config"], "tie_word_embeddings": False}
+        checkpoint.build(checkpoint.folder, config)
         return
-    if "lm_head.weight" in names:
-        if checkpoint.read("lm_head.weight").equal(checkpoint.read(embedding)):
-            del checkpoint.tensors["lm_head.weight"]
-        else:
-            checkpoint.config = {**config, "tie_word_embeddings": False}
 
 
 def _check_tensors(checkpoint: LlamaCheckpoint) -> None:
-    """Refuse a checkpoint without a tensor of the config, or with one of another shape."""
-    where = checkpoint.folder
-    headless = "embed_tokens.weight" in checkpoint.tensors  # a LlamaModel
-    try:
-        expected = expected_tensors(checkpoint.config, prefix="" if headless else BASE_PREFIX)
-    except ValueError as error:
-        raise SourceError(f"{where / CONFIG}: not a valid Llama config ({error})") from None
-    if headless or not has_head(checkpoint.config) or checkpoint.config.get("tie_word_embeddings"):
-        expected.pop("lm_head.weight", None)
-    for name, shape in expected.items():
-        info = checkpoint.tensors.get(name)
-        if info is None:
-            raise SourceError(f"{where}: tensor {name!r} is missing from the weights")
-        if info.shape != shape:
+    """Refuse a checkpoint without a tensor of the model, or with one of another shape."""
+    where, stored = checkpoint.folder, checkpoint.stored_names()
+    shapes = {name: checkpoint.tensors[tensor].shape for name, tensor in stored.items()}
+    shapes |= _joined_shapes(checkpoint)
+    optional = set(checkpoint.model.all_tied_weights_keys) | _optional(checkpoint, stored)
+    for name, shape in checkpoint.layers.names.shapes.items():
+        if name not in shapes:
+            if name not in optional:
+                raise SourceError(f"{where}: tensor {name!r} is missing from the weights")
+        elif shapes[name] != shape:
             raise SourceError(
-                f"{where}: tensor {name!r} is {list(info.shape)}, the config asks for {list(shape)}"
+                f"{where}: tensor {stored.get(name, name)!r} is {list(shapes[name])}, the config "
+                f"asks for {list(shape)}"
             )
+
+
+def _joined_shapes(checkpoint: LlamaCheckpoint) -> dict[str, tuple[int, ...]]:
+    """Shapes of the parameters that transformers makes of several tensors, by name."""
+
+    def empty(name: str) -> Tensor:
+        return torch.empty(checkpoint.tensors[name].shape, device="meta")
+
+    shapes: dict[str, tuple[int, ...]] = {}
+    for assembly in checkpoint.layers.names.assemblies(checkpoint.tensors).values():
+        try:
+            made = assembly.join(checkpoint.model, empty)
+        except SourceError as error:
+            raise SourceError(f"{checkpoint.folder}: {error}") from None
+        shapes |= {name: tuple(value.shape) for name, value in made.items()}
+    return shapes
+
+
+def _optional(checkpoint: LlamaCheckpoint, stored: dict[str, str]) -> set[str]:
+    """Parameters that may be missing: the head of a decoder saved alone, and what a class names."""
+    model, prefix = checkpoint.model, f"{checkpoint.model.base_model_prefix}."
+    patterns = model._keys_to_ignore_on_load_missing or ()
+    optional = {n for n in checkpoint.layers.names.shapes if any(re.search(p, n) for p in patterns)}
+    if not any(name.startswith(prefix) for name in stored.values()):
+        head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        optional |= {n for n, m in model.named_parameters() if head and m is head.weight}
+    return optional

@@ -13,7 +13,8 @@ from dpq_core.artifact import Artifact
 from dpq_core.device import resolve
 from dpq_core.errors import SourceError
 from dpq_core.plugin.builtin import BUILTIN_SCHEME
-from dpq_llama.source.checkpoint import locate, open_checkpoint, read_config
+from dpq_llama.source.architecture import loadable_class
+from dpq_llama.source.checkpoint import CONFIG, locate, open_checkpoint, read_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -23,7 +24,7 @@ def load_model(source: str, device: str, dtype: str = "auto") -> PreTrainedModel
     """The model of an artifact or of an uncompressed checkpoint, loaded for inference.
 
     Raises:
-        SourceError: there is no such source, or the model is not a Llama.
+        SourceError: there is no such source, or the model is not a decoder-only language model.
         ArtifactError: the artifact is damaged.
     """
     folder = locate(source)
@@ -38,11 +39,9 @@ def load_folder(
     folder: Path, device: torch.device, dtype: str = "auto", *, head: bool = True
 ) -> PreTrainedModel:
     """The model in a folder that has been checked, with its language-model head or without."""
-    from transformers import LlamaForCausalLM, LlamaModel
-
-    model_class = LlamaForCausalLM if head else LlamaModel
+    chosen = loadable_class(read_config(folder), folder / CONFIG, head=head)
     with _no_progress_bar():
-        model: PreTrainedModel = model_class.from_pretrained(
+        model: PreTrainedModel = chosen.from_pretrained(
             folder, dtype=dtype, device_map={"": device}, local_files_only=True
         )
     return model

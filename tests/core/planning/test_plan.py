@@ -42,7 +42,7 @@ class Matrices(TensorAdapter):
     def select(self, name, shape):
         return Layout.LINEAR if len(shape) == 2 else None
 
-    def overrides(self, spec):
+    def overrides(self, spec, checkpoint):
         return (Override("table", {"d": 1, "scope": "tensor"}),)
 
 

@@ -50,7 +50,7 @@ class Matrices(TensorAdapter):
     def select(self, name: str, shape: tuple[int, ...]) -> Layout | None:
         return Layout.LINEAR if len(shape) == 2 else None
 
-    def overrides(self, spec: QuantSpec) -> tuple[Override, ...]:
+    def overrides(self, spec: QuantSpec, checkpoint: Checkpoint) -> tuple[Override, ...]:
         return self.policy
 
 
