@@ -83,9 +83,10 @@ class Assembly:
         if self.converter is None:
             return {self.parameter: whole.popitem()[1]}
         converter = copy.deepcopy(self.converter)
-        patterns = {place.tensor: place.pattern for place in self.places.values()}
+        patterns = {place.tensor: place.pattern or "" for place in self.places.values()}
         for name, value in whole.items():
-            converter.add_tensor(self.parameter, name, patterns[name], value)
+            loaded: Any = value  # the loader gives a Future
+            converter.add_tensor(self.parameter, name, patterns[name], loaded)
         try:
             made: Mapping[str, Any] = converter.convert(
                 self.parameter, model=model, config=model.config

@@ -126,7 +126,7 @@ class StoredConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, for ``config.json``."""
         values: dict[str, Any] = super().to_dict()  # type: ignore[misc]  # of the library's class
-        unset = (("bits", None), ("shapes", {}))
+        unset: tuple[tuple[str, Any], ...] = (("bits", None), ("shapes", {}))
         return {key: value for key, value in values.items() if (key, value) not in unset}
 
 

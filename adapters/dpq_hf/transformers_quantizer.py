@@ -242,9 +242,9 @@ def retie_dense_head(model: PreTrainedModel) -> None:
     embedding = model.get_input_embeddings()
     if not isinstance(head, TiedPQLinear) or isinstance(embedding.weight, PQWeight):
         return
-    rows, cols = embedding.weight.shape
-    dense = nn.Linear(cols, rows, bias=False, device="meta")
-    dense.weight = embedding.weight
+    weight: nn.Parameter = embedding.weight  # type: ignore[assignment]  # decoded just now
+    dense = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    dense.weight = weight
     model.set_output_embeddings(dense)  # type: ignore[no-untyped-call]
     tie_by_name(model)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from dpq_core.errors import AdapterError
 from dpq_core.plugin.adapter import Calibrates, Evaluates, Loads, Probes, Samples, TensorAdapter
@@ -17,6 +17,7 @@ from dpq_llama.options import CalibrateOptions, EvaluateOptions, SampleOptions
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
     from dpq_core.artifact import Artifact, Manifest
     from dpq_core.data.task import CalibrationTask
@@ -126,7 +127,7 @@ def _layers_of(checkpoint: Checkpoint) -> DecoderLayers:
     if isinstance(checkpoint, LlamaCheckpoint):
         return checkpoint.layers
     if isinstance(checkpoint, LoadedModel):
-        return DecoderLayers(checkpoint.model)
+        return DecoderLayers(cast("PreTrainedModel", checkpoint.model))
     raise _not_opened(checkpoint)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D  # noqa: TID253
 
 from dpq_core.tensor.partition import Layout
@@ -35,7 +35,7 @@ class DecoderLayers:
         """Look at the modules of ``model``, which may be on the meta device."""
         self.names = CheckpointNames(model)
         paths = {module: path for path, module in model.named_modules()}
-        decoder = paths[model.get_decoder()]
+        decoder = paths[model.get_decoder()]  # type: ignore[no-untyped-call]
         head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         self._layouts: dict[str, Layout] = {}
         self._embeddings: set[str] = set()
@@ -84,7 +84,7 @@ def _layout(module: nn.Module, path: str, leaf: str, parameter: nn.Parameter) ->
     if isinstance(module, nn.Embedding):
         return Layout.EMBEDDING if leaf == "weight" and _holds_tokens(module, name) else None
     if isinstance(module, nn.Linear | Conv1D):
-        return Layout.LINEAR if leaf == "weight" and not _is_router(module, name) else None
+        return Layout.LINEAR if leaf == "weight" and not _is_router(parameter, name) else None
     is_expert = "expert" in path.lower() and "bias" not in leaf and "router" not in path
     if is_expert and parameter.ndim in (2, 3) and not isinstance(module, _CONVOLUTIONS):
         return Layout.LINEAR
@@ -99,10 +99,9 @@ def _holds_tokens(module: nn.Embedding, name: str) -> bool:
     return not any(word in name for word in ("position", "pos_emb", "wpe", "type", "rotary"))
 
 
-def _is_router(module: nn.Module, name: str) -> bool:
+def _is_router(weight: Tensor, name: str) -> bool:
     """Whether a Linear chooses experts: few weights, on which much depends."""
-    rows, cols = module.weight.shape  # type: ignore[union-attr,operator]
-    few = _ROUTER_SHARE * int(rows) <= int(cols)
+    few = _ROUTER_SHARE * weight.shape[0] <= weight.shape[1]
     return "router" in name or (name.endswith("gate") and few)
 
 
@@ -111,7 +110,8 @@ def blocks_of(model: PreTrainedModel) -> tuple[str, ...]:
 
     They are the list of modules in the decoder that is as long as the config says, nearest to it.
     """
-    decoder = next(path for path, module in model.named_modules() if module is model.get_decoder())
+    inner = model.get_decoder()  # type: ignore[no-untyped-call]
+    decoder = next(path for path, module in model.named_modules() if module is inner)
     lists = [
         (path, module)
         for path, module in model.named_modules()
