@@ -34,6 +34,7 @@ class AssembledWeights:
 
     Attributes:
         names: names of the quantized tensors, as the config has them.
+        tensors: these, and the dense ones beside which they make a parameter.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class AssembledWeights:
         Raises:
             ArtifactError: a file is unreadable, or a part is missing, or of another shape or dtype.
         """
-        self.names = frozenset(spec_of)
+        self.names = self.tensors = frozenset(spec_of)
         self._dense: dict[str, tuple[torch.Size, torch.dtype]] = {}
         self._assemblies: list[Assembly] = []
         if not spec_of:
@@ -70,6 +71,7 @@ class AssembledWeights:
         for assembly in names.assemblies(names_in_files).values():
             if self.names & assembly.places.keys():
                 self._assemblies.append(assembly)
+                self.tensors |= assembly.places.keys()
 
     def take_out(self, model: PreTrainedModel) -> None:
         """Take the parameters out of a model on the meta device.
@@ -102,7 +104,7 @@ class AssembledWeights:
             return conversions
         from dpq_hf.hidden_tensors import HiddenTensors
 
-        keys = [key for a in self._assemblies for name in a.places for key in self._keys(name)]
+        keys = [key for name in self.tensors for key in self._keys(name)]
         return [HiddenTensors(keys, _HIDDEN), *conversions]
 
     def _keys(self, name: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""dpq_llama: LLaMA-style causal language models.
+"""dpq_llama: decoder-only language models of transformers.
 
 ``import dpq_llama`` teaches transformers to load dpq artifacts::
 

@@ -1,1 +1,1 @@
-"""The architectures that the adapter knows: their tensors, and how each is compressed."""
+"""What families of language models have in common: layers, sensitive tensors, hidden units."""

@@ -67,7 +67,7 @@ class DPQQuantizer(TransformersQuantizer):
             place = self.names.place(name if quantized else key)
             if place is not None and place.is_whole:
                 present.add(f"{place.parameter}.{part}" if quantized else place.parameter)
-            elif place is not None:
+            elif place is not None and key not in self.assembled.tensors:
                 dense.append(key)
         for assembly in self.names.assemblies(dense).values():
             present |= assembly.join(
