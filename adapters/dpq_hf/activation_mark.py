@@ -62,6 +62,17 @@ class ActivationMark:
                 marked[key] = self.add(name)
         return marked
 
+    def remove_from_json(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """A copy of a ``config.json`` without marks, in nested configs as well."""
+        return {
+            key: self.remove_from_json(value)
+            if isinstance(value, dict)
+            else self.remove(value)
+            if isinstance(value, str)
+            else value
+            for key, value in config.items()
+        }
+
     def add_to_config(self, config: Any) -> None:
         """Mark the activations of a loaded config of transformers, in place."""
         self._rename(config, self.add)

@@ -10,10 +10,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from dpq_core.errors import AdapterError
-from dpq_core.plugin.adapter import Calibrates, Evaluates, Loads, Probes, Samples, TensorAdapter
-from dpq_core.plugin.results import Demo, Evaluation, Sampling
+from dpq_core.plugin.adapter import (
+    Calibrates,
+    Evaluates,
+    Exports,
+    Loads,
+    Probes,
+    Samples,
+    TensorAdapter,
+)
+from dpq_core.plugin.results import Demo, Evaluation, Export, Sampling
 from dpq_core.run import Run
-from dpq_llama.options import CalibrateOptions, EvaluateOptions, SampleOptions
+from dpq_llama.options import (
+    EXPORTS,
+    CalibrateOptions,
+    EvaluateOptions,
+    ExportOptions,
+    SampleOptions,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +48,7 @@ class LlamaAdapter(
     Calibrates[CalibrateOptions],
     Evaluates[EvaluateOptions],
     Samples[SampleOptions],
+    Exports[ExportOptions],
     Probes,
 ):
     """Decoder-only language models of transformers: local folders, hub ids, ``builtin:NAME``."""
@@ -50,7 +65,9 @@ class LlamaAdapter(
         "calibrate": CalibrateOptions,
         "evaluate": EvaluateOptions,
         "sample": SampleOptions,
+        "export": ExportOptions,
     }
+    exports: ClassVar[tuple[str, ...]] = EXPORTS
 
     def open(self, source: str) -> Checkpoint:
         """Open an uncompressed model without reading its tensors."""
@@ -110,6 +127,18 @@ class LlamaAdapter(
         from dpq_llama.evaluation.generation import sample
 
         return sample(source, options, run, out)
+
+    def export(self, source: str, to: str, options: ExportOptions, run: Run, out: Path) -> Export:
+        """A dense folder in the Hugging Face layout, or a GGUF file."""
+        from dpq_llama.export.source import open_source
+
+        if to == "gguf":
+            from dpq_llama.export.gguf_file import write_gguf
+
+            return write_gguf(open_source(source), out, options, run)
+        from dpq_llama.export.folder import write_folder
+
+        return write_folder(open_source(source), out, options.shard_size, run)
 
     def probe(self, artifact: Artifact, run: Run) -> Mapping[str, torch.Tensor]:
         """Logits of a fixed token sequence."""

@@ -1,12 +1,16 @@
-"""Options of ``dpq calibrate``, ``dpq eval`` and ``dpq sample`` for language models."""
+"""Options of language models for ``dpq calibrate``, ``eval``, ``sample`` and ``export``."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from dpq_core.errors import ANY, Hint, SpecError
+from dpq_core.sizes import parse_size
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+EXPORTS = ("hf", "gguf")
+GGUF_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
+"""Types of weights that the gguf package can write and llama.cpp can run, largest first."""
 LOSSES = ("auto", "kl", "cross-entropy", "both", "hidden")
 
 
@@ -143,6 +147,34 @@ class CalibrateOptions:
         """Windows for validation: batches of one size, as the loop wants them."""
         size = min(self.batch_size, self.validation_samples)
         return -(-self.validation_samples // size) * size
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """How dense weights are stored in the exported files."""
+
+    shard_size: str = field(
+        default="4GB",
+        metadata={"help": "of a Hugging Face folder: start a new weight file beyond this size"},
+    )
+    type: str = field(
+        default="F16", metadata={"help": f"of a GGUF file: type of weights: {', '.join(GGUF_TYPES)}"}
+    )
+    pre_tokenizer: str = field(
+        default="",
+        metadata={
+            "help": "of a GGUF file: llama.cpp's name for the way in which the tokenizer splits "
+            "text, where dpq does not recognize it"
+        },
+    )
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        if self.type not in GGUF_TYPES:
+            raise SpecError(
+                f"must be one of {', '.join(GGUF_TYPES)}", option="type", value=self.type
+            )
+        parse_size(self.shard_size)
 
 
 def _check_dtype(dtype: str) -> None:

@@ -6,10 +6,10 @@ import contextlib
 import ctypes
 import hashlib
 import os
+import secrets
 import shutil
 import stat
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -132,20 +132,33 @@ def replacing(path: Path, hint: Hint | None = None) -> Iterator[Path]:
 
 
 @contextmanager
-def making_folder(path: Path) -> Iterator[Path]:
+def making_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Give a folder to fill, which becomes ``path`` at the end of the block: whole, or not at all.
 
-    Where another process made ``path`` meanwhile, that one stays and this one is deleted.
+    Args:
+        path: the final folder; its parent is made where it is missing.
+        replace: whether the new folder takes the place of one that is there; otherwise that one,
+            which another process made meanwhile, stays and the new one is deleted.
+
+    Raises:
+        ArtifactError: the operating system refused.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f"{path.name}{PARTIAL_SUFFIX}-", dir=path.parent))
+    partial = path.with_name(f"{path.name}{PARTIAL_SUFFIX}-{secrets.token_hex(4)}")
     try:
+        partial.mkdir(parents=True)
         yield partial
         try:
-            partial.rename(path)
+            partial.rename(path)  # replaces an empty folder
         except OSError:
             if not path.is_dir():
                 raise
+            if replace and not _exchange(partial, path):
+                discard(path)
+                partial.rename(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ArtifactError(f"{path}: cannot write ({reason}); nothing was changed there") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

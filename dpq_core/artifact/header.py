@@ -151,6 +151,12 @@ def read_tensor(path: Path, start: int, slot: Slot) -> torch.Tensor:
     return data.view(slot.dtype).reshape(slot.shape)
 
 
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The row-major bytes of a tensor, copied only where it is not contiguous."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
+
+
 def _slot(path: Path, name: str, entry: object) -> Slot:
     strict_json.text(name, MAX_NAME_BYTES, f"{path}: tensor name")
     where = f"{path}: tensor {shown(name)}"

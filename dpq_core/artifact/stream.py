@@ -8,9 +8,9 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
+from dpq_core.artifact import header
 from dpq_core.artifact.entries import FileEntry
 from dpq_core.artifact.files import sync_folder, write_all
 from dpq_core.artifact.journal import Finished, Journal
@@ -48,13 +48,7 @@ def payload(plan: TensorPlan, shard: Shard, tensors: Mapping[str, Tensor]) -> li
             PQTensor.from_parts(plan.partition, plan.spec, plan.info.dtype, parts)
         except ArtifactError as error:
             raise ArtifactError(f"tensor {plan.name!r}: {one_line(error)}") from None
-    return [_bytes_of(tensors[slot.name]) for slot in slots]
-
-
-def _bytes_of(tensor: Tensor) -> memoryview:
-    """The row-major bytes of a tensor, copied only where it is not contiguous."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data
+    return [header.tensor_bytes(tensors[slot.name]) for slot in slots]
 
 
 class ShardStream:

@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dpq_core.artifact.files import making_folder
-from dpq_core.artifact.header import Slot, encode
+from dpq_core.artifact.header import Slot, encode, tensor_bytes
 from dpq_diffusion.folders import CONFIG, INDEX, STEMS
 
 
@@ -96,7 +95,6 @@ def _write_tensors(path: Path, weights: Mapping[str, Tensor]) -> None:
     with path.open("wb") as file:
         file.write(encode(slots))
         for tensor in weights.values():
-            flat = tensor.contiguous().reshape(-1)
-            file.write(flat.view(torch.uint8).numpy().data)
+            file.write(tensor_bytes(tensor))
         file.flush()
         os.fsync(file.fileno())

@@ -103,7 +103,7 @@ def open_checkpoint(source: str) -> LlamaCheckpoint:
     config = read_config(folder)
     _refuse_quantized(folder, config)
     files, indexed_names = _weight_files(folder)
-    checkpoint = LlamaCheckpoint(source, files, _side_files(folder))
+    checkpoint = LlamaCheckpoint(source, files, side_files(folder))
     for name in sorted(indexed_names - set(checkpoint.tensors)):
         raise SourceError(f"{folder / INDEX}: tensor {name!r} is in none of the shards")
     checkpoint.build(folder, config)
@@ -166,7 +166,8 @@ def _weight_files(folder: Path) -> tuple[list[Path], frozenset[str]]:
     return files_of_index(folder, folder / INDEX)
 
 
-def _side_files(folder: Path) -> dict[str, Path]:
+def side_files(folder: Path) -> dict[str, Path]:
+    """The files of a folder that belong to the model beside its config and weights, by name."""
     paths = sorted({path for pattern in SIDE_FILES for path in folder.glob(pattern)})
     return {
         path.name: path
