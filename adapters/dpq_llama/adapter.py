@@ -135,7 +135,7 @@ class LlamaAdapter(
         if to == "gguf":
             from dpq_llama.export.gguf_file import write_gguf
 
-            return write_gguf(open_source(source), out, options, run)
+            return write_gguf(source, open_source(source), out, options, run)
         from dpq_llama.export.folder import write_folder
 
         return write_folder(open_source(source), out, options.shard_size, run)

@@ -158,7 +158,8 @@ class ExportOptions:
         metadata={"help": "of a Hugging Face folder: start a new weight file beyond this size"},
     )
     type: str = field(
-        default="F16", metadata={"help": f"of a GGUF file: type of weights: {', '.join(GGUF_TYPES)}"}
+        default="F16",
+        metadata={"help": f"of a GGUF file: type of weights: {', '.join(GGUF_TYPES)}"},
     )
     pre_tokenizer: str = field(
         default="",
