@@ -45,6 +45,14 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="module")
+def short_searches() -> Iterator[None]:
+    """Let searches of permutations end early, where a test needs one and not the best one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dpq_core.tensor.basis.selection.SWAPS_PER_COLUMN", 2)
+        yield
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     with OtherProcessor() if os.environ.get("OTHER_PROCESSOR") else nullcontext():

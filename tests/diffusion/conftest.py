@@ -19,6 +19,11 @@ from dpq_diffusion.options import CompressOptions as Own
 QUICK = QuantSpec.preset(2, K=16, kmeans={"iterations": 2, "tail": 1})
 
 
+@pytest.fixture(autouse=True, scope="module")
+def shorten(short_searches) -> None:
+    """Compress quickly."""
+
+
 @pytest.fixture(scope="session")
 def folder_of(tmp_path_factory):
     """The folder of a bare component, by its name in ``diffusion_models.BARE``."""

@@ -25,6 +25,9 @@ LAYOUTS = {
 }
 
 
+FOUR_BITS = ("--d", "1", "--K", "16", "--iterations", "2")  # of codes that are learned quickly
+
+
 def image(path) -> np.ndarray:
     return np.asarray(Image.open(path), dtype=np.int16)
 
@@ -35,7 +38,7 @@ def test_compress_load_and_sample_by_prompt(layout, tmp_path):
     model, artifact = tmp_path / "model", tmp_path / "artifact"
     getattr(diffusion_pipelines, layout)().save_pretrained(model)
     options = ["--adapter", "diffusion", "--components", components, "-o", artifact]
-    done = dpq("compress", model, *options, "--bits", "4")
+    done = dpq("compress", model, *options, *FOUR_BITS)
     assert done.code == 0, done.err
     draw = ["--prompt", "a cat", "--sampling-steps", "2", "--columns", "1", "--seed", "3"]
     for out in ("first", "again"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 from repo import ROOT
@@ -24,10 +26,18 @@ CLASSIFIER = ROOT / "adapters" / "dpq_diffusion" / "builtin" / "tiny-dit" / "cla
 pytestmark = pytest.mark.slow
 
 
-def compressed(tmp_path, bits: int, components: str = ""):
-    options = CompressOptions(adapter=Own(components=components), probe=False)
-    spec = QuantSpec.preset(bits)
-    return compress(DiffusionAdapter(), str(SOURCE), tmp_path / "out", spec, options=options)
+@pytest.fixture(scope="module")
+def compressed(tmp_path_factory):
+    """Compress denoiser and autoencoder at so many bits; gives the report, made once."""
+
+    @cache
+    def make(bits: int):
+        options = CompressOptions(adapter=Own(components="unet,vqvae"), probe=False)
+        spec = QuantSpec.preset(bits, kmeans={"iterations": 8})
+        out = tmp_path_factory.mktemp("ldm") / "out"
+        return compress(DiffusionAdapter(), str(SOURCE), out, spec, options=options)
+
+    return make
 
 
 def sampler_of(source, guidance: float = 2.0):
@@ -43,9 +53,8 @@ def agreement(images: torch.Tensor, labels: list[int]) -> float:
     return (found == torch.tensor(labels)).float().mean().item()
 
 
-@pytest.mark.parametrize("components", ["", "unet,vqvae"], ids=["denoiser", "and autoencoder"])
-def test_four_bits_draw_the_same_pictures(components, tmp_path):
-    report = compressed(tmp_path, 4, components)
+def test_four_bits_draw_the_same_pictures(compressed):
+    report = compressed(4)
     errors = [tensor.relative_error for tensor in report.tensors if tensor.relative_error]
     convolutions = [tensor for tensor in report.tensors if len(tensor.shape) == 4]
     assert len(convolutions) > 20
@@ -61,12 +70,12 @@ def test_four_bits_draw_the_same_pictures(components, tmp_path):
     assert agreement(before.draw(items), labels) >= 0.85
 
 
-def test_fewer_bits_are_worse_and_smaller(tmp_path):
+def test_fewer_bits_are_worse_and_smaller(compressed):
     before = sampler_of(SOURCE)
     items = make_items(before.conditions((), ()), 10, seed=0)
     sizes, errors = [], []
     for bits in (4, 2):
-        report = compressed(tmp_path / str(bits), bits)
+        report = compressed(bits)
         after = sampler_of(report.artifact)
         errors.append(compare(after, before, items, 10, CPU.progress).latents.mean().item())
         sizes.append(report.nbytes)

@@ -18,6 +18,11 @@ from dpq_llama.adapter import LlamaAdapter
 QUICK = {"iterations": 2, "tail": 1}
 
 
+@pytest.fixture(autouse=True, scope="module")
+def shorten(short_searches) -> None:
+    """Compress quickly."""
+
+
 @pytest.fixture(scope="session")
 def make_folder(tmp_path_factory):
     """Write a random Llama and return its folder (the same one for the same arguments)."""

@@ -20,6 +20,11 @@ MEGABYTE = 10**6
 BITS = ("--bits", "2", "--iterations", "4")
 
 
+@pytest.fixture(scope="module")
+def short_searches() -> None:
+    """Searches are whole here: processes of their own know nothing of what is changed in this."""
+
+
 def compress(source: Path, out: Path, *more: str) -> list[str]:
     words = ["compress", "-a", "llama", str(source), "-o", str(out)]
     return [*words, "--json", "--no-probe", "--no-data", *(more or BITS)]
