@@ -270,7 +270,9 @@ def test_calibration_without_data_recovers_most_of_the_builtin(tmp_path):
     source = "builtin:tiny-dit"
     compress(adapter, source, tmp_path / "before", QuantSpec.preset(2), run=run)
     command = Command(
-        settings=CalibrateSettings(steps=8, mode="end", estep="icm", statistics_batches=2),
+        settings=CalibrateSettings(
+            steps=12, mode="end", estep="icm", every=2, statistics_batches=2, validate_every=4
+        ),
         adapter=CalibrateOptions(
             trajectories=10, sampling_steps=5, batch_size=8, validation_samples=16
         ),
