@@ -62,7 +62,7 @@ def calibrated(
 ) -> Any:
     """The report, after ``folder/out`` is written."""
     chosen = LoopOptions(
-        settings=CalibrateSettings(steps=steps, lr=1e-4),
+        settings=CalibrateSettings(steps=steps, lr=1e-4, validate_every=max(1, steps // 4)),
         adapter=CalibrateOptions(**{"cameras": str(folder), **options}),
     )
     return calibrate_artifact(GaussianAdapter(), folder / source, folder / out, chosen, RUN)
@@ -179,7 +179,7 @@ class TestWholeRuns:
 
     @pytest.mark.slow
     def test_a_rig_is_set_up_where_no_cameras_are_given(self, folder: Path) -> None:
-        done = calibrated(folder, steps=30, cameras="", pixels=48)
+        done = calibrated(folder, steps=20, cameras="", pixels=32)
         assert done.report.after < done.report.before
         assert done.report.baseline == 0
 
@@ -277,7 +277,9 @@ def test_the_builtin_needs_no_photographs(tmp_path: Path) -> None:
     raw, out = tmp_path / "raw.dpq", tmp_path / "better.dpq"
     adapter, source = GaussianAdapter(), "builtin:tiny-scene"
     compress_file(adapter, source, raw, options=CompressOptions(preset="small"), run=RUN)
-    chosen = LoopOptions(settings=CalibrateSettings(steps=12), adapter=CalibrateOptions(pixels=128))
+    chosen = LoopOptions(
+        settings=CalibrateSettings(steps=9, validate_every=3), adapter=CalibrateOptions(pixels=64)
+    )
     done = calibrate_artifact(adapter, raw, out, chosen, RUN)
     assert done.nbytes <= done.nbytes_before
     assert done.report.after <= done.report.before
