@@ -17,7 +17,7 @@ demo: $(STAMP)  ## compress the built-in models and the splat scene, and compare
 test: $(STAMP)  ## every test; those marked gpu skip themselves where there is no CUDA
 	$(PYTEST)
 
-quick: $(STAMP)  ## the tests of every room that take about a second at most
+quick: $(STAMP)  ## the tests that take about half a second at most
 	$(PYTEST) -m "not slow"
 
 portable: $(STAMP)  ## the tests that are sensitive to how a processor adds up, as if on others

@@ -108,6 +108,7 @@ def test_listing_and_help_load_nothing_heavy(statement):
     assert heavy_after(statement) == ""
 
 
+@pytest.mark.slow
 def test_the_heavy_import_probe_can_fail():
     assert "torch" in heavy_after("import dpq_core.planning.plan").split()
 
@@ -171,6 +172,7 @@ def test_every_room_of_the_engine_is_in_the_order():
     assert {path.parent.name for path in engine.glob("*/__init__.py")} == set(ROOMS)
 
 
+@pytest.mark.slow
 def test_the_rooms_of_the_engine_import_in_one_direction():
     engine = {name: path for name, path in modules().items() if name.startswith("dpq_core.")}
     wrong = {name: wrong_rooms(name, modules_needed(path)) for name, path in engine.items()}
@@ -224,6 +226,7 @@ def circles(graph: dict[str, set[str]]) -> list[set[str]]:
     return [group for group in groups if len(group) > 1]
 
 
+@pytest.mark.slow
 def test_no_modules_import_each_other_in_a_circle():
     graph = {name: modules_needed(path) - {name} for name, path in modules().items()}
     assert circles(graph) == []

@@ -83,6 +83,7 @@ def test_doctor():
     assert {a["name"] for a in found["adapters"]} >= {"llama", "mlp"}
 
 
+@pytest.mark.slow
 def test_doctor_for_people_is_plain_ascii(monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     done = dpq_process("doctor", cwd=tmp_path)
@@ -96,12 +97,14 @@ def test_version():
     assert dpq("--version").out == f"dpq {__version__}\n"
 
 
+@pytest.mark.slow
 def test_help_lists_every_command():
     shown = dpq("--help").out
     for command in ("compress", "eval", "sample", "inspect", "adapters", "demo", "doctor"):
         assert command in shown
 
 
+@pytest.mark.slow
 def test_a_built_in_model_says_which_adapter_it_needs(tmp_path):
     done = dpq("compress", "builtin:tiny-llama", "-o", tmp_path / "out", "--dry-run", "--json")
     assert done.code == 0

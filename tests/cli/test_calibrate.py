@@ -38,6 +38,7 @@ def artifact(tmp_path):
     return tmp_path / "in"
 
 
+@pytest.mark.slow
 def test_it_reports_what_it_did(artifact, tmp_path):
     done = dpq("calibrate", artifact, "-o", tmp_path / "out", *FAST)
     assert done.code == 0
@@ -47,6 +48,7 @@ def test_it_reports_what_it_did(artifact, tmp_path):
     Artifact.open(tmp_path / "out").verify()
 
 
+@pytest.mark.slow
 def test_json(artifact, tmp_path):
     found = dpq("calibrate", artifact, "-o", tmp_path / "out", *FAST, "--json").json
     assert found["loss"] == "distance"
@@ -61,6 +63,7 @@ def test_json(artifact, tmp_path):
     assert found["validations"][0]["step"] == 0
 
 
+@pytest.mark.slow
 def test_options_reach_loop_and_adapter(artifact, tmp_path):
     words = ("--estep", "none", "--every", 3, "--lr", "1e-3", "--batch-size", 8, "--seed", 4)
     found = dpq("calibrate", artifact, "-o", tmp_path / "a", *FAST, *words, "--json").json
@@ -70,6 +73,7 @@ def test_options_reach_loop_and_adapter(artifact, tmp_path):
     assert again["after"] != found["after"]
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_bytes(artifact, tmp_path):
     for name in ("a", "b"):
         assert dpq("calibrate", artifact, "-o", tmp_path / name, *FAST).code == 0

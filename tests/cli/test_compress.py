@@ -70,6 +70,7 @@ def test_a_dry_run_says_the_sizes_and_writes_nothing(net, tmp_path):
     assert [t["nbytes"] for t in plan["tensors"]] == [t["nbytes"] for t in real["tensors"]]
 
 
+@pytest.mark.slow
 def test_options_reach_the_manifest(net, tmp_path):
     out = tmp_path / "out"
     words = ["--d", 8, "--K", 32, "--scope", 2, "--orientation", "output", "--iterations", 3]
@@ -82,6 +83,7 @@ def test_options_reach_the_manifest(net, tmp_path):
     assert (second.d, second.K, second.seed) == (2, 256, 7)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes(net, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         words = ["--iterations", 2, "--seed", seed, "--K", 16]

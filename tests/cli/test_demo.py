@@ -38,6 +38,7 @@ def _only(monkeypatch, name: str) -> None:
     monkeypatch.setattr(registry, "available", lambda: entries)
 
 
+@pytest.mark.slow
 def test_rows_for_the_original_and_every_width(net, tmp_path):
     out = tmp_path / "demo"
     rows = dpq("demo", "-o", out, "--json").json["mlp"]
@@ -49,6 +50,7 @@ def test_rows_for_the_original_and_every_width(net, tmp_path):
     assert (out / "mlp-2bit" / "dpq.json").is_file()
 
 
+@pytest.mark.slow
 def test_options_name_the_folders_of_samples(net, tmp_path, monkeypatch):
     given = []
 
@@ -81,6 +83,7 @@ def test_options_name_the_folders_of_samples(net, tmp_path, monkeypatch):
     ]
 
 
+@pytest.mark.slow
 def test_an_adapter_with_presets_gets_files(tmp_path, monkeypatch):
     """Both versions, under their presets' names, with the metrics that the demo names."""
     folder = photographed(tmp_path / "scene")
@@ -110,6 +113,7 @@ def test_an_adapter_with_presets_gets_files(tmp_path, monkeypatch):
     assert "SSIM" not in shown
 
 
+@pytest.mark.slow
 def test_samples_of_an_earlier_demo_go(net, tmp_path, monkeypatch):
     def sample(self, source, options, run, out):
         assert list(out.iterdir()) == []

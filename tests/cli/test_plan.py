@@ -20,6 +20,7 @@ def size_of(folder):
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 def test_a_plan_writes_nothing_and_says_what_compress_stores(net, tmp_path):
     before = sorted(net.parent.rglob("*"))
     shown = dpq("plan", "-a", "mlp", net, "--bits", 3)
@@ -48,6 +49,7 @@ def test_a_plan_writes_nothing_and_says_what_compress_stores(net, tmp_path):
     assert plan["peak_memory"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["130KB", "200KB", "350KB"])
 def test_a_target_size_is_met_within_one_percent_and_never_exceeded(net, tmp_path, size):
     words = ["-a", "mlp", net, "--target-size", size]
@@ -62,6 +64,7 @@ def test_a_target_size_is_met_within_one_percent_and_never_exceeded(net, tmp_pat
     assert done.json["nbytes"] >= 0.97 * budget  # three matrices leave coarse steps
 
 
+@pytest.mark.slow
 def test_fractional_bits_count_every_byte(net, tmp_path):
     done = dpq(
         "compress", "-a", "mlp", net, "-o", tmp_path / "out", "--bits", "2.75", "--iterations", 1,

@@ -87,6 +87,7 @@ def test_each_option_alone_is_what_its_flags_say(recipe, key):
     assert found == parsed("compress", *needed, *flags)
 
 
+@pytest.mark.slow
 def test_a_recipe_gives_the_bytes_of_the_flags(net, recipe, tmp_path):
     words = ["--override", "w2=keep", "--set", "stages=2,kmeans.tail=1", "--no-probe"]
     sizes = ["--d", 8, "--K", 16, "--iterations", 3, "--seed", 4]

@@ -24,6 +24,7 @@ def test_an_equal_key_gives_the_same_result_and_another_makes_it_anew():
     assert reuse.get("kind", ("a", 1), Result) is not first
 
 
+@pytest.mark.slow
 def test_a_result_is_dropped_before_the_next_is_made():
     reuse, alive = Reuse(), []
     old = weakref.ref(reuse.get("kind", "a", Result))

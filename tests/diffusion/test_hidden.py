@@ -90,6 +90,7 @@ def test_blocks_that_mix_in_attention_have_no_axis():
     ]
 
 
+@pytest.mark.slow
 def test_no_order_of_hidden_units_is_stored(dit_folder, make_artifact):
     artifact = Artifact.open(make_artifact(dit_folder))
     block = "transformer/transformer_blocks.1."

@@ -92,6 +92,7 @@ class Features(nn.Module):
         return found.double()
 
 
+@pytest.mark.slow
 def test_frechet_distance_precision_and_recall(folders):
     mine, _, metrics = folders
     planes = torch.from_numpy(batch(mine)).permute(0, 3, 1, 2)

@@ -103,6 +103,7 @@ def test_the_grid_of_every_block(network, images):
     }
 
 
+@pytest.mark.slow
 def test_features(network, extractor, images):
     """Spatial features are branch1x1 of Mixed_6d, seven channels, channels last."""
     branch = []
@@ -180,6 +181,7 @@ def take_for_published(monkeypatch, content):
     monkeypatch.setattr(weights, "BYTES", len(content))
 
 
+@pytest.mark.slow
 def test_a_given_file_is_converted_once(pickled, tmp_path, monkeypatch, network, images):
     take_for_published(monkeypatch, pickled.read_bytes())
     loaded = load_inception(str(pickled), cache=tmp_path)
@@ -214,6 +216,7 @@ def test_no_weights_says_how_to_get_them(tmp_path):
         load_inception(str(tmp_path / "absent.pth"), cache=tmp_path)
 
 
+@pytest.mark.slow
 def test_the_download_is_checked_converted_and_reported(pickled, tmp_path, monkeypatch):
     content = pickled.read_bytes()
     take_for_published(monkeypatch, content)

@@ -77,6 +77,7 @@ def artifact(tmp_path_factory, make_artifact):
     return make_artifact(folder)
 
 
+@pytest.mark.slow
 def test_they_give_what_their_decoded_weights_give(artifact):
     opened = Artifact.open(artifact)
     quantized = {t.name for t in opened.manifest.tensors if t.spec is not None}
@@ -109,6 +110,7 @@ def test_they_are_saved_as_they_are_then(artifact, dtype, tmp_path):
     assert difference < {torch.float32: 1e-5, torch.bfloat16: 0.03}[dtype]
 
 
+@pytest.mark.slow
 def test_quantizing_while_loading_gives_the_same(tmp_path):
     folder = tmp_path / "dense"
     diffusion_models._lively(ThirdParty()).save_pretrained(folder)
@@ -120,6 +122,7 @@ def test_quantizing_while_loading_gives_the_same(tmp_path):
     assert torch.equal(output(again), output(loaded))
 
 
+@pytest.mark.slow
 def test_a_class_that_is_not_of_diffusers_is_verified_by_its_weights(tmp_path):
     """dpq cannot load it, but compresses it; its own code loads it."""
     folder, out = tmp_path / "dense", tmp_path / "out"

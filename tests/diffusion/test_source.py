@@ -128,6 +128,7 @@ def test_what_is_compressed_already_is_refused(dit_folder, make_artifact):
     refused(make_artifact(dit_folder), r"already quantized \(quant_method 'dpq'\)")
 
 
+@pytest.mark.slow
 def test_nan_is_refused_by_name(copied, tmp_path):
     file = copied / "transformer" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(file)
@@ -208,6 +209,7 @@ def test_nothing_is_made_smaller_than_asked_for():
     assert policy(QuantSpec(d=1, K=256)) == ()
 
 
+@pytest.mark.slow
 def test_no_model_is_built_to_compress_one(dit_folder, tmp_path, monkeypatch):
     """Neither diffusers nor any of its classes is needed."""
     import torch.nn

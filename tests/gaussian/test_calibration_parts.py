@@ -65,6 +65,7 @@ PQ = {"harmonics": "pq", "harmonics_spec": "d=8,K=32"}
 
 
 class TestLoss:
+    @pytest.mark.slow
     def test_the_compiled_ssim_is_that_of_torch(self) -> None:
         picture, photo = pictures()
         fast = picture.clone().requires_grad_()
@@ -99,6 +100,7 @@ class TestLoss:
 
 
 class TestKernels:
+    @pytest.mark.slow
     @settings(max_examples=20, deadline=None)
     @given(st.integers(0, 1000), st.floats(0, 3))
     def test_turned_is_the_matrix_exponential(self, seed: int, size: float) -> None:
@@ -138,6 +140,7 @@ class TestKernels:
         assert added.grad is not None
         np.testing.assert_allclose(found, added.grad.numpy(), rtol=1e-4, atol=1e-5)
 
+    @pytest.mark.slow
     def test_bits_are_the_entropy_of_levels_within_groups_and_columns(self) -> None:
         rng = np.random.default_rng(3)
         levels = rng.integers(-3, 4, (5000, 2)) * np.array([1, 3])
@@ -195,6 +198,7 @@ class TestKernels:
         assert ((moved - latents) * values.grad.numpy() <= 1e-6).all()
         assert thrift < 0.01 or (moved != latents).any()
 
+    @pytest.mark.slow
     @settings(max_examples=60, deadline=None)
     @given(st.integers(0, 10_000), st.sampled_from([2, 20, 30]))
     def test_moved_gaussians_keep_the_order_of_the_file(self, seed: int, spread: int) -> None:
@@ -223,6 +227,7 @@ class TestKernels:
                 for a, b, at in tests
             )
 
+    @pytest.mark.slow
     def test_more_thrift_takes_fewer_bytes(self, tmp_path: Path) -> None:
         student = SceneStudent(opened(tmp_path, visible_scene(2000, 2), preset="high", quality=0.5))
         sizes = [student.encoded(student.rounded(t)).nbytes for t in (0.0, 0.004, 0.03, 0.3)]

@@ -272,6 +272,7 @@ def test_bad_colmap_files(cameras, images, message, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(*[st.tuples(st.integers(0, 2**20), changes(3, least=0))] * 2)
 def test_damaged_colmap_files_are_read_or_refused(tmp_path_factory, cameras, images):

@@ -73,6 +73,7 @@ def compressed(ply: Path, name: str = "a.dpq", **options) -> Path:
     return out
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     count=st.integers(1, 300),
@@ -183,6 +184,7 @@ def test_equal_scenes_give_equal_bytes(ply: Path) -> None:
     assert first == second
 
 
+@pytest.mark.slow
 def test_presets_differ_in_size_and_error(ply: Path) -> None:
     """Every preset is smaller and coarser than the next; --quality and --attribute follow."""
     sizes, errors = [], []

@@ -84,6 +84,7 @@ def test_as_many_codewords_as_gaussians_lose_nothing(layout: str, d: int, degree
     assert np.abs(harmonics(found) - scene.sh_rest).max() < 1e-3
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(
     K=st.integers(2, 40),
@@ -140,6 +141,7 @@ def test_large_scenes_learn_from_a_weighted_sample(monkeypatch: pytest.MonkeyPat
     assert lost[:50].mean() < 0.2 * lost[50:].mean()
 
 
+@pytest.mark.slow
 def test_more_codewords_and_subspaces_lose_less() -> None:
     """From 16 codewords to 4,096, which are clamped to one for each Gaussian."""
     scene = make_scene(2000)
@@ -165,6 +167,7 @@ def test_chunks_decode_alone(ply: Path, monkeypatch: pytest.MonkeyPatch) -> None
         assert np.array_equal(file.chunk(index).sh_rest, part)
 
 
+@pytest.mark.slow
 def test_equal_scenes_give_equal_bytes(tmp_path: Path) -> None:
     """S10: also with another number of threads, where there is work for them."""
     write_scene(make_scene(6000), tmp_path / "scene.ply", "ply")

@@ -83,6 +83,7 @@ def vgg(tmp_path_factory):
     return path, state
 
 
+@pytest.mark.slow
 def test_lpips_is_that_of_torchmetrics(vgg, monkeypatch):
     path, state = vgg
     picture, reference = (image.clamp(0, 1) for image in pictures(40, 33))

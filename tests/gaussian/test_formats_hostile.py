@@ -110,6 +110,7 @@ def test_the_whole_files_are_sound(wholes, tmp_path, kind):
     assert isinstance(attempt(tmp_path / NAMES[kind], wholes[kind]), Loaded)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", NAMES)
 @settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -179,6 +180,7 @@ def test_truncations(wholes, tmp_path, kind):
         assert isinstance(found, str) or kept or kind == "ascii.ply", length
 
 
+@pytest.mark.slow
 @settings(
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -47,6 +47,7 @@ def fitted(ply: Path, budget: int, name: str = "fit.dpq", **options):
     return compress_file(GaussianAdapter(), str(ply), out, options=how, budget=budget)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [27_000, 36_000, 60_000])
 def test_the_file_is_as_large_as_was_said_and_never_larger(ply: Path, budget: int) -> None:
     report = fitted(ply, budget)
@@ -57,6 +58,7 @@ def test_the_file_is_as_large_as_was_said_and_never_larger(ply: Path, budget: in
     assert len(decode_scene(ply.with_name("fit.dpq"))) == report.manifest.items
 
 
+@pytest.mark.slow
 def test_the_options_in_the_note_give_the_same_bytes(ply: Path) -> None:
     (note,) = [n for n in fitted(ply, 40_000).notes if n.startswith("fitted to 40,000 bytes")]
     factors = tuple(re.findall(r"\S+=\S+", note))
@@ -67,6 +69,7 @@ def test_the_options_in_the_note_give_the_same_bytes(ply: Path) -> None:
     assert again.read_bytes() == ply.with_name("fit.dpq").read_bytes()
 
 
+@pytest.mark.slow
 def test_more_bytes_are_never_spent_on_coarser_steps(ply: Path) -> None:
     def steps(budget: int) -> list[float]:
         attributes = fitted(ply, budget, f"{budget}.dpq").manifest.attributes
@@ -75,6 +78,7 @@ def test_more_bytes_are_never_spent_on_coarser_steps(ply: Path) -> None:
     assert all(fine < coarse for fine, coarse in zip(steps(60_000), steps(30_000), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("degree", "options", "budget"),
     [(0, {}, 20_000), (1, {"preset": "small"}, 24_000), (3, {"harmonics": "pq"}, 110_000)],
@@ -92,6 +96,7 @@ def test_a_few_gaussians_still_fit(tmp_path: Path, count: int) -> None:
     assert fitted(written(tmp_path, make_scene(count)), 9_000).nbytes <= 9_000
 
 
+@pytest.mark.slow
 def test_a_budget_beyond_all_use_takes_the_finest_steps(ply: Path) -> None:
     report = fitted(ply, 10**9)
     assert report.nbytes < 10**6
@@ -100,6 +105,7 @@ def test_a_budget_beyond_all_use_takes_the_finest_steps(ply: Path) -> None:
     assert errors["harmonics"] < 5e-3  # no symbol is too large to be written
 
 
+@pytest.mark.slow
 def test_a_budget_that_cannot_be_met_writes_nothing(ply: Path) -> None:
     with pytest.raises(SpecError, match=r"5,000 bytes are too few; .* it takes \d\d,\d\d\d"):
         fitted(ply, 5_000)
@@ -141,6 +147,7 @@ def test_bytes_go_where_pictures_need_them() -> None:
     assert 0.8 <= same["opacity"] / same["color"] <= 1.25
 
 
+@pytest.mark.slow
 def test_a_sample_is_runs_of_neighbours_and_tells_the_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +171,7 @@ def test_a_sample_is_runs_of_neighbours_and_tells_the_whole(
     assert fixed == pytest.approx(rest, rel=0.5)
 
 
+@pytest.mark.slow
 def test_plan_writes_nothing_and_says_what_compress_stores(ply: Path) -> None:
     before = sorted(ply.parent.iterdir())
     words = [ply, "-a", "gaussian", "--target-size", "36KB", "--json"]

@@ -33,6 +33,7 @@ def test_its_values_are_sound():
     check_values(load_scene(SOURCE), SOURCE)
 
 
+@pytest.mark.slow
 def test_held_out_photographs(splats):
     cameras = read_cameras(SOURCE)
     assert len(cameras) == 13

@@ -366,7 +366,7 @@ def test_the_builtin_model_on_its_own_text(tmp_path):
     own = CalibrateOptions(
         generate=True, context=96, samples=16, batch_size=4, validation_samples=4
     )
-    options = engine(own, mode="end", steps=8, lr=3e-4, estep="none")
+    options = engine(own, mode="end", steps=8, lr=3e-4, estep="none", validate_every=4)
     done = calibrate_artifact(adapter, tmp_path / "in", tmp_path / "out", options, CPU)
     assert done.report.recovered > 0.2
     held_out = EvaluateOptions(limit=2, dtype="float32")

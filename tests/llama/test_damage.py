@@ -68,6 +68,7 @@ def test_damaged_weights_of_a_resaved_model(change, words, resaved):
     one_line(caught)
 
 
+@pytest.mark.slow
 def test_codes_out_of_range_are_found(make_folder, make_artifact, tmp_path):
     load(make_artifact(make_folder(), K=5)).save_pretrained(tmp_path / "odd")
     edit_tensors(tmp_path / "odd", lambda t: t[CODES].fill_(255))

@@ -20,6 +20,7 @@ def sample(out=None, seed=0, **options):
     return LlamaAdapter().sample(TINY, chosen, Run(device="cpu", seed=seed), out)
 
 
+@pytest.mark.slow
 def test_text_continues_its_prompt_and_depends_on_the_seed_only(tmp_path):
     prompts = ("import os\n", "class ")
     state = torch.get_rng_state()
@@ -55,6 +56,7 @@ def test_options_out_of_range(wrong):
         SampleOptions(**wrong)
 
 
+@pytest.mark.slow
 def test_the_probe_recognises_the_model(tied, make_folder, make_artifact):
     probe = LlamaAdapter().probe(Artifact.open(tied), RUN)["logits"]
     assert probe.shape == (4, 211)

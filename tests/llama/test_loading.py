@@ -33,6 +33,7 @@ def same_state(a, b):
         assert torch.equal(value, second[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 def test_logits_equal_those_of_the_decoded_weights(
     shape, make_folder, make_artifact, dense_twin, ids
@@ -50,6 +51,7 @@ def test_logits_equal_those_of_the_decoded_weights(
     torch.testing.assert_close(logits(model, ids[:1, :1]), expected[:1, :1], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -69,6 +71,7 @@ def test_every_kind_of_spec_loads(changes, make_folder, make_artifact, dense_twi
     torch.testing.assert_close(logits(model, ids), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_sharded_sources_and_sharded_artifacts(make_folder, make_artifact, dense_twin, ids):
     from dpq_core.jobs.compress import CompressOptions
 
@@ -139,6 +142,7 @@ def test_a_tied_head_shares_the_weight_and_is_stored_once(tied, ids):
     assert torch.equal(logits(twin, ids), logits(model, ids))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["gqa-tied", "plain"])
 @pytest.mark.parametrize("kept", ["*embed_tokens*", "*.0.*", "*"])
 def test_kept_tensors_stay_ordinary_modules(
@@ -173,6 +177,7 @@ def test_nothing_needs_a_gradient_so_that_no_graph_keeps_decoded_weights(tied, i
     assert model(ids).logits.grad_fn is None
 
 
+@pytest.mark.slow
 def test_a_bare_decoder_loads_from_a_whole_model_and_from_its_own(
     make_folder, make_artifact, tmp_path, ids
 ):

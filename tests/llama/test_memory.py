@@ -43,7 +43,7 @@ def test_a_two_bit_model_takes_less_than_two_fifths_of_the_memory(make_folder, m
         vocab_size=8000,
         hidden_size=1024,
         intermediate_size=2816,
-        num_hidden_layers=9,
+        num_hidden_layers=6,
         num_attention_heads=16,
     )
     artifact = make_artifact(source, K=256, options=CompressOptions(probe=False))
@@ -53,7 +53,7 @@ def test_a_two_bit_model_takes_less_than_two_fifths_of_the_memory(make_folder, m
             [sys.executable, "-c", MEASURE, str(folder)], capture_output=True, text=True, check=True
         )
         used[folder] = json.loads(done.stdout)
-    assert used[source]["loaded"] > 200e6  # 132 million weights: the measurement works
+    assert used[source]["loaded"] > 140e6  # 93 million weights: the measurement works
     assert used[artifact]["loaded"] < 0.4 * used[source]["loaded"]
     # What a forward pass decodes at a time does not grow with the model.
     assert used[artifact]["ran"] - used[artifact]["loaded"] < TRANSIENT

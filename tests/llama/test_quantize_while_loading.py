@@ -29,6 +29,7 @@ def load(folder, **options):
     return AutoModelForCausalLM.from_pretrained(folder, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["plain", "gqa-tied"])
 def test_it_equals_quantize_and_is_an_artifact_once_saved(shape, make_folder, ids, tmp_path):
     source = make_folder(**SHAPES[shape], **TINY)
@@ -57,6 +58,7 @@ def test_it_equals_quantize_and_is_an_artifact_once_saved(shape, make_folder, id
     assert again.state_dict().keys() == model.state_dict().keys()
 
 
+@pytest.mark.slow
 def test_the_dtype_asked_for_is_that_of_the_activations(make_folder):
     config = DPQConfig(bits=2)
     model = load(make_folder(**TINY), quantization_config=config, dtype=torch.bfloat16)

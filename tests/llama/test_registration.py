@@ -80,6 +80,7 @@ def test_the_mark_keeps_every_activation_apart_and_is_undone():
     assert MARK.add(MARK.add("silu")) == MARK.add("silu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["gelu", "relu", "gelu_pytorch_tanh"])
 def test_models_with_another_activation_keep_it(activation, make_folder, make_artifact):
     from transformers import AutoModelForCausalLM

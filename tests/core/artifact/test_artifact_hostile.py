@@ -583,6 +583,7 @@ def read_all(folder: Path) -> list[bytes]:
     ]
 
 
+@pytest.mark.slow
 @settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), cut=st.booleans(), blind=st.booleans())
 def test_random_damage(pristine: Path, tmp_path: Path, seed: int, cut: bool, blind: bool) -> None:

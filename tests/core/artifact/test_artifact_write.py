@@ -266,6 +266,7 @@ def test_unwritable_place_is_one_line(tmp_path: Path) -> None:
         make_writer(tmp_path / "out", shard_bytes=0)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_is_one_tensor(tmp_path: Path) -> None:
     """512 MiB of plan, 8 MiB per tensor: neither writing nor verifying holds the model.

@@ -53,6 +53,7 @@ def test_what_was_coded_comes_back(bins: int) -> None:
     assert np.array_equal(Decoder(reloaded(model)).decode(data, groups, "x"), symbols)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.integers(-(2**24), 2**24), min_size=0, max_size=50),
@@ -153,6 +154,7 @@ def test_damaged_words_are_noticed(kind: str) -> None:
         Decoder(model).decode(bytes(damaged), groups, "x")
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(made=changes(), in_words=changes(1))
 def test_no_damage_does_more_than_raise(

@@ -35,6 +35,7 @@ def artifact(tmp_path):
     return tmp_path / "in"
 
 
+@pytest.mark.slow
 def test_the_artifact_is_better_and_as_large(artifact, tmp_path):
     done = calibrate_artifact(CalibratedMLP(), artifact, tmp_path / "out", OPTIONS)
     assert done.report.recovered > 0.2
@@ -48,6 +49,7 @@ def test_the_artifact_is_better_and_as_large(artifact, tmp_path):
     new.verify()
 
 
+@pytest.mark.slow
 def test_what_is_stored_has_the_loss_that_was_reported(artifact, tmp_path):
     done = calibrate_artifact(CalibratedMLP(), artifact, tmp_path / "out", OPTIONS)
     source = Artifact.open(artifact).manifest.source
@@ -57,6 +59,7 @@ def test_what_is_stored_has_the_loss_that_was_reported(artifact, tmp_path):
     assert loss == pytest.approx(done.report.after, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_errors_and_probe_are_measured_anew(artifact, tmp_path):
     calibrate_artifact(CalibratedMLP(), artifact, tmp_path / "out", OPTIONS)
     new = Artifact.open(tmp_path / "out")
@@ -70,6 +73,7 @@ def test_errors_and_probe_are_measured_anew(artifact, tmp_path):
     assert not torch.equal(new.read("b1"), original["b1"])
 
 
+@pytest.mark.slow
 def test_the_old_artifact_can_be_replaced_by_the_new_one(artifact):
     before = snapshot(artifact)
     options = CalibrateOptions(settings=SETTINGS, overwrite=True)
@@ -94,6 +98,7 @@ class Impatient(CalibratedMLP):
         return task
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_resumes_to_the_same_bytes(artifact, tmp_path):
     calibrate_artifact(CalibratedMLP(), artifact, tmp_path / "whole", OPTIONS)
     out = tmp_path / "out"
@@ -125,6 +130,7 @@ def test_an_output_in_the_way_is_refused_before_any_work(artifact, tmp_path):
         calibrate_artifact(CalibratedMLP(), artifact, artifact, OPTIONS)
 
 
+@pytest.mark.slow
 def test_a_source_that_has_moved_must_be_named(artifact, tmp_path):
     (tmp_path / "mlp.safetensors").rename(tmp_path / "moved.safetensors")
     with pytest.raises(SourceError, match=r"say where with baseline") as caught:
@@ -150,6 +156,7 @@ def test_an_adapter_without_calibration_says_so(artifact, tmp_path):
     assert "calibrate" in CalibratedMLP.capabilities()
 
 
+@pytest.mark.slow
 def test_a_trained_parameter_that_is_not_stored_is_the_adapters_mistake(
     artifact, tmp_path, monkeypatch
 ):

@@ -124,6 +124,7 @@ def test_usage_is_counted_by_codebook():
     assert perplexity == pytest.approx((2 + 1 + 1 + 2) / 4)
 
 
+@pytest.mark.slow
 def test_calibration_revives_and_forgets_the_moments(monkeypatch):
     forgotten = []
     original = MStep.forget

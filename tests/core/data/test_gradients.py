@@ -69,6 +69,7 @@ def test_one_backward_pass_tells_what_noise_tells():
         assert by_gradient[name] == pytest.approx(by_noise[name], rel=0.35)
 
 
+@pytest.mark.slow
 def test_the_model_is_left_as_it_was():
     task = Classifier()
     before = {name: value.clone() for name, value in task.student.state_dict().items()}

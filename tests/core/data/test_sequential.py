@@ -49,6 +49,7 @@ def test_inputs_of_the_uncompressed_model_would_be_noticed(tmp_path):
         assert float(lost) > 0.01, path
 
 
+@pytest.mark.slow
 def test_within_a_block_layers_see_the_quantized_ones_before_them_or_not(tmp_path):
     found = {}
     for name, option in (("yes", True), ("no", False)):
@@ -199,6 +200,7 @@ def live(*shapes):
     return len({x.untyped_storage().data_ptr() for x in alive})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("true_sequential", [True, False])
 def test_one_blocks_activations_and_one_matrix_live_at_a_time(tmp_path, true_sequential):
     matrices, activations = [], []

@@ -84,6 +84,7 @@ def test_nan_is_refused_with_the_name_of_the_weight():
         quantize_(model, SPEC)
 
 
+@pytest.mark.slow
 def test_statistics_are_taken_as_collected_or_as_matrices():
     spec = SPEC.replace(assignment={"method": "ldlq+icm"})
     data = torch.randn(256, 8) @ torch.randn(8, 64)

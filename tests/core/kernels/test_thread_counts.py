@@ -52,6 +52,7 @@ def second_moment():
     return moment.mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_the_same_bytes_for_any_number_of_threads(spec, on_threads):
     spec = spec.replace(kmeans=QUICK)

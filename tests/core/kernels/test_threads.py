@@ -73,6 +73,7 @@ def test_torch_has_one_thread_and_compiled_loops_keep_theirs() -> None:
     assert torch.get_num_threads() == thread_count(100, MANY) == 3
 
 
+@pytest.mark.slow
 def test_threads_do_not_change_a_byte_of_a_tensor() -> None:
     weight = torch.randn(500, 96, generator=torch.Generator().manual_seed(0))
     kmeans = KMeansSpec(iterations=6, tail=1)

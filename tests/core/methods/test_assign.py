@@ -40,6 +40,7 @@ def true_error(objective: Objective, core_hat: Tensor, sizes: dict[str, Any]) ->
     return output_error(objective.core, core_hat, metric, objective.row_weight)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=80)
 @given(layers, st.sampled_from(ASSIGNMENTS))
 def test_the_error_never_rises_and_is_what_it_says(sizes: dict[str, Any], method: str) -> None:
@@ -58,6 +59,7 @@ def test_the_error_never_rises_and_is_what_it_says(sizes: dict[str, Any], method
     assert objective.error(result.core_hat) == pytest.approx(truth, rel=1e-3, abs=slack)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(layers)
 def test_sweeps_lower_the_true_error_from_any_codes(sizes: dict[str, Any]) -> None:

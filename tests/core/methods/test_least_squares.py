@@ -78,6 +78,7 @@ def least_error(
     return float((target - design @ solution).square().sum())
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=80)
 @given(layers, st.booleans())
 def test_an_update_never_raises_the_error(sizes: dict[str, Any], pool: bool) -> None:
@@ -179,6 +180,7 @@ def test_at_the_minimum_nothing_is_touched() -> None:
     assert len(update.errors) == 1
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(layers, st.booleans())
 def test_refining_never_raises_the_error(sizes: dict[str, Any], pool: bool) -> None:

@@ -146,6 +146,7 @@ def test_without_statistics_or_with_silent_inputs_subvectors_count_alike():
     assert float(found.min()) >= 0
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(
     st.tuples(st.integers(1, 24), st.integers(1, 24)),

@@ -245,6 +245,7 @@ def test_greedy_takes_equal_codewords_once(scan: int, monkeypatch: pytest.Monkey
     assert pool.flatten().tolist() == [4.0, 3.0, 2.0]
 
 
+@pytest.mark.slow
 def test_same_pool_on_any_number_of_threads(restore_threads: None) -> None:
     books, usage = codewords(C=60, K=64)
     results = []

@@ -58,6 +58,7 @@ def restore_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     G=st.integers(1, 7),

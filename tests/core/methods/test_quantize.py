@@ -35,6 +35,7 @@ def test_reported_error_is_that_of_the_decoded_matrix(shape, spec):
     check_error(torch.randn(shape), Layout.LINEAR, spec)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(conv_shapes, specs_up_to(d=8, K=64))
 def test_reported_error_is_that_of_the_decoded_convolution(shape, spec):

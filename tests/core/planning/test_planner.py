@@ -112,6 +112,7 @@ def test_the_budget_holds_every_byte(share):
             assert other.nbytes - one.tensor.nbytes > left - 40 or error >= one.error
 
 
+@pytest.mark.slow
 def test_a_byte_too_few_is_refused_before_anything_is_chosen():
     assert planned(SMALLEST).nbytes == SMALLEST
     with pytest.raises(SpecError, match="too small"):

@@ -61,6 +61,7 @@ def test_flags(words, expected):
     assert parse(Options, words) == expected
 
 
+@pytest.mark.slow
 @given(st.integers(1, 10**6), st.floats(allow_nan=False), st.booleans(), st.lists(st.text()))
 def test_what_is_spelled_is_what_is_read(context, temperature, raw, tasks):
     words = [f"--context={context}", "--temperature", repr(temperature)]

@@ -198,6 +198,7 @@ def test_planted_groups_are_recovered(swaps: int) -> None:
     assert found.after < 0.6 * found.before
 
 
+@pytest.mark.slow
 def test_planted_coordinates_of_a_shared_codebook_are_recovered() -> None:
     """All groups have one covariance, with strong correlations; the search finds as low a one."""
     groups, d = 24, 4
@@ -211,6 +212,7 @@ def test_planted_coordinates_of_a_shared_codebook_are_recovered() -> None:
     assert found.after < 1.1 * goal
 
 
+@pytest.mark.slow
 def test_a_lower_objective_is_a_lower_error() -> None:
     matrix = _structured(384, 48)
     for sharing in (1, 12):

@@ -13,6 +13,7 @@ from dpq_core.spec import QuantSpec
 from dpq_core.tensor.pq_tensor import PQTensor
 
 
+@pytest.mark.slow
 @given(matrix_shapes, plain_specs_up_to(K=512))
 def test_decode_is_the_gather(shape, spec):
     pq = random_pq(shape, spec)
