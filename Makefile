@@ -6,8 +6,9 @@ STAMP := $(VENV)/.installed
 
 # One thread each: two workers are faster on two cores than one worker with two threads.
 WORKERS ?= auto
+# Files with slow tests come first (tests/conftest.py), and are not reordered.
 # Compiled modules are kept: the tests start many processes that would compile them again.
-PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -P -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=$${THREADS:-1} $(BIN)/python -P -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test quick portable lint bench format docs coverage
 
@@ -22,7 +23,7 @@ quick: $(STAMP)  ## the tests that take about half a second at most
 
 portable: $(STAMP)  ## the tests that are sensitive to how a processor adds up, as if on others
 	OTHER_PROCESSOR=1 ATEN_CPU_CAPABILITY=default NUMBA_CPU_NAME=generic $(PYTEST) -m portable
-	ATEN_CPU_CAPABILITY=avx2 OMP_NUM_THREADS=2 $(BIN)/python -P -m pytest -m portable
+	ATEN_CPU_CAPABILITY=avx2 THREADS=2 $(PYTEST) -m "portable and not slow"
 
 lint: $(STAMP)  ## style, formatting and types
 	$(BIN)/ruff check .

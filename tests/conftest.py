@@ -66,7 +66,10 @@ def needed(item: pytest.Item) -> Iterator[Path]:
         yield from (DATA / name for name in mark.args)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):  # one of several processes: let them end together
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)
     for item in items:
         for path in needed(item):
             if not path.exists():
