@@ -35,7 +35,7 @@ def relative(path: Path) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("scripts_on_path")
+@pytest.mark.usefixtures("scripts_on_path", "short_searches")
 @pytest.mark.parametrize("path", documented(), ids=relative)
 def test_examples_run(path, tmp_path, monkeypatch):
     """The blocks of one file run in order in one empty folder."""

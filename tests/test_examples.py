@@ -19,6 +19,7 @@ SETTING = "set -euo pipefail"
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("short_searches")
 @pytest.mark.parametrize("path", PYTHON, ids=lambda path: path.name)
 def test_python_examples_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_steps([Step("python", 1, path.read_text())], tmp_path, monkeypatch)
@@ -35,6 +36,7 @@ def steps(script: Path) -> list[Step]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("short_searches")
 @pytest.mark.parametrize("path", SHELL, ids=lambda path: path.name)
 def test_shell_examples_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for recipe in FOLDER.glob("*.yaml"):

@@ -97,6 +97,7 @@ def test_compress_writes_the_bytes_of_the_command_line(net, quick, tmp_path):
     assert "true bits per weight" in report.table()
 
 
+@pytest.mark.slow
 def test_a_plan_and_a_dry_run_say_the_same(net, quick, tmp_path):
     planned = dpq.plan(net, adapter="mlp", target_size="30KB", iterations=1)
     dry = dpq.compress(net, tmp_path / "out", target_size=30_000, dry_run=True, **quick)
@@ -120,6 +121,7 @@ def test_evaluate_inspect_verify_load_sample_export(net, quick, tmp_path):
     assert made.files[0].is_file()
 
 
+@pytest.mark.slow
 def test_a_recipe_is_merged_as_on_the_command_line(net, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(

@@ -36,6 +36,7 @@ def pages() -> ModuleType:
     return script("pages")
 
 
+@pytest.mark.slow
 def test_the_drawing_of_the_rooms_is_current() -> None:
     rooms = script("rooms")
     assert rooms.DRAWING.read_text() == rooms.drawing(), "run docs/_site/rooms.py"

@@ -58,6 +58,7 @@ def test_recorded_calls_reproduce_the_recorded_answers(make_task, kind):
     assert {len(value) for value in batch.values()} == {4}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pixel_dit", "flux_pipeline"])
 @pytest.mark.parametrize("loss", ["distill", "training"])
 def test_batches_are_functions_of_seed_and_step(make_task, kind, loss):
@@ -122,6 +123,7 @@ def test_the_models_own_class_dropout_is_off(make_task, make_artifact, pipeline_
     assert losses == {float(task.loss(batch).detach())}
 
 
+@pytest.mark.slow
 def test_flux_is_told_sigmas(make_task):
     """Its pipeline divides timesteps by 1000, so the batches have to."""
     task = make_task("flux_pipeline", loss="flow")
@@ -161,6 +163,7 @@ def test_blocks_are_those_of_transformers(make_task, kind, blocks):
     assert make_task(kind).blocks() == blocks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pixel_dit", "class_ldm", "flux_pipeline"])
 def test_all_that_is_trained_is_in_the_artifact(make_task, make_artifact, pipeline_of, kind):
     artifact = make_artifact(pipeline_of(kind))

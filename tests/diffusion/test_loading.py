@@ -46,6 +46,7 @@ def dense(folder, artifact, component: str = ""):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_component_gives_what_its_decoded_weights_give(kind, folder_of, make_artifact):
     folder = folder_of(kind)
@@ -104,6 +105,7 @@ def test_codebooks_stay_float16_whatever_dtype_is_asked_for(dtype, folder_of, ma
     assert model.dtype == model.proj_out_2.bias.dtype == dtype
 
 
+@pytest.mark.slow
 def test_a_pipeline_draws_the_same_images_before_and_after_saving(
     dit_folder, make_artifact, tmp_path
 ):
@@ -121,6 +123,7 @@ def test_a_pipeline_draws_the_same_images_before_and_after_saving(
     assert [i.tobytes() for i in images[0]] == [i.tobytes() for i in images[1]]
 
 
+@pytest.mark.slow
 def test_every_component_of_a_pipeline(text_folder, make_artifact, tmp_path):
     artifact = make_artifact(text_folder, components="unet,vae,text_encoder")
     pipeline = load_pipeline(str(artifact), CPU)
@@ -136,6 +139,7 @@ def test_every_component_of_a_pipeline(text_folder, make_artifact, tmp_path):
         assert torch.equal(output(getattr(saved, component)), output(model))
 
 
+@pytest.mark.slow
 def test_only_the_denoiser_is_compressed_by_default(text_folder, make_artifact):
     artifact = make_artifact(text_folder)
     assert {name.partition("/")[0] for name in Artifact.open(artifact).names()} == {"unet"}
@@ -144,6 +148,7 @@ def test_only_the_denoiser_is_compressed_by_default(text_folder, make_artifact):
     load_pipeline(str(artifact), CPU)
 
 
+@pytest.mark.slow
 def test_the_probe_is_stored_and_checked(text_folder, make_artifact):
     from dpq_core.jobs.probe import check_probe
 
@@ -187,6 +192,7 @@ def test_weights_that_stay_on_the_disk_are_refused(folder_of, make_artifact, tmp
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*Casting directly:UserWarning")
 @pytest.mark.parametrize("components", ["transformer", "transformer,vae"])
 def test_a_pipeline_is_offloaded_and_dispatched(components, dit_folder, make_artifact):
@@ -208,6 +214,7 @@ def test_a_pipeline_is_offloaded_and_dispatched(components, dit_folder, make_art
         assert (images(pipeline) == expected).all()
 
 
+@pytest.mark.slow
 def test_quantizing_while_loading_gives_what_compress_gives(dit_folder, tmp_path):
     from diffusers import DiffusionPipeline, PipelineQuantizationConfig
 

@@ -114,6 +114,7 @@ def test_frechet_distance_precision_and_recall(folders):
     assert metrics["recall (tiny-classifier)"] == pytest.approx(shares["recall"], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_class_agreement_and_classifier_score(folders):
     mine, _, metrics = folders
     planes = torch.from_numpy(batch(mine)).permute(0, 3, 1, 2)
@@ -130,6 +131,7 @@ def test_class_agreement_and_classifier_score(folders):
     assert metrics["classifier score (tiny-classifier)"] == pytest.approx(gain, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_psnr_and_ssim(folders):
     mine, theirs, metrics = folders
     a, b = (torch.from_numpy(batch(f)).permute(0, 3, 1, 2).double() for f in (mine, theirs))

@@ -14,6 +14,8 @@ pytestmark = [
     ),
 ]
 
+slow = pytest.mark.slow
+
 LAYOUTS = {
     "text_to_image": ("text_encoder,unet,vae", 8),
     "sdxl": ("text_encoder,text_encoder_2,unet,vae", 8),
@@ -32,7 +34,13 @@ def image(path) -> np.ndarray:
     return np.asarray(Image.open(path), dtype=np.int16)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout",
+    [
+        layout if layout == "text_to_image" else pytest.param(layout, marks=slow)
+        for layout in LAYOUTS
+    ],
+)
 def test_compress_load_and_sample_by_prompt(layout, tmp_path):
     components, side = LAYOUTS[layout]
     model, artifact = tmp_path / "model", tmp_path / "artifact"

@@ -109,6 +109,7 @@ def test_lpips_is_that_of_torchmetrics(vgg, monkeypatch):
     assert score(picture, reference, lpips)["LPIPS"] == lpips(picture, reference)
 
 
+@pytest.mark.slow
 def test_weights_that_lpips_cannot_use(vgg, tmp_path):
     path, state = vgg
     with pytest.raises(SourceError, match=r"no such file of VGG-16 weights; get vgg16-397923af"):

@@ -82,6 +82,7 @@ def test_inria_files_are_rewritten_byte_for_byte(tmp_path, name):
     assert (tmp_path / "a.ply").read_bytes() == (SPLATS / name).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.needs_data("splats/miku_sh3.ply")
 def test_what_spz_loses_on_a_real_scene(tmp_path):
     """Half of a step of each attribute, but for values outside of what it can hold."""

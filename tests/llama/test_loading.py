@@ -192,6 +192,7 @@ def test_a_bare_decoder_loads_from_a_whole_model_and_from_its_own(
     assert isinstance(bare.layers[0].mlp.up_proj, PQLinear)
 
 
+@pytest.mark.slow
 def test_dequantize_gives_an_ordinary_model(make_folder, make_artifact, dense_twin, ids, tmp_path):
     source = make_folder(**SHAPES["odd-tied"])
     folder = make_artifact(source)

@@ -114,6 +114,7 @@ def test_overflow_is_infinite_not_an_error():
     assert Score(nats=1e6, tokens=1, windows=1).perplexity == math.inf
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["builtin:tiny-llama"])
 def test_the_builtin_model_is_scored_on_its_held_out_text(shape):
     options = EvaluateOptions(limit=2, dtype="float32")

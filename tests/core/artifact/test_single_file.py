@@ -187,6 +187,7 @@ def test_a_bomb_allocates_nothing(path: Path) -> None:
     tracemalloc.stop()
 
 
+@pytest.mark.slow
 @settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -24,7 +24,7 @@ from dpq_core.run import Run
 from dpq_core.spec import KMeansSpec, QuantSpec
 
 SPEC = QuantSpec(d=4, K=32, kmeans=KMeansSpec(iterations=4))
-SETTINGS = CalibrateSettings(steps=30, warm_start=True)
+SETTINGS = CalibrateSettings(steps=30, warm_start=True, every=5, validate_every=10)
 OPTIONS = CalibrateOptions(settings=SETTINGS)
 
 

@@ -41,6 +41,7 @@ ONLY = {
     "estep": "none",
     "warm_start": False,
     "block_batches": 4,
+    "validate_every": 25,
     "candidates": 2,
 }
 """Nothing but candidate sets changes the student."""

@@ -61,6 +61,7 @@ class Blind(Classifier):
 NAMES = ("0.weight", "2.weight")
 
 
+@pytest.mark.slow
 def test_one_backward_pass_tells_what_noise_tells():
     by_gradient = sensitivities(Classifier(), NAMES)
     by_noise = sensitivities(Blind(), NAMES, relative=0.002)

@@ -143,7 +143,7 @@ def test_errors_of_a_rewritten_artifact_are_those_of_the_units(tmp_path):
 
 @pytest.mark.slow
 def test_calibration_recovers_as_much_as_with_a_stored_order(tmp_path):
-    settings = CalibrateSettings(steps=20, warm_start=True)
+    settings = CalibrateSettings(steps=20, warm_start=True, validate_every=5)
     options = em_artifact.CalibrateOptions(settings=settings)
     reports = []
     for adapter in (FreeMLP(), CalibratedMLP()):

@@ -261,6 +261,7 @@ def test_codebooks_of_few_points_stay_near_them() -> None:
         assert fitted.abs().max() < 10
 
 
+@pytest.mark.slow
 def test_sums_over_members_do_not_depend_on_the_path_or_threads(restore_threads: None) -> None:
     S, G, d, P, K, C = 3, 6, 5, 3000, 11, 2
     x, codes = normal(G, d, P), codes_like(S, G, P, K).view(S, G, P)

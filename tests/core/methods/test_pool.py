@@ -107,8 +107,8 @@ def test_greedy_without_any_usage() -> None:
 @pytest.mark.parametrize("d", [2, 4, 8])
 def test_wkmeans_adds_much_less_error_than_greedy(d: int) -> None:
     """docs/algorithms.md#preset-paper, test 5: heavy-tailed weights, equal N."""
-    books, usage = trained(512, 48 * d, d)
-    size = round(512 * 48 * d / (16 * d * d)) + 100
+    books, usage = trained(256, 48 * d, d)
+    size = round(256 * 48 * d / (16 * d * d)) + 50
     errors = [added_error(books, usage, *greedy(books, usage, size, tau)) for tau in (0.05, 0.2)]
     error = added_error(books, usage, *wkmeans(books, usage, size))
     assert error < 0.8 * min(errors)

@@ -246,6 +246,7 @@ def test_torch_path_agrees_with_the_compiled_one(monkeypatch: pytest.MonkeyPatch
     assert errors[0] == pytest.approx(errors[1], rel=0.1)
 
 
+@pytest.mark.slow
 def test_same_result_on_any_number_of_threads(restore_threads: None) -> None:
     points = heavy(24, 4, 3000)
     arguments = points, *start(24, 64, 4, 600)

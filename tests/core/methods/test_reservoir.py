@@ -95,6 +95,7 @@ def test_only_eligible_groups_are_drawn() -> None:
     assert len(group) == 25
 
 
+@pytest.mark.slow
 @given(cut=st.integers(0, 6), seed=st.integers(0, 2**63 - 1))
 def test_a_resumed_run_draws_the_same(cut: int, seed: int) -> None:
     def run(stop_at: int) -> list[list[float]]:

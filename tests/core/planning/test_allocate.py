@@ -57,6 +57,7 @@ whole = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(whole, min_size=1, max_size=7), st.integers(-20, 20))
 def test_at_the_bytes_of_a_slope_nothing_is_better_than_that_slope(items, power):
     """Everett's theorem: what minimises cost + slope * bytes costs least among as few bytes."""

@@ -121,6 +121,7 @@ def test_a_byte_too_few_is_refused_before_anything_is_chosen():
         planned(5)
 
 
+@pytest.mark.slow
 def test_a_longer_manifest_is_paid_from_the_budget():
     """The first choice assumes the manifest of the smallest specs; it is longer for others."""
     for budget in range(LARGEST - 40, LARGEST, 8):
@@ -128,6 +129,7 @@ def test_a_longer_manifest_is_paid_from_the_budget():
     assert planned(LARGEST).nbytes == LARGEST
 
 
+@pytest.mark.slow
 def test_errors_and_costs_are_those_of_the_sample():
     found = planned((SMALLEST + LARGEST) // 2, sensitivity={"a": 10.0, "elsewhere": 1e9})
     chosen = by_name(found)
@@ -148,6 +150,7 @@ def test_without_data_all_weights_count_alike():
         assert one.cost == one.error * one.tensor.info.numel
 
 
+@pytest.mark.slow
 def test_sensitive_tensors_get_the_bytes():
     budget = (SMALLEST + LARGEST) // 2
     for loud, quiet in (("a", "b"), ("b", "a")):

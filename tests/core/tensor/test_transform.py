@@ -119,6 +119,7 @@ def test_orthonormal(n: int) -> None:
     assert (q @ q.T - torch.eye(n, dtype=torch.float64)).abs().max() < 1e-12
 
 
+@pytest.mark.slow
 def test_a_hadamard_factor_gives_entries_of_one_size() -> None:
     for n in (*SMALL, 1152, 3456):
         sizes = hadamard.matrix(n).abs() * math.sqrt(n)
