@@ -11,6 +11,8 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 EXPORTS = ("hf", "gguf")
 GGUF_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
 """Types of weights that the gguf package can write and llama.cpp can run, largest first."""
+NONE = "none"
+"""What ``--baseline`` takes to be left out."""
 LOSSES = ("auto", "kl", "cross-entropy", "both", "hidden")
 
 
@@ -29,6 +31,13 @@ class EvaluateOptions:
     tasks: tuple[str, ...] = field(
         default=(),
         metadata={"help": "lm-eval task names, comma-separated, or a task YAML, or a folder"},
+    )
+    baseline: str = field(
+        default="",
+        metadata={
+            "help": "the uncompressed model, to compare with in the same pass over the text: KL "
+            f"divergence and how often the most likely token is the same; {NONE}: no comparison"
+        },
     )
     limit: int = field(
         default=0,

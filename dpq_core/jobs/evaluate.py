@@ -146,8 +146,8 @@ def evaluate(
 ) -> EvaluationReport:
     """Measure a source and, beside it, the uncompressed model.
 
-    An adapter whose own options have a ``baseline`` compares with it pair by pair; the model is
-    then measured alone only where that is possible.
+    An adapter whose own options have a ``baseline`` compares with it pair by pair, and may measure
+    it in the same pass; otherwise it is then measured alone, where that is possible.
 
     Args:
         adapter: adapter of both.
@@ -161,11 +161,15 @@ def evaluate(
         SpecError: there is nothing to measure, or an option does not fit the model.
     """
     pairs = hasattr(options, "baseline")
-    with_baseline = dataclasses.replace(options, baseline=baseline or "") if pairs else options
+    given = str(baseline or "")
+    with_baseline = dataclasses.replace(options, baseline=given) if pairs else options
     alone = dataclasses.replace(options, baseline="") if pairs else options
     result = measure(adapter, source, with_baseline, run)
     other, notes = None, []
-    if baseline not in (None, "", NO_BASELINE):
+    if result.evaluation.baseline is not None:
+        nbytes = size_on_disk(adapter, str(baseline))
+        other = Measured(str(baseline), nbytes, result.evaluation.baseline)
+    elif baseline not in (None, "", NO_BASELINE):
         try:
             other = measure(adapter, str(baseline), alone, run)
         except (SpecError, SourceError) as error:

@@ -34,12 +34,14 @@ class Evaluation:
         details: further values for the report's JSON.
         notes: lines for the user on what was left out, and why.
         others: evaluations of further sources by name, as more columns of the table.
+        baseline: evaluation of the baseline, where the adapter measured both in one pass.
     """
 
     metrics: tuple[Metric, ...]
     details: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     others: Mapping[str, Evaluation] = field(default_factory=dict)
+    baseline: Evaluation | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

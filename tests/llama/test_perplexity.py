@@ -10,15 +10,19 @@ import torch
 from llama_models import llama_config
 from torch.nn import functional
 
+import dpq
 from dpq_core.errors import SourceError, SpecError
 from dpq_core.run import Run
 from dpq_llama.adapter import LlamaAdapter
-from dpq_llama.evaluation.perplexity import Score, read_texts, score, tokenize
+from dpq_llama.evaluation.perplexity import Score, compare, read_texts, score, tokenize
 from dpq_llama.options import EvaluateOptions
+from dpq_llama.source.checkpoint import BUILTIN
 
 pytestmark = pytest.mark.portable
 
 VOCABULARY = 211
+SMALL = {"vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96}
+SMALL |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +41,7 @@ def long_ids():
 def test_a_model_that_knows_nothing_has_the_vocabulary_as_perplexity(model, long_ids):
     uniform = SimpleNamespace(
         device=torch.device("cpu"),
+        config=model.config,
         base_model=model.base_model,
         get_output_embeddings=lambda: lambda x: torch.zeros(*x.shape[:-1], VOCABULARY),
     )
@@ -144,6 +149,80 @@ def test_a_context_beyond_the_model_is_refused():
 def test_options_out_of_range(wrong):
     with pytest.raises(SpecError, match=": must be "):
         EvaluateOptions(**wrong)
+
+
+@pytest.fixture(scope="module")
+def other_model():
+    from transformers import LlamaForCausalLM
+
+    torch.manual_seed(3)
+    return LlamaForCausalLM(llama_config(initializer_range=0.3)).eval()
+
+
+def test_a_comparison_is_both_scores_and_their_distance(model, other_model, long_ids):
+    both = compare(model, other_model, long_ids, 32, batch_size=3)
+    assert both.model.nats == pytest.approx(score(model, long_ids, 32).nats, rel=1e-5)
+    assert both.baseline.nats == pytest.approx(score(other_model, long_ids, 32).nats, rel=1e-5)
+    windows = long_ids[:320].view(10, 32)
+    with torch.no_grad():
+        ours, theirs = (m(windows).logits[:, :-1].double() for m in (model, other_model))
+    expected = functional.kl_div(
+        ours.log_softmax(-1), theirs.log_softmax(-1), reduction="none", log_target=True
+    )
+    assert both.divergence == pytest.approx(expected.sum(-1).mean().item(), rel=1e-4)
+    same = (ours.argmax(-1) == theirs.argmax(-1)).double().mean().item()
+    assert both.agreement == pytest.approx(same)
+
+
+def test_a_model_is_no_distance_from_itself(model, long_ids):
+    both = compare(model, model, long_ids, 32)
+    assert both.divergence == 0
+    assert both.agreement == 1
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "granite", "cohere"])
+def test_logits_are_those_of_the_whole_model(kind, long_ids):
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    changes = {
+        "gemma2": {"final_logit_softcapping": 0.5, "head_dim": 16},
+        "granite": {"logits_scaling": 8.0},
+        "cohere": {"logit_scale": 0.25},
+    }
+    config = CONFIG_MAPPING[kind](**{**SMALL, **changes[kind]})
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        loss = model(long_ids[None, :32], labels=long_ids[None, :32]).loss.item()
+    assert score(model, long_ids[:32], 32).nats / 31 == pytest.approx(loss, rel=1e-4)
+
+
+def test_a_baseline_is_measured_in_the_same_pass():
+    report = dpq.evaluate("builtin:tiny-llama", baseline="builtin:tiny-llama", limit=2)
+    names = [m.name for m in report.result.evaluation.metrics]
+    assert names == ["perplexity", "bits_per_byte", "kl_divergence", "top1_agreement"]
+    assert report.result.metric("kl_divergence").value == 0
+    assert report.result.metric("top1_agreement").value == 1
+    assert report.baseline.metric("perplexity") == report.result.metric("perplexity")
+    assert report.baseline.metric("kl_divergence") is None
+    left_out = dpq.evaluate("builtin:tiny-llama", baseline="none", limit=1)
+    assert left_out.baseline is None
+
+
+def test_a_baseline_of_other_tokens_is_measured_alone(make_folder, tmp_path):
+    from shutil import copy
+
+    other = tmp_path / "other"
+    dpq.export(str(make_folder(vocab_size=4099)), other, adapter="llama", to="hf")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        copy(BUILTIN / "tiny-llama" / name, other)
+    (tmp_path / "text.txt").write_text("! # $ %" * 20)
+    report = dpq.evaluate(
+        "builtin:tiny-llama", baseline=other, texts=tmp_path / "text.txt", context=8, limit=1
+    )
+    assert report.result.metric("kl_divergence") is None
+    assert any("has other tokens" in note for note in report.result.evaluation.notes)
+    assert report.baseline.metric("perplexity") is not None
 
 
 def test_the_oracle_can_fail(model, long_ids):

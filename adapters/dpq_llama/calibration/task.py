@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from dpq_llama.calibration import losses
 from dpq_llama.calibration.windows import Windows, windows_of
 from dpq_llama.families.layers import blocks_of
 from dpq_llama.options import CalibrateOptions
-from dpq_llama.source.architecture import has_head, longest_context
+from dpq_llama.source.architecture import has_head, logits_function, longest_context
 from dpq_llama.source.checkpoint import LlamaCheckpoint, locate, open_checkpoint, read_config
 from dpq_llama.source.loading import load_folder
 
@@ -120,7 +120,7 @@ class LlamaTask(CalibrationTask):
         hidden = _hidden(self.student, ids)
         if kind == "hidden":
             return losses.distance(hidden, self._teacher_hidden(batch))
-        student = losses.predictions(_head(self.student), hidden)
+        student = losses.predictions(logits_function(self.student), hidden)
         total = torch.zeros((), device=hidden.device)
         if kind in ("cross-entropy", "both"):
             total = total + losses.cross_entropy(student, ids[:, 1:].flatten(), self._vocabulary)
@@ -131,12 +131,11 @@ class LlamaTask(CalibrationTask):
 
     def sampled_loss(self, batch: Batch, generator: torch.Generator) -> Tensor | None:
         """Cross-entropy of tokens that the student itself predicts; None without a head."""
-        head = _head(self.student)
-        if head is None:
+        if _head(self.student) is None:
             return None
         embeddings = self.student.get_input_embeddings()(batch["ids"]).detach().requires_grad_()
         output = self.student.base_model(inputs_embeds=embeddings, use_cache=False)
-        student = losses.predictions(head, output.last_hidden_state)
+        student = losses.predictions(logits_function(self.student), output.last_hidden_state)
         return losses.sampled(student, self._vocabulary, generator)
 
     @torch.no_grad()
@@ -173,8 +172,8 @@ class LlamaTask(CalibrationTask):
                 return self._stored[parameter]
         return name
 
-    def _teacher_head(self) -> nn.Module:
-        return self._head or _head(self._teacher or self.student)
+    def _teacher_head(self) -> Callable[[Tensor], Tensor]:
+        return logits_function(self._teacher or self.student, self._head)
 
     def _teacher_hidden(self, batch: Batch) -> Tensor:
         """Last hidden states ``[samples, context, hidden]`` of the uncompressed model."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ from dpq_core.errors import ANY, Hint, SpecError
 from dpq_core.plugin.results import Evaluation, Metric
 from dpq_core.run import Run
 from dpq_llama.evaluation import perplexity
-from dpq_llama.options import EvaluateOptions
+from dpq_llama.options import NONE, EvaluateOptions
 from dpq_llama.source.architecture import longest_context
 from dpq_llama.source.checkpoint import BUILTIN
 from dpq_llama.source.loading import builtin_name, load_model, load_tokenizer
@@ -26,8 +27,24 @@ _TRAINED_CONTEXT = {"tiny-llama": 512}
 """Builtin models that were trained on shorter windows than their config allows."""
 
 
+@dataclass(frozen=True)
+class _Subject:
+    """A model to measure, with its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def dtype(self) -> str:
+        """Dtype of the activations."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+
 def evaluate(source: str, options: EvaluateOptions, run: Run) -> Evaluation:
     """The perplexity of texts, the results of lm-eval tasks, or both.
+
+    With a baseline both models read the text in one pass, and the distance of their predictions is
+    measured too. A baseline that cuts the text into other tokens is left to be measured alone.
 
     Raises:
         SpecError: there is nothing to measure, or an option does not fit the model.
@@ -42,26 +59,86 @@ def evaluate(source: str, options: EvaluateOptions, run: Run) -> Evaluation:
     paths = tuple(_HELD_OUT if text == "builtin" else Path(text) for text in texts)
     text = perplexity.read_texts(paths)
     tokenizer = load_tokenizer(source)
-    model = load_model(source, run.device, options.dtype)
-    metrics: list[Metric] = []
-    details: dict[str, Any] = {"dtype": str(model.dtype).removeprefix("torch.")}
-    if paths:
-        context = _context(model, options.context, builtin)
-        names = ", ".join(path.name for path in paths)
-        metrics += _text_metrics(model, tokenizer, text, names, context, options, run)
-    if options.tasks:
-        from dpq_llama.evaluation.tasks import evaluate_tasks
+    baseline = "" if options.baseline == NONE else options.baseline
+    other_tokenizer = load_tokenizer(baseline) if baseline else None
+    subject = _Subject(load_model(source, run.device, options.dtype), tokenizer)
+    other = None
+    if other_tokenizer is not None:
+        other = _Subject(load_model(baseline, run.device, options.dtype), other_tokenizer)
+        if not _same_tokens(subject, other, text):
+            note = f"KL and agreement are left out: {baseline} has other tokens"
+            alone = _evaluation(subject, None, text, paths, builtin, options, run)
+            return replace(alone, notes=(note,))
+    return _evaluation(subject, other, text, paths, builtin, options, run)
 
-        task_metrics, details["lm_eval"] = evaluate_tasks(
-            model,
-            tokenizer,
-            options.tasks,
-            limit=options.limit,
-            batch_size=options.batch_size,
-            seed=run.seed,
-        )
+
+def _same_tokens(subject: _Subject, other: _Subject, text: str) -> bool:
+    """Whether two models read a text as the same ids, of one vocabulary."""
+    sizes = {s.model.config.get_text_config().vocab_size for s in (subject, other)}
+    if len(sizes) > 1:
+        return False
+    sample = text or "a b"
+    ids = [list(s.tokenizer(sample)["input_ids"]) for s in (subject, other)]
+    return ids[0] == ids[1]
+
+
+def _evaluation(
+    subject: _Subject,
+    other: _Subject | None,
+    text: str,
+    paths: tuple[Path, ...],
+    builtin: str | None,
+    options: EvaluateOptions,
+    run: Run,
+) -> Evaluation:
+    """The metrics of a model and, where there is one, of the baseline."""
+    metrics: list[Metric] = []
+    other_metrics: list[Metric] = []
+    details: dict[str, Any] = {"dtype": subject.dtype}
+    if paths:
+        context = _context(subject.model, options.context, builtin)
+        names = ", ".join(path.name for path in paths)
+        ids = perplexity.tokenize(subject.tokenizer, text)
+        sizes = len(ids), len(text.encode())
+        keywords: dict[str, Any] = {
+            "batch_size": options.batch_size,
+            "limit": options.limit,
+            "progress": run.progress,
+        }
+        if other is None:
+            score = perplexity.score(subject.model, ids, context, **keywords)
+            metrics += _text_metrics(score, sizes, context, names, subject.dtype)
+        else:
+            _context(other.model, context, None)
+            both = perplexity.compare(subject.model, other.model, ids, context, **keywords)
+            metrics += _text_metrics(both.model, sizes, context, names, subject.dtype)
+            other_metrics += _text_metrics(both.baseline, sizes, context, names, other.dtype)
+            metrics += _distances(both, metrics[0].protocol)
+    if options.tasks:
+        task_metrics, details["lm_eval"] = _task_metrics(subject, options, run)
         metrics += task_metrics
-    return Evaluation(metrics=tuple(metrics), details=details)
+        if other is not None:
+            other_metrics += _task_metrics(other, options, run)[0]
+    measured = None
+    if other is not None:
+        measured = Evaluation(metrics=tuple(other_metrics), details={"dtype": other.dtype})
+    return Evaluation(metrics=tuple(metrics), details=details, baseline=measured)
+
+
+def _task_metrics(
+    subject: _Subject, options: EvaluateOptions, run: Run
+) -> tuple[list[Metric], dict[str, Any]]:
+    """The metrics of lm-eval's tasks, and the harness's own results."""
+    from dpq_llama.evaluation.tasks import evaluate_tasks
+
+    return evaluate_tasks(
+        subject.model,
+        subject.tokenizer,
+        options.tasks,
+        limit=options.limit,
+        batch_size=options.batch_size,
+        seed=run.seed,
+    )
 
 
 def _context(model: PreTrainedModel, context: int, builtin: str | None) -> int:
@@ -74,39 +151,32 @@ def _context(model: PreTrainedModel, context: int, builtin: str | None) -> int:
 
 
 def _text_metrics(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    text: str,
-    names: str,
-    context: int,
-    options: EvaluateOptions,
-    run: Run,
+    score: perplexity.Score, sizes: tuple[int, int], context: int, names: str, dtype: str
 ) -> list[Metric]:
-    ids = perplexity.tokenize(tokenizer, text)
-    result = perplexity.score(
-        model,
-        ids,
-        context,
-        batch_size=options.batch_size,
-        limit=options.limit,
-        progress=run.progress,
-    )
-    dtype = str(model.dtype).removeprefix("torch.")
+    """Perplexity and bits per byte; ``sizes`` are tokens and UTF-8 bytes of the whole text."""
     protocol = (
-        f"context {context}, {result.tokens:,} tokens in {result.windows} windows of {names}, "
-        f"{dtype}"
+        f"context {context}, {score.tokens:,} tokens in {score.windows} windows of {names}, {dtype}"
     )
+    values = {"perplexity": score.perplexity, "bits_per_byte": score.bits_per_byte(*sizes)}
+    return [
+        Metric(name=name, value=value, higher_is_better=False, protocol=protocol)
+        for name, value in values.items()
+    ]
+
+
+def _distances(both: perplexity.Comparison, protocol: str) -> list[Metric]:
+    """The distance of a model's predictions from the baseline's."""
     return [
         Metric(
-            name="perplexity",
-            value=result.perplexity,
+            name="kl_divergence",
+            value=both.divergence,
             higher_is_better=False,
-            protocol=protocol,
+            protocol=f"of the baseline's predictions, in nats per token; {protocol}",
         ),
         Metric(
-            name="bits_per_byte",
-            value=result.bits_per_byte(len(ids), len(text.encode())),
-            higher_is_better=False,
-            protocol=protocol,
+            name="top1_agreement",
+            value=both.agreement,
+            higher_is_better=True,
+            protocol=f"share of tokens with the baseline's most likely one; {protocol}",
         ),
     ]

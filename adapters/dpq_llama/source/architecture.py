@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
 
 from dpq_core.errors import SourceError
 
@@ -62,6 +63,33 @@ def longest_context(config: PreTrainedConfig) -> int:
     """Tokens that a model can read at once; 2048 where its positions have no limit."""
     longest = getattr(config.get_text_config(), "max_position_embeddings", None)
     return longest if isinstance(longest, int) else _USUAL_CONTEXT
+
+
+def logits_function(
+    model: PreTrainedModel, other_head: nn.Module | None = None
+) -> Callable[[Tensor], Tensor]:
+    """The function from last hidden states ``[n, hidden]`` to logits ``[n, vocabulary]``.
+
+    It is the head, then what some architectures do to its outputs: they are divided (Granite),
+    multiplied (Cohere), or bounded by a tanh (Gemma 2).
+
+    Args:
+        model: with a language-model head.
+        other_head: a head to use in place of the model's.
+    """
+    head: nn.Module = model.get_output_embeddings() if other_head is None else other_head  # type: ignore[no-untyped-call]
+    config = model.config.get_text_config()
+    factor = getattr(config, "logit_scale", None) or 1.0
+    factor /= getattr(config, "logits_scaling", None) or 1.0
+    bound = getattr(config, "final_logit_softcapping", None)
+
+    def logits(hidden: Tensor) -> Tensor:
+        outputs: Tensor = head(hidden)
+        if factor != 1:
+            outputs = outputs * factor
+        return torch.tanh(outputs / bound) * bound if bound else outputs
+
+    return logits
 
 
 def loadable_class(config: Mapping[str, Any], where: Path, *, head: bool) -> Any:
