@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from dpq_core.calibrate.candidate_training import CandidateSpec, train_candidates
 from dpq_core.calibrate.settings import CalibrateSettings
 from dpq_core.data.sequential.capture import arguments_of
-from dpq_core.data.sequential.loop import SequentialOptions
+from dpq_core.data.sequential.contract import SequentialOptions
 from dpq_core.jobs.calibrate import CalibrateOptions, calibrate_artifact
 from dpq_core.jobs.compress import CompressOptions, compress
 from dpq_core.methods.candidates import CandidateWeight, install, remove

@@ -6,7 +6,8 @@ import torch
 from toy_blocks import Stack, Task
 
 from dpq_core.data.sequential.block_store import BlockStore
-from dpq_core.data.sequential.loop import Sequential, SequentialOptions
+from dpq_core.data.sequential.contract import SequentialOptions
+from dpq_core.data.sequential.loop import Sequential
 from dpq_core.data.sequential.targets import TargetWeight
 from dpq_core.data.statistics.layer_inputs import LayerInput
 from dpq_core.tensor.partition import Layout

@@ -25,7 +25,7 @@ from dpq_core.artifact import ArtifactWriter
 from dpq_core.artifact.manifest import format_version
 from dpq_core.artifact.shards import SHARD_BYTES
 from dpq_core.data.sequential.block_store import BlockStore, discard_blocks
-from dpq_core.data.sequential.loop import SequentialOptions
+from dpq_core.data.sequential.contract import SequentialOptions
 from dpq_core.data.sequential.quantizer import SequentialResult, quantize_sequentially
 from dpq_core.device import resolve
 from dpq_core.errors import SpecError

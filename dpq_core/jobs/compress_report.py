@@ -10,7 +10,7 @@ from dpq_core.jobs.report import Report, Table, facts
 from dpq_core.sizes import format_seconds, format_shape, format_size
 
 if TYPE_CHECKING:
-    from dpq_core.data.sequential.loop import SegmentReport
+    from dpq_core.data.sequential.contract import SegmentReport
     from dpq_core.jobs.calibrate import Calibrated
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 from dpq_core.artifact import Artifact
 from dpq_core.calibrate.layers import quantized_layers
 from dpq_core.calibrate.settings import CalibrateSettings
-from dpq_core.data.sequential.loop import SequentialOptions
+from dpq_core.data.sequential.contract import SequentialOptions
 from dpq_core.errors import AdapterError, SourceError, SpecError
 from dpq_core.jobs.calibrate import CalibrateOptions as EngineOptions
 from dpq_core.jobs.calibrate import calibrate_artifact

@@ -92,6 +92,11 @@ class Activations:
         self._folder, self._budget = folder, budget
         self._stored: dict[int, _Stored] = {}
 
+    @property
+    def room(self) -> int:
+        """Bytes that are left of the budget."""
+        return max(0, self._budget - self.nbytes)
+
     def put(self, index: int, arguments: Any) -> None:
         """Store or replace the arguments of one batch.
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dpq_core.data.sequential.activations import Activations, Unstorable, flatten
 from dpq_core.data.sequential.capture import arguments_of, next_arguments, same_values, until
+from dpq_core.data.sequential.paused_runs import PausedRuns
 from dpq_core.data.sequential.segments import Segment, Source
 from dpq_core.data.task import CalibrationTask
 from dpq_core.device import quick_products
@@ -41,6 +42,38 @@ class BlockRunner:
         self._task, self._model = task, task.student
         self._batches, self._activations = range(batches), activations
         self._quick = quick
+        self._paused: PausedRuns | None = None
+
+    def pause(self, segment: Segment, groups: Sequence[Sequence[str]]) -> PausedRuns | None:
+        """Runs of a block that wait at its layers; None where the block cannot be run alone.
+
+        What they end with serves ``advance`` and ``finish``.
+
+        Args:
+            segment: the block.
+            groups: paths of the layers of each group, as ``PausedRuns`` takes their modules.
+        """
+        block = self._module(segment.block)
+        if segment.source is Source.PREFIX or block is None or segment.block is None:
+            return None
+        self._store_inputs(segment.block)
+        if self.stored_block != segment.block:
+            return None
+        self._paused = PausedRuns(
+            block,
+            [[self._model.get_submodule(path) for path in paths] for paths in groups],
+            self._activations.get,
+            self._batches,
+            budget=self._activations.room,
+            quick=self._quick,
+        )
+        return self._paused
+
+    def end_pause(self) -> None:
+        """End the runs that wait, if there are any; the inputs of their block stay."""
+        if self._paused is not None:
+            self._paused.close()
+        self._paused = None
 
     def run(self, segment: Segment, stop: str | None = None) -> None:
         """Run a segment over all batches once.
@@ -76,15 +109,14 @@ class BlockRunner:
         if block is None or not stored or following is None or wiring is None:
             self.clear()
             return
-        for step in self._batches:
+        for step, output in self._outputs(block):
             arguments = self._activations.get(step)
-            with quick_products(self._quick):
-                output = _run_block(block, arguments)
             try:
                 self._activations.put(step, next_arguments(arguments, output, wiring))
             except Unstorable:  # this batch flows differently: capture the inputs instead
                 self.clear()
                 return
+        self.end_pause()
         self.stored_block = following.block
 
     def finish(self, segment: Segment, following: str) -> None:
@@ -98,23 +130,33 @@ class BlockRunner:
         if block is None or self.stored_block != segment.block:
             self.clear()
             return
-        for step in self._batches:
-            with quick_products(self._quick):
-                output = _run_block(block, self._activations.get(step))
+        for step, output in self._outputs(block):
             try:
                 self._activations.put(step, output)
             except Unstorable:
                 self.clear()
                 return
+        self.end_pause()
         if self._suffices(self._model.get_submodule(following)):
             self.stored_block, self.outputs_stored = None, True
         else:
             self.clear()
 
     def clear(self) -> None:
-        """Delete all stored inputs and outputs."""
+        """Delete all stored inputs and outputs, and end what waits."""
+        self.end_pause()
         self._activations.clear()
         self.stored_block, self.outputs_stored = None, False
+
+    def _outputs(self, block: nn.Module) -> Iterator[tuple[int, Any]]:
+        """Every batch and the output of a block whose inputs are stored."""
+        if self._paused is not None:
+            yield from self._paused.outputs()
+            return
+        for step in self._batches:
+            with quick_products(self._quick):
+                output = _run_block(block, self._activations.get(step))
+            yield step, output
 
     def _store_inputs(self, path: str) -> None:
         """Run the model up to a block, and store the block's inputs."""

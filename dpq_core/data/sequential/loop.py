@@ -7,14 +7,11 @@ and the matrices of one pass are kept at a time. See docs/algorithms.md#sequenti
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -23,83 +20,22 @@ from dpq_core.data.sequential.activations import Activations
 from dpq_core.data.sequential.block_runner import BlockRunner
 from dpq_core.data.sequential.block_store import BlockStore, FinishedTensor
 from dpq_core.data.sequential.capture import trace
-from dpq_core.data.sequential.segments import LayerGroup, Segment, Source, make_segments, passes
+from dpq_core.data.sequential.contract import Quantizer, SegmentReport, SequentialOptions
+from dpq_core.data.sequential.segments import LayerGroup, Segment, make_segments, passes
 from dpq_core.data.sequential.targets import TargetWeight, blocks_of, layers_of, within
-from dpq_core.data.statistics.hooks import MAX_POSITIONS, CollectOptions, LayerStatistics, collect
+from dpq_core.data.statistics.hooks import (
+    CollectOptions,
+    Collector,
+    Diverged,
+    LayerStatistics,
+    collect,
+)
 from dpq_core.data.statistics.layer_inputs import LayerInput
 from dpq_core.data.task import CalibrationTask
+from dpq_core.device import quick_products
 from dpq_core.errors import ArtifactError
 from dpq_core.run import Progress, silent
 from dpq_core.tensor.pq_tensor import PQTensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class SequentialOptions:
-    """Options of sequential quantization.
-
-    Attributes:
-        batches: most training batches to look at; never more than an epoch of the task.
-        true_sequential: within a block, layers see inputs from the layers quantized before them;
-            the block runs once more for every group of layers that share an input.
-        memory: bytes of stored activations beyond which they go to disk, and of the matrices that
-            are collected in one pass.
-        store_inputs: keep the inputs of the current block; False runs the model anew for each pass.
-        max_positions: most positions of a convolution's images that one batch adds.
-        seed: seed of the draw of these positions.
-        quick: let the model round its products to bfloat16, where the processor does that quicker.
-    """
-
-    batches: int = 32
-    true_sequential: bool = True
-    memory: int = 4 << 30
-    store_inputs: bool = True
-    max_positions: int = MAX_POSITIONS
-    seed: int = 0
-    quick: bool = True
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields that decide the results, as JSON; memory and storage do not decide them."""
-        values = dataclasses.asdict(self)
-        return {key: values[key] for key in values if key not in ("memory", "store_inputs")}
-
-
-class Quantizer(Protocol):
-    """Quantizes one tensor at a time, and restores it from its stored parts."""
-
-    def quantize(
-        self, name: str, weight: Tensor, statistics: LayerStatistics
-    ) -> tuple[PQTensor, float] | None:
-        """Quantize one weight; returns it and its relative error, or None to leave it out.
-
-        Args:
-            name: name of the tensor in the artifact.
-            weight: the weight in its original shape.
-            statistics: statistics of the inputs of its layer.
-        """
-
-    def restore(self, name: str, parts: Mapping[str, Tensor]) -> PQTensor:
-        """The quantized tensor made of its stored parts."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SegmentReport:
-    """The report of one segment.
-
-    Attributes:
-        name: path of the block, or words that say where the layers run.
-        source: where its inputs came from.
-        tensors: names of the tensors that were quantized with statistics.
-        passes: how often its part of the model ran over all batches.
-        seconds: wall time.
-        resumed: whether an earlier run had finished it.
-    """
-
-    name: str
-    source: Source
-    tensors: tuple[str, ...]
-    passes: int = 0
-    seconds: float = 0.0
-    resumed: bool = False
 
 
 class Sequential:
@@ -232,9 +168,53 @@ class Sequential:
 
     def _quantize(self, segment: Segment) -> tuple[tuple[str, ...], int]:
         """Quantize a segment; returns its tensors and the number of passes."""
+        options = self._options
+        parts = passes(segment, self._inputs, options.memory, each=options.true_sequential)
+        finished = self._in_one_pass(segment, parts) if options.true_sequential else None
+        count = len(parts) if finished is None else 1
+        if finished is None:
+            finished = self._pass_by_pass(segment, parts)
+        self._store.finish(segment.name, finished)
+        return tuple(finished), count
+
+    def _in_one_pass(
+        self, segment: Segment, parts: Sequence[LayerGroup]
+    ) -> dict[str, FinishedTensor] | None:
+        """Quantize a block while each batch goes through it once.
+
+        None, and the model as it was, where the block cannot be run alone, its layers are called
+        repeatedly, or batches go through it in different ways.
+        """
+        if not all(part.shared and part.stop for part in parts):
+            return None
+        runs = self._runner.pause(segment, [part.paths for part in parts])
+        if runs is None:
+            return None
+        finished = dict[str, FinishedTensor]()
+        done = self._done
+        originals = {p: self._modules[p].weight.clone() for part in parts for p in part.paths}
+        try:
+            for number, part in enumerate(parts):
+                self._progress(f"{segment.name}: statistics", self._done, self._total)
+                statistics = self._collect_paused(runs.inputs(number), part)
+                for path in part.paths:
+                    pq = self._tensor(path, statistics.pop(path, None), finished)
+                    if pq is not None:
+                        self._install(path, pq)
+        except Diverged:
+            self._runner.end_pause()
+            for path, weight in originals.items():
+                self._modules[path].weight.copy_(weight)
+            self._done = done
+            return None
+        return finished
+
+    def _pass_by_pass(
+        self, segment: Segment, parts: Sequence[LayerGroup]
+    ) -> dict[str, FinishedTensor]:
+        """Quantize a segment with a pass over all batches for each part of it."""
         options, finished = self._options, dict[str, FinishedTensor]()
         waiting: list[tuple[str, PQTensor]] = []
-        parts = passes(segment, self._inputs, options.memory, each=options.true_sequential)
         for part in parts:
             self._progress(f"{segment.name}: statistics", self._done, self._total)
             statistics = self._collect(segment, part)
@@ -246,17 +226,29 @@ class Sequential:
                     waiting.append((path, pq))
         for path, pq in waiting:
             self._install(path, pq)
-        self._store.finish(segment.name, finished)
-        return tuple(finished), len(parts)
+        return finished
 
     def _collect(self, segment: Segment, part: LayerGroup) -> dict[str, LayerStatistics]:
-        options = CollectOptions(
+        forward = functools.partial(self._runner.run, segment, part.stop)
+        return collect(self._model, part.paths, forward, self._collect_options(part))
+
+    def _collect_paused(
+        self, inputs: Iterable[Tensor], part: LayerGroup
+    ) -> dict[str, LayerStatistics]:
+        """The statistics of layers that got the same inputs, one after the other."""
+        collector = Collector(self._model, part.paths, self._collect_options(part))
+        with quick_products(self._options.quick):
+            for value in inputs:
+                for path in part.paths:
+                    collector.add(path, value)
+        return collector.statistics()
+
+    def _collect_options(self, part: LayerGroup) -> CollectOptions:
+        return CollectOptions(
             max_positions=self._options.max_positions,
             seed=self._options.seed,
             conv_layouts={path: self._targets[path].conv_layout for path in part.paths},
         )
-        forward = functools.partial(self._runner.run, segment, part.stop)
-        return collect(self._model, part.paths, forward, options)
 
     def _tensor(
         self,

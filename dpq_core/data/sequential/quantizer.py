@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from dpq_core.data.sequential.block_store import BlockStore
-from dpq_core.data.sequential.loop import SegmentReport, Sequential, SequentialOptions
+from dpq_core.data.sequential.contract import SegmentReport, SequentialOptions
+from dpq_core.data.sequential.loop import Sequential
 from dpq_core.data.sequential.targets import TargetWeight
 from dpq_core.data.statistics import LayerStatistics
 from dpq_core.data.task import CalibrationTask

@@ -180,7 +180,7 @@ class Collector:
                 module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: str = path
             ) -> None:
                 x = args[0] if args else next(iter(kwargs.values()))
-                self._add(path, x)
+                self.add(path, x)
 
             self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
         return self
@@ -216,7 +216,12 @@ class Collector:
                 done[id(shared)] = self._finish(path, shared)
         return {path: done[id(shared)] for path, shared in self._shared.items()}
 
-    def _add(self, path: str, x: Tensor) -> None:
+    def add(self, path: str, x: Tensor) -> None:
+        """Add an input of a layer, as its hook does.
+
+        Raises:
+            Diverged: layers that shared their first input have not had the same ones since.
+        """
         serial = self._identities.serial(x)
         if path not in self._shared:
             self._shared[path] = self._find(path, serial)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from toy_blocks import Stack, Task
 
 from dpq_core.artifact import Artifact
-from dpq_core.data.sequential.loop import SequentialOptions
+from dpq_core.data.sequential.contract import SequentialOptions
 from dpq_core.errors import ArtifactError, SpecError
 from dpq_core.jobs import compress as compress_module
 from dpq_core.jobs import hidden_order as compress_order

@@ -12,7 +12,7 @@ from toy_blocks import Stack, Task
 
 from dpq_core.artifact import Artifact
 from dpq_core.data.sequential import quantizer
-from dpq_core.data.sequential.loop import SequentialOptions
+from dpq_core.data.sequential.contract import SequentialOptions
 from dpq_core.errors import ArtifactError
 from dpq_core.jobs import compress as compress_module
 from dpq_core.jobs.compress import CompressOptions, compress
