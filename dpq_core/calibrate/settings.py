@@ -69,8 +69,7 @@ class CalibrateSettings:
         save_every: M-steps between saved states; 0 saves on Ctrl-C only.
         recompute: decode a weight again for the backward pass instead of keeping it; None does so
             when the student's dense weights exceed one gigabyte.
-        mixed: bfloat16 activations on a GPU; on the CPU products as if rounded to bfloat16, where
-            the processor does that quicker.
+        mixed: bfloat16 activations on a GPU.
         seed: the only source of randomness.
     """
 

@@ -24,7 +24,6 @@ from dpq_core.calibrate.settings import GRADIENT, CalibrateSettings
 from dpq_core.calibrate.state import LoopState, Tensors
 from dpq_core.calibrate.steps import MStep
 from dpq_core.data.task import Batch, EStepStats
-from dpq_core.device import quick_products
 
 Watch = Callable[[float], None]
 """Called between two M-steps with the loss of the last one; reports, saves, stops."""
@@ -43,7 +42,7 @@ class Context:
         """The mean loss over batches and processes, without gradients, in eval mode."""
         total_loss = torch.zeros((), dtype=torch.float64, device=self.device)
         self.student.eval()
-        with torch.no_grad(), self.precision(), self.products():
+        with torch.no_grad(), self.precision():
             for batch, share in batches:
                 total_loss += loss(batch).double() * share
         return float(self.workers.sum(total_loss)) / len(batches)
@@ -53,10 +52,6 @@ class Context:
         if self.device.type == "cuda" and self.settings.mixed:
             return torch.autocast("cuda", torch.bfloat16)
         return contextlib.nullcontext()
-
-    def products(self) -> contextlib.AbstractContextManager[object]:
-        """A context of quick products on the CPU, forward and backward (``device``)."""
-        return quick_products(self.device.type == "cpu" and self.settings.mixed)
 
     @contextlib.contextmanager
     def seeded(self, step: int) -> Iterator[None]:
@@ -137,7 +132,7 @@ class Training:
                 return self._goal.loss(samples)
 
         context.student.train()
-        with context.seeded(step), context.products():
+        with context.seeded(step):
             factor = context.settings.lr_at(step, self._phase.steps)
             return self._mstep.step(loss, batch, share, factor)
 

@@ -25,6 +25,9 @@ from dpq_core.tensor.basis import selection as basis
 from dpq_core.tensor.basis.frame import Frame
 from dpq_core.tensor.basis.gain import gain_of
 
+DRIFT_SHARE = 0.25
+"""Share of the drift of inputs for which weights make up (docs/algorithms.md#drift)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class InputStatistics:
@@ -33,11 +36,35 @@ class InputStatistics:
     Attributes:
         hessian: H = E[x x^T], ``[C, C]``, in the order of the weight's columns; None for an
             embedding.
+        drift: E[(y - x) x^T], ``[C, C]``, with y the input in the uncompressed model; None where
+            the inputs are taken for those of the uncompressed model.
         row_weight: how often each row of an embedding is looked up, ``[R]``; None otherwise.
     """
 
     hessian: Tensor | None = None
+    drift: Tensor | None = None
     row_weight: Tensor | None = None
+
+
+def corrected(matrix: Tensor, statistics: InputStatistics, damping: float) -> Tensor:
+    """The weight that makes up for a part of what its input has drifted.
+
+    E|W y - V x|^2 is least for V = W + W E[(y - x) x^T] H^-1, and the error of V_hat is then the
+    usual one against V (GPTAQ, arXiv 2504.02692). ``DRIFT_SHARE`` of that step is taken.
+
+    Args:
+        matrix: the weight W ``[R, C]``.
+        statistics: H and the drift.
+        damping: added to the diagonal of H / mean(diag H).
+    """
+    hessian, drift = statistics.hessian, statistics.drift
+    if hessian is None or drift is None:
+        return matrix
+    damped = hessian.double()
+    damped.diagonal().add_(damping * float(damped.diagonal().mean().clamp(min=1e-30)))
+    moved = DRIFT_SHARE * (matrix.double() @ drift.double())
+    step: Tensor = torch.linalg.solve(damped, moved, left=False)
+    return (matrix + step).to(torch.float32)
 
 
 def point_weights(

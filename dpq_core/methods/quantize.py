@@ -15,7 +15,12 @@ from dpq_core.methods.data_free import (
     pack_codes,
     round_codewords,
 )
-from dpq_core.methods.output_aware import InputStatistics, output_optimizer, point_weights
+from dpq_core.methods.output_aware import (
+    InputStatistics,
+    corrected,
+    output_optimizer,
+    point_weights,
+)
 from dpq_core.spec import QuantSpec
 from dpq_core.tensor.basis import selection as basis
 from dpq_core.tensor.basis.gain import RowProducts
@@ -64,7 +69,10 @@ def quantize(
     """
     seed, dtype = tensor_seed(spec.seed, name), weight.dtype
     statistics = statistics or InputStatistics()
+    original = None if statistics.drift is None else weight
     matrix = partition.to_matrix(weight)
+    if original is not None:
+        matrix = corrected(matrix.float(), statistics, spec.assignment.damping)
     rms = basis.checked_rms(matrix, name)
     stored = basis.choose(matrix, partition, spec, seed, statistics.hessian)
     if stored:
@@ -100,7 +108,15 @@ def quantize(
     error = products.relative_error(row_scale, stored.get("row_scale"))
     stored |= parts | pack_codes(task, encoding)
     pq = PQTensor(partition=partition, spec=spec, dtype=dtype, stored=stored)
+    if original is not None:
+        error = _relative_error(original, pq)
     return Quantized(pq=pq, relative_error=error, output_errors=errors)
+
+
+def _relative_error(weight: Tensor, pq: PQTensor) -> float:
+    """||W - W_hat||^2 / ||W||^2; 0 for a weight of zeros that is kept."""
+    error = (pq.decode(torch.float32) - weight.float()).double().square().sum()
+    return float(error / weight.double().square().sum().clamp(min=1e-300))
 
 
 def _half(scale: Tensor) -> Tensor:

@@ -14,9 +14,9 @@ PRESETS = ("standard", "best", "paper")
 def preset(name: str, bits: int, *, data: bool = False) -> QuantSpec:
     """The spec of a preset at a nominal number of bits per weight.
 
-    * ``standard``: shared codebooks of 256 codewords and row scales. With data: error feedback,
-      coordinate descent and a closed-form update of the codebooks on statistics of the inputs;
-      without data: permuted columns and the nearest codewords.
+    * ``standard``: permuted columns, shared codebooks of 256 codewords and row scales. With data:
+      error feedback, coordinate descent and a closed-form update of the codebooks on statistics of
+      the inputs; without data: the nearest codewords.
     * ``best``: the spec of ``standard`` with another round of updates; jobs plan the bytes tensor
       by tensor, and calibrate afterwards.
     * ``paper``: DPQ as published (docs/algorithms.md#preset-paper): one codebook of 256 per group
@@ -48,7 +48,7 @@ def preset(name: str, bits: int, *, data: bool = False) -> QuantSpec:
         return QuantSpec.preset(bits)
     updates = 2 if name == "best" else 1
     assignment = AssignmentSpec(method="ldlq+icm", updates=updates)
-    return QuantSpec.preset(bits, permute=False, assignment=assignment)
+    return QuantSpec.preset(bits, assignment=assignment)
 
 
 def preset_overrides(name: str | None, spec: QuantSpec) -> tuple[Override, ...]:

@@ -8,6 +8,7 @@
 ``capture``       how data flows through the blocks, traced on one batch
 ``block_runner``  runs a block, or the model up to it, over all batches
 ``paused_runs``   runs of a block that wait at layers while these are quantized
+``reference``     the uncompressed model's inputs of the same layers, and how far they are apart
 ``activations``   the inputs of a block, in memory up to a budget, beyond it on disk
 ``block_store``   finished blocks on disk, from which a stopped run resumes
 """

@@ -56,7 +56,7 @@ class BlockRunner:
         block = self._module(segment.block)
         if segment.source is Source.PREFIX or block is None or segment.block is None:
             return None
-        self._store_inputs(segment.block)
+        self.store_inputs(segment.block)
         if self.stored_block != segment.block:
             return None
         self._paused = PausedRuns(
@@ -83,7 +83,7 @@ class BlockRunner:
             stop: path of a layer; the pass may end once it has been called with its input.
         """
         if segment.source is not Source.PREFIX and segment.block is not None:
-            self._store_inputs(segment.block)
+            self.store_inputs(segment.block)
         block = self._module(segment.block)
         entering, before = self._module(stop), self._module(segment.until)
         for step in self._batches:
@@ -158,8 +158,8 @@ class BlockRunner:
                 output = _run_block(block, self._activations.get(step))
             yield step, output
 
-    def _store_inputs(self, path: str) -> None:
-        """Run the model up to a block, and store the block's inputs."""
+    def store_inputs(self, path: str) -> None:
+        """Run the model up to a block and store the block's inputs, if that has not been done."""
         if self.stored_block == path or path in self._refused:
             return
         self.clear()

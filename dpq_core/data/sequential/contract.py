@@ -22,6 +22,8 @@ class SequentialOptions:
         batches: most training batches to look at; never more than an epoch of the task.
         true_sequential: within a block, layers see inputs from the layers quantized before them;
             the block runs once more for every group of layers that share an input.
+        correct_drift: let each weight make up for what its input has drifted from that of the
+            uncompressed model; needs ``true_sequential``, and blocks that can be run alone.
         memory: bytes of stored activations beyond which they go to disk, and of the matrices that
             are collected in one pass.
         store_inputs: keep the inputs of the current block; False runs the model anew for each pass.
@@ -32,6 +34,7 @@ class SequentialOptions:
 
     batches: int = 32
     true_sequential: bool = True
+    correct_drift: bool = True
     memory: int = 4 << 30
     store_inputs: bool = True
     max_positions: int = MAX_POSITIONS

@@ -11,7 +11,7 @@ import functools
 import math
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -21,11 +21,12 @@ from dpq_core.data.sequential.block_runner import BlockRunner
 from dpq_core.data.sequential.block_store import BlockStore, FinishedTensor
 from dpq_core.data.sequential.capture import trace
 from dpq_core.data.sequential.contract import Quantizer, SegmentReport, SequentialOptions
+from dpq_core.data.sequential.paused_runs import PausedRuns
+from dpq_core.data.sequential.reference import Reference
 from dpq_core.data.sequential.segments import LayerGroup, Segment, make_segments, passes
 from dpq_core.data.sequential.targets import TargetWeight, blocks_of, layers_of, within
 from dpq_core.data.statistics.hooks import (
     CollectOptions,
-    Collector,
     Diverged,
     LayerStatistics,
     collect,
@@ -83,6 +84,13 @@ class Sequential:
         activations = Activations(store.scratch, self._options.memory)
         self._batches = min(self._options.batches, task.epoch or self._options.batches)
         self._runner = BlockRunner(task, self._batches, activations, quick=self._options.quick)
+        self._reference = Reference(
+            task,
+            self._batches,
+            store.scratch / "reference",
+            self._options.memory,
+            quick=self._options.quick,
+        )
         self._done, self._total = 0, sum(math.prod(t.shape) for t in self._targets.values())
 
     def run(self) -> None:
@@ -101,18 +109,21 @@ class Sequential:
             self._store.close()
         finally:
             self._runner.clear()
+            self._reference.end()
             self._model.train(training)
             shutil.rmtree(self._store.scratch, ignore_errors=True)
 
     def _run(self) -> None:
         segments = self._segments()
         left = [number for number, segment in enumerate(segments) if segment.layer_groups]
+        if self._options.true_sequential and self._options.correct_drift:
+            self._reference.start(segments, self._store.segments)
         for number, segment in enumerate(segments[: max(left, default=-1) + 1]):
+            rest = segments[number + 1 : max(left) + 1]
+            following = next((later for later in rest if later.block is not None), None)
             if segment.layer_groups:
-                self._segment(segment)
+                self._segment(segment, following)
             if segment.block is not None:
-                rest = segments[number + 1 : max(left) + 1]
-                following = next((later for later in rest if later.block is not None), None)
                 if following is None and rest:
                     self._runner.finish(segment, rest[-1].layer_groups[-1].paths[-1])
                 else:
@@ -134,13 +145,14 @@ class Sequential:
         }
         return make_segments(seen, unseen, store_inputs=self._options.store_inputs)
 
-    def _segment(self, segment: Segment) -> None:
+    def _segment(self, segment: Segment, following: Segment | None) -> None:
         started = time.perf_counter()
         if segment.name in self._store.segments:
+            self._reference.advance(segment, following)
             names = self._restore(segment)
             count, resumed = 0, True
         else:
-            names, count = self._quantize(segment)
+            names, count = self._quantize(segment, following)
             resumed = False
         self.reports.append(
             SegmentReport(
@@ -166,19 +178,20 @@ class Sequential:
         self._done += sum(math.prod(self._targets[path].shape) for path in paths.values())
         return tuple(self._store.segments[segment.name])
 
-    def _quantize(self, segment: Segment) -> tuple[tuple[str, ...], int]:
+    def _quantize(self, segment: Segment, following: Segment | None) -> tuple[tuple[str, ...], int]:
         """Quantize a segment; returns its tensors and the number of passes."""
         options = self._options
         parts = passes(segment, self._inputs, options.memory, each=options.true_sequential)
-        finished = self._in_one_pass(segment, parts) if options.true_sequential else None
+        finished = self._in_one_pass(segment, parts, following) if options.true_sequential else None
         count = len(parts) if finished is None else 1
         if finished is None:
+            self._reference.advance(segment, following)
             finished = self._pass_by_pass(segment, parts)
         self._store.finish(segment.name, finished)
         return tuple(finished), count
 
     def _in_one_pass(
-        self, segment: Segment, parts: Sequence[LayerGroup]
+        self, segment: Segment, parts: Sequence[LayerGroup], following: Segment | None
     ) -> dict[str, FinishedTensor] | None:
         """Quantize a block while each batch goes through it once.
 
@@ -187,24 +200,31 @@ class Sequential:
         """
         if not all(part.shared and part.stop for part in parts):
             return None
-        runs = self._runner.pause(segment, [part.paths for part in parts])
+        groups = [part.paths for part in parts]
+        runs = self._runner.pause(segment, groups)
         if runs is None:
             return None
+        self._reference.pause(segment, groups)
         finished = dict[str, FinishedTensor]()
         done = self._done
-        originals = {p: self._modules[p].weight.clone() for part in parts for p in part.paths}
+        originals = {path: self._weight(path).clone() for part in parts for path in part.paths}
         try:
             for number, part in enumerate(parts):
                 self._progress(f"{segment.name}: statistics", self._done, self._total)
-                statistics = self._collect_paused(runs.inputs(number), part)
+                statistics = self._collect_paused(runs, number, part)
+                if number + 1 < len(parts):
+                    self._reference.go_ahead(number + 1)
+                else:
+                    self._reference.advance(segment, following)
                 for path in part.paths:
                     pq = self._tensor(path, statistics.pop(path, None), finished)
                     if pq is not None:
                         self._install(path, pq)
         except Diverged:
             self._runner.end_pause()
+            self._reference.end()
             for path, weight in originals.items():
-                self._modules[path].weight.copy_(weight)
+                self._weight(path).copy_(weight)
             self._done = done
             return None
         return finished
@@ -233,15 +253,12 @@ class Sequential:
         return collect(self._model, part.paths, forward, self._collect_options(part))
 
     def _collect_paused(
-        self, inputs: Iterable[Tensor], part: LayerGroup
+        self, runs: PausedRuns, number: int, part: LayerGroup
     ) -> dict[str, LayerStatistics]:
-        """The statistics of layers that got the same inputs, one after the other."""
-        collector = Collector(self._model, part.paths, self._collect_options(part))
+        """The statistics of a group of layers that runs wait at."""
+        options = self._collect_options(part)
         with quick_products(self._options.quick):
-            for value in inputs:
-                for path in part.paths:
-                    collector.add(path, value)
-        return collector.statistics()
+            return self._reference.statistics(number, runs, self._model, part.paths, options)
 
     def _collect_options(self, part: LayerGroup) -> CollectOptions:
         return CollectOptions(
@@ -262,9 +279,7 @@ class Sequential:
         self._done += math.prod(target.shape)
         if statistics is None:
             return None
-        weight = self._modules[path].weight
-        assert isinstance(weight, Tensor)
-        result = self._quantizer.quantize(target.name, weight.detach(), statistics)
+        result = self._quantizer.quantize(target.name, self._weight(path), statistics)
         if result is None:
             return None
         pq, error = result
@@ -274,6 +289,10 @@ class Sequential:
 
     def _install(self, path: str, pq: PQTensor) -> None:
         """Give a layer the decoded weight, as it will be stored."""
+        weight = self._weight(path)
+        weight.copy_(pq.decode(weight.dtype))
+
+    def _weight(self, path: str) -> Tensor:
         weight = self._modules[path].weight
         assert isinstance(weight, Tensor)
-        weight.copy_(pq.decode(weight.dtype))
+        return weight.detach()

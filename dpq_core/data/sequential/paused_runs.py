@@ -101,8 +101,8 @@ class PausedRuns:
         """How many runs wait at a layer."""
         return sum(run.waits is not None for run in self._runs.values())
 
-    def inputs(self, group: int) -> Iterator[Any]:
-        """The input of a group of layers for each batch that reaches it; groups in their order.
+    def inputs(self, group: int) -> Iterator[tuple[int, Any]]:
+        """Each batch that reaches a group of layers, and their input; groups in their order.
 
         Raises:
             Diverged: the layers of a group got different inputs, or were not called in the order
@@ -115,7 +115,7 @@ class PausedRuns:
             while run.group < group and not run.over:
                 self._go_on(step, run)
             if run.group == group and not run.over:
-                yield run.input
+                yield step, run.input
                 self._give_up_beyond_budget(step, run)
 
     def outputs(self) -> Iterator[tuple[int, Any]]:

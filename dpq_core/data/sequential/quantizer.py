@@ -80,8 +80,11 @@ def input_statistics(statistics: LayerStatistics, device: torch.device) -> Input
     if counts is not None:
         counts = (0.5 + 0.5 * counts / counts.mean().clamp(min=1e-30)).to(device)
     hessian = statistics.hessian
+    drift = statistics.drift
     return InputStatistics(
-        hessian=None if hessian is None else hessian.to(device), row_weight=counts
+        hessian=None if hessian is None else hessian.to(device),
+        drift=None if drift is None else drift.to(device),
+        row_weight=counts,
     )
 
 

@@ -33,12 +33,14 @@ class LayerStatistics:
         hessian: H = E[x x^T], float32 ``[cols, cols]``.
         diagonal: E[x_i^2], float32 ``[cols]``.
         row_counts: how often each entry of an embedding was looked up, float32 ``[entries]``.
+        drift: E[(y - x) x^T], float32 ``[cols, cols]``, y the input in the uncompressed model.
     """
 
     count: float
     hessian: Tensor | None = None
     diagonal: Tensor | None = None
     row_counts: Tensor | None = None
+    drift: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,11 +219,7 @@ class Collector:
         return {path: done[id(shared)] for path, shared in self._shared.items()}
 
     def add(self, path: str, x: Tensor) -> None:
-        """Add an input of a layer, as its hook does.
-
-        Raises:
-            Diverged: layers that shared their first input have not had the same ones since.
-        """
+        """Add an input of a layer, as its hook does; raises Diverged as ``statistics`` does."""
         serial = self._identities.serial(x)
         if path not in self._shared:
             self._shared[path] = self._find(path, serial)

@@ -54,7 +54,7 @@ def test_layers_get_what_the_block_as_it_is_now_gives_them(budget, suspended):
     block, runs = block_and_runs(budget=budget)
     for number, paths in enumerate(GROUPS):
         wanted = [input_of(block, paths[0], step) for step in STEPS]
-        found = list(runs.inputs(number))
+        found = [value for _, value in runs.inputs(number)]
         assert len(found) == len(STEPS)
         assert all(map(torch.equal, found, wanted))
         halved(block, paths)
@@ -83,7 +83,7 @@ def test_within_the_budget_each_batch_goes_through_the_block_once():
 @torch.no_grad()
 def test_closing_frees_what_waits_and_removes_the_hooks():
     block, runs = block_and_runs()
-    kept = [weakref.ref(value) for value in runs.inputs(1)]
+    kept = [weakref.ref(value) for _, value in runs.inputs(1)]
     assert all(reference() is not None for reference in kept)
     runs.close()
     gc.collect()

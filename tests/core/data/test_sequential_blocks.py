@@ -27,9 +27,10 @@ def test_a_stack_is_chained(tmp_path):
         "blocks.2": Source.CHAIN,
         "after all blocks": Source.PREFIX,
     }
-    # The trace, then the embedding, the inputs of the first block, and the head on every batch;
-    # the whole model and its head alone on one batch, to see whether the head needs the rest.
-    assert task.forwards == 1 + 3 * BATCHES + 2
+    # The trace, the inputs of the first block in the uncompressed model, then on every batch the
+    # embedding, the inputs of the first block and the head; the whole model and its head alone on
+    # one batch, to see whether the head needs the rest.
+    assert task.forwards == 1 + 4 * BATCHES + 2
 
 
 def test_skip_connections_break_the_chain(tmp_path):
@@ -280,6 +281,6 @@ def test_passes_end_as_soon_as_their_layers_have_run(tmp_path):
     model, calls = make(Stack), []
     model.blocks[0].down.register_forward_hook(lambda *_: calls.append(1))
     run(tmp_path, model=model)
-    # The trace and its replay, the outputs of the block, and one look at the whole model. Passes
-    # for statistics end when the layer gets its input, and the head's begins behind the blocks.
-    assert len(calls) == 2 + BATCHES + 1
+    # The trace and its replay, the block in the uncompressed model and as it is quantized, and one
+    # look at the whole model. The head's pass begins behind the blocks.
+    assert len(calls) == 2 + 2 * BATCHES + 1

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import specs_up_to
 
+from dpq_core.methods import output_aware
 from dpq_core.methods.assignment.hessian import Hessian
 from dpq_core.methods.data_free import QuantizationTask
-from dpq_core.methods.output_aware import InputStatistics, point_weights
+from dpq_core.methods.output_aware import InputStatistics, corrected, point_weights
 from dpq_core.methods.quantize import quantize
 from dpq_core.spec import ASSIGNMENTS, AssignmentSpec, QuantSpec
 from dpq_core.tensor.basis.frame import Frame
@@ -163,3 +164,52 @@ def test_any_spec_takes_statistics_of_any_rank(shape, spec, method, rank):
     assert torch.isfinite(found.pq.decode()).all()
     errors = found.output_errors
     assert all(after <= before + 1e-5 for before, after in itertools.pairwise(errors))
+
+
+# -- the drift of inputs --------------------------------------------------------------------------
+
+
+def drifted(samples=400, cols=12, noise=0.5):
+    """Inputs in the uncompressed model, inputs now, and their statistics."""
+    draw = torch.Generator().manual_seed(3)
+    before = torch.randn(samples, cols, generator=draw, dtype=torch.float64)
+    now = before + noise * torch.randn(samples, cols, generator=draw, dtype=torch.float64)
+    hessian = (now.T @ now / samples).float()
+    drift = ((before - now).T @ now / samples).float()
+    return before, now, InputStatistics(hessian=hessian, drift=drift)
+
+
+def test_the_whole_step_is_the_least_squares_solution(monkeypatch):
+    monkeypatch.setattr(output_aware, "DRIFT_SHARE", 1.0)
+    before, now, statistics = drifted()
+    weight = torch.randn(5, 12)
+    solution = torch.linalg.lstsq(now, before @ weight.double().T).solution.T
+    found = corrected(weight, statistics, 1e-9)
+    torch.testing.assert_close(found.double(), solution, rtol=1e-4, atol=1e-4)
+
+
+def test_a_part_of_the_step_brings_outputs_nearer_to_the_original_ones():
+    before, now, statistics = drifted()
+    weight = torch.randn(5, 12)
+
+    def error(matrix):
+        return float((before @ weight.double().T - now @ matrix.double().T).square().sum())
+
+    assert error(corrected(weight, statistics, 0.01)) < 0.95 * error(weight)
+
+
+def test_without_drift_the_weight_stays():
+    weight = torch.randn(5, 12)
+    _, _, statistics = drifted(noise=0.0)
+    assert corrected(weight, InputStatistics(hessian=statistics.hessian), 0.01) is weight
+    torch.testing.assert_close(corrected(weight, statistics, 0.01), weight)
+
+
+def test_the_reported_error_is_against_the_original_weight():
+    _, _, statistics = drifted(noise=2.0)
+    weight = torch.randn(32, 12)
+    spec = QuantSpec(d=2, K=16, assignment=AssignmentSpec(method="ldlq+icm"))
+    result = run(weight, spec, statistics)
+    error = (result.pq.decode() - weight).square().sum() / weight.square().sum()
+    assert result.relative_error == pytest.approx(float(error), rel=1e-5)
+    assert result.relative_error > run(weight, spec).relative_error
