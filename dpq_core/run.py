@@ -19,6 +19,13 @@ def silent(what: str, done: float, total: float) -> None:
     """The progress callback that ignores everything."""
 
 
+Stream = Callable[[int, str, str], None]
+"""Callback ``stream(number, model, piece)``: the next piece of a text while it is generated.
+
+``model`` is the source of the model that writes it, or empty where only one is sampled.
+"""
+
+
 class Reuse:
     """Slow results that later steps of the same job need again, such as text the model writes.
 
@@ -52,10 +59,12 @@ class Run:
         device: torch device name, ``auto`` picks CUDA where there is one.
         seed: the only source of randomness.
         progress: called as work goes on.
+        stream: called with texts as they are generated; None where nobody reads along.
         reuse: results that the steps of one job share.
     """
 
     device: str = "auto"
     seed: int = 0
     progress: Progress = silent
+    stream: Stream | None = None
     reuse: Reuse = field(default_factory=Reuse, compare=False, repr=False)

@@ -66,6 +66,13 @@ class SampleOptions:
     prompt: tuple[str, ...] = field(
         default=(), metadata={"help": "text to continue; without one, a default of the model"}
     )
+    chat: bool = field(
+        default=False,
+        metadata={"help": "the prompt is a user's message; the text is the model's answer"},
+    )
+    baseline: str = field(
+        default="", metadata={"help": "the uncompressed model, to show its texts at the same seed"}
+    )
     max_new_tokens: int = field(default=128, metadata={"help": "tokens to generate at most"})
     temperature: float = field(
         default=0.7, metadata={"help": "0: always the most likely token; higher: more random"}

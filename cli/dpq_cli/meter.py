@@ -39,6 +39,7 @@ class Meter:
         self._began = self._logged = time.monotonic()
         self._steps: deque[tuple[float, float]] = deque(maxlen=STEPS)  # (time, work done)
         self._total = -1.0
+        self._hidden = False
 
     def __enter__(self) -> Meter:
         """Start the clock."""
@@ -54,6 +55,12 @@ class Meter:
         if self._bar is not None:
             self._bar.stop()
 
+    def hide(self) -> None:
+        """Remove the bar for good, because something else is written to the terminal."""
+        self._hidden = True
+        if self._bar is not None:
+            self._bar.stop()
+
     def __call__(self, what: str, done: float, total: float) -> None:
         """Show that ``done`` of ``total`` is done and ``what`` is being worked on."""
         now = time.monotonic()
@@ -61,7 +68,7 @@ class Meter:
             self._steps.clear()
         self._total = total
         self._steps.append((now, done))
-        if now - self._began < QUIET_SECONDS:
+        if self._hidden or now - self._began < QUIET_SECONDS:
             return
         left = self._time_left()
         if self._console.is_terminal:

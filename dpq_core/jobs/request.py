@@ -18,7 +18,7 @@ from dpq_core.jobs.arguments import check_required, names_of
 from dpq_core.jobs.spec_arguments import RunArguments
 from dpq_core.nearest import nearest
 from dpq_core.plugin import options, registry
-from dpq_core.run import Progress, Run
+from dpq_core.run import Progress, Run, Stream
 
 if TYPE_CHECKING:
     from dpq_core.artifact import Artifact, ArtifactFile
@@ -42,7 +42,7 @@ class Request(Generic[A]):
     own: Mapping[str, Any]
 
     @contextmanager
-    def run(self, progress: Progress) -> Iterator[Run]:
+    def run(self, progress: Progress, stream: Stream | None = None) -> Iterator[Run]:
         """A context with the job's ``Run``, in which a missing dependency becomes a pip command.
 
         Raises:
@@ -52,7 +52,8 @@ class Request(Generic[A]):
 
         device.resolve(self.arguments.device)
         with registry.explain_missing(self.adapter.name):
-            yield Run(device=self.arguments.device, seed=self.arguments.seed, progress=progress)
+            args = self.arguments
+            yield Run(device=args.device, seed=args.seed, progress=progress, stream=stream)
 
 
 def request(cls: type[A], keywords: Mapping[str, Any]) -> Request[A]:

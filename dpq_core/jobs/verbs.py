@@ -29,7 +29,7 @@ from dpq_core.jobs.request import adapter_of, request
 from dpq_core.nearest import nearest
 from dpq_core.plugin import registry
 from dpq_core.plugin.adapter import Exports, Loads, Samples, lacks
-from dpq_core.run import Progress, Run, silent
+from dpq_core.run import Progress, Run, Stream, silent
 from dpq_core.sizes import format_size
 
 
@@ -80,14 +80,23 @@ def evaluate(
 
 @dataclass(frozen=True, kw_only=True)
 class SampleReport(Report):
-    """The samples of a model: texts, and files that were written."""
+    """The samples of a model, with those of its baseline where there is one.
+
+    Attributes:
+        texts: texts of the model.
+        files: files that were written.
+        baseline_texts: the baseline's text to each of ``texts``; empty without a baseline.
+    """
 
     texts: tuple[str, ...]
     files: tuple[Path, ...]
+    baseline_texts: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON values."""
-        return {"texts": list(self.texts), "files": [str(path) for path in self.files]}
+        baseline = {"baseline_texts": list(self.baseline_texts)} if self.baseline_texts else {}
+        files = [str(path) for path in self.files]
+        return {"texts": list(self.texts), **baseline, "files": files}
 
     def tables(self) -> tuple[Table, ...]:
         """No tables."""
@@ -99,8 +108,17 @@ class SampleReport(Report):
 
 
 @takes(SampleArguments)
-def sample(source: str | Path, *, progress: Progress = silent, **arguments: Any) -> SampleReport:
+def sample(
+    source: str | Path,
+    *,
+    progress: Progress = silent,
+    stream: Stream | None = None,
+    **arguments: Any,
+) -> SampleReport:
     """Let a model make texts, or files in ``output``.
+
+    ``stream(number, model, piece)`` is called with texts while they are generated, where the
+    adapter can.
 
     Raises:
         DPQError: an argument or the source is wrong, or the adapter makes no samples.
@@ -112,9 +130,11 @@ def sample(source: str | Path, *, progress: Progress = silent, **arguments: Any)
         out.mkdir(parents=True, exist_ok=True)
     if not isinstance(call.adapter, Samples):
         raise lacks(call.adapter, "sample")
-    with call.run(progress) as run:
+    with call.run(progress, stream) as run:
         sampling = call.adapter.sample(call.arguments.source, call.own.get("sample"), run, out)
-    return SampleReport(texts=sampling.texts, files=sampling.files)
+    return SampleReport(
+        texts=sampling.texts, files=sampling.files, baseline_texts=sampling.baseline_texts
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,10 +46,17 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """The samples of a model: texts, and files that were written."""
+    """The samples of a model: texts, and files that were written.
+
+    Attributes:
+        texts: texts of the model.
+        files: files that were written.
+        baseline_texts: the baseline's text to each of ``texts``, where there is a baseline.
+    """
 
     texts: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
+    baseline_texts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import pytest
 from cli_runs import dpq, install_toy, write_mlp
 from toy_adapter import MLPAdapter
 
-from dpq_core.plugin.results import Evaluation, Metric
+from dpq_core.plugin.results import Evaluation, Metric, Sampling
 
 
 @pytest.fixture(autouse=True)
@@ -123,6 +123,24 @@ def test_samples_go_to_stdout(out):
     assert dpq("sample", out, "--count=1").out.strip() == done.out.split("\n\n")[0]
     assert dpq("sample", out, "--seed", 0).out == done.out
     assert dpq("sample", out, "--seed", 1).out != done.out
+
+
+def test_texts_are_printed_while_they_are_generated(out, monkeypatch):
+    def sample(self, source, options, run, folder):
+        shown = run.stream or (lambda *_: None)
+        for number, model, piece in self.pieces:
+            shown(number, model, piece)
+        return Sampling(texts=("one two", "three"))
+
+    monkeypatch.setattr(MLPAdapter, "sample", sample)
+    one = [(0, "", "one "), (0, "", "two"), (1, "", "three")]
+    monkeypatch.setattr(MLPAdapter, "pieces", one, raising=False)
+    assert dpq("sample", out).out == "one two\n\nthree\n"
+    two = [(0, "out", "one"), (0, "net", "eins"), (1, "out", "two"), (1, "net", "zwei")]
+    monkeypatch.setattr(MLPAdapter, "pieces", two)
+    expected = "[out]\none\n\n[net]\neins\n\n[out]\ntwo\n\n[net]\nzwei\n"
+    assert dpq("sample", out).out == expected
+    assert dpq("sample", out, "--json").json["texts"] == ["one two", "three"]
 
 
 def test_samples_as_json(out):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from shutil import copytree
+
 import pytest
 import torch
 
@@ -10,6 +13,7 @@ from dpq_core.errors import SourceError, SpecError
 from dpq_core.run import Run
 from dpq_llama.adapter import LlamaAdapter
 from dpq_llama.options import SampleOptions
+from dpq_llama.source.checkpoint import BUILTIN
 
 RUN = Run(device="cpu")
 TINY = "builtin:tiny-llama"
@@ -36,6 +40,46 @@ def test_temperature_zero_needs_no_seed():
     first = sample(prompt=("def ",), temperature=0)
     assert first.texts == sample(prompt=("def ",), temperature=0, seed=9).texts
     assert first.files == ()
+
+
+def test_texts_are_streamed_in_pieces():
+    pieces = []
+    run = Run(device="cpu", stream=lambda *piece: pieces.append(piece))
+    prompts = ("import os\n", "class ")
+    chosen = SampleOptions(max_new_tokens=12, prompt=prompts, temperature=0)
+    sampling = LlamaAdapter().sample(TINY, chosen, run, None)
+    for number, text in enumerate(sampling.texts):
+        own = [piece for at, _, piece in pieces if at == number]
+        assert len(own) > 2
+        assert "".join(own) == text
+    assert {title for _, title, _ in pieces} == {""}
+
+
+def test_a_baseline_writes_to_the_same_prompts_at_the_same_seed(tmp_path):
+    titles = []
+    run = Run(device="cpu", seed=3, stream=lambda _, title, __: titles.append(title))
+    chosen = SampleOptions(max_new_tokens=6, prompt=("def ", "if "), baseline=TINY)
+    sampling = LlamaAdapter().sample(TINY, chosen, run, tmp_path)
+    assert sampling.baseline_texts == sampling.texts
+    assert set(titles) == {TINY}
+    names = ["sample-0.txt", "sample-1.txt", "sample-0-baseline.txt", "sample-1-baseline.txt"]
+    assert [path.name for path in sampling.files] == names
+
+
+def test_a_chat_shows_the_answer_to_the_templates_text(tmp_path):
+    folder = tmp_path / "chat"
+    copytree(BUILTIN / "tiny-llama", folder)
+    template = "def {{ messages[0]['content'] }}{% if add_generation_prompt %}(x):{% endif %}"
+    (folder / "chat_template.jinja").write_text(template)
+    chosen = SampleOptions(max_new_tokens=8, temperature=0, prompt=("area",))
+    pieces = []
+    run = Run(device="cpu", stream=lambda _, __, piece: pieces.append(piece))
+    answer = LlamaAdapter().sample(str(folder), replace(chosen, chat=True), run, None).texts[0]
+    whole = LlamaAdapter().sample(TINY, replace(chosen, prompt=("def area(x):",)), RUN, None)
+    assert whole.texts[0] == "def area(x):" + answer
+    assert "".join(pieces) == answer
+    with pytest.raises(SpecError, match="has no chat template"):
+        LlamaAdapter().sample(TINY, replace(chosen, chat=True), RUN, None)
 
 
 def test_a_prompt_beyond_the_context_is_refused():

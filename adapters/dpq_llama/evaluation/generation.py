@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +21,13 @@ from dpq_llama.source.checkpoint import read_config
 from dpq_llama.source.loading import builtin_name, load_folder, load_model, load_tokenizer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _PROMPTS = {"tiny-llama": "def read_config(path):\n"}
 """First words that suit what a builtin model was trained on."""
 
 _USUAL_PROMPT = "Once upon a time"
+_CHAT_PROMPT = "Tell me a short story."
 
 _PROBE_TOKENS = 24
 _PROBE_POSITIONS = 4
@@ -31,29 +35,105 @@ _PROBE_LOGITS = 1024
 
 
 def sample(source: str, options: SampleOptions, run: Run, out: Path | None) -> Sampling:
-    """The continuation of every prompt; the same seed gives the same texts.
+    """The continuation of every prompt, or the answer to it; the same seed gives the same texts.
 
     Raises:
-        SpecError: a prompt is longer than the model's context.
+        SpecError: a prompt is longer than the model's context, or there is no chat template.
         SourceError: the model or its tokenizer cannot be read.
     """
-    prompts = options.prompt or (_PROMPTS.get(builtin_name(source) or "", _USUAL_PROMPT),)
-    tokenizer = load_tokenizer(source)
-    model = load_model(source, run.device, options.dtype)
-    texts = []
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):  # generate() draws from the global generators
-        torch.manual_seed(run.seed)
-        for index, prompt in enumerate(prompts):
-            run.progress("sample", index, len(prompts))
-            ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(model.device)
-            continued_ids = _continue(model, ids, options)
-            texts.append(str(tokenizer.decode(continued_ids, skip_special_tokens=True)))
-    run.progress("sample", len(prompts), len(prompts))
-    return Sampling(texts=tuple(texts), files=_write(texts, out))
+    usual = (
+        _CHAT_PROMPT if options.chat else _PROMPTS.get(builtin_name(source) or "", _USUAL_PROMPT)
+    )
+    prompts = options.prompt or (usual,)
+    sources = [source, options.baseline] if options.baseline else [source]
+    writers = [_Writer.of(name, options, run) for name in sources]
+    texts: list[list[str]] = [[] for _ in writers]
+    total = len(prompts) * len(writers)
+    for number, prompt in enumerate(prompts):
+        for index, writer in enumerate(writers):
+            run.progress("sample", number * len(writers) + index, total)
+            title = sources[index] if options.baseline else ""
+            texts[index].append(writer.write(prompt, number, title))
+    run.progress("sample", total, total)
+    files = _files(texts[0], out, "sample-{}.txt")
+    baseline_texts = texts[1] if options.baseline else []
+    files += _files(baseline_texts, out, "sample-{}-baseline.txt")
+    return Sampling(texts=tuple(texts[0]), files=files, baseline_texts=tuple(baseline_texts))
 
 
-def _continue(model: PreTrainedModel, ids: Tensor, options: SampleOptions) -> Tensor:
+@dataclass(frozen=True)
+class _Writer:
+    """A loaded model that continues prompts or answers messages."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    options: SampleOptions
+    run: Run
+
+    @classmethod
+    def of(cls, source: str, options: SampleOptions, run: Run) -> _Writer:
+        """Load model and tokenizer of a source.
+
+        Raises:
+            SpecError: a chat is asked for, and the tokenizer has no template for it.
+            SourceError: the model or its tokenizer cannot be read.
+        """
+        tokenizer = load_tokenizer(source)
+        if options.chat and not tokenizer.chat_template:
+            raise SpecError(f"{source} has no chat template", option="chat")
+        return cls(load_model(source, run.device, options.dtype), tokenizer, options, run)
+
+    def write(self, prompt: str, number: int, title: str) -> str:
+        """Continue or answer one prompt, piece by piece where somebody reads along.
+
+        Args:
+            prompt: text or message.
+            number: index of the prompt, by which its random numbers differ from the others'.
+            title: the model's name for readers.
+        """
+        device = self.model.device
+        ids = self._ids(prompt).to(device)
+        streamer = None
+        if self.run.stream is not None:
+            piece = partial(self.run.stream, number, title)
+            streamer = _streamer(self.tokenizer, piece, skip_prompt=self.options.chat)
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):  # generate() draws from the global generators
+            torch.manual_seed(self.run.seed + number)
+            continued = _continue(self.model, ids, self.options, streamer)
+        new = continued[ids.shape[1] :] if self.options.chat else continued
+        return str(self.tokenizer.decode(new, skip_special_tokens=True))
+
+    def _ids(self, prompt: str) -> Tensor:
+        """Ids int64 ``[1, n]`` of a prompt, or of the chat that it begins."""
+        if self.options.chat:
+            message = [{"role": "user", "content": prompt}]
+            text = self.tokenizer.apply_chat_template(
+                message, tokenize=False, add_generation_prompt=True
+            )
+            encoded = self.tokenizer(text, return_tensors="pt", add_special_tokens=False)
+        else:
+            encoded = self.tokenizer(prompt, return_tensors="pt")
+        ids: Tensor = encoded["input_ids"]
+        return ids
+
+
+def _streamer(
+    tokenizer: PreTrainedTokenizerBase, piece: Callable[[str], None], *, skip_prompt: bool
+) -> Any:
+    """A streamer of transformers that hands on text in pieces."""
+    from transformers import TextStreamer
+
+    class Pieces(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            piece(text)
+
+    return Pieces(tokenizer, skip_prompt=skip_prompt, skip_special_tokens=True)
+
+
+def _continue(
+    model: PreTrainedModel, ids: Tensor, options: SampleOptions, streamer: Any = None
+) -> Tensor:
     """Prompt ids int64 ``[1, n]`` -> ids of prompt and continuation ``[n + new]``."""
     longest = longest_context(model.config)
     room = longest - ids.shape[1]
@@ -84,16 +164,18 @@ def _continue(model: PreTrainedModel, ids: Tensor, options: SampleOptions) -> Te
         attention_mask=torch.ones_like(ids),
         max_new_tokens=min(options.max_new_tokens, room),
         pad_token_id=padding,
+        streamer=streamer,
         **draws,
     )
     return output[0]
 
 
-def _write(texts: list[str], out: Path | None) -> tuple[Path, ...]:
+def _files(texts: list[str], out: Path | None, name: str) -> tuple[Path, ...]:
+    """The files in ``out`` to which texts were written, named by their numbers."""
     if out is None:
         return ()
     out.mkdir(parents=True, exist_ok=True)
-    paths = [out / f"sample-{index}.txt" for index in range(len(texts))]
+    paths = [out / name.format(index) for index in range(len(texts))]
     for path, text in zip(paths, texts, strict=True):
         path.write_text(text, "utf-8")
     return tuple(paths)
