@@ -96,7 +96,7 @@ def test_a_model_without_a_head(make_folder, make_artifact, tmp_path):
     task._windows.ids.remainder_(211)  # the tokenizer is another model's
     assert task.name.startswith("distance of hidden states")
     assert {layer.name for layer in quantized_layers(task)} == names_compressed(artifact)
-    assert task.blocks() == ["layers.0", "layers.1"]
+    assert list(task.blocks()) == ["layers.0", "layers.1"]
     batch = task.validation()[0]
     student, teacher = (
         m(input_ids=batch["ids"], use_cache=False).last_hidden_state
@@ -117,7 +117,7 @@ def tokenizer_file(name):
 
 
 def test_blocks_are_the_decoder_layers(task):
-    assert task.blocks() == ["model.layers.0", "model.layers.1"]
+    assert list(task.blocks()) == ["model.layers.0", "model.layers.1"]
     assert type(task.teacher().get_submodule(task.blocks()[1])).__name__ == "LlamaDecoderLayer"
 
 
