@@ -95,6 +95,7 @@ DECODERS: dict[str, tuple[str, dict]] = {
         },
     ),
     "llava": ("LlavaConfig", {}),
+    "mamba": ("MambaConfig", {"state_size": 8}),
 }
 """Name -> class of the config, and what it has besides the common sizes."""
 

@@ -20,6 +20,7 @@ ACTIVATION_KEYS = (
     "activation_function",  # GPT-2
     "activation",  # Falcon
     "dense_act_fn",  # T5
+    "mlp_hidden_act",  # Nemotron-H
 )
 """Keys by which configs of transformers name an activation."""
 

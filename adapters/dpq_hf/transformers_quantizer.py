@@ -8,6 +8,8 @@ because the parameters that wait for them have these dtypes, whatever ``dtype`` 
 from __future__ import annotations
 
 # Only quantizer modules import this one, when transformers is imported, so it may do so: TID253.
+import functools
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -103,7 +105,9 @@ class TransformersQuantizer(LoadingHooks, HfQuantizer):
                     )
             elif place.is_whole:
                 path = place.parameter.removesuffix(".weight")
-                self.quantized_weights[name] = swap.swap_in(model, path, spec)
+                self.quantized_weights[name] = swap.swap_in(
+                    model, path, spec, decoded=reads_weight(model, path)
+                )
             else:
                 joined[name] = spec
         files = [Path(file) for file in checkpoint_files or ()]
@@ -174,6 +178,22 @@ def register(config: type[TransformersConfig], quantizer: type[TransformersQuant
     AUTO_QUANTIZATION_CONFIG_MAPPING[config.method] = config
     AUTO_QUANTIZER_MAPPING[config.method] = quantizer
     quantizer.mark.register_in(ACT2FN)
+
+
+def reads_weight(model: nn.Module, path: str) -> bool:
+    """Whether the class around a layer uses the layer's weight without calling the layer."""
+    parent, _, layer = path.rpartition(".")
+    kind: Any = type(model.get_submodule(parent))
+    return f"self.{layer}.weight" in _source(kind)
+
+
+@functools.cache
+def _source(kind: Any) -> str:
+    """The source text of a class; empty where there is none."""
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):
+        return ""
 
 
 def _is_foreign_head(model: PreTrainedModel, name: str) -> bool:

@@ -40,7 +40,7 @@ class PendingWeight(PQWeight):
     dense_dtype: torch.dtype
 
 
-def swap_in(model: nn.Module, path: str, spec: QuantSpec) -> PQWeight:
+def swap_in(model: nn.Module, path: str, spec: QuantSpec, *, decoded: bool = False) -> PQWeight:
     """Replace the Linear, Conv2d or Embedding at ``path`` by a quantized one without values.
 
     Its parts are allocated on the device of the replaced weight.
@@ -52,6 +52,7 @@ def swap_in(model: nn.Module, path: str, spec: QuantSpec) -> PQWeight:
         model: a model in the dtype of its activations.
         path: path of the module, e.g. ``blocks.0.fc1``.
         spec: spec by which its weight was quantized.
+        decoded: let the module stay whatever its kind, because others read its weight.
 
     Returns:
         The quantized weight, to be filled with its stored parts.
@@ -64,7 +65,7 @@ def swap_in(model: nn.Module, path: str, spec: QuantSpec) -> PQWeight:
     except AttributeError:
         raise ArtifactError(f"the model has no module {path!r}, which is quantized") from None
     layout = layout_of(module)
-    if layout is None:
+    if layout is None or decoded:
         return _pending(module, path, spec)
     dense: nn.Parameter = module.weight  # type: ignore[assignment]  # what has a layout has one
     weight = _empty_weight(PQWeight, path, dense, layout, spec)

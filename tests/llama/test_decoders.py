@@ -10,8 +10,10 @@ import pytest
 import torch
 from decoder_models import DECODERS, VOCABULARY, decoder_class, save_decoder
 
+import dpq
 import dpq_llama  # noqa: F401  # registers the quantizer
 from dpq_core.artifact import Artifact
+from dpq_core.errors import SourceError
 from dpq_core.jobs.compress import compress
 from dpq_core.runtime.swap import PQModule
 from dpq_core.spec import KMeansSpec, Override, QuantSpec
@@ -22,7 +24,16 @@ EIGHT_BITS = QuantSpec.preset(2).replace(d=1, K=256, kmeans=KMeansSpec(iteration
 
 EXPERTS = ("llama4", "mixtral", "qwen3_moe", "deepseek_v3")
 
-KEPT = ("router", "mlp.gate.", "moe.gate.", "wpe", "vision_tower", "multi_modal_projector")
+KEPT = (
+    "router",
+    "mlp.gate.",
+    "moe.gate.",
+    "wpe",
+    "conv1d",
+    "A_log",
+    "vision_tower",
+    "multi_modal_projector",
+)
 """Parts of the names of matrices that stay dense."""
 
 IDS = torch.arange(18).reshape(2, 9) * 11 % (VOCABULARY - 2)
@@ -113,7 +124,7 @@ def test_its_config_stops_loaders_without_dpq(name, at_eight_bits):
 def test_its_hidden_units_may_have_any_order(name, decoder):
     checkpoint = LlamaAdapter().open(str(decoder(name)))
     axes = list(LlamaAdapter().hidden_axes(checkpoint))
-    assert bool(axes) == (name != "gpt2")
+    assert bool(axes) == (name not in ("gpt2", "mamba"))
     generator = torch.Generator().manual_seed(0)
     orders = Orders(
         axes,
@@ -148,3 +159,48 @@ def test_an_expert_that_is_kept_dense_loads_beside_quantized_ones(name, decoder,
     expected = logits(kind.from_pretrained(decoder(name)))
     values = logits(kind.from_pretrained(tmp_path / "out"))
     assert (values - expected).norm() <= 0.05 * expected.norm()
+
+
+TEXT = {"context": 8, "samples": 4, "batch_size": 2, "validation_samples": 2}
+
+
+@pytest.mark.slow  # the models write the text that they read
+@pytest.mark.parametrize(
+    ("name", "unseen"),
+    [
+        ("gemma2", ""),
+        ("mixtral", ".experts."),
+        ("gpt2", ".h."),
+        ("llava", ""),
+        ("deepseek_v3", ".experts."),
+    ],
+)
+def test_data_chooses_the_codes_of_every_layer_that_it_reaches(name, unseen, decoder, tmp_path):
+    made = dpq.compress(
+        str(decoder(name)), tmp_path / "out", adapter="llm", data=True, bits=3, **TEXT
+    )
+    entries = Artifact.open(out).manifest.tensors
+    quantized = {e.name for e in entries if e.spec is not None}
+    blind = {n for n in quantized if unseen and unseen in n}
+    assert set(made.data_free) == blind
+    read = {tensor for segment in made.segments for tensor in segment.tensors}
+    assert read == quantized - blind
+    assert logits(decoder_class(name).from_pretrained(out)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("BertConfig", "bert is not a decoder-only language model"),
+        ("T5Config", "t5 is not a decoder-only language model"),
+        ("BloomConfig", "names no activation"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_in_one_line(kind, words, tmp_path):
+    import transformers
+
+    getattr(transformers, kind)().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(SourceError, match=words) as caught:
+        LlamaAdapter().open(str(tmp_path))
+    assert "\n" not in str(caught.value)

@@ -165,7 +165,7 @@ def write_windows(
         rows = ids[first : first + _WINDOWS_AT_A_TIME]
         generator = torch.Generator().manual_seed(tensor_seed(seed, f"window {first}"))
         begin, ends = _begin_token(model), _end_tokens(model)
-        vocabulary: int = model.config.vocab_size
+        vocabulary: int = model.config.get_text_config().vocab_size
         rows[:, 0] = torch.randint(vocabulary, (len(rows),), generator=generator)
         if begin is not None:
             rows[:, 0] = begin
@@ -185,13 +185,13 @@ def write_windows(
 
 def _begin_token(model: PreTrainedModel) -> int | None:
     """The token that begins a document."""
-    token = model.config.bos_token_id
+    token = model.config.get_text_config().bos_token_id
     return token if isinstance(token, int) else None
 
 
 def _end_tokens(model: PreTrainedModel) -> Tensor:
     """The tokens that end a document, int64 ``[n]``."""
-    tokens = model.config.eos_token_id
+    tokens = model.config.get_text_config().eos_token_id
     tokens = [] if tokens is None else [tokens] if isinstance(tokens, int) else list(tokens)
     return torch.tensor(tokens, dtype=torch.int64)
 

@@ -35,7 +35,7 @@ class DecoderLayers:
         """Look at the modules of ``model``, which may be on the meta device."""
         self.names = CheckpointNames(model)
         paths = {module: path for path, module in model.named_modules()}
-        decoder = paths[model.get_decoder()]  # type: ignore[no-untyped-call]
+        decoder = _decoder_path(model)
         head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         self._layouts: dict[str, Layout] = {}
         self._embeddings: set[str] = set()
@@ -85,8 +85,8 @@ def _layout(module: nn.Module, path: str, leaf: str, parameter: nn.Parameter) ->
         return Layout.EMBEDDING if leaf == "weight" and _holds_tokens(module, name) else None
     if isinstance(module, nn.Linear | Conv1D):
         return Layout.LINEAR if leaf == "weight" and not _is_router(parameter, name) else None
-    is_expert = "expert" in path.lower() and "bias" not in leaf and "router" not in path
-    if is_expert and parameter.ndim in (2, 3) and not isinstance(module, _CONVOLUTIONS):
+    of_experts = "experts" in f"{path} {type(module).__name__}".lower() and "bias" not in leaf
+    if of_experts and parameter.ndim == 3 and not isinstance(module, _CONVOLUTIONS):
         return Layout.LINEAR
     return None
 
@@ -105,13 +105,22 @@ def _is_router(weight: Tensor, name: str) -> bool:
     return "router" in name or (name.endswith("gate") and few)
 
 
+def _decoder_path(model: PreTrainedModel) -> str:
+    """Path of the decoder: of the model's text part, or of the model without its head."""
+    inner = model.get_decoder()  # type: ignore[no-untyped-call]
+    if isinstance(inner, nn.Linear):  # some models call their head so
+        inner = model.base_model
+    paths = {module: path for path, module in model.named_modules()}
+    path: str = paths[inner]
+    return path
+
+
 def blocks_of(model: PreTrainedModel) -> tuple[str, ...]:
     """Paths of the decoder layers of a model, in their order.
 
     They are the list of modules in the decoder that is as long as the config says, nearest to it.
     """
-    inner = model.get_decoder()  # type: ignore[no-untyped-call]
-    decoder = next(path for path, module in model.named_modules() if module is inner)
+    decoder = _decoder_path(model)
     lists = [
         (path, module)
         for path, module in model.named_modules()

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from dpq_hf.model_card import model_card
 from dpq_hf.stored_config import config_of_manifest
-from dpq_llama.hub.guard import with_activation
 from dpq_llama.hub.registration import MARK
 from dpq_llama.source.architecture import model_class
 from dpq_llama.source.checkpoint import CONFIG, LlamaCheckpoint
+from dpq_llama.source.guard import with_activation
 
 if TYPE_CHECKING:
     from dpq_core.artifact import Manifest

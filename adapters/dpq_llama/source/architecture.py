@@ -53,7 +53,8 @@ def typed_config(config: Mapping[str, Any], where: Path) -> PreTrainedConfig:
             "not know; code of the model's own is not run"
         )
     try:
-        typed: PreTrainedConfig = CONFIG_MAPPING[kind].from_dict(dict(config))
+        decode = transformers.PreTrainedConfig._decode_special_floats  # infinity, as JSON has it
+        typed: PreTrainedConfig = CONFIG_MAPPING[kind].from_dict(decode(dict(config)))
     except Exception as error:  # every config checks its values in its own way
         raise SourceError(f"{where}: not a valid {kind} config ({_one_line(error)})") from None
     return typed
@@ -126,7 +127,8 @@ def model_class(config: PreTrainedConfig, where: str, *, head: bool = True) -> A
     kind = type(config)
     tables = (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)
     table = next((table for table in tables if kind in table), None)
-    if table is None or getattr(config, "is_encoder_decoder", False):
+    encodes = config.is_encoder_decoder or getattr(config, "is_decoder", True) is False
+    if table is None or encodes:
         raise SourceError(f"{where}: {config.model_type} is not a decoder-only language model")
     return table[kind] if head else MODEL_MAPPING[kind]
 

@@ -14,7 +14,8 @@ from dpq_core.errors import SourceError
 from dpq_core.tensor.checkpoint import SafetensorsCheckpoint, TensorInfo
 from dpq_hf import sources
 from dpq_hf.sources import files_of_index, read_json
-from dpq_llama.source.architecture import meta_model
+from dpq_llama.source.architecture import meta_model, model_class, typed_config
+from dpq_llama.source.guard import with_activation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -102,6 +103,9 @@ def open_checkpoint(source: str) -> LlamaCheckpoint:
     folder = locate(source)
     config = read_config(folder)
     _refuse_quantized(folder, config)
+    typed = typed_config(config, folder / CONFIG)
+    model_class(typed, str(folder / CONFIG))
+    with_activation(config, typed)
     files, indexed_names = _weight_files(folder)
     checkpoint = LlamaCheckpoint(source, files, side_files(folder))
     for name in sorted(indexed_names - set(checkpoint.tensors)):
@@ -110,6 +114,11 @@ def open_checkpoint(source: str) -> LlamaCheckpoint:
     _drop_unused(checkpoint)
     _drop_tied_copies(checkpoint)
     _check_tensors(checkpoint)
+    if not any(checkpoint.layers.layout_of(n, i.shape) for n, i in checkpoint.tensors.items()):
+        raise SourceError(
+            f"{folder}: {type(checkpoint.model).__name__} has no Linear, Conv1D, Embedding or "
+            "expert weights in its decoder, so there is nothing to compress"
+        )
     return checkpoint
 
 
