@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.activations import ACT2FN  # noqa: TID253
 from transformers.quantizers.auto import (  # noqa: TID253
     AUTO_QUANTIZATION_CONFIG_MAPPING,
@@ -25,7 +25,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin  # no
 
 from dpq_core.errors import ArtifactError, SpecError
 from dpq_core.planning.policy import TensorPolicy
-from dpq_core.runtime import PQLinear, PQWeight, swap
+from dpq_core.runtime import PQWeight, swap
 from dpq_core.spec import QuantSpec
 from dpq_hf.activation_mark import ActivationMark
 from dpq_hf.assembled_weights import AssembledWeights
@@ -33,6 +33,7 @@ from dpq_hf.checkpoint_names import CheckpointNames
 from dpq_hf.loading_hooks import LoadingHooks
 from dpq_hf.quantize_loaded import quantize_loaded
 from dpq_hf.stored_config import DtypeConfig
+from dpq_hf.tied_heads import retie_dense_head, tie_by_name, tie_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -210,69 +211,10 @@ _HEADS = ("lm_head.weight", "embed_out.weight")
 """Ends of the names of language-model heads."""
 
 
-class TiedPQLinear(PQLinear):
-    """An output head on the quantized weight of the embedding.
-
-    The weight is no submodule of the head: it stays one module with one name in the state dict, so
-    that loading, moving and saving treat it once.
-    """
-
-    def __init__(self, weight: PQWeight) -> None:
-        """Share ``weight`` ``[vocabulary, hidden]`` with the embedding."""
-        nn.Module.__init__(self)
-        self.__dict__["weight"] = weight
-        self.bias = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Hidden states ``[..., hidden]`` -> logits, computed where the embedding is."""
-        return super().forward(x.to(self.weight.device))
-
-
 def finish_replacement(model: PreTrainedModel) -> None:
     """Tie the head and keep the model's dtype readable, once modules have been replaced."""
-    _tie_head(model)
+    tie_head(model)
     _dense_parameter_first(model)
-
-
-def _tie_head(model: PreTrainedModel) -> None:
-    """Share the embedding's weight with a tied head, in place of tying by parameter name."""
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    if head is None:
-        return
-    embedding = model.get_input_embeddings()
-    weight = getattr(embedding, "weight", None)
-    if not (isinstance(weight, PQWeight) or isinstance(head, PQLinear)):
-        return
-    tied = _name_of(model, head) in model.all_tied_weights_keys
-    if tied and isinstance(weight, PQWeight) and not isinstance(head, PQLinear):
-        head = TiedPQLinear(weight)
-        model.set_output_embeddings(head)  # type: ignore[no-untyped-call]
-    model._tied_weights_keys = {}
-    model.all_tied_weights_keys = {}
-
-
-def _name_of(model: nn.Module, layer: nn.Module) -> str:
-    """Name of the weight of a module of ``model``."""
-    return next(f"{path}.weight" for path, module in model.named_modules() if module is layer)
-
-
-def retie_dense_head(model: PreTrainedModel) -> None:
-    """Make a tied head an ordinary one again, where its embedding has become dense."""
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    embedding = model.get_input_embeddings()
-    if not isinstance(head, TiedPQLinear) or isinstance(embedding.weight, PQWeight):
-        return
-    weight: nn.Parameter = embedding.weight  # type: ignore[assignment]  # decoded just now
-    dense = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    dense.weight = weight
-    model.set_output_embeddings(dense)  # type: ignore[no-untyped-call]
-    tie_by_name(model)
-
-
-def tie_by_name(model: PreTrainedModel) -> None:
-    """Let the library tie the parameters of a dense head by their names again."""
-    model.__dict__.pop("_tied_weights_keys", None)
-    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
 
 
 def _dense_parameter_first(model: PreTrainedModel) -> None:

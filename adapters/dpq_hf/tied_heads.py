@@ -1,0 +1,71 @@
+"""Output heads that share the weight of a token embedding, when modules are replaced and back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from dpq_core.runtime import PQLinear, PQWeight
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class TiedPQLinear(PQLinear):
+    """An output head on the quantized weight of the embedding.
+
+    The weight is no submodule of the head: it stays one module with one name in the state dict, so
+    that loading, moving and saving treat it once.
+    """
+
+    def __init__(self, weight: PQWeight) -> None:
+        """Share ``weight`` ``[vocabulary, hidden]`` with the embedding."""
+        nn.Module.__init__(self)
+        self.__dict__["weight"] = weight
+        self.bias = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Hidden states ``[..., hidden]`` -> logits, computed where the embedding is."""
+        return super().forward(x.to(self.weight.device))
+
+
+def tie_head(model: PreTrainedModel) -> None:
+    """Share the embedding's weight with a tied head, in place of tying by parameter name."""
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    if head is None:
+        return
+    embedding = model.get_input_embeddings()
+    weight = getattr(embedding, "weight", None)
+    if not (isinstance(weight, PQWeight) or isinstance(head, PQLinear)):
+        return
+    tied = _name_of(model, head) in model.all_tied_weights_keys
+    if tied and isinstance(weight, PQWeight) and not isinstance(head, PQLinear):
+        head = TiedPQLinear(weight)
+        model.set_output_embeddings(head)  # type: ignore[no-untyped-call]
+    model._tied_weights_keys = {}
+    model.all_tied_weights_keys = {}
+
+
+def _name_of(model: nn.Module, layer: nn.Module) -> str:
+    """Name of the weight of a module of ``model``."""
+    return next(f"{path}.weight" for path, module in model.named_modules() if module is layer)
+
+
+def retie_dense_head(model: PreTrainedModel) -> None:
+    """Make a tied head an ordinary one again, where its embedding has become dense."""
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    embedding = model.get_input_embeddings()
+    if not isinstance(head, TiedPQLinear) or isinstance(embedding.weight, PQWeight):
+        return
+    weight: nn.Parameter = embedding.weight  # type: ignore[assignment]  # decoded just now
+    dense = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    dense.weight = weight
+    model.set_output_embeddings(dense)  # type: ignore[no-untyped-call]
+    tie_by_name(model)
+
+
+def tie_by_name(model: PreTrainedModel) -> None:
+    """Let the library tie the parameters of a dense head by their names again."""
+    model.__dict__.pop("_tied_weights_keys", None)
+    model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
