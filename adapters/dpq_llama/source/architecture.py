@@ -127,7 +127,8 @@ def model_class(config: PreTrainedConfig, where: str, *, head: bool = True) -> A
     kind = type(config)
     tables = (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)
     table = next((table for table in tables if kind in table), None)
-    is_encoder = hasattr(config, "add_cross_attention") and not config.is_decoder  # as BERT
+    may_decode = getattr(config, "is_decoder", True)
+    is_encoder = hasattr(config, "add_cross_attention") and not may_decode  # as BERT
     if table is None or config.is_encoder_decoder or is_encoder:
         raise SourceError(f"{where}: {config.model_type} is not a decoder-only language model")
     return table[kind] if head else MODEL_MAPPING[kind]
