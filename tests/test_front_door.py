@@ -51,7 +51,7 @@ def test_help_shows_every_argument_of_a_verb(verb):
     shown = {
         name: p.default
         for name, p in inspect.signature(function).parameters.items()
-        if name not in ("progress", "adapter_options")
+        if name not in ("progress", "stream", "adapter_options")  # callbacks of Python alone
     }
     fields = dataclasses.fields(VERBS[verb])
     assert shown.keys() == {f.name for f in fields}
