@@ -11,12 +11,14 @@ import torch
 from llama_models import SHAPES, llama_config
 from safetensors.torch import load_file, save_file
 
-from dpq_core.errors import ArtifactError, SourceError
+from dpq_core.errors import ArtifactError, SourceError, SpecError
 from dpq_core.planning.plan import make_plan
+from dpq_core.run import Run
 from dpq_core.spec import Override, QuantSpec
 from dpq_core.tensor.partition import Layout
 from dpq_llama.adapter import LlamaAdapter
 from dpq_llama.families.layers import DecoderLayers
+from dpq_llama.options import CalibrateOptions
 from dpq_llama.source.architecture import meta_model
 from dpq_llama.source.checkpoint import open_checkpoint
 
@@ -242,3 +244,60 @@ def test_hub_ids_without_network_are_one_line(source, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     refused(source, "not in the cache, and the hub cannot be reached")
+
+
+def test_shards_without_an_index_are_read_where_all_are_there(sharded, make_folder):
+    (sharded / "model.safetensors.index.json").unlink()
+    whole = open_checkpoint(str(make_folder()))
+    assert dict(open_checkpoint(str(sharded)).tensors).keys() == dict(whole.tensors).keys()
+    sorted(sharded.glob("model-*.safetensors"))[-1].unlink()
+    refused(sharded, "no model.safetensors and no")
+
+
+def test_the_head_of_a_classifier_stays(make_folder, make_artifact, tmp_path, ids):
+    from transformers import LlamaForSequenceClassification as Classifier
+
+    folder = tmp_path / "model"
+    Classifier(llama_config(num_labels=3)).save_pretrained(folder)
+    plan = make_plan(open_checkpoint(str(folder)), LlamaAdapter(), QuantSpec.preset(2))
+    assert [t.name for t in plan if t.spec is None and len(t.info.shape) == 2] == ["score.weight"]
+    model = Classifier.from_pretrained(make_artifact(folder))
+    assert torch.equal(model.score.weight, Classifier.from_pretrained(folder).score.weight)
+    assert model(ids).logits.shape == (2, 3)
+
+
+def test_a_gguf_file_is_told_what_to_do(tmp_path):
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    refused(tmp_path / "m.gguf", r"gguf_file='m.gguf'\).save_pretrained\(NEW\)")
+
+
+def scaled(folder, edit_config, name="model.layers.0.mlp.up_proj.weight"):
+    """Store a weight as 8-bit floats with a scale per block of 32 x 16; returns its values."""
+    tensors = load_file(folder / "model.safetensors")
+    rows, cols = tensors[name].shape
+    scales = torch.rand(-(-rows // 32), -(-cols // 16)) + 0.5
+    stored = (tensors[name] * 4).to(torch.float8_e4m3fn)
+    large = scales.repeat_interleave(32, 0)[:rows].repeat_interleave(16, 1)[:, :cols]
+    edit_weights(folder, lambda t: t.update({name: stored, f"{name}_scale_inv": scales}))
+    edit_config(folder, quantization_config={"quant_method": "fp8", "weight_block_size": [32, 16]})
+    return (stored.float() * large).to(torch.bfloat16)
+
+
+def test_block_scaled_weights_are_read_as_bfloat16(folder, edit_config):
+    name = "model.layers.0.mlp.up_proj.weight"
+    values = scaled(folder, edit_config)
+    checkpoint = open_checkpoint(str(folder))
+    assert checkpoint.tensors[name].dtype == torch.bfloat16
+    assert torch.equal(checkpoint.read(name), values)
+    assert f"{name}_scale_inv" not in checkpoint.tensors
+    assert "quantization_config" not in checkpoint.config
+    with pytest.raises(SpecError, match="without data only; use data=False"):
+        LlamaAdapter().calibration(str(folder), str(folder), CalibrateOptions(), Run(device="cpu"))
+
+
+def test_block_scaled_weights_whose_scales_do_not_fit_are_refused(folder, edit_config):
+    scaled(folder, edit_config)
+    edit_config(folder, quantization_config={"quant_method": "fp8", "weight_block_size": [8, 8]})
+    refused(folder, "up_proj.weight_scale_inv' is .*, not")
+    edit_config(folder, quantization_config={"quant_method": "fp8"})
+    refused(folder, "weight_block_size None")

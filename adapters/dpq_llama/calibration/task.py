@@ -228,6 +228,11 @@ def calibration(source: str, baseline: str, options: CalibrateOptions, run: Run)
         SpecError: there is too little text, or an option does not fit the model.
     """
     folder, original = locate(source), open_checkpoint(baseline)
+    if original.is_fp8:
+        raise SpecError(
+            "weights of 8-bit floats in blocks are compressed without data only",
+            Hint.of("use {}, or compress the bfloat16 original", data=False),
+        )
     config = read_config(folder)
     head = has_head(config)
     options = _fill_in_defaults(options, original.model.config, head=head)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +17,7 @@ from dpq_core.tensor.checkpoint import SafetensorsCheckpoint, TensorInfo
 from dpq_hf import sources
 from dpq_hf.sources import files_of_index, read_json
 from dpq_llama.source.architecture import meta_model, model_class, typed_config
+from dpq_llama.source.fp8 import BlockScaledWeights, is_fp8
 from dpq_llama.source.guard import with_activation
 
 if TYPE_CHECKING:
@@ -61,31 +64,43 @@ class LlamaCheckpoint(SafetensorsCheckpoint):
     config: dict[str, Any]
     model: PreTrainedModel
     layers: DecoderLayers
+    _slices: Mapping[str, tuple[str, int]] = MappingProxyType({})
+    _fp8: BlockScaledWeights | None = None
+
+    @property
+    def is_fp8(self) -> bool:
+        """Whether the weights are stored as block-scaled 8-bit floats."""
+        return self._fp8 is not None
 
     def build(self, folder: Path, config: dict[str, Any]) -> None:
         """Build the model that the config describes, and cut stacks of experts into matrices."""
         from dpq_llama.families.layers import DecoderLayers
 
+        if is_fp8(config):
+            self._fp8 = BlockScaledWeights(config, self.tensors)
+            self.tensors = self._fp8.tensors
+            config = {key: config[key] for key in config if key != "quantization_config"}
         self.folder, self.config = folder, config
         self.model = meta_model(config, folder / CONFIG)
         self.layers = DecoderLayers(self.model)
-        self._slices: dict[str, tuple[str, int]] = {}
+        slices = dict(self._slices)
         tensors: dict[str, TensorInfo] = {}
         for name, info in self.tensors.items():
             if not self.layers.is_stack(name, info.shape):
                 tensors[name] = info
                 continue
             for index in range(info.shape[0]):
-                self._slices[f"{name}.{index}"] = (name, index)
+                slices[f"{name}.{index}"] = (name, index)
                 tensors[f"{name}.{index}"] = TensorInfo(info.shape[1:], info.dtype)
-        self.tensors = tensors
+        self.tensors, self._slices = tensors, slices
 
     def read(self, name: str) -> Tensor:
         """The tensor called ``name``, on the CPU; of a stack of experts, only one is read."""
-        if name not in getattr(self, "_slices", ()):
-            return super().read(name)
-        stack, index = self._slices[name]
-        return self.read_slice(stack, index)
+        stack, index = self._slices.get(name, (name, None))
+        if self._fp8 is not None:
+            values = self._fp8.read(stack, super().read)
+            return values if index is None else values[index].clone()
+        return super().read(name) if index is None else self.read_slice(stack, index)
 
     def stored_names(self) -> dict[str, str]:
         """Name of every parameter that is stored as it is -> name of the tensor that holds it."""
@@ -132,7 +147,12 @@ def locate(source: str) -> Path:
     patterns = [CONFIG, MANIFEST_NAME, "model*.safetensors", INDEX, *SIDE_FILES]
     folder = sources.locate(source, builtin=BUILTIN, marker=CONFIG, patterns=patterns)
     if not folder.is_dir():
-        raise SourceError(f"{source}: a file; give the model's folder instead")
+        hint = (
+            "; quantized already: make a folder of it first, by AutoModelForCausalLM"
+            f".from_pretrained(FOLDER, gguf_file={folder.name!r}).save_pretrained(NEW)"
+        )
+        gguf = folder.suffix == ".gguf"
+        raise SourceError(f"{source}: a file; give the model's folder instead" + hint * gguf)
     return folder
 
 
@@ -153,7 +173,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def _refuse_quantized(folder: Path, config: dict[str, Any]) -> None:
     quantization = config.get("quantization_config")
-    if quantization is not None:
+    if quantization is not None and not is_fp8(config):
         method = quantization.get("quant_method") if isinstance(quantization, dict) else None
         raise SourceError(
             f"{folder}: already quantized (quant_method {method!r}); compress the original instead"
@@ -165,6 +185,8 @@ def _weight_files(folder: Path) -> tuple[list[Path], frozenset[str]]:
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS], frozenset()
     if not (folder / INDEX).is_file():
+        if shards := _complete_shards(folder):
+            return shards, frozenset()
         pickles = any(folder.glob("pytorch_model*.bin"))
         raise SourceError(
             f"{folder}: only pickled weights (pytorch_model.bin), which dpq never opens; convert "
@@ -173,6 +195,13 @@ def _weight_files(folder: Path) -> tuple[list[Path], frozenset[str]]:
             else f"{folder}: no {WEIGHTS} and no {INDEX}"
         )
     return files_of_index(folder, folder / INDEX)
+
+
+def _complete_shards(folder: Path) -> list[Path]:
+    """The shards of a folder without an index, in their order; none where one is missing."""
+    shards = sorted(folder.glob("model-*-of-*.safetensors"))
+    names = [f"model-{n:05}-of-{len(shards):05}.safetensors" for n in range(1, len(shards) + 1)]
+    return shards if [shard.name for shard in shards] == names else []
 
 
 def side_files(folder: Path) -> dict[str, Path]:
