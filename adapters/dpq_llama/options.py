@@ -129,7 +129,8 @@ class CalibrateOptions:
         metadata={"help": "tokens per window; 0: the smaller of 512 and what the model allows"},
     )
     samples: int = field(
-        default=128, metadata={"help": "windows to train on, fewer where the text is short"}
+        default=64,
+        metadata={"help": "windows to read or to train on, fewer where the text is short"},
     )
     batch_size: int = field(default=8, metadata={"help": "windows of one step"})
     validation_samples: int = field(
