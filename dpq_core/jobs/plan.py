@@ -23,6 +23,12 @@ if TYPE_CHECKING:
     from dpq_core.plugin.adapter import TensorAdapter
     from dpq_core.tensor.checkpoint import Checkpoint
 
+NEEDS_DATA_BELOW = 5.0
+"""Bits per weight below which models that are quantized with data by default need it.
+
+SmolLM2-135M without data (perplexity 20.7): 38 at 4 bits, 524 at 3, 220,884 at 2.
+"""
+
 COLUMNS = ("tensor", "shape", "spec", "layout", ">bits/weight", ">error", ">size")
 
 
@@ -37,6 +43,7 @@ class PlanReport(Report):
         budget: allowed size in bytes; None where the user gave none.
         errors: predicted relative error by tensor; empty without a planner.
         forecast: forecast of time and memory.
+        warning: what the user should know before compressing; empty where there is nothing.
     """
 
     source: str
@@ -45,6 +52,7 @@ class PlanReport(Report):
     forecast: Forecast
     budget: int | None = None
     errors: Mapping[str, float] = field(default_factory=dict)
+    warning: str = ""
 
     def tables(self) -> tuple[Table, ...]:
         """A table of the tensors, and one of the totals."""
@@ -63,6 +71,7 @@ class PlanReport(Report):
         weights = sum(t.info.numel for t in self.plan)
         before = sum(t.info.nbytes for t in self.plan)
         budget = () if self.budget is None else (("budget", format_size(self.budget)),)
+        warning = (("warning", self.warning),) if self.warning else ()
         return (
             Table(f"Plan for {self.source} (nothing is written)", COLUMNS, rows),
             facts(
@@ -76,6 +85,7 @@ class PlanReport(Report):
                 ("true bits per weight", f"{8 * self.nbytes / weights:.3f}"),
                 ("time", f"about {format_seconds(self.forecast.seconds)}"),
                 ("peak memory", f"about {format_size(self.forecast.peak_memory)}"),
+                *warning,
             ),
         )
 
@@ -89,6 +99,7 @@ class PlanReport(Report):
             "bits_per_weight": 8 * self.nbytes / weights,
             "seconds": self.forecast.seconds,
             "peak_memory": self.forecast.peak_memory,
+            "warning": self.warning,
             "tensors": [
                 {
                     "name": t.name,
@@ -138,7 +149,11 @@ def plan_model(
         budget = plan.nbytes + overhead(checkpoint, adapter, plan, shard_bytes)
         if task is None or not arguments.redistributes:
             return PlanReport(
-                source=arguments.source, plan=plan, nbytes=budget, forecast=forecast(plan)
+                source=arguments.source,
+                plan=plan,
+                nbytes=budget,
+                forecast=forecast(plan),
+                warning=_warning(adapter, plan, has_data=task is not None),
             )
     planned = plan_for_budget(
         checkpoint,
@@ -157,6 +172,20 @@ def plan_model(
         budget=budget if arguments.has_budget else None,
         errors={one.tensor.name: one.error for one in planned.chosen if one.error},
         forecast=forecast(planned.plan),
+        warning=_warning(adapter, planned.plan, has_data=task is not None),
+    )
+
+
+def _warning(adapter: TensorAdapter[Any], plan: Plan, *, has_data: bool) -> str:
+    """What to know about a plan without data for a model that is quantized with data by default."""
+    if has_data or not adapter.data_by_default:
+        return ""
+    widths = [8 * t.nbytes / max(1, t.info.numel) for t in plan if t.spec is not None]
+    if min(widths, default=NEEDS_DATA_BELOW) >= NEEDS_DATA_BELOW:
+        return ""
+    return (
+        f"without data, models of this kind are damaged below {NEEDS_DATA_BELOW:g} bits per weight "
+        f"(here {min(widths):.2f}); let them look at data"
     )
 
 

@@ -88,3 +88,18 @@ def test_a_budget_that_cannot_be_met_is_one_line(net):
     assert done.code == 1
     assert "too small" in done.err
     assert len(done.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "warned"),
+    [
+        (["-a", "llama", "builtin:tiny-llama", "--bits", 4, "--no-data"], True),
+        (["-a", "llama", "builtin:tiny-llama", "--bits", 4], False),
+        (["-a", "llama", "builtin:tiny-llama", "--d", 1, "--K", 256, "--no-data"], False),
+        (["-a", "diffusion", "builtin:tiny-dit", "--bits", 2], False),
+    ],
+)
+def test_a_plan_warns_where_a_language_model_gets_few_bits_and_no_data(words, warned):
+    plan = dpq("plan", *words, "--json").json
+    assert bool(plan["warning"]) == warned
+    assert ("data" in dpq("plan", *words).err.split("warning")[-1]) or not warned
