@@ -55,6 +55,13 @@ def test_a_third_partys_adapter_is_listed_and_loaded(monkeypatch, tmp_path):
     assert adapter.capabilities() == ()
 
 
+def test_an_alias_is_the_adapter_of_another_name():
+    assert type(registry.load("llm")) is type(registry.load("llama"))
+    assert registry.canonical_name("llm") == "llama"
+    assert registry.canonical_name("nonsense") == "nonsense"
+    assert "llm" not in {entry.name for entry in registry.available()}
+
+
 def test_listing_imports_nothing(monkeypatch, tmp_path):
     _install_good(monkeypatch, tmp_path)
     registry.available()
