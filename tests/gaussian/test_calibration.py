@@ -62,7 +62,7 @@ def calibrated(
 ) -> Any:
     """The report, after ``folder/out`` is written."""
     chosen = LoopOptions(
-        settings=CalibrateSettings(steps=steps, lr=1e-4, validate_every=max(1, steps // 4)),
+        settings=CalibrateSettings(steps=steps, lr=1e-4),
         adapter=CalibrateOptions(**{"cameras": str(folder), **options}),
     )
     return calibrate_artifact(GaussianAdapter(), folder / source, folder / out, chosen, RUN)

@@ -217,6 +217,7 @@ class Chain:
     def __init__(self, vocabulary=50, odds=0.0, **tokens):
         names = {"bos_token_id": None, "eos_token_id": None, **tokens}
         self.config = SimpleNamespace(vocab_size=vocabulary, **names)
+        self.config.get_text_config = lambda: self.config
         self.odds, self.read = odds, []
 
     def __call__(self, *, input_ids, past_key_values, use_cache):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,8 +13,10 @@ from dpq_core.data.sequential.activations import Activations, Unstorable, flatte
 from dpq_core.data.sequential.capture import arguments_of, next_arguments, same_values, until
 from dpq_core.data.sequential.paused_runs import PausedRuns
 from dpq_core.data.sequential.segments import Segment, Source
+from dpq_core.data.statistics.hooks import Diverged
 from dpq_core.data.task import CalibrationTask
 from dpq_core.device import quick_products
+from dpq_core.errors import AdapterError
 
 
 class BlockRunner:
@@ -44,7 +46,12 @@ class BlockRunner:
         self._quick = quick
         self._paused: PausedRuns | None = None
 
-    def pause(self, segment: Segment, groups: Sequence[Sequence[str]]) -> PausedRuns | None:
+    def pause(
+        self,
+        segment: Segment,
+        groups: Sequence[Sequence[str]],
+        repeating: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> PausedRuns | None:
         """Runs of a block that wait at its layers; None where the block cannot be run alone.
 
         What they end with serves ``advance`` and ``finish``.
@@ -52,6 +59,7 @@ class BlockRunner:
         Args:
             segment: the block.
             groups: paths of the layers of each group, as ``PausedRuns`` takes their modules.
+            repeating: as for ``PausedRuns``.
         """
         block = self._module(segment.block)
         if segment.source is Source.PREFIX or block is None or segment.block is None:
@@ -66,6 +74,7 @@ class BlockRunner:
             self._batches,
             budget=self._activations.room,
             quick=self._quick,
+            repeating=repeating,
         )
         return self._paused
 
@@ -151,7 +160,13 @@ class BlockRunner:
     def _outputs(self, block: nn.Module) -> Iterator[tuple[int, Any]]:
         """Every batch and the output of a block whose inputs are stored."""
         if self._paused is not None:
-            yield from self._paused.outputs()
+            try:
+                yield from self._paused.outputs()
+            except Diverged:
+                raise AdapterError(
+                    f"{self.stored_block}: layers that share an input on the first batch do not "
+                    "share it on others, which quantizing with data cannot follow"
+                ) from None
             return
         for step in self._batches:
             with quick_products(self._quick):

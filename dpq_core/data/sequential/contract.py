@@ -26,7 +26,8 @@ class SequentialOptions:
             uncompressed model; needs ``true_sequential``, and blocks that can be run alone.
         memory: bytes of stored activations beyond which they go to disk, and of the matrices that
             are collected in one pass.
-        store_inputs: keep the inputs of the current block; False runs the model anew for each pass.
+        store_inputs: keep the inputs of the current block; False runs the model anew for each pass,
+            and corrects no drift.
         max_positions: most positions of a convolution's images that one batch adds.
         seed: seed of the draw of these positions.
         quick: let the model round its products to bfloat16, where the processor does that quicker.
@@ -42,9 +43,9 @@ class SequentialOptions:
     quick: bool = True
 
     def to_json(self) -> dict[str, Any]:
-        """The fields that decide the results, as JSON; memory and storage do not decide them."""
+        """The fields that decide the results, as JSON; memory does not decide them."""
         values = dataclasses.asdict(self)
-        return {key: values[key] for key in values if key not in ("memory", "store_inputs")}
+        return {key: values[key] for key in values if key != "memory"}
 
 
 class Quantizer(Protocol):

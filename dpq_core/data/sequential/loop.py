@@ -204,10 +204,10 @@ class Sequential:
         runs = self._runner.pause(segment, groups)
         if runs is None:
             return None
-        self._reference.pause(segment, groups)
-        finished = dict[str, FinishedTensor]()
-        done = self._done
-        originals = {path: self._weight(path).clone() for part in parts for path in part.paths}
+        weights = [self._weight(path) for paths in groups for path in paths]
+        originals = [(weight, weight.clone()) for weight in weights]
+        self._reference.pause(segment, groups, originals)
+        finished, done = dict[str, FinishedTensor](), self._done
         try:
             for number, part in enumerate(parts):
                 self._progress(f"{segment.name}: statistics", self._done, self._total)
@@ -223,8 +223,8 @@ class Sequential:
         except Diverged:
             self._runner.end_pause()
             self._reference.end()
-            for path, weight in originals.items():
-                self._weight(path).copy_(weight)
+            for weight, original in originals:
+                weight.copy_(original)
             self._done = done
             return None
         return finished

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +70,7 @@ class PausedRuns:
         *,
         budget: int,
         quick: bool = False,
+        repeating: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """Hook the layers; nothing runs yet.
 
@@ -80,7 +82,9 @@ class PausedRuns:
             batches: numbers of the batches.
             budget: bytes that the suspended runs may keep alive.
             quick: round products to bfloat16, where the processor does that quicker.
+            repeating: a context in which runs that were given up are repeated.
         """
+        self._repeating = repeating
         self._block, self._arguments, self._groups = block, arguments, len(groups)
         self._budget, self._quick = budget, quick
         self._runs = {step: _Run() for step in batches}
@@ -116,6 +120,18 @@ class PausedRuns:
                 self._go_on(step, run)
             if run.group == group and not run.over:
                 yield step, run.input
+                self._give_up_beyond_budget(step, run)
+
+    def go_ahead(self, group: int) -> None:
+        """Let the runs that wait go on to a group of layers, or to the end after the last one.
+
+        Raises:
+            Diverged: as in ``inputs``.
+        """
+        for step, run in self._runs.items():
+            while (run.waits is not None or run.group < 0) and run.group < group and not run.over:
+                self._go_on(step, run)
+            if not run.over:
                 self._give_up_beyond_budget(step, run)
 
     def outputs(self) -> Iterator[tuple[int, Any]]:
@@ -162,7 +178,7 @@ class PausedRuns:
         args, kwargs = self._arguments(step)
         self._current = run
         try:
-            with quick_products(self._quick):
+            with quick_products(self._quick), self._repeating():
                 run.output = self._block(*args, **kwargs)
             run.over = True
         except StopForward:

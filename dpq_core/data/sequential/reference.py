@@ -6,7 +6,9 @@ made up for in its weight (docs/algorithms.md#sequential), for which both inputs
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,9 +29,9 @@ from dpq_core.tensor.partition import Layout
 class Reference:
     """Runs of the uncompressed model through the block that is being quantized.
 
-    They need no second copy of the weights: within a block they are always one group of layers
-    ahead of its quantization. Where a block cannot be run alone, or its runs take more memory than
-    allowed, the reference ends, and ``stored_block`` is None from then on.
+    They need no second model: within a block they are always one group of layers ahead of its
+    quantization; those that were given up for the sake of memory are repeated with the original
+    weights of the block. Where a block cannot be run alone, the reference ends.
     """
 
     def __init__(
@@ -45,7 +47,6 @@ class Reference:
             quick: round products to bfloat16, where the processor does that quicker.
         """
         self._runner = BlockRunner(task, batches, Activations(folder, memory), quick=quick)
-        self._batches = batches
         self._runs: PausedRuns | None = None
 
     def start(self, segments: Sequence[Segment], finished: Collection[str]) -> None:
@@ -61,10 +62,22 @@ class Reference:
             return
         self._runner.store_inputs(first[0])
 
-    def pause(self, segment: Segment, groups: Sequence[Sequence[str]]) -> None:
-        """Begin with a block, as ``BlockRunner.pause`` does, if its inputs are stored."""
+    def pause(
+        self,
+        segment: Segment,
+        groups: Sequence[Sequence[str]],
+        originals: Sequence[tuple[Tensor, Tensor]],
+    ) -> None:
+        """Begin with a block, as ``BlockRunner.pause`` does, if its inputs are stored.
+
+        Args:
+            segment: the block.
+            groups: paths of the layers of each group.
+            originals: every weight that will be replaced, and a copy of what it was.
+        """
         if self._runner.stored_block == segment.block:
-            self._runs = self._runner.pause(segment, groups)
+            repeating = functools.partial(_replaced, originals)
+            self._runs = self._runner.pause(segment, groups, repeating)
 
     def statistics(
         self,
@@ -107,15 +120,12 @@ class Reference:
         """The input of a group of layers by batch; None where there is no reference."""
         if self._runs is None:
             return None
-        inputs = dict(self._runs.inputs(group))
-        if self._runs.suspended < self._batches:  # could not go on with the original weights
-            self.end()
-            return None
-        return inputs
+        return dict(self._runs.inputs(group))
 
     def go_ahead(self, group: int) -> None:
         """Run up to a group of layers, while all before it still have their original weights."""
-        self._inputs(group)
+        if self._runs is not None:
+            self._runs.go_ahead(group)
 
     def advance(self, segment: Segment, following: Segment | None) -> None:
         """Leave a block, whose last layers still have their original weights."""
@@ -127,6 +137,19 @@ class Reference:
         """Delete all that is stored."""
         self._runner.clear()
         self._runs = None
+
+
+@contextmanager
+def _replaced(weights: Sequence[tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """Give tensors other values for a while."""
+    values = [weight.clone() for weight, _ in weights]
+    for weight, other in weights:
+        weight.copy_(other)
+    try:
+        yield
+    finally:
+        for (weight, _), value in zip(weights, values, strict=True):
+            weight.copy_(value)
 
 
 class Drift:

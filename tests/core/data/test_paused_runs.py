@@ -15,6 +15,7 @@ from dpq_core.data.sequential.activations import Activations
 from dpq_core.data.sequential.paused_runs import PausedRuns
 from dpq_core.data.sequential.segments import Source
 from dpq_core.data.statistics.hooks import Diverged
+from dpq_core.errors import AdapterError
 
 STEPS = range(4)
 GROUPS = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))
@@ -207,3 +208,24 @@ def test_a_block_whose_batches_differ_starts_over_with_its_original_weights(tmp_
     assert [report.passes for report in work.reports][1:4] == [2, 2, 2]
     assert len(quantizer.statistics) == 1 + 9 + 1
     assert BATCHES == 3
+
+
+class LateSwitching(Switching):
+    """The same, but the layer is called after the last one at which runs wait."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x, first):
+            return self.a(x) * self.b(x if first else torch.tanh(x))
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(self.Block() for _ in self.blocks_of)
+
+
+def test_a_block_whose_batches_differ_too_late_to_start_over_is_refused(tmp_path):
+    with pytest.raises(AdapterError, match=r"blocks\.0: layers that share an input on the first"):
+        run(tmp_path, LateSwitching)

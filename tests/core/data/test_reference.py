@@ -75,12 +75,13 @@ def test_drift_is_not_measured_where_it_is_not_wanted(tmp_path, options):
     assert set(quantizer.drifts.values()) == {None}
 
 
-def test_a_reference_that_takes_too_much_memory_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(Activations, "room", 0)
+@pytest.mark.parametrize("room", [0, 3000])
+def test_memory_does_not_decide_what_drift_is_measured(tmp_path, monkeypatch, room):
+    """Runs that are given up are repeated, with the original weights of the block."""
+    monkeypatch.setattr(Activations, "room", room)
     work, quantizer = drifting(tmp_path)
     work.run()
-    assert set(quantizer.drifts.values()) == {None}
-    assert len(quantizer.drifts) == 23
+    assert {path for path, drift in quantizer.drifts.items() if drift is not None} == {*LAYERS}
 
 
 class Stopping(Drifting):
