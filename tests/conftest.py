@@ -10,6 +10,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+import searches
 import torch
 from other_processor import OtherProcessor
 from repo import ROOT
@@ -48,9 +49,8 @@ def seeded() -> None:
 
 @pytest.fixture(scope="module")
 def short_searches() -> Iterator[None]:
-    """Let searches of permutations end early, where a test needs one and not the best one."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dpq_core.tensor.basis.selection.SWAPS_PER_COLUMN", 2)
+    """Let searches for permutations end early."""
+    with searches.ended_early():
         yield
 
 

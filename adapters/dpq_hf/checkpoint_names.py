@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
     from transformers.core_model_loading import WeightConverter
 
-_SLICE = re.compile(r"(.+)\.(\d+)")
+SLICE = re.compile(r"(.+)\.(\d+)")
+"""Name of one slice along the first axis, where the checkpoint has one tensor for all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,12 +122,18 @@ class CheckpointNames:
         self._renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
         self._converters = [t for t in transforms if isinstance(t, WeightConverter)]
         self._prefix = model.base_model_prefix
+        self._places: dict[str, Place | None] = {}
 
     def place(self, name: str) -> Place | None:
         """The place of a tensor of the checkpoint; None where the model has none for it."""
+        if name not in self._places:
+            self._places[name] = self._find(name)
+        return self._places[name]
+
+    def _find(self, name: str) -> Place | None:
         if place := self._whole(name):
             return place
-        if match := _SLICE.fullmatch(name):
+        if match := SLICE.fullmatch(name):
             place = self._whole(match[1])
             if place is not None:
                 return Place(

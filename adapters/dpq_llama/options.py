@@ -168,7 +168,7 @@ class CalibrateOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """How dense weights are stored in the exported files."""
+    """The storage of dense weights in the exported files."""
 
     shard_size: str = field(
         default="4GB",

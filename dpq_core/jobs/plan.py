@@ -177,7 +177,7 @@ def plan_model(
 
 
 def _warning(adapter: TensorAdapter[Any], plan: Plan, *, has_data: bool) -> str:
-    """What to know about a plan without data for a model that is quantized with data by default."""
+    """The warning of few bits for a model that needs data and gets none; empty for no warning."""
     if has_data or not adapter.data_by_default:
         return ""
     widths = [8 * t.nbytes / max(1, t.info.numel) for t in plan if t.spec is not None]

@@ -53,14 +53,14 @@ def corrected(matrix: Tensor, statistics: InputStatistics, damping: float) -> Te
     usual one against V (GPTAQ, arXiv 2504.02692). ``DRIFT_SHARE`` of that step is taken.
 
     Args:
-        matrix: the weight W ``[R, C]``.
+        matrix: the weight W ``[R, C]``, any floating dtype.
         statistics: H and the drift.
         damping: added to the diagonal of H / mean(diag H).
     """
     hessian, drift = statistics.hessian, statistics.drift
     if hessian is None or drift is None:
         return matrix
-    damped = hessian.double()
+    damped = hessian.to(torch.float64, copy=True)
     damped.diagonal().add_(damping * float(damped.diagonal().mean().clamp(min=1e-30)))
     moved = DRIFT_SHARE * (matrix.double() @ drift.double())
     step: Tensor = torch.linalg.solve(damped, moved, left=False)

@@ -70,9 +70,7 @@ def quantize(
     seed, dtype = tensor_seed(spec.seed, name), weight.dtype
     statistics = statistics or InputStatistics()
     original = None if statistics.drift is None else weight
-    matrix = partition.to_matrix(weight)
-    if original is not None:
-        matrix = corrected(matrix.float(), statistics, spec.assignment.damping)
+    matrix = corrected(partition.to_matrix(weight), statistics, spec.assignment.damping)
     rms = basis.checked_rms(matrix, name)
     stored = basis.choose(matrix, partition, spec, seed, statistics.hessian)
     if stored:

@@ -46,7 +46,11 @@ def load(name: str) -> Adapter:
         AdapterError: the name is unknown or claimed twice, a dependency is missing, or the target
             cannot be imported or is not an Adapter of that name.
     """
-    name = canonical_name(name)
+    return _load(canonical_name(name))
+
+
+def _load(name: str) -> Adapter:
+    """Import the adapter of exactly this name, and make one."""
     point = _only_claim(name)
     entry = _entry(point)
     try:
@@ -89,7 +93,7 @@ def _usable() -> Iterator[Adapter]:
     """The adapters that load, sorted by name."""
     for entry in available():
         try:
-            yield load(entry.name)
+            yield _load(entry.name)
         except AdapterError:  # a broken plugin spoils only itself
             continue
 

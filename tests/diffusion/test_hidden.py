@@ -5,10 +5,10 @@ from __future__ import annotations
 import diffusion_models
 import pytest
 import torch
+from hidden_orders import shuffled
 
 from dpq_core.artifact import Artifact
 from dpq_core.tensor.checkpoint import Checkpoint, TensorInfo
-from dpq_core.tensor.hidden_axes import Orders, ReorderedCheckpoint
 from dpq_diffusion.adapter import DiffusionAdapter
 from dpq_diffusion.pipelines import probe as probing
 
@@ -55,12 +55,7 @@ def test_any_order_is_the_same_model(kind):
     original = Loaded(model)
     axes = list(DiffusionAdapter().hidden_axes(original))
     assert len(axes) == count
-    generator = torch.Generator().manual_seed(0)
-    orders = Orders(
-        axes,
-        lambda axis: torch.randperm(original.tensors[axis.consumer].shape[1], generator=generator),
-    )
-    other = ReorderedCheckpoint(original, orders)
+    other = shuffled(original, axes)
     before = forward(model)
     for name, parameter in model.named_parameters():
         parameter.copy_(other.read(name))

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import searches
 import torch
 from llama_models import SHAPES, llama_config
 
@@ -55,8 +56,7 @@ def make_artifact(tmp_path_factory):
         spec = QuantSpec.preset(2, K=16, kmeans=QUICK).replace(**changes)
         out = tmp_path_factory.mktemp("artifact") / "out"
         # Fixtures of a session may come before those of a module: the artifact is the same anyway.
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("dpq_core.tensor.basis.selection.SWAPS_PER_COLUMN", 2)
+        with searches.ended_early():
             compress(LlamaAdapter(), str(source), out, spec, overrides, options=options)
         return out
 

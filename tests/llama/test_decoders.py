@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from decoder_models import DECODERS, VOCABULARY, decoder_class, save_decoder
+from hidden_orders import shuffled
 
 import dpq
 import dpq_llama  # noqa: F401  # registers the quantizer
@@ -17,7 +18,6 @@ from dpq_core.errors import SourceError
 from dpq_core.jobs.compress import compress
 from dpq_core.runtime.swap import PQModule
 from dpq_core.spec import KMeansSpec, Override, QuantSpec
-from dpq_core.tensor.hidden_axes import Orders, ReorderedCheckpoint
 from dpq_llama.adapter import LlamaAdapter
 
 EIGHT_BITS = QuantSpec.preset(2).replace(d=1, K=256, kmeans=KMeansSpec(iterations=2, tail=1))
@@ -125,14 +125,7 @@ def test_its_hidden_units_may_have_any_order(name, decoder):
     checkpoint = LlamaAdapter().open(str(decoder(name)))
     axes = list(LlamaAdapter().hidden_axes(checkpoint))
     assert bool(axes) == (name not in ("gpt2", "mamba"))
-    generator = torch.Generator().manual_seed(0)
-    orders = Orders(
-        axes,
-        lambda axis: torch.randperm(
-            checkpoint.tensors[axis.consumer].shape[1], generator=generator
-        ),
-    )
-    other = ReorderedCheckpoint(checkpoint, orders)
+    other = shuffled(checkpoint, axes)
     model = decoder_class(name).from_pretrained(decoder(name))
     before = logits(model)
     names = checkpoint.layers.names

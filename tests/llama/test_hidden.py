@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hidden_orders import shuffled
 from llama_models import SHAPES
 
 from dpq_core.artifact import Artifact
 from dpq_core.runtime.swap import PQModule
-from dpq_core.tensor.hidden_axes import Orders, ReorderedCheckpoint
 from dpq_llama.adapter import LlamaAdapter
 from dpq_llama.families.policy import hidden_axes
 
@@ -23,14 +23,7 @@ def test_any_order_is_the_same_model(shape, make_folder, ids):
     checkpoint = LlamaAdapter().open(str(folder))
     axes = list(LlamaAdapter().hidden_axes(checkpoint))
     assert [axis.consumer for axis in axes] == DOWN
-    generator = torch.Generator().manual_seed(0)
-    orders = Orders(
-        axes,
-        lambda axis: torch.randperm(
-            checkpoint.tensors[axis.consumer].shape[1], generator=generator
-        ),
-    )
-    other = ReorderedCheckpoint(checkpoint, orders)
+    other = shuffled(checkpoint, axes)
     model = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
         before = model(ids).logits

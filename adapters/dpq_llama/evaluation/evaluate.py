@@ -16,6 +16,7 @@ from dpq_llama.source.checkpoint import BUILTIN
 from dpq_llama.source.loading import builtin_name, load_model, load_tokenizer
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _USUAL_CONTEXT = 2048
@@ -59,32 +60,41 @@ def evaluate(source: str, options: EvaluateOptions, run: Run) -> Evaluation:
     paths = tuple(_HELD_OUT if text == "builtin" else Path(text) for text in texts)
     text = perplexity.read_texts(paths)
     tokenizer = load_tokenizer(source)
+    ids = perplexity.tokenize(tokenizer, text) if paths else None
     baseline = "" if options.baseline == NONE else options.baseline
     other_tokenizer = load_tokenizer(baseline) if baseline else None
     subject = _Subject(load_model(source, run.device, options.dtype), tokenizer)
     other = None
     if other_tokenizer is not None:
         other = _Subject(load_model(baseline, run.device, options.dtype), other_tokenizer)
-        if not _same_tokens(subject, other, text):
+        if not _same_tokens(subject, other, ids, text):
             note = f"KL and agreement are left out: {baseline} has other tokens"
-            alone = _evaluation(subject, None, text, paths, builtin, options, run)
+            alone = _evaluation(subject, None, ids, text, paths, builtin, options, run)
             return replace(alone, notes=(note,))
-    return _evaluation(subject, other, text, paths, builtin, options, run)
+    return _evaluation(subject, other, ids, text, paths, builtin, options, run)
 
 
-def _same_tokens(subject: _Subject, other: _Subject, text: str) -> bool:
-    """Whether two models read a text as the same ids, of one vocabulary."""
+def _same_tokens(subject: _Subject, other: _Subject, ids: Tensor | None, text: str) -> bool:
+    """Whether two models read a text as the same ids, of one vocabulary.
+
+    Args:
+        subject: the model.
+        other: the baseline.
+        ids: of the text, as the model reads it; None where there is no text, and an example tells.
+        text: the text.
+    """
     sizes = {s.model.config.get_text_config().vocab_size for s in (subject, other)}
     if len(sizes) > 1:
         return False
-    sample = text or "a b"
-    ids = [list(s.tokenizer(sample)["input_ids"]) for s in (subject, other)]
-    return ids[0] == ids[1]
+    example = "a b" if ids is None else text
+    own = perplexity.tokenize(subject.tokenizer, example) if ids is None else ids
+    return own.equal(perplexity.tokenize(other.tokenizer, example))
 
 
 def _evaluation(
     subject: _Subject,
     other: _Subject | None,
+    ids: Tensor | None,
     text: str,
     paths: tuple[Path, ...],
     builtin: str | None,
@@ -95,10 +105,9 @@ def _evaluation(
     metrics: list[Metric] = []
     other_metrics: list[Metric] = []
     details: dict[str, Any] = {"dtype": subject.dtype}
-    if paths:
+    if ids is not None:
         context = _context(subject.model, options.context, builtin)
         names = ", ".join(path.name for path in paths)
-        ids = perplexity.tokenize(subject.tokenizer, text)
         sizes = len(ids), len(text.encode())
         keywords: dict[str, Any] = {
             "batch_size": options.batch_size,

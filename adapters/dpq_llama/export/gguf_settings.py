@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from dpq_core.errors import SourceError
+from dpq_llama.source.architecture import typed_config
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,7 +26,7 @@ ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3"
 
 @dataclass(frozen=True)
 class GGUFSettings:
-    """What a GGUF file says about a model besides tensors and tokenizer.
+    """The settings of a model in a GGUF file: all in it but tensors and tokenizer.
 
     Attributes:
         architecture: llama.cpp's name of the architecture.
@@ -57,8 +59,6 @@ def gguf_settings(json_config: Mapping[str, Any], where: str) -> GGUFSettings:
     Raises:
         SourceError: llama.cpp does not compute this model, or dpq does not know how it would.
     """
-    from transformers import CONFIG_MAPPING
-
     model_type = str(json_config.get("model_type"))
     if model_type not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
@@ -69,7 +69,7 @@ def gguf_settings(json_config: Mapping[str, Any], where: str) -> GGUFSettings:
     names = json_config.get("architectures") or ["ForCausalLM"]
     if not any(str(name).endswith("ForCausalLM") for name in names):
         raise SourceError(f"{where}: no language-model head, so llama.cpp cannot run it")
-    config = CONFIG_MAPPING[model_type].from_dict(dict(json_config))
+    config: Any = typed_config(json_config, Path(where))
     rope: dict[str, Any] = config.rope_parameters
     _check_function(config, rope, where)
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -14,12 +13,10 @@ from torch import Tensor
 from dpq_core.artifact import Artifact
 from dpq_core.errors import SourceError
 from dpq_core.tensor.checkpoint import TensorInfo
+from dpq_hf.checkpoint_names import SLICE
 from dpq_llama.hub.registration import MARK
 from dpq_llama.source.checkpoint import locate, open_checkpoint, read_config, side_files
 from dpq_llama.source.loading import is_dpq
-
-_EXPERT = re.compile(r"(.+)\.(\d+)")
-"""Name of the matrix of one expert, where the checkpoint has one tensor for all of a layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +89,7 @@ def _with_stacks(
     """
     parts: dict[str, list[str]] = {}
     for name in tensors:
-        match = _EXPERT.fullmatch(name)
+        match = SLICE.fullmatch(name)
         parts.setdefault(match[1] if match else name, []).append(name)
     joined: dict[str, TensorInfo] = {}
     for name, members in parts.items():

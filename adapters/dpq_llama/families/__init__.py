@@ -1,1 +1,1 @@
-"""What families of language models have in common: layers, sensitive tensors, hidden units."""
+"""Families of language models: their layers, sensitive tensors, hidden units."""

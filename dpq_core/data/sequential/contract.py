@@ -1,4 +1,4 @@
-"""What sequential quantization takes and reports: its options, a quantizer, a segment's report."""
+"""The contract of sequential quantization: its options, a quantizer, a segment's report."""
 
 from __future__ import annotations
 

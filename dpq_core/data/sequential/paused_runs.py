@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,11 +100,6 @@ class PausedRuns:
             if module is not block
         ]
 
-    @property
-    def suspended(self) -> int:
-        """How many runs wait at a layer."""
-        return sum(run.waits is not None for run in self._runs.values())
-
     def inputs(self, group: int) -> Iterator[tuple[int, Any]]:
         """Each batch that reaches a group of layers, and their input; groups in their order.
 
@@ -163,12 +158,8 @@ class PausedRuns:
         if run.waits is None:
             args, kwargs = self._arguments(step)
             run.waits = greenlet(lambda: self._block(*args, **kwargs))
-        self._current = run
-        try:
-            with quick_products(self._quick):
-                result = run.waits.switch()
-        finally:
-            self._current = None
+        with self._running(run):
+            result = run.waits.switch()
         if run.waits.dead:
             run.waits, run.input, run.output, run.over = None, None, result, True
             self._kept[step] = 0
@@ -176,13 +167,20 @@ class PausedRuns:
     def _repeat(self, step: int, run: _Run) -> None:
         """Run a batch from the block's beginning to the group that is wanted, or to its end."""
         args, kwargs = self._arguments(step)
-        self._current = run
         try:
-            with quick_products(self._quick), self._repeating():
+            with self._running(run), self._repeating():
                 run.output = self._block(*args, **kwargs)
             run.over = True
         except StopForward:
             pass
+
+    @contextmanager
+    def _running(self, run: _Run) -> Iterator[None]:
+        """Let the hooks see which run it is that calls them."""
+        self._current = run
+        try:
+            with quick_products(self._quick):
+                yield
         finally:
             self._current = None
 
