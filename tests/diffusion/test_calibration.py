@@ -216,14 +216,8 @@ def test_another_original_is_refused(make_artifact, pipeline_of, tmp_path):
 
 
 @pytest.mark.usefixtures("small_flux_images")
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "pixel_dit",
-        pytest.param("class_ldm", marks=pytest.mark.slow),
-        pytest.param("flux_pipeline", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pixel_dit", "class_ldm", "flux_pipeline"])
 def test_calibrating_an_artifact_brings_it_closer(
     make_artifact, pipeline_of, prompts, tmp_path, kind
 ):

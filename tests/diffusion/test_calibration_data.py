@@ -84,6 +84,7 @@ def test_encoding_is_the_inverse_of_decoding():
     assert decode(latents, Half()).equal(images)
 
 
+@pytest.mark.slow
 def test_images_pass_the_autoencoder(make_task, pipeline_of, class_images):
     pipeline = diffusion_pipelines.class_ldm()
     for n, folder in enumerate(sorted(class_images.iterdir())):

@@ -96,6 +96,7 @@ def test_protocols_say_what_is_drawn(models, options, drawn):
     assert all(f", {drawn}" in m.protocol for m in found.metrics)
 
 
+@pytest.mark.slow
 def test_fidelity_does_not_depend_on_the_batch_size(models):
     one, four = (
         values(measure("compressed", baseline="plain", batch_size=size)) for size in (1, 4)
@@ -119,6 +120,7 @@ def test_fidelity_to_another_process_is_refused(models):
         measure("plain", baseline="other")
 
 
+@pytest.mark.slow
 def test_text_to_image_pipelines_show_their_latents(models):
     models["text"] = diffusion_pipelines.text_to_image()
     found = measure("text", baseline="text", prompt=("a cat",), count=2)
@@ -193,6 +195,7 @@ def test_samples_are_kept_and_used_again(models, tmp_path):
         measure(BUILTIN, folder=str(tmp_path), sampling_steps=2)
 
 
+@pytest.mark.slow
 def test_a_reference_of_the_same_images(models, tmp_path):
     measure(BUILTIN, folder=str(tmp_path / "set"))
     batch = tmp_path / "ref.npz"

@@ -61,6 +61,7 @@ def test_a_component_gives_what_its_decoded_weights_give(kind, folder_of, make_a
     assert not torch.allclose(output(load_pipeline(str(folder), CPU)), expected, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_saved_again_and_loaded_it_is_the_same(kind, folder_of, make_artifact, tmp_path):
     model = load_pipeline(str(make_artifact(folder_of(kind))), CPU)

@@ -58,6 +58,7 @@ def test_the_same_seed_gives_the_same_files(dit, tmp_path):
     assert not set(first.values()) & set(other.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["ddpm", "ddim", "dpmsolver++"])
 def test_the_batch_size_changes_nothing_but_rounding(dit, tmp_path, scheduler):
     for size in (1, 4):

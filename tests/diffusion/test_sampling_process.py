@@ -57,6 +57,7 @@ def test_guidance_zero_forgets_the_class():
     assert (free - drawn(pipeline, guidance=1.0)).abs().max() <= 1
 
 
+@pytest.mark.slow
 def test_a_unet_with_a_spare_class_is_guided_by_it():
     from diffusers import DDIMPipeline, DDIMScheduler
 

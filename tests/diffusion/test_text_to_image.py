@@ -34,6 +34,7 @@ def image(path) -> np.ndarray:
     return np.asarray(Image.open(path), dtype=np.int16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layout",
     [

@@ -244,6 +244,7 @@ def test_a_model_writes_what_it_finds_likely_after_all_it_has_written():
     assert len(set(ids[:, 0].tolist())) > 1
 
 
+@pytest.mark.slow
 def test_it_draws_at_temperature_1():
     ids = write_windows(Chain(odds=0.25), 40, 200, seed=0)
     share = (ids.diff() % 50 == 2).float().mean()

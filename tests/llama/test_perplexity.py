@@ -197,6 +197,7 @@ def test_logits_are_those_of_the_whole_model(kind, long_ids):
     assert score(model, long_ids[:32], 32).nats / 31 == pytest.approx(loss, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_baseline_is_measured_in_the_same_pass():
     wide = {"dtype": "float32"}  # torch has no bfloat16 attention where AVX-512 is masked
     report = dpq.evaluate("builtin:tiny-llama", baseline="builtin:tiny-llama", limit=2, **wide)

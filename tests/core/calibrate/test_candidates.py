@@ -215,6 +215,7 @@ def block_and_data(
     return block, inputs, targets
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [2, 3])
 @pytest.mark.parametrize("regulariser", ["paper", "release"])
 def test_trained_candidates_serve_the_block_far_better_than_the_nearest(

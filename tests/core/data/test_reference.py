@@ -61,6 +61,7 @@ def drifting(folder, resume=False, quantizer=None, **options):
     return work, quantizer
 
 
+@pytest.mark.slow
 def test_drift_is_measured_between_the_two_models_at_every_layer_of_the_blocks(tmp_path):
     work, quantizer = drifting(tmp_path)
     work.run()
@@ -93,6 +94,7 @@ class Stopping(Drifting):
         super().check(name, weight, statistics)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_measures_the_same_drift(tmp_path):
     work, _ = drifting(tmp_path, quantizer=Stopping(make(Stack)))
     with pytest.raises(KeyboardInterrupt):

@@ -28,6 +28,7 @@ from dpq_core.data.sequential.targets import TargetWeight
 from dpq_core.errors import AdapterError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Stack, UNet])
 @pytest.mark.parametrize("true_sequential", [True, False])
 @pytest.mark.parametrize("store_inputs", [True, False])
@@ -130,6 +131,7 @@ def test_a_tensor_that_the_quantizer_leaves_out_stays_as_it_is(tmp_path):
     assert torch.equal(work._model.blocks[1].o.weight, make(Stack).blocks[1].o.weight)
 
 
+@pytest.mark.slow
 def test_conv_columns_follow_the_order_of_the_target(tmp_path):
     found = []
     for layout in ("spatial", "channel"):

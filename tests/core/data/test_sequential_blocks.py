@@ -50,6 +50,7 @@ def test_skip_connections_break_the_chain(tmp_path):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Stack, UNet])
 @pytest.mark.parametrize("true_sequential", [True, False])
 def test_stored_inputs_and_the_running_prefix_give_the_same(tmp_path, kind, true_sequential):

@@ -327,6 +327,7 @@ def test_rounds_without_noise_never_get_worse(beam: int, sweeps: int, weighted: 
     assert values[1] == pytest.approx(objective(fitted, begin.codes), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_noise_pays_is_seeded_and_never_loses_to_the_start() -> None:
     x = normal(4, 6, 700)
     begin = residual_kmeans(x, grouping=grouped(x, stages=2), K=32, spec=PLAIN, seed=0)

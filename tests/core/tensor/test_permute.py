@@ -142,6 +142,7 @@ def test_one_round_takes_many_swaps(sharing: int) -> None:
     assert int((order != torch.arange(72).view(24, 3)).sum()) > 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharing", [1, 3, 6], ids=lambda t: f"sharing{t}")
 def test_search_ends_where_no_swap_between_codebooks_helps(sharing: int) -> None:
     moments = column_moments(_structured(100, 24))
