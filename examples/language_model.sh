@@ -2,7 +2,7 @@
 # Compress a language model, measure it beside the original, and let it write.
 set -euo pipefail
 
-dpq compress --adapter llama builtin:tiny-llama --bits 4 -o small-llama
+dpq compress builtin:tiny-llama --bits 4 -o small-llama
 dpq eval small-llama --baseline builtin:tiny-llama --limit 2
 dpq sample small-llama --prompt "def area(" --max-new-tokens 16
 dpq inspect small-llama --verify

@@ -77,6 +77,20 @@ class Wordy(MLPAdapter):
     summary = "two\nlines"
 
 
+class RecognizesAll(MLPAdapter):
+    @classmethod
+    def recognizes(cls, path: Path) -> bool:
+        return True
+
+
+class RecognizesOthers(MLPAdapter):
+    recognized = "a .npz file"
+
+    @classmethod
+    def recognizes(cls, path: Path) -> bool:
+        return path.suffix == ".npz"
+
+
 class UnusedOptions(MLPAdapter):
     options = {**MLPAdapter.options, "serve": dict}  # noqa: RUF012
 
@@ -98,6 +112,8 @@ def test_an_adapter_that_names_its_hidden_units_keeps_the_contract(
         (Silent, "test_samples_are_reproducible"),
         (Wordy, "test_its_summary_is_one_line"),
         (UnusedOptions, "test_its_options_become_flags"),
+        (RecognizesAll, "test_it_recognizes_its_own_sources"),
+        (RecognizesOthers, "test_it_recognizes_its_own_sources"),
         (ForgetsTheBias, "test_its_hidden_units_may_be_reordered"),
         (Misspelt, "test_its_hidden_units_may_be_reordered"),
     ],

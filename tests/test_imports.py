@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from repo import modules, package_folders
+from repo import ROOT, modules, package_folders
 
 HEAVY = ("torch", "numba", "transformers", "lm_eval", "faiss", "numpy", "rich.progress")
 
@@ -74,6 +74,13 @@ def heavy_after(statement: str) -> str:
     return done.stdout.splitlines()[-1]
 
 
+RECOGNIZE = (
+    "from pathlib import Path\nfrom dpq_core.plugin import registry\n"
+    f"for source in Path({str(ROOT / 'adapters')!r}).glob('*/builtin/*'): "
+    "registry.recognizing(source)"
+)
+"""Asking every adapter for its kind of source."""
+
 RUN = "from dpq_cli.app import app\ntry: app({words!r})\nexcept SystemExit: pass"
 
 
@@ -83,6 +90,7 @@ RUN = "from dpq_cli.app import app\ntry: app({words!r})\nexcept SystemExit: pass
         "import dpq_core",
         "import dpq",
         "from dpq_core.plugin import adapter, options, registry",
+        RECOGNIZE,
         "import dpq_cli.app",
         RUN.format(words=["--help"]),
         RUN.format(words=["--version"]),
@@ -95,6 +103,7 @@ RUN = "from dpq_cli.app import app\ntry: app({words!r})\nexcept SystemExit: pass
         "core",
         "door",
         "contract",
+        "recognition",
         "app",
         "help",
         "version",

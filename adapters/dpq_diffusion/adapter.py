@@ -56,6 +56,20 @@ class DiffusionAdapter(
         "evaluate": EvaluateOptions,
         "sample": SampleOptions,
     }
+    recognized: ClassVar[str] = (
+        "a folder with model_index.json or a config.json with _class_name, or a .pt, .pth or .ckpt "
+        "file"
+    )
+
+    @classmethod
+    def recognizes(cls, path: Path) -> bool:
+        """Whether it is a pipeline or component of diffusers, or an original checkpoint."""
+        from dpq_diffusion.folders import ORIGINAL_SUFFIXES, is_pipeline
+        from dpq_hf.sources import config_of
+
+        if path.is_file():
+            return path.suffix in ORIGINAL_SUFFIXES
+        return is_pipeline(path) or "_class_name" in config_of(path)
 
     def open(self, source: str) -> Checkpoint:
         """Open the denoiser without reading its tensors."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpq_core.artifact import MANIFEST_NAME
 from dpq_core.errors import SourceError
 from dpq_hf.sources import files_of_index, read_json
 
@@ -112,6 +111,8 @@ def side_files(folder: Path, compressed: Mapping[str, Component]) -> dict[str, P
 
     Of components that are not compressed, the weights of one variant; never pickles or code.
     """
+    from dpq_core.artifact import MANIFEST_NAME
+
     result: dict[str, Path] = {}
     folders = [folder] if "" in compressed else [folder, *_folders(folder)]
     for place in folders:

@@ -29,6 +29,7 @@ from dpq_gaussian.options import (
     ExportOptions,
     SampleOptions,
 )
+from dpq_gaussian.suffixes import READABLE
 
 if TYPE_CHECKING:
     from dpq_core.artifact.single_writer import Packed
@@ -66,6 +67,12 @@ class GaussianAdapter(
         "export": ExportOptions,
     }
     exports: ClassVar[tuple[str, ...]] = EXPORTS
+    recognized: ClassVar[str] = f"a file that ends with {', '.join(READABLE)}"
+
+    @classmethod
+    def recognizes(cls, path: Path) -> bool:
+        """Whether it is a file with the suffix of a splat format."""
+        return path.is_file() and path.name.lower().endswith(READABLE)
 
     def open(self, source: str) -> Checkpoint:
         """Opens a scene as a checkpoint, whose tensors are the attributes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,14 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise SourceError(f"{path}: not a JSON object")
     return value
+
+
+def config_of(folder: Path) -> Mapping[str, Any]:
+    """The content of a folder's ``config.json``; empty where there is none that can be read."""
+    try:
+        return read_json(folder / "config.json")
+    except SourceError:
+        return {}
 
 
 def files_of_index(folder: Path, index: Path) -> tuple[list[Path], frozenset[str]]:

@@ -68,6 +68,18 @@ class LlamaAdapter(
         "export": ExportOptions,
     }
     exports: ClassVar[tuple[str, ...]] = EXPORTS
+    recognized: ClassVar[str] = "a folder whose config.json has a model_type, or a .gguf file"
+
+    @classmethod
+    def recognizes(cls, path: Path) -> bool:
+        """Whether it is a model folder of transformers, or a GGUF file (refused with advice)."""
+        from dpq_hf.sources import config_of
+
+        if path.is_file():
+            return path.suffix == ".gguf"
+        config = config_of(path)
+        is_pipeline = (path / "model_index.json").is_file()
+        return "model_type" in config and "_class_name" not in config and not is_pipeline
 
     def open(self, source: str) -> Checkpoint:
         """Open an uncompressed model without reading its tensors."""

@@ -97,6 +97,15 @@ class AdapterContract(ABC):
         assert "no-such-source" in message
         assert "\n" not in message
 
+    def test_it_recognizes_its_own_sources(self, adapter: Any, source: str, tmp_path: Path) -> None:
+        """Its source, where it recognizes any, and neither an empty folder nor what is missing."""
+        folder = tmp_path / "nothing"
+        folder.mkdir()
+        assert not adapter.recognizes(folder)
+        assert not adapter.recognizes(folder / "no-such-source")
+        if adapter.recognized and Path(source).exists():
+            assert adapter.recognizes(Path(source))
+
     def test_tensors_are_what_they_were_announced_to_be(self, adapter: Any, source: str) -> None:
         """Shape and dtype before reading equal those after; reading twice gives the same."""
         checkpoint = adapter.open(source)

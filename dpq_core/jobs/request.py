@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from dpq_core.errors import ANY, AdapterError, Hint, UsageError
+from dpq_core.errors import ANY, AdapterError, Hint, SourceError, UsageError
 from dpq_core.jobs import recipe
 from dpq_core.jobs.arguments import check_required, names_of
 from dpq_core.jobs.spec_arguments import RunArguments
@@ -163,10 +163,14 @@ def open_artifact(source: str) -> Artifact | ArtifactFile:
 
 
 def adapter_of(name: str | None, *sources: str) -> Adapter:
-    """The named adapter, or that of the first artifact or built-in model among the sources.
+    """The named adapter, or that of the sources.
+
+    Without a name it is the adapter with which the first artifact was made, or that ships the first
+    built-in model, or that alone recognizes the first of the files and folders.
 
     Raises:
         AdapterError: neither a name nor a source gives the adapter, or the two disagree.
+        SourceError: a source is needed to find the adapter, and does not exist.
     """
     name = None if name is None else registry.canonical_name(name)
     for source in sources:
@@ -179,13 +183,51 @@ def adapter_of(name: str | None, *sources: str) -> Adapter:
             )
         name = made_with
     name = name or _owner(sources)
-    if name is None:
-        names = ", ".join(sorted({entry.name for entry in registry.available()})) or "none"
+    return _recognizing(sources) if name is None else registry.load(name)
+
+
+def _recognizing(sources: Sequence[str]) -> Adapter:
+    """The only adapter that recognizes the first source that exists on this machine.
+
+    Raises:
+        AdapterError: no adapter recognizes it, or several do.
+        SourceError: no source exists.
+    """
+    paths = [path for source in sources if (path := Path(source).expanduser()).exists()]
+    if not paths:
+        raise _missing(sources[0])
+    adapters = registry.recognizing(paths[0])
+    if len(adapters) == 1:
+        return adapters[0]
+    if adapters:
+        names = " and ".join(adapter.name for adapter in adapters)
         raise AdapterError(
-            f"{sources[0]} is not a dpq artifact",
-            Hint.of("say its domain with {} (installed: " + names + ")", adapter=ANY),
+            f"{paths[0]} is recognized by the adapters {names}",
+            Hint.of("choose one with {}", adapter=ANY),
         )
-    return registry.load(name)
+    raise AdapterError(
+        f"{paths[0]} is not a dpq artifact, and no adapter recognizes it "
+        f"({registry.what_is_recognized()})",
+        Hint.of("say its domain with {} (installed: " + _installed() + ")", adapter=ANY),
+    )
+
+
+def _missing(source: str) -> SourceError:
+    """The error for a source that does not exist here, and may be a hub id."""
+    if source.startswith(("/", ".", "~")):
+        return SourceError(f"{source}: no such file or folder")
+    return SourceError(
+        f"{source}: no such file or folder",
+        Hint.of(
+            "if it is a hub id, say its domain with {} (installed: " + _installed() + ")",
+            adapter=ANY,
+        ),
+    )
+
+
+def _installed() -> str:
+    """The names of all installed adapters, for messages."""
+    return ", ".join(sorted({entry.name for entry in registry.available()})) or "none"
 
 
 def _owner(sources: Sequence[str]) -> str | None:

@@ -47,6 +47,7 @@ class Adapter(ABC):
         builtins: the models that ship with the adapter: ``x`` is the source ``builtin:x``.
         exports: the formats of ``export``; one that is the suffix of the output need not be named.
         demo: its part of the demo; None leaves it out.
+        recognized: what ``recognizes`` looks for, in a few words for the message of an error.
     """
 
     name: ClassVar[str]
@@ -56,6 +57,7 @@ class Adapter(ABC):
     builtins: ClassVar[tuple[str, ...]] = ()
     exports: ClassVar[tuple[str, ...]] = ()
     demo: ClassVar[Demo | None] = None
+    recognized: ClassVar[str] = ""
 
     @abstractmethod
     def open(self, source: str) -> Checkpoint:
@@ -64,6 +66,15 @@ class Adapter(ABC):
         Raises:
             SourceError: it does not exist, or is not of this domain.
         """
+
+    @classmethod
+    def recognizes(cls, path: Path) -> bool:
+        """Whether a file or folder looks like a source of this domain, so users need not say it.
+
+        It looks at names and small config files only: it reads no weights and imports no torch. An
+        adapter without this method is chosen by its name.
+        """
+        return False
 
     @classmethod
     def default_options(cls, verb: str) -> Any:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpq_core.artifact import Artifact
-from dpq_core.artifact.files import PARTIAL_SUFFIX
 from dpq_core.errors import SourceError
 from dpq_core.nearest import nearest
 
@@ -26,6 +24,9 @@ def find_local(source: str, builtin: Path, marker: str) -> Path | None:
         SourceError: there is no such builtin model.
         ArtifactError: the source is a half-written artifact.
     """
+    from dpq_core.artifact import Artifact
+    from dpq_core.artifact.files import PARTIAL_SUFFIX
+
     if source.startswith(BUILTIN_SCHEME):
         name = source.removeprefix(BUILTIN_SCHEME)
         names = sorted(path.parent.name for path in builtin.glob(f"*/{marker}"))

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 
 from dpq_core.errors import AdapterError, DPQError
 from dpq_core.nearest import nearest
@@ -80,6 +81,24 @@ def builtins() -> dict[str, str]:
     for adapter in _usable():
         owners |= {model: adapter.name for model in adapter.builtins if model not in owners}
     return owners
+
+
+def recognizing(path: Path) -> list[Adapter]:
+    """The adapters that recognize a file or folder as a source of their domain, sorted by name."""
+    return [adapter for adapter in _usable() if _recognizes(adapter, path)]
+
+
+def what_is_recognized() -> str:
+    """What each adapter looks for in a source, in one line for messages."""
+    return "; ".join(f"{a.name}: {a.recognized}" for a in _usable() if a.recognized)
+
+
+def _recognizes(adapter: Adapter, path: Path) -> bool:
+    """Whether an adapter recognizes a source; not where its method fails."""
+    try:
+        return adapter.recognizes(path)
+    except Exception:  # whatever a stranger's method does: a broken plugin spoils only itself
+        return False
 
 
 def canonical_name(name: str) -> str:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dpq_gaussian.formats.coordinates import NATIVE, SYSTEMS, convert, turned_like
 from dpq_gaussian.formats.loaded import Loaded
-from dpq_gaussian.formats.reading import READABLE, read_scene
+from dpq_gaussian.formats.reading import read_scene
 from dpq_gaussian.formats.stream import SceneStream
 from dpq_gaussian.formats.writing import WRITABLE, Written, write_scene
 from dpq_gaussian.scene import check_values
 
 __all__ = [
     "NATIVE",
-    "READABLE",
     "SYSTEMS",
     "WRITABLE",
     "Loaded",

@@ -7,12 +7,7 @@ from pathlib import Path
 from dpq_core.errors import SourceError
 from dpq_gaussian.formats import compressed_ply, coordinates, ply, ply_header, sog, splat, spz
 from dpq_gaussian.formats.loaded import Loaded
-
-READABLE = (".ply", ".compressed.ply", ".splat", ".spz", ".sog")
-"""Suffixes, for messages."""
-
-ELSEWHERE = (".ksplat", ".lcc", ".glb", ".gltf", ".mjs", ".csv")
-"""Suffixes of splat files that other tools convert."""
+from dpq_gaussian.suffixes import ELSEWHERE, READABLE
 
 
 def read_scene(path: str | Path, *, axes: str | None = None) -> Loaded:
