@@ -7,6 +7,7 @@ information that is not zero at the uncompressed model (docs/algorithms.md#gradi
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -26,8 +27,10 @@ class LayerGradients:
         seen: number of inputs in that sum.
         outputs: sum of the squared gradients of the outputs, float64 ``[rows]``.
         reached: number of outputs in that sum.
+        row_energy: sum of the squares of each row of the weight, float64 ``[rows]``.
     """
 
+    row_energy: Tensor
     inputs: Tensor | float = 0.0
     seen: int = 0
     outputs: Tensor | float = 0.0
@@ -45,8 +48,8 @@ class LayerGradients:
         self.outputs = self.outputs + rows.square().sum(dim=0).double().cpu()
         self.reached += len(rows)
 
-    def sensitivity(self, weight: Tensor) -> float:
-        """The rise of the loss per unit of relative error of the weight ``[rows, cols]``.
+    def sensitivity(self) -> float:
+        """The rise of the loss per unit of relative error of the weight.
 
         The error is taken to be as large along each row as the row, and as error feedback leaves
         it: large where inputs are small, so that it meets their geometric mean.
@@ -54,8 +57,8 @@ class LayerGradients:
         if not isinstance(self.inputs, Tensor) or not isinstance(self.outputs, Tensor):
             return 0.0
         squares = (self.inputs / self.seen).clamp(min=1e-30)
-        energy = weight.detach().double().flatten(1).square().sum(dim=1).cpu()
-        return 0.5 * float((self.outputs / self.reached) @ energy * squares.log().mean().exp())
+        rise = (self.outputs / self.reached) @ self.row_energy * squares.log().mean().exp()
+        return 0.5 * float(rise)
 
 
 def collect_gradients(
@@ -86,7 +89,9 @@ def collect_gradients(
     def watch(path: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
         def after(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if output.requires_grad:
-                layer = layers.setdefault(path, LayerGradients())
+                layer = layers.get(path)
+                if layer is None:
+                    layer = layers[path] = LayerGradients(_row_energy(module))
                 layer.add_inputs(inputs[0])
                 output.register_hook(layer.add_gradients)  # type: ignore[no-untyped-call]
 
@@ -94,24 +99,34 @@ def collect_gradients(
 
     handles = [watch(path, model.get_submodule(path)) for path in paths]
     generator = torch.Generator().manual_seed(seed)
+    # Streamed blocks run anew in the backward pass, which would keep their weights otherwise.
+    streaming = nullcontext() if task.streamed is None else task.streamed.recomputing()
     try:
-        for step, batch in enumerate(batches):
-            samples = list(_samples(batch))
-            if not samples:
-                return {}
-            for alone in samples:  # one at a time takes less memory
-                with torch.enable_grad(), quick_products(quick):
-                    loss = task.sampled_loss(alone, generator)
-                    if loss is None:
-                        return {}
-                    loss.backward()  # type: ignore[no-untyped-call]
-            progress("gradients", step + 1, len(batches))
+        with streaming:
+            for step, batch in enumerate(batches):
+                samples = list(_samples(batch))
+                if not samples:
+                    return {}
+                for alone in samples:  # one at a time takes less memory
+                    with torch.enable_grad(), quick_products(quick):
+                        loss = task.sampled_loss(alone, generator)
+                        if loss is None:
+                            return {}
+                        loss.backward()  # type: ignore[no-untyped-call]
+                progress("gradients", step + 1, len(batches))
     finally:
         for handle in handles:
             handle.remove()
         for parameter in model.parameters():
             parameter.grad = None
     return layers
+
+
+def _row_energy(module: nn.Module) -> Tensor:
+    """Sum of the squares of each row of a layer's weight, float64 ``[rows]``."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight.detach().double().flatten(1).square().sum(dim=1).cpu()
 
 
 def _samples(batch: Batch) -> Iterator[Batch]:

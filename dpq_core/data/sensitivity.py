@@ -7,7 +7,8 @@ after the other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import nn
@@ -47,25 +48,27 @@ def sensitivities(
         Tensor name -> sensitivity, positive; names that no module has are left out.
     """
     requested, model = set(names), task.student
-    weights: dict[str, nn.Parameter] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        weight = module._parameters.get("weight")
-        if weight is not None and task.tensor_name(path) in requested:
-            weights.setdefault(task.tensor_name(path), weight)
     data = list(task.validation())[:batches]
     was_training = model.training
     model.eval()
+    weights = _weights(task, requested)
     rises = _by_gradient(task, weights, data, seed, progress)
     if not rises:
-        base = _loss(task, data)
-        for index, (name, weight) in enumerate(weights.items()):
-            progress(name, index, len(weights))
-            loss = _rise(task, data, weight, relative, tensor_seed(seed, name))
-            rises[name] = (loss - base) / relative
+        rises = _by_noise(task, weights.keys(), data, relative, seed, progress)
     model.train(was_training)
     progress("done", len(weights), len(weights))
     least = _LEAST * max([*rises.values(), 1e-30])
     return {name: max(rise, least) for name, rise in rises.items()}
+
+
+def _weights(task: CalibrationTask, names: Collection[str]) -> dict[str, nn.Parameter]:
+    """The weights of the student's modules, by their names in the artifact."""
+    weights: dict[str, nn.Parameter] = {}
+    for path, module in task.student.named_modules(remove_duplicate=False):
+        weight = module._parameters.get("weight")
+        if weight is not None and task.tensor_name(path) in names:
+            weights.setdefault(task.tensor_name(path), weight)
+    return weights
 
 
 def _by_gradient(
@@ -83,7 +86,33 @@ def _by_gradient(
         if isinstance(module, nn.Linear) and id(module.weight) in names
     }
     layers = collect_gradients(task, paths, batches, seed=seed, progress=progress)
-    return {paths[path]: layer.sensitivity(weights[paths[path]]) for path, layer in layers.items()}
+    return {paths[path]: layer.sensitivity() for path, layer in layers.items()}
+
+
+def _by_noise(
+    task: CalibrationTask,
+    names: Collection[str],
+    batches: list[Batch],
+    relative: float,
+    seed: int,
+    progress: Progress,
+) -> dict[str, float]:
+    """The sensitivities of all weights, each from the loss with noise on it.
+
+    Every loss needs the whole model: streamed blocks are all in memory meanwhile.
+    """
+    with ExitStack() as stack:
+        if task.streamed is not None:
+            stack.enter_context(task.streamed.hold_all())
+            for path in task.blocks():
+                task.streamed.load(path)
+        rises, base = dict[str, float](), _loss(task, batches)
+        weights = _weights(task, names)
+        for index, (name, weight) in enumerate(weights.items()):
+            progress(name, index, len(weights))
+            loss = _rise(task, batches, weight, relative, tensor_seed(seed, name))
+            rises[name] = (loss - base) / relative
+    return rises
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from dpq_core.artifact.single_writer import Packed
+    from dpq_core.data.streamed_blocks import StreamedBlocks
 
 Batch = Mapping[str, Any]
 """Tensors whose first axis counts samples, so that processes can take slices of it.
@@ -72,12 +73,15 @@ class CalibrationTask(ABC):
         fingerprint: changes whenever the batches do (data, options, seed); guards ``resume``.
         epoch: number of training batches after which the same samples come again; None where every
             step draws new ones.
+        streamed: the student's blocks where their weights are read as they run; None where the
+            whole student is in memory.
     """
 
     student: nn.Module
     name: str
     fingerprint: str = ""
     epoch: int | None = None
+    streamed: StreamedBlocks | None = None
 
     def begin(self, steps: int) -> None:  # noqa: B027  # not every task wants to know
         """Take note of the number of end-to-end M-steps; called before anything else."""

@@ -25,9 +25,12 @@ from dpq_llama.options import CalibrateOptions
 from dpq_llama.source.architecture import has_head, logits_function, longest_context
 from dpq_llama.source.checkpoint import LlamaCheckpoint, locate, open_checkpoint, read_config
 from dpq_llama.source.loading import load_folder
+from dpq_llama.source.streaming import load_streamed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
+
+    from dpq_core.data.streamed_blocks import StreamedBlocks
 
 _USUAL_CONTEXT = 512
 
@@ -53,6 +56,7 @@ class LlamaTask(CalibrationTask):
         options: CalibrateOptions,
         *,
         original: LlamaCheckpoint,
+        streamed: StreamedBlocks | None = None,
         seed: int = 0,
     ) -> None:
         """Make a task of models and windows that are loaded.
@@ -60,20 +64,22 @@ class LlamaTask(CalibrationTask):
         Args:
             student: ready to be trained (``prepare_student``), or an uncompressed model.
             teacher: the uncompressed model; None where the student is uncompressed itself, as it is
-                when ``validation`` is first asked for.
+                when the loss of a batch for validation is first asked for.
             windows: on the student's device.
             options: of the user, ``loss`` not ``auto``.
             original: the uncompressed checkpoint, whose tensors' names the artifact has too.
+            streamed: the student's blocks where they are read as they run.
             seed: of the order of windows.
         """
         self.student: PreTrainedModel = student
+        self.streamed = streamed
         self._teacher, self._windows, self._options = teacher, windows, options
         self._seed = seed
         self._stored = original.stored_names()
         self._tied = dict(original.model.all_tied_weights_keys)
         self._vocabulary: int = student.config.get_text_config().vocab_size
         self._hidden_of_window: dict[int, Tensor] = {}
-        self._untaught_validation: list[Batch] = []
+        self._first_hidden_of_window: dict[int, Tensor] = {}
         self._head: nn.Module | None = None
         self.epoch = max(1, windows.train // options.batch_size)
         context = windows.ids.shape[1]
@@ -96,18 +102,11 @@ class LlamaTask(CalibrationTask):
         return self._batch([self._windows.validation + number for number in numbers])
 
     def validation(self) -> Sequence[Batch]:
-        """All windows for validation; without a teacher, with the student's first hidden states."""
+        """All windows for validation."""
         count, size = self._windows.validation, self._options.batch_size
-        batches = [
+        return [
             self._batch(range(first, min(first + size, count))) for first in range(0, count, size)
         ]
-        if self._teacher is None and self._options.loss != "cross-entropy":
-            self._head = self._head or copy.deepcopy(_head(self.student))
-            self._untaught_validation = self._untaught_validation or [
-                {**batch, "hidden": self._window_hidden(self.student, batch)} for batch in batches
-            ]
-            return self._untaught_validation
-        return batches
 
     def _batch(self, windows: Sequence[int]) -> Batch:
         """``ids`` int64 ``[samples, context]`` and ``window``, their numbers, ``[samples]``."""
@@ -176,15 +175,23 @@ class LlamaTask(CalibrationTask):
         return logits_function(self._teacher or self.student, self._head)
 
     def _teacher_hidden(self, batch: Batch) -> Tensor:
-        """Last hidden states ``[samples, context, hidden]`` of the uncompressed model."""
-        if "hidden" in batch:
-            hidden: Tensor = batch["hidden"]
-            return hidden
-        if self._teacher is None:
+        """Last hidden states ``[samples, context, hidden]`` of the uncompressed model.
+
+        Without a teacher, those that the student had when it first saw a window for validation.
+        """
+        if self._teacher is not None:
+            return self._window_hidden(self._teacher, batch)
+        numbers = batch["window"].tolist()
+        if max(numbers) >= self._windows.validation:
             raise AdapterError(
                 "the student is uncompressed and has no teacher; calibrate an artifact"
             )
-        return self._window_hidden(self._teacher, batch)
+        if self._head is None:
+            self._head = copy.deepcopy(_head(self.student))
+        if not self._first_hidden_of_window.keys() >= set(numbers):
+            hidden = self._window_hidden(self.student, batch)
+            self._first_hidden_of_window |= dict(zip(numbers, hidden, strict=True))
+        return torch.stack([self._first_hidden_of_window[number] for number in numbers])
 
     def _window_hidden(self, model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
         """Last hidden states of each window alone, in the model's own precision.
@@ -220,7 +227,8 @@ def _head(model: PreTrainedModel) -> nn.Module:
 def calibration(source: str, baseline: str, options: CalibrateOptions, run: Run) -> LlamaTask:
     """The task of an artifact, its uncompressed model and text.
 
-    An uncompressed source becomes a student without a teacher, for compressing with data.
+    An uncompressed source becomes a student without a teacher, for compressing with data; its
+    decoder blocks are read from its files as they run.
 
     Raises:
         ArtifactError: the artifact is damaged.
@@ -238,23 +246,22 @@ def calibration(source: str, baseline: str, options: CalibrateOptions, run: Run)
     options = _fill_in_defaults(options, original.model.config, head=head)
     device = resolve(run.device)
     quick = "bfloat16" if device.type == "cuda" else "float32"
-    uncompressed = load_folder(original.folder, device, quick, head=head)
-    uncompressed.requires_grad_(False)
-    teacher = student = uncompressed
-    if Artifact.is_artifact(folder):
-        Artifact.open(folder, adapter="llama")
-        student = load_folder(folder, device, "float32", head=head)
-        _check_same_model(student, teacher, baseline)
-        prepare_student(student)
-    windows = windows_of(options, uncompressed, original.fingerprint, source, run)
-    return LlamaTask(
-        student,
-        None if student is teacher else teacher,
-        windows,
-        options,
-        original=original,
-        seed=run.seed,
-    )
+    if not Artifact.is_artifact(folder):
+        student, streamed = load_streamed(original, device, quick, head=head)
+        student.requires_grad_(False)
+        with streamed.hold_all():  # while the model writes text, it runs once per token
+            windows = windows_of(options, student, original.fingerprint, source, run)
+        return LlamaTask(
+            student, None, windows, options, original=original, streamed=streamed, seed=run.seed
+        )
+    teacher = load_folder(original.folder, device, quick, head=head)
+    teacher.requires_grad_(False)
+    Artifact.open(folder, adapter="llama")
+    student = load_folder(folder, device, "float32", head=head)
+    _check_same_model(student, teacher, baseline)
+    prepare_student(student)
+    windows = windows_of(options, teacher, original.fingerprint, source, run)
+    return LlamaTask(student, teacher, windows, options, original=original, seed=run.seed)
 
 
 def _fill_in_defaults(

@@ -40,8 +40,13 @@ def load_folder(
 ) -> PreTrainedModel:
     """The model in a folder that has been checked, with its language-model head or without."""
     chosen = loadable_class(read_config(folder), folder / CONFIG, head=head)
+    return load_class(chosen, folder, device, dtype)
+
+
+def load_class(kind: Any, folder: Path, device: torch.device, dtype: str) -> PreTrainedModel:
+    """The model in a folder, loaded as a class of transformers."""
     with _no_progress_bar():
-        model: PreTrainedModel = chosen.from_pretrained(
+        model: PreTrainedModel = kind.from_pretrained(
             folder, dtype=dtype, device_map={"": device}, local_files_only=True
         )
     return model

@@ -228,10 +228,14 @@ def _returning(modules: Sequence[nn.Module], output: Any) -> Iterator[None]:
     def answer(*args: Any, **kwargs: Any) -> Any:
         return output
 
+    before = [module.__dict__.get("forward") for module in modules]
     for module in modules:
         module.forward = answer
     try:
         yield
     finally:
-        for module in modules:
-            del module.forward
+        for module, forward in zip(modules, before, strict=True):
+            if forward is None:
+                del module.forward
+            else:
+                module.forward = forward

@@ -14,13 +14,13 @@ import time
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from dpq_core.data.sequential.activations import Activations
 from dpq_core.data.sequential.block_runner import BlockRunner
 from dpq_core.data.sequential.block_store import BlockStore, FinishedTensor
 from dpq_core.data.sequential.capture import trace
 from dpq_core.data.sequential.contract import Quantizer, SegmentReport, SequentialOptions
+from dpq_core.data.sequential.layer_weights import LayerWeights
 from dpq_core.data.sequential.paused_runs import PausedRuns
 from dpq_core.data.sequential.reference import Reference
 from dpq_core.data.sequential.segments import LayerGroup, Segment, make_segments, passes
@@ -34,7 +34,6 @@ from dpq_core.data.statistics.hooks import (
 from dpq_core.data.statistics.layer_inputs import LayerInput
 from dpq_core.data.task import CalibrationTask
 from dpq_core.device import quick_products
-from dpq_core.errors import ArtifactError
 from dpq_core.run import Progress, silent
 from dpq_core.tensor.pq_tensor import PQTensor
 
@@ -75,10 +74,10 @@ class Sequential:
         self._quantizer, self._store = quantizer, store
         self._options, self._progress = options or SequentialOptions(), progress
         self._targets = layers_of(task, targets)
-        self._modules = {path: self._model.get_submodule(path) for path in self._targets}
+        self._weights = LayerWeights(task, self._targets, quantizer, store)
         self._inputs: dict[str, LayerInput] = {}
         for path, target in self._targets.items():
-            kind = LayerInput.of(self._modules[path], target.conv_layout)
+            kind = LayerInput.of(self._weights.modules[path], target.conv_layout)
             assert kind is not None  # layers_of() has seen to it
             self._inputs[path] = kind
         activations = Activations(store.scratch, self._options.memory)
@@ -121,9 +120,11 @@ class Sequential:
         for number, segment in enumerate(segments[: max(left, default=-1) + 1]):
             rest = segments[number + 1 : max(left) + 1]
             following = next((later for later in rest if later.block is not None), None)
-            if segment.layer_groups:
-                self._segment(segment, following)
-            if segment.block is not None:
+            with self._weights.hold(segment):
+                if segment.layer_groups:
+                    self._segment(segment, following)
+                if segment.block is None:
+                    continue
                 if following is None and rest:
                     self._runner.finish(segment, rest[-1].layer_groups[-1].paths[-1])
                 else:
@@ -149,8 +150,9 @@ class Sequential:
         started = time.perf_counter()
         if segment.name in self._store.segments:
             self._reference.advance(segment, following)
-            names = self._restore(segment)
-            count, resumed = 0, True
+            self._weights.restore(segment)
+            self._done += sum(math.prod(self._targets[path].shape) for path in segment.paths)
+            names, count, resumed = tuple(self._store.segments[segment.name]), 0, True
         else:
             names, count = self._quantize(segment, following)
             resumed = False
@@ -165,22 +167,10 @@ class Sequential:
             )
         )
 
-    def _restore(self, segment: Segment) -> tuple[str, ...]:
-        """Put the weights of a finished segment in place."""
-        paths = {self._targets[p].name: p for group in segment.layer_groups for p in group.paths}
-        for name, tensor in self._store.restored(segment.name):
-            if name not in paths:
-                raise ArtifactError(
-                    f"{self._store.folder}: {segment.name!r} has another tensor {name!r} than this "
-                    "run; delete it to start over"
-                )
-            self._install(paths[name], self._quantizer.restore(name, tensor.parts))
-        self._done += sum(math.prod(self._targets[path].shape) for path in paths.values())
-        return tuple(self._store.segments[segment.name])
-
     def _quantize(self, segment: Segment, following: Segment | None) -> tuple[tuple[str, ...], int]:
         """Quantize a segment; returns its tensors and the number of passes."""
         options = self._options
+        self._weights.load(segment)
         parts = passes(segment, self._inputs, options.memory, each=options.true_sequential)
         finished = self._in_one_pass(segment, parts, following) if options.true_sequential else None
         count = len(parts) if finished is None else 1
@@ -188,6 +178,7 @@ class Sequential:
             self._reference.advance(segment, following)
             finished = self._pass_by_pass(segment, parts)
         self._store.finish(segment.name, finished)
+        self._weights.keep_finished(segment)
         return tuple(finished), count
 
     def _in_one_pass(
@@ -204,7 +195,7 @@ class Sequential:
         runs = self._runner.pause(segment, groups)
         if runs is None:
             return None
-        weights = [self._weight(path) for paths in groups for path in paths]
+        weights = [self._weights[path] for paths in groups for path in paths]
         originals = [(weight, weight.clone()) for weight in weights]
         self._reference.pause(segment, groups, originals)
         finished, done = dict[str, FinishedTensor](), self._done
@@ -219,7 +210,7 @@ class Sequential:
                 for path in part.paths:
                     pq = self._tensor(path, statistics.pop(path, None), finished)
                     if pq is not None:
-                        self._install(path, pq)
+                        self._weights.install(path, pq)
         except Diverged:
             self._runner.end_pause()
             self._reference.end()
@@ -241,11 +232,11 @@ class Sequential:
             for path in part.paths:
                 pq = self._tensor(path, statistics.pop(path, None), finished)
                 if pq is not None and options.true_sequential:
-                    self._install(path, pq)
+                    self._weights.install(path, pq)
                 elif pq is not None:
                     waiting.append((path, pq))
         for path, pq in waiting:
-            self._install(path, pq)
+            self._weights.install(path, pq)
         return finished
 
     def _collect(self, segment: Segment, part: LayerGroup) -> dict[str, LayerStatistics]:
@@ -279,20 +270,10 @@ class Sequential:
         self._done += math.prod(target.shape)
         if statistics is None:
             return None
-        result = self._quantizer.quantize(target.name, self._weight(path), statistics)
+        result = self._quantizer.quantize(target.name, self._weights[path], statistics)
         if result is None:
             return None
         pq, error = result
         parts = {part: value.cpu() for part, value in pq.parts().items()}
         finished[target.name] = FinishedTensor(parts=parts, relative_error=error)
         return pq
-
-    def _install(self, path: str, pq: PQTensor) -> None:
-        """Give a layer the decoded weight, as it will be stored."""
-        weight = self._weight(path)
-        weight.copy_(pq.decode(weight.dtype))
-
-    def _weight(self, path: str) -> Tensor:
-        weight = self._modules[path].weight
-        assert isinstance(weight, Tensor)
-        return weight.detach()

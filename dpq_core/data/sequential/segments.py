@@ -66,6 +66,11 @@ class Segment:
     wiring: Wiring | None
     layer_groups: tuple[LayerGroup, ...]
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Paths of all its layers."""
+        return tuple(path for group in self.layer_groups for path in group.paths)
+
 
 def make_segments(
     trace: Trace, unseen: Mapping[str, Sequence[str]], *, store_inputs: bool
