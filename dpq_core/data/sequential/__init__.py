@@ -3,7 +3,7 @@
 ``loop``          the walk over the blocks; start here
 ``contract``      its options, what quantizes a tensor, the report of a segment
 ``quantizer``     quantizes a plan's tensors on the way, before they are written
-``layer_weights`` the weights of the layers in the model, and those of finished blocks
+``layer_weights``  the weights of the layers in the model, and those of finished blocks
 ``targets``       which layers hold the weights to be quantized
 ``segments``      the order: blocks, the layers between them, groups of layers within them
 ``capture``       how data flows through the blocks, traced on one batch
