@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dpq_core.artifact import Artifact, ArtifactWriter
+from dpq_core.artifact import Artifact, ArtifactWriter, DataEntry
 from dpq_core.spec import AssignmentSpec, KMeansSpec, PoolSpec, QuantSpec
 from dpq_core.tensor.checkpoint import TensorInfo
 from dpq_core.tensor.packing import pack
@@ -49,6 +49,10 @@ INT8_POOL = CONV.replace(
 )
 ROTATED = LINEAR.replace(**ADDED | {"transform": "rht"})
 TABLE = EMBEDDING.replace(**ADDED | {"transform": "rht"})
+DATA = (
+    DataEntry.of("compress", "64 windows of 512 tokens", "a"),
+    DataEntry.of("calibrate", 'texts called "é"', "b"),
+)
 SIDE_FILES = {"config.json": b'{"model_type": "tiny"}\n', "vae/model.safetensors": b"opaque"}
 
 

@@ -34,6 +34,7 @@ class Perceptron(nn.Module):
 
 class Task(CalibrationTask):
     name = "distance"
+    data = "random inputs"
 
     def __init__(self, student: nn.Module, teacher: nn.Module, batch_size: int, seed: int) -> None:
         self.student, self._teacher, self._batch, self._seed = student, teacher, batch_size, seed

@@ -1,6 +1,6 @@
 """Artifacts: safetensors and a manifest, written atomically, read with every check (FORMAT.md)."""
 
-from dpq_core.artifact.entries import FileEntry, TensorEntry
+from dpq_core.artifact.entries import DataEntry, FileEntry, TensorEntry
 from dpq_core.artifact.files import MANIFEST_NAME
 from dpq_core.artifact.manifest import FORMAT_VERSION, Manifest
 from dpq_core.artifact.reader import Artifact
@@ -13,6 +13,7 @@ __all__ = [
     "Artifact",
     "ArtifactFile",
     "ArtifactWriter",
+    "DataEntry",
     "FileEntry",
     "Manifest",
     "TensorEntry",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from dataclasses import dataclass
 
@@ -17,6 +19,9 @@ from dpq_core.tensor.partition import Layout
 
 MAX_FILES = 10_000
 MAX_TEXT_BYTES = 4096
+MAX_DATA = 64
+MAX_DESCRIPTION_BYTES = 256
+DATA_USES = ("compress", "calibrate")
 
 DTYPE_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -54,6 +59,36 @@ class FileEntry:
 
     bytes: int
     sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataEntry:
+    """The data that one job read to make an artifact.
+
+    Attributes:
+        use: the job, one of ``DATA_USES``.
+        description: what was read, in one line of at most ``MAX_DESCRIPTION_BYTES`` bytes.
+        fingerprint: sha256 (lower-case hex), which is equal for equal data, options and seeds.
+    """
+
+    use: str
+    description: str
+    fingerprint: str
+
+    @classmethod
+    def of(cls, use: str, description: str, identity: str) -> DataEntry:
+        """The entry of any description, made one line and cut to the size that is allowed.
+
+        Args:
+            use: the job, one of ``DATA_USES``.
+            description: what was read, for people.
+            identity: any text that changes whenever the data do.
+        """
+        line = "".join(c if c.isprintable() else " " for c in description).strip() or "unnamed"
+        while len(json.dumps(line, ensure_ascii=False).encode()) > MAX_DESCRIPTION_BYTES:
+            line = line[: -1 - len(line) // 16]
+        digest = hashlib.sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()
+        return cls(use=use, description=line, fingerprint=digest)
 
 
 def entry_from_json(value: object, specs: int, where: str) -> TensorEntry:
@@ -127,9 +162,7 @@ def files_from_json(value: object, where: str) -> dict[str, FileEntry]:
         check_name(name, where)
         fields = strict_json.exactly(value, ("bytes", "sha256"), f"{where}: file {shown(name)}")
         size = integer(fields["bytes"], header.MAX_FILE_BYTES, f"{where}: file {shown(name)}")
-        sha256 = typed(fields["sha256"], str, f"{where}: file {shown(name)}")
-        if not _SHA256.fullmatch(sha256):
-            raise ArtifactError(f"{where}: file {shown(name)}: {shown(sha256)} is no sha256")
+        sha256 = _sha256(fields["sha256"], f"{where}: file {shown(name)}")
         result[name] = FileEntry(size, sha256)
     return result
 
@@ -166,3 +199,38 @@ def versions_from_json(value: object, where: str) -> dict[str, str]:
         strict_json.text(library, MAX_TEXT_BYTES, where)
         strict_json.text(number, MAX_TEXT_BYTES, f"{where}: {shown(library)}")
     return versions
+
+
+def data_from_json(value: object, where: str) -> tuple[DataEntry, ...]:
+    """Read the data of a manifest.
+
+    Raises:
+        ArtifactError: a key, type or value that the format does not allow.
+    """
+    items = typed(value, list, where)
+    if not 1 <= len(items) <= MAX_DATA:
+        raise ArtifactError(f"{where}: {len(items)} entries are not between 1 and {MAX_DATA}")
+    entries = []
+    for item in items:
+        fields = strict_json.exactly(item, DataEntry.__dataclass_fields__, where)
+        use = strict_json.text(fields["use"], MAX_TEXT_BYTES, f"{where}: use")
+        if use not in DATA_USES:
+            raise ArtifactError(f"{where}: use {shown(use)} is not one of {', '.join(DATA_USES)}")
+        entries.append(
+            DataEntry(
+                use=use,
+                description=strict_json.text(
+                    fields["description"], MAX_DESCRIPTION_BYTES, f"{where}: description"
+                ),
+                fingerprint=_sha256(fields["fingerprint"], f"{where}: fingerprint"),
+            )
+        )
+    return tuple(entries)
+
+
+def _sha256(value: object, where: str) -> str:
+    """Check that a value is a sha256 in lower-case hex; returns it."""
+    text = typed(value, str, where)
+    if not _SHA256.fullmatch(text):
+        raise ArtifactError(f"{where}: {shown(text)} is no sha256")
+    return text

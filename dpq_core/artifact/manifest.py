@@ -12,8 +12,10 @@ from typing import Any
 from dpq_core.artifact import strict_json
 from dpq_core.artifact.entries import (
     MAX_TEXT_BYTES,
+    DataEntry,
     FileEntry,
     TensorEntry,
+    data_from_json,
     entry_from_json,
     files_from_json,
     spec_from_json,
@@ -29,8 +31,11 @@ from dpq_core.tensor.plan import Plan
 from dpq_core.tensor.pq_tensor import Part, expected_parts
 from dpq_core.version import __version__
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """The newest version; an artifact has the oldest one that can say it (FORMAT.md, F24)."""
+
+_DATA_VERSION = 3
+"""The version of an artifact that says what data it was made with."""
 
 MAX_MANIFEST_BYTES = 32 << 20
 MAX_TENSORS = 100_000
@@ -52,6 +57,7 @@ class Manifest:
         tensors: entries of the tensors, in storage order.
         files: relative name -> size and hash, of all files but the manifest itself.
         versions: library -> version that wrote the artifact.
+        data: what was read to make it, job by job; empty where no data was read.
     """
 
     adapter: str
@@ -62,11 +68,12 @@ class Manifest:
     tensors: tuple[TensorEntry, ...]
     files: Mapping[str, FileEntry]
     versions: Mapping[str, str]
+    data: tuple[DataEntry, ...] = ()
 
     @property
     def format_version(self) -> int:
         """The oldest version of the format that can hold this manifest (F24)."""
-        return format_version(self.specs)
+        return _DATA_VERSION if self.data else format_version(self.specs)
 
     def partition(self, entry: TensorEntry) -> Partition | None:
         """The partition of a quantized tensor, None for a kept one.
@@ -111,6 +118,7 @@ class Manifest:
             "fingerprint": self.fingerprint,
             "weights": dict(self.weights),
             "versions": dict(sorted(self.versions.items())),
+            **({"data": [vars(entry) for entry in self.data]} if self.data else {}),
             "specs": [spec.to_json() for spec in self.specs],
             "files": {name: vars(self.files[name]) for name in sorted(self.files)},
             "tensors": [
@@ -156,7 +164,9 @@ class Manifest:
                 f"{where}: format version {shown(version)} is not known; this dpq reads 1 to "
                 f"{FORMAT_VERSION}, upgrade dpq"
             )
-        keys = ("format_version", *cls.__dataclass_fields__)
+        keys = {"format_version", *cls.__dataclass_fields__}
+        if version != _DATA_VERSION:
+            keys.remove("data")
         fields = strict_json.exactly(dict(data), keys, where)
         typed(version, int, f"{where}: format_version")
         adapter, source, fingerprint = (
@@ -182,6 +192,7 @@ class Manifest:
             tensors=tensors,
             files=files_from_json(fields["files"], where),
             versions=versions_from_json(fields["versions"], f"{where}: versions"),
+            data=data_from_json(fields["data"], f"{where}: data") if "data" in fields else (),
         )
         if manifest.format_version != version:
             raise ArtifactError(
@@ -197,7 +208,13 @@ def format_version(specs: Iterable[QuantSpec]) -> int:
 
 
 def draft(
-    plan: Plan, *, adapter: str, source: str, fingerprint: str, weights: Mapping[str, str]
+    plan: Plan,
+    *,
+    adapter: str,
+    source: str,
+    fingerprint: str,
+    weights: Mapping[str, str],
+    data: Iterable[DataEntry] = (),
 ) -> Manifest:
     """The manifest of a plan before anything is written: no errors, no files.
 
@@ -223,6 +240,7 @@ def draft(
         ),
         files={},
         versions=library_versions(),
+        data=tuple(data),
     )
     Manifest.from_json(manifest.to_json(), "plan")
     room = (1 << 20) + ERROR_BYTES * len(manifest.tensors)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -14,7 +14,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from dpq_core.artifact import shards, workspace
-from dpq_core.artifact.entries import FileEntry
+from dpq_core.artifact.entries import DataEntry, FileEntry
 from dpq_core.artifact.files import (
     MANIFEST_NAME,
     PARTIAL_SUFFIX,
@@ -54,6 +54,7 @@ class ArtifactWriter:
         source: str,
         fingerprint: str,
         weights: Mapping[str, str] = MappingProxyType({"": "model"}),
+        data: Iterable[DataEntry] = (),
         shard_bytes: int = shards.SHARD_BYTES,
         resume: bool = False,
         overwrite: bool = False,
@@ -67,13 +68,14 @@ class ArtifactWriter:
             source: what the user named as the source, for the manifest.
             fingerprint: hash of source and plan; a run with another one is not resumed.
             weights: component -> stem of its weight files, folders included (FORMAT.md, F3).
+            data: what is read to make the artifact, for the manifest.
             shard_bytes: most data bytes of one weight file (a larger tensor gets its own).
             resume: continue where an earlier run stopped; a finished ``out`` is left as it is.
             overwrite: replace an artifact at ``out``; without ``resume``, start over.
 
         Raises:
-            ArtifactError: ``out`` is in the way, the earlier run was another one or its bytes
-                changed, another process is writing, or the plan cannot be stored.
+            ArtifactError: ``out`` is in the way or locked, the earlier run was another one or its
+                bytes changed, or the plan cannot be stored.
         """
         if shard_bytes < 1:
             raise ArtifactError(f"shard_bytes must be positive, not {shard_bytes}")
@@ -82,7 +84,7 @@ class ArtifactWriter:
         self._plans = {tensor.name: tensor for tensor in plan}
         self._order = tuple(self._plans)
         names = {"adapter": adapter, "source": source, "fingerprint": fingerprint}
-        self._draft = draft(plan, **names, weights=weights)
+        self._draft = draft(plan, **names, weights=weights, data=data)
         self._shards = shards.lay_out(plan, weights, shard_bytes)
         self._shard_of = {name: shard for shard in self._shards for name in shard.tensors}
         self._errors: dict[str, float | None] = {}
@@ -161,8 +163,7 @@ class ArtifactWriter:
             relative_error: for the manifest.
 
         Raises:
-            ArtifactError: not the next tensor, other tensors than planned, values that no reader
-                would accept, or the disk refused.
+            ArtifactError: it is not the next tensor or not as planned, or the disk refused.
         """
         shard, stream = self._next(name)
         if relative_error is not None and not 0 <= relative_error < 1e300:
@@ -216,11 +217,9 @@ class ArtifactWriter:
     @property
     def manifest_draft(self) -> Manifest:
         """The manifest so far: with the errors and files of what is written."""
-        tensors = (
-            replace(entry, relative_error=self._errors.get(entry.name))
-            for entry in self._draft.tensors
-        )
-        return replace(self._draft, tensors=tuple(tensors), files=dict(self._files))
+        errors = self._errors
+        tensors = tuple(replace(t, relative_error=errors.get(t.name)) for t in self._draft.tensors)
+        return replace(self._draft, tensors=tensors, files=dict(self._files))
 
     @property
     def nbytes(self) -> int:

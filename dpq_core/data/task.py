@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from dpq_core.artifact import DataEntry
 from dpq_core.errors import AdapterError
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ class CalibrationTask(ABC):
             scales and small uncompressed ones); quantized weights in it are ``PQWeight`` modules.
         name: name of the loss, e.g. ``cross-entropy``.
         fingerprint: changes whenever the batches do (data, options, seed); guards ``resume``.
+        data: what the batches are made of, in one line for people, e.g. ``64 windows of 512 tokens
+            of text files``; the artifact says it. Empty where there is nothing to say.
         epoch: number of training batches after which the same samples come again; None where every
             step draws new ones.
         streamed: the student's blocks where their weights are read as they run; None where the
@@ -80,6 +83,7 @@ class CalibrationTask(ABC):
     student: nn.Module
     name: str
     fingerprint: str = ""
+    data: str = ""
     epoch: int | None = None
     streamed: StreamedBlocks | None = None
 
@@ -150,3 +154,13 @@ class CalibrationTask(ABC):
     def packed(self) -> Packed:
         """The student's present state, coded for one file; for a ``FileAdapter``."""
         raise AdapterError(f"{type(self).__name__} has no single file to write")
+
+
+def data_entries(use: str, task: CalibrationTask) -> list[DataEntry]:
+    """The manifest's entries of the data that a job read; none where the task does not say it.
+
+    Args:
+        use: the job, one of ``DATA_USES``.
+        task: the task whose batches the job read.
+    """
+    return [DataEntry.of(use, task.data, task.fingerprint)] if task.data else []

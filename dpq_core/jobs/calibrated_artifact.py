@@ -11,7 +11,7 @@ import torch
 from dpq_core.artifact import Artifact, ArtifactFile, single_writer
 from dpq_core.artifact.stored import StoredModel
 from dpq_core.calibrate.layers import quantized_layers
-from dpq_core.data.task import CalibrationTask
+from dpq_core.data.task import CalibrationTask, data_entries
 from dpq_core.errors import AdapterError
 from dpq_core.jobs import rewrite
 from dpq_core.jobs.hidden_match import aligned
@@ -125,6 +125,7 @@ class CalibratedFolder(CalibratedArtifact):
             out,
             replaced.get,
             baseline=self._baseline,
+            data=data_entries("calibrate", task),
             overwrite=overwrite,
             run=run,
         )

@@ -27,6 +27,7 @@ from dpq_core.artifact.shards import SHARD_BYTES
 from dpq_core.data.sequential.block_store import BlockStore, discard_blocks
 from dpq_core.data.sequential.contract import SequentialOptions
 from dpq_core.data.sequential.quantizer import SequentialResult, quantize_sequentially
+from dpq_core.data.task import data_entries
 from dpq_core.device import resolve
 from dpq_core.errors import SpecError
 from dpq_core.jobs.compress_report import CompressReport, TensorReport
@@ -115,6 +116,7 @@ def compress(
         source=source,
         fingerprint=identity,
         weights=adapter.weights_names(checkpoint),
+        data=[] if calibration is None else data_entries("compress", calibration),
         shard_bytes=options.shard_bytes,
         resume=options.resume,
         overwrite=options.overwrite,
@@ -149,6 +151,7 @@ def compress(
         peak_memory=peak_memory(),
         segments=sequential.segments,
         data_free=sequential.missing(plan),
+        data=tuple(entry.description for entry in artifact.manifest.data),
     )
 
 

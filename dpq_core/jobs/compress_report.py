@@ -47,6 +47,7 @@ class CompressReport(Report):
             which the model runs.
         data_free: names of the tensors that were quantized without statistics although there was
             a task, because no Linear, Conv2d or Embedding that ran in it has them as its weight.
+        data: descriptions of the data that was read.
         calibration: result of a calibration afterwards, which then wrote ``artifact``.
     """
 
@@ -59,6 +60,7 @@ class CompressReport(Report):
     peak_memory: int
     segments: tuple[SegmentReport, ...] = ()
     data_free: tuple[str, ...] = ()
+    data: tuple[str, ...] = ()
     calibration: Calibrated | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -70,6 +72,7 @@ class CompressReport(Report):
             "tensors": [asdict(tensor) for tensor in self.tensors],
             "segments": [asdict(segment) for segment in self.segments],
             "data_free": list(self.data_free),
+            "data": list(self.data),
             "artifact": str(self.artifact),
             "bits_per_weight": 8 * self.nbytes / self.weights,
             "ratio_16_bit": 2 * self.weights / self.nbytes,
@@ -99,6 +102,7 @@ class CompressReport(Report):
             ("against 16 bits", f"{2 * self.weights / self.nbytes:.2f}x smaller"),
             ("against 32 bits", f"{4 * self.weights / self.nbytes:.2f}x smaller"),
             ("true bits per weight", f"{8 * self.nbytes / self.weights:.3f}"),
+            *(("data", description) for description in self.data),
             ("time", format_seconds(self.seconds)),
             ("peak memory", format_size(self.peak_memory)),
         )

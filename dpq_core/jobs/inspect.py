@@ -149,6 +149,7 @@ def _folder_json(artifact: Artifact) -> dict[str, Any]:
         "adapter": manifest.adapter,
         "source": manifest.source,
         "versions": dict(manifest.versions),
+        "data": [dataclasses.asdict(entry) for entry in manifest.data],
         "weights": weights,
         "nbytes": artifact.nbytes,
         "bits_per_weight": 8 * artifact.nbytes / max(1, weights),
@@ -207,6 +208,7 @@ def _folder_facts(values: dict[str, Any]) -> Table:
     if errors:
         mean = sum(errors) / len(errors)
         rows.append(("relative error", f"mean {mean:.4f}, worst {max(errors):.4f}"))
+    rows += [(f"read to {entry['use']}", entry["description"]) for entry in values["data"]]
     rows += [(f"spec {i}", _spec(spec)) for i, spec in enumerate(values["specs"])]
     rows.append(("written by", _versions(values)))
     return facts(values["path"], *rows)

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from dpq_core.plugin.adapter import TensorAdapter
     from dpq_core.tensor.checkpoint import Checkpoint
 
+RESERVED_FOR_DATA = 800
+"""Bytes that are kept free for what the manifest says about data: at most two entries."""
+
 NEEDS_DATA_BELOW = 5.0
 """Bits per weight below which models that are quantized with data by default need it.
 
@@ -142,11 +145,12 @@ def plan_model(
     overrides = tuple(Override.parse(text) for text in arguments.override)
     rules = (*presets.preset_overrides(arguments.preset, spec), *overrides)
     shard_bytes = parse_size(arguments.shard_size)
+    reserved = 0 if task is None else RESERVED_FOR_DATA
     if arguments.has_budget:
         budget = arguments.target_bytes or bytes_of_bits(checkpoint, arguments.bits or 0.0)
     else:
         plan = make_plan(checkpoint, adapter, spec, rules)
-        budget = plan.nbytes + overhead(checkpoint, adapter, plan, shard_bytes)
+        budget = plan.nbytes + overhead(checkpoint, adapter, plan, shard_bytes) + reserved
         if task is None or not arguments.redistributes:
             return PlanReport(
                 source=arguments.source,
@@ -158,7 +162,7 @@ def plan_model(
     planned = plan_for_budget(
         checkpoint,
         adapter,
-        budget,
+        budget - reserved,
         candidate_specs(spec),
         rules,
         sensitivity=_sensitivity(adapter, checkpoint, task, run),
@@ -168,7 +172,7 @@ def plan_model(
     return PlanReport(
         source=arguments.source,
         plan=planned.plan,
-        nbytes=planned.nbytes,
+        nbytes=planned.nbytes + reserved,
         budget=budget if arguments.has_budget else None,
         errors={one.tensor.name: one.error for one in planned.chosen if one.error},
         forecast=forecast(planned.plan),

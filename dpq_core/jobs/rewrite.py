@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from dpq_core.artifact import MANIFEST_NAME, Artifact, ArtifactWriter, TensorEntry, shards
+from dpq_core.artifact import (
+    MANIFEST_NAME,
+    Artifact,
+    ArtifactWriter,
+    DataEntry,
+    TensorEntry,
+    shards,
+)
+from dpq_core.artifact.entries import MAX_DATA
 from dpq_core.artifact.files import PARTIAL_SUFFIX
 from dpq_core.artifact.reader import tensor_plan
 from dpq_core.errors import CONTINUE, REPLACE, ArtifactError
@@ -54,6 +62,7 @@ def rewrite(
     replaced: Callable[[str], Replacement | None],
     *,
     baseline: Checkpoint | None = None,
+    data: Iterable[DataEntry] = (),
     overwrite: bool = False,
     run: Run | None = None,
 ) -> Artifact:
@@ -68,6 +77,7 @@ def rewrite(
         out: folder of the new one; may be that of the old one with ``overwrite``.
         replaced: name of a tensor -> its new value, or None to keep the old one.
         baseline: the original weights.
+        data: what was read to make the new values, for the manifest, after what it says already.
         overwrite: replace an artifact at ``out``.
         run: device and seed of the probe.
 
@@ -84,6 +94,7 @@ def rewrite(
         source=manifest.source,
         fingerprint=hashlib.sha256(f"rewritten {manifest.fingerprint}".encode()).hexdigest(),
         weights=manifest.weights,
+        data=[*manifest.data, *data][-MAX_DATA:],
         shard_bytes=_shard_bytes(artifact),
         overwrite=overwrite,
     )

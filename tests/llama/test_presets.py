@@ -26,6 +26,10 @@ def test_best_chooses_codes_by_data_and_calibrates(source, tmp_path):
     assert not done["data_free"]
     best = Artifact.open(tmp_path / "best")
     best.verify()
+    assert [entry.use for entry in best.manifest.data] == ["compress", "calibrate"]
+    assert {entry.description for entry in best.manifest.data} == {
+        "8 windows of 16 tokens of the model's own text"
+    }
     spec = best.read_pq("model.layers.0.mlp.up_proj.weight").spec
     assert spec.assignment.method == "ldlq+icm"
     assert not list(tmp_path.glob("best.*"))  # what was there before calibration has gone

@@ -73,6 +73,7 @@ class DenoiserTask(CalibrationTask):
         self._teacher, self._samples, self._options = teacher, samples, options
         self._prefix, self._seed = prefix, seed
         self._validation: list[Batch] = []
+        self.data = samples.what
         self.name = f"{_NAMES[options.loss]} on {samples.what}"
         about = f"{samples.fingerprint} {options!r} {seed}"
         self.fingerprint = hashlib.sha256(about.encode()).hexdigest()

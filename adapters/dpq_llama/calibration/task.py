@@ -83,10 +83,8 @@ class LlamaTask(CalibrationTask):
         self._head: nn.Module | None = None
         self.epoch = max(1, windows.train // options.batch_size)
         context = windows.ids.shape[1]
-        self.name = (
-            f"{_NAMES[options.loss]}, {windows.train} windows of {context} tokens of "
-            f"{windows.description}"
-        )
+        self.data = f"{windows.train} windows of {context} tokens of {windows.description}"
+        self.name = f"{_NAMES[options.loss]}, {self.data}"
         about = f"{windows.fingerprint} {options!r} {seed}"
         self.fingerprint = hashlib.sha256(about.encode()).hexdigest()
 

@@ -6,14 +6,16 @@ import hashlib
 import itertools
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from artifact_model import snapshot, stored_of, tiny_plan, tiny_plan_2, write_tiny
+from artifact_model import DATA, snapshot, stored_of, tiny_plan, tiny_plan_2, write_tiny
 
 import dpq_core.artifact
-from dpq_core.artifact import FORMAT_VERSION, Artifact, files, manifest, verify
+from dpq_core.artifact import FORMAT_VERSION, Artifact, DataEntry, files, manifest, verify
+from dpq_core.artifact.entries import data_from_json
 from dpq_core.spec import QuantSpec
 from dpq_core.tensor.packing import pack
 from dpq_core.tensor.partition import Layout, Partition
@@ -52,6 +54,11 @@ vae/model.safetensors 6d229884c1268bb0ab32d8da315d0fe52f9147228bd830a37bc9fb28a9
 """.strip().splitlines()
 )
 
+# The same of tests/golden/v3.
+GOLDEN_V3 = GOLDEN_V1 | {
+    "dpq.json": "12a61a28031ea4451af5fa71892e5c10f080850228060e6b8979f81cb145eb99"
+}
+
 # Data of `block.0.weight`: codebooks F16 [3, 4, 4], row_scale F16 [6], codes U8 [3, 2] of two bits.
 LINEAR_HEX = (
     "00bc00bb00ba00b900b800b600b400b0000000300034003600380039003a003b"
@@ -70,16 +77,17 @@ LINEAR_VALUES = {
 }
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_golden_bytes_are_written_again(
     version: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """F24, F10: the same tensors give the same files, byte for byte, forever."""
     monkeypatch.setattr(manifest, "library_versions", lambda: VERSIONS)
-    plan = {1: tiny_plan, 2: tiny_plan_2}[version]()
-    write_tiny(tmp_path / "out", plan, shard_bytes=260)
+    plan = {1: tiny_plan, 2: tiny_plan_2, 3: tiny_plan}[version]()
+    data = {1: (), 2: (), 3: DATA}[version]
+    write_tiny(tmp_path / "out", plan, shard_bytes=260, data=data)
     assert Artifact.open(tmp_path / "out").manifest.format_version == version <= FORMAT_VERSION
-    golden = {1: GOLDEN_V1, 2: GOLDEN_V2}[version]
+    golden = {1: GOLDEN_V1, 2: GOLDEN_V2, 3: GOLDEN_V3}[version]
     assert snapshot(tmp_path / "out") == snapshot(GOLDEN / f"v{version}") == golden
 
 
@@ -96,6 +104,22 @@ def test_golden_artifact_is_read(tmp_path: Path) -> None:
     assert weight.dtype == torch.bfloat16
     for (row, col), value in LINEAR_VALUES.items():
         assert weight[row, col] == torch.tensor(value).bfloat16()
+
+
+def test_what_was_read_stands_in_the_manifest() -> None:
+    """F30: entries in the order of the jobs; without them the other keys are those of version 1."""
+    artifact = Artifact.open(GOLDEN / "v3")
+    assert artifact.problems() == []
+    assert artifact.manifest.data == DATA
+    assert replace(artifact.manifest, data=()) == Artifact.open(GOLDEN / "v1").manifest
+
+
+def test_a_description_of_data_is_made_to_fit() -> None:
+    """F30: one line of at most 256 bytes, whatever an adapter says."""
+    for text in ("a\nb\x1b[2J", "é" * 500, '"' * 500, "", "\ud800"):
+        entry = DataEntry.of("compress", text, text[:5].encode("utf-8", "replace").decode())
+        (read,) = data_from_json([vars(entry)], "data")
+        assert read == entry
 
 
 def test_bytes_of_one_tensor_by_hand() -> None:

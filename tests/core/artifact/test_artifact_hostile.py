@@ -129,12 +129,35 @@ def weights(value: Any) -> Edit:
     return lambda m: m.update(weights=value)
 
 
+def read(**fields: Any) -> dict[str, Any]:
+    """An entry of ``data``."""
+    return {"use": "compress", "description": "text", "fingerprint": "0" * 64} | fields
+
+
+def data(*entries: Any) -> Edit:
+    return lambda m: m.update(format_version=3, data=list(entries))
+
+
 def listed(name: Any) -> Edit:
     return lambda m: m["files"].__setitem__(name, m["files"]["config.json"])
 
 
 MANIFEST_EDITS: dict[str, tuple[Edit, str]] = {
-    "F24 newer version": (lambda m: m.update(format_version=3), "format version 3 is not known"),
+    "F24 newer version": (lambda m: m.update(format_version=4), "format version 4 is not known"),
+    "F24 data in version 1": (lambda m: m.update(data=[read()]), "unknown key 'data'"),
+    "F30 data missing": (lambda m: m.update(format_version=3), "key 'data' is missing"),
+    "F30 data empty": (data(), "0 entries are not between 1 and 64"),
+    "F30 data too many": (data(*[read()] * 65), "65 entries are not between 1 and 64"),
+    "F30 data no list": (lambda m: m.update(format_version=3, data={}), "data"),
+    "F30 data no object": (data(3), "data: not a JSON object"),
+    "F30 data unknown key": (data(read(samples=3)), "unknown key 'samples'"),
+    "F30 data missing key": (data({"use": "compress"}), "is missing"),
+    "F30 data use": (data(read(use="train")), "use 'train' is not one of compress, calibrate"),
+    "F30 data use a list": (data(read(use=[])), "data: use"),
+    "F30 data escape": (data(read(description="\x1b[2J")), "data: description"),
+    "F30 data empty text": (data(read(description="")), "data: description"),
+    "F30 data long text": (data(read(description="é" * 129)), "data: description"),
+    "F30 data no sha": (data(read(fingerprint="f0")), "data: fingerprint: 'f0' is no sha256"),
     "F24 newer than needed": (lambda m: m.update(format_version=2), "does not suit its specs"),
     "F24 version 0": (lambda m: m.update(format_version=0), "format version 0"),
     "F5 version as text": (lambda m: m.update(format_version="1"), "format_version"),

@@ -44,6 +44,9 @@ def test_the_artifact_is_better_and_as_large(artifact, tmp_path):
     assert new.names() == old.names()
     assert new.manifest.specs == old.manifest.specs
     assert new.manifest.source == old.manifest.source
+    assert not old.manifest.data
+    (entry,) = new.manifest.data
+    assert (entry.use, entry.description) == ("calibrate", "random inputs")
     assert done.nbytes == new.nbytes
     assert done.nbytes_before == old.nbytes
     new.verify()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from dpq_core.data.sequential.contract import SequentialOptions
 from dpq_core.errors import ArtifactError
 from dpq_core.jobs import compress as compress_module
 from dpq_core.jobs.compress import CompressOptions, compress
+from dpq_core.jobs.inspect import inspect
 from dpq_core.plugin.adapter import TensorAdapter
 from dpq_core.run import Run
 from dpq_core.spec import AssignmentSpec, KMeansSpec, QuantSpec
@@ -43,6 +46,8 @@ class Stacks(TensorAdapter):
 
 
 class StackTask(Task):
+    data = "toy batches"
+
     def __init__(self, source, fingerprint="data"):
         model = Stack(WIDTH)
         model.spare = nn.Linear(WIDTH, WIDTH)  # never runs
@@ -102,6 +107,18 @@ def content(folder):
 def decoded(report):
     artifact = Artifact.open(report.artifact)
     return {name: artifact.read(name) for name in artifact.names()}
+
+
+def test_what_was_read_stands_in_the_manifest(whole, blind):
+    (entry,) = Artifact.open(whole.artifact).manifest.data
+    assert (entry.use, entry.description) == ("compress", "toy batches")
+    assert whole.data == ("toy batches",)
+    assert "toy batches" in whole.table()
+    shown = inspect(whole.artifact)
+    assert shown.to_json()["data"] == [vars(entry)]
+    assert re.search("read to compress .*toy batches", shown.table())
+    assert Artifact.open(blind.artifact).manifest.data == blind.data == ()
+    assert "data" not in json.loads((blind.artifact / "dpq.json").read_text())
 
 
 def output_error(source, report):
