@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,47 @@ def unflatten(structure: Any, tensors: Sequence[Tensor]) -> Any:
     return structure
 
 
+def structure_to_json(structure: Any) -> Any:
+    """A structure of arguments as JSON: a list of its kind and its content."""
+    if isinstance(structure, _Slot):
+        return ["tensor", structure.index]
+    if type(structure) in (tuple, list):
+        return [type(structure).__name__, [structure_to_json(item) for item in structure]]
+    if type(structure) is dict:
+        pairs = [[structure_to_json(key), structure_to_json(v)] for key, v in structure.items()]
+        return ["dict", pairs]
+    if isinstance(structure, torch.Size):
+        return ["size", list(structure)]
+    if isinstance(structure, torch.dtype | torch.device):
+        return [type(structure).__name__, str(structure).removeprefix("torch.")]
+    return ["plain", structure]
+
+
+def structure_from_json(value: Any) -> Any:
+    """The inverse of ``structure_to_json``.
+
+    Raises:
+        ValueError, TypeError, AttributeError: the value is none of its results.
+    """
+    kind, content = value
+    if kind == "tensor":
+        return _Slot(content)
+    if kind in ("tuple", "list"):
+        items = map(structure_from_json, content)
+        return tuple(items) if kind == "tuple" else list(items)
+    if kind == "dict":
+        return {structure_from_json(key): structure_from_json(item) for key, item in content}
+    if kind == "size":
+        return torch.Size(content)
+    if kind == "dtype":
+        return getattr(torch, content)
+    if kind == "device":
+        return torch.device(content)
+    if kind != "plain":
+        raise ValueError(kind)
+    return content
+
+
 class Activations:
     """The arguments of a block by batch number, kept in memory up to a budget and then on disk.
 
@@ -112,7 +154,7 @@ class Activations:
         nbytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         fits = self.nbytes + nbytes <= self._budget
         if not fits and all(tensor.dtype in _SPILLED for tensor in tensors):
-            self._spill(index, tensors)
+            save(_whole(tensors), _file(self._folder, index))
             self._stored[index] = _Stored(structure, None, devices, 0)
         else:
             self._stored[index] = _Stored(structure, tensors, devices, nbytes)
@@ -121,11 +163,7 @@ class Activations:
     def get(self, index: int) -> Any:
         """The arguments of one batch, on their devices; they must not be changed in place."""
         stored = self._stored[index]
-        tensors = stored.tensors
-        if tensors is None:
-            named = load_file(self._file(index))
-            tensors = [named[str(i)] for i in range(len(named))]
-        there = zip(tensors, stored.devices, strict=True)
+        there = zip(self._tensors(index), stored.devices, strict=True)
         return unflatten(stored.structure, [tensor.to(device) for tensor, device in there])
 
     def drop(self, index: int) -> None:
@@ -135,20 +173,80 @@ class Activations:
             return
         self.nbytes -= stored.nbytes
         if stored.tensors is None:
-            self._file(index).unlink()
+            _file(self._folder, index).unlink()
 
     def clear(self) -> None:
         """Delete the arguments of all batches."""
         for index in tuple(self._stored):
             self.drop(index)
 
-    def _spill(self, index: int, tensors: list[Tensor]) -> None:
-        # Views of one storage would be refused, and expanded ones cannot be written.
-        whole = {str(i): tensor.contiguous().clone() for i, tensor in enumerate(tensors)}
-        save(whole, self._file(index))
+    def save(self, folder: Path) -> list[Any]:
+        """Write the arguments of all batches to files in a folder.
 
-    def _file(self, index: int) -> Path:
-        return self._folder / f"batch-{index:05d}.safetensors"
+        Returns:
+            What ``restore`` needs beside the files, as JSON.
+
+        Raises:
+            Unstorable: files cannot hold a dtype.
+            ArtifactError: the disk refused.
+        """
+        content = []
+        for index, stored in sorted(self._stored.items()):
+            tensors = self._tensors(index)
+            if not all(tensor.dtype in _SPILLED for tensor in tensors):
+                raise Unstorable("a dtype that files cannot hold")
+            save(_whole(tensors), _file(folder, index))
+            structure = structure_to_json(stored.structure)
+            content.append([index, structure, [str(d) for d in stored.devices], _crc(tensors)])
+        return content
+
+    def restore(self, folder: Path, content: list[Any]) -> None:
+        """Read back what ``save`` has written.
+
+        Raises:
+            ValueError, TypeError, AttributeError, SafetensorError, OSError: the content is damaged.
+        """
+        for index, structure, devices, crc in content:
+            tensors = _load(_file(folder, index))
+            if _crc(tensors) != crc:
+                raise ValueError(f"batch {index} is damaged")
+            moved = [x.to(device) for x, device in zip(tensors, devices, strict=True)]
+            self.put(index, unflatten(structure_from_json(structure), moved))
+
+    def _tensors(self, index: int) -> list[Tensor]:
+        """The tensors of one batch, on the CPU."""
+        tensors = self._stored[index].tensors
+        return _load(_file(self._folder, index)) if tensors is None else tensors
+
+
+def _file(folder: Path, index: int) -> Path:
+    return folder / f"batch-{index:05d}.safetensors"
+
+
+def _load(path: Path) -> list[Tensor]:
+    named = load_file(path)
+    return [named[str(i)] for i in range(len(named))]
+
+
+def _whole(tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Tensors by number, copied where they are views: files take no two of one storage."""
+    named: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for number, tensor in enumerate(tensors):
+        storage = tensor.untyped_storage()
+        alone = tensor.is_contiguous() and storage.nbytes() == tensor.nbytes
+        alone &= storage.data_ptr() not in storages
+        storages.add(storage.data_ptr())
+        named[str(number)] = tensor if alone else tensor.contiguous().clone()
+    return named
+
+
+def _crc(tensors: Sequence[Tensor]) -> int:
+    """Checksum of the values of tensors on the CPU."""
+    crc = 0
+    for tensor in tensors:
+        crc = zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data, crc)
+    return crc
 
 
 def save(tensors: dict[str, Tensor], path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -156,6 +157,32 @@ class BlockRunner:
         self.end_pause()
         self._activations.clear()
         self.stored_block, self.outputs_stored = None, False
+
+    def save(self, folder: Path) -> dict[str, Any] | None:
+        """Write the stored inputs or outputs to a folder.
+
+        Returns:
+            What ``restore`` needs beside the folder, as JSON; None where nothing is stored.
+
+        Raises:
+            Unstorable: files cannot hold them.
+            ArtifactError: the disk refused.
+        """
+        if self.stored_block is None and not self.outputs_stored:
+            return None
+        batches = self._activations.save(folder)
+        return {"block": self.stored_block, "outputs": self.outputs_stored, "batches": batches}
+
+    def restore(self, folder: Path, content: dict[str, Any]) -> None:
+        """Read back what ``save`` has written.
+
+        Raises:
+            ValueError, TypeError, KeyError, AttributeError, SafetensorError, OSError: the content
+                is damaged.
+        """
+        self.clear()
+        self._activations.restore(folder, content["batches"])
+        self.stored_block, self.outputs_stored = content["block"], content["outputs"]
 
     def _outputs(self, block: nn.Module) -> Iterator[tuple[int, Any]]:
         """Every batch and the output of a block whose inputs are stored."""

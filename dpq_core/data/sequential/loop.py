@@ -23,7 +23,8 @@ from dpq_core.data.sequential.contract import Quantizer, SegmentReport, Sequenti
 from dpq_core.data.sequential.layer_weights import LayerWeights
 from dpq_core.data.sequential.paused_runs import PausedRuns
 from dpq_core.data.sequential.reference import Reference
-from dpq_core.data.sequential.segments import LayerGroup, Segment, make_segments, passes
+from dpq_core.data.sequential.resume_point import ResumePoint
+from dpq_core.data.sequential.segments import LayerGroup, Segment, Source, make_segments, passes
 from dpq_core.data.sequential.targets import TargetWeight, blocks_of, layers_of, within
 from dpq_core.data.statistics.hooks import (
     CollectOptions,
@@ -90,6 +91,8 @@ class Sequential:
             self._options.memory,
             quick=self._options.quick,
         )
+        self._runners = {"model": self._runner, "reference": self._reference.runner}
+        self._resume_point = ResumePoint(store.folder, store.scratch)
         self._done, self._total = 0, sum(math.prod(t.shape) for t in self._targets.values())
 
     def run(self) -> None:
@@ -106,6 +109,7 @@ class Sequential:
             with torch.no_grad():
                 self._run()
             self._store.close()
+            self._resume_point.discard()
         finally:
             self._runner.clear()
             self._reference.end()
@@ -115,30 +119,46 @@ class Sequential:
     def _run(self) -> None:
         segments = self._segments()
         left = [number for number, segment in enumerate(segments) if segment.layer_groups]
-        if self._options.true_sequential and self._options.correct_drift:
-            self._reference.start(segments, self._store.segments)
+        begin = self._begin(segments)
         for number, segment in enumerate(segments[: max(left, default=-1) + 1]):
             rest = segments[number + 1 : max(left) + 1]
             following = next((later for later in rest if later.block is not None), None)
             with self._weights.hold(segment):
+                if number == begin and segment.block and segment.name in self._store.segments:
+                    self._runner.store_inputs(segment.block)
                 if segment.layer_groups:
                     self._segment(segment, following)
-                if segment.block is None:
+                if segment.block is None or number < begin:
                     continue
                 if following is None and rest:
                     self._runner.finish(segment, rest[-1].layer_groups[-1].paths[-1])
                 else:
                     self._runner.advance(segment, following)
+            if rest:
+                self._resume_point.save(segments.index(following or rest[-1]), self._runners)
+
+    def _begin(self, segments: Sequence[Segment]) -> int:
+        """The number of the segment from which on the inputs of blocks are stored.
+
+        In a resumed run it is where the stopped one was. Where that did not keep the inputs, it is
+        the last block that the model has to run up to, before what is left.
+        """
+        number = self._resume_point.load(self._runners)
+        if number is not None:
+            return number
+        finished = self._store.segments
+        if self._options.true_sequential and self._options.correct_drift:
+            self._reference.start(segments, finished)
+        left = next((n for n, s in enumerate(segments) if s.name not in finished), len(segments))
+        captured = [n for n, s in enumerate(segments[: left + 1]) if s.source is Source.CAPTURE]
+        return max(captured, default=0)
 
     def _segments(self) -> list[Segment]:
         """Trace one batch through the unquantized model, and cut the model into segments."""
         blocks = blocks_of(self._task)
-        seen = trace(
-            self._model,
-            self._targets,
-            blocks,
-            lambda: self._task.forward(self._model, self._task.train_batch(0)),
-        )
+        batch = self._task.train_batch(0)
+        forward = functools.partial(self._task.forward, self._model, batch)
+        seen = self._resume_point.trace(lambda: trace(self._model, self._targets, blocks, forward))
         ran = {call.path for call in seen.calls}
         unseen = {
             block: [path for path in self._targets if within(path, block) and path not in ran]

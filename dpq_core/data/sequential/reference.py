@@ -32,6 +32,9 @@ class Reference:
     They need no second model: within a block they are always one group of layers ahead of its
     quantization; those that were given up for the sake of memory are repeated with the original
     weights of the block. Where a block cannot be run alone, the reference ends.
+
+    Attributes:
+        runner: runs its blocks, and stores their inputs.
     """
 
     def __init__(
@@ -46,7 +49,7 @@ class Reference:
             memory: bytes of stored inputs and of suspended runs.
             quick: round products to bfloat16, where the processor does that quicker.
         """
-        self._runner = BlockRunner(task, batches, Activations(folder, memory), quick=quick)
+        self.runner = BlockRunner(task, batches, Activations(folder, memory), quick=quick)
         self._runs: PausedRuns | None = None
 
     def start(self, segments: Sequence[Segment], finished: Collection[str]) -> None:
@@ -60,7 +63,7 @@ class Reference:
         first = next(iter(paths.items()), None)
         if first is None or first[1].source is Source.PREFIX or all(p in finished for p in paths):
             return
-        self._runner.store_inputs(first[0])
+        self.runner.store_inputs(first[0])
 
     def pause(
         self,
@@ -75,9 +78,9 @@ class Reference:
             groups: paths of the layers of each group.
             originals: every weight that will be replaced, and a copy of what it was.
         """
-        if self._runner.stored_block == segment.block:
+        if self.runner.stored_block == segment.block:
             repeating = functools.partial(_replaced, originals)
-            self._runs = self._runner.pause(segment, groups, repeating)
+            self._runs = self.runner.pause(segment, groups, repeating)
 
     def statistics(
         self,
@@ -129,13 +132,13 @@ class Reference:
 
     def advance(self, segment: Segment, following: Segment | None) -> None:
         """Leave a block, whose last layers still have their original weights."""
-        if self._runner.stored_block == segment.block:
-            self._runner.advance(segment, following)
+        if self.runner.stored_block == segment.block:
+            self.runner.advance(segment, following)
         self._runs = None
 
     def end(self) -> None:
         """Delete all that is stored."""
-        self._runner.clear()
+        self.runner.clear()
         self._runs = None
 
 
