@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import shutil
+
 import pytest
 import torch
 from decoder_models import VOCABULARY, save_decoder
 
+from dpq_core.data.sequential.contract import SequentialOptions
+from dpq_core.data.sequential.reference import Reference
+from dpq_core.data.streamed_blocks import StreamedBlocks
+from dpq_core.jobs.compress import CompressOptions, compress
 from dpq_core.run import Run
+from dpq_core.spec import AssignmentSpec, KMeansSpec, QuantSpec
+from dpq_llama.adapter import LlamaAdapter
+from dpq_llama.calibration import task as task_module
 from dpq_llama.calibration.task import calibration
 from dpq_llama.options import CalibrateOptions
-from dpq_llama.source.checkpoint import open_checkpoint
+from dpq_llama.source.checkpoint import BUILTIN, open_checkpoint
 from dpq_llama.source.loading import load_folder
 from dpq_llama.source.streaming import load_streamed
 
@@ -76,3 +87,98 @@ def test_the_student_of_a_compression_has_no_block_in_memory(tmp_path):
     with torch.no_grad():
         task.loss(task.validation()[0])
     assert [task.streamed.is_absent(path) for path in task.blocks()] == [True, False]
+
+
+LAYERS = 4
+QUICK = QuantSpec(
+    d=4, K=4, kmeans=KMeansSpec(iterations=1, tail=1), assignment=AssignmentSpec(method="ldlq+icm")
+)
+WINDOWS = CalibrateOptions(samples=4, validation_samples=2, context=8, batch_size=2)
+
+
+def compress_with_data(folder, out, **options):
+    """Compress a model with data; returns the bytes of its weights as a hash."""
+    compress(
+        LlamaAdapter(),
+        str(folder),
+        out,
+        QUICK,
+        options=CompressOptions(probe=False, sequential=SequentialOptions(batches=2), **options),
+        run=Run(device="cpu"),
+        task=lambda: calibration(str(folder), str(folder), WINDOWS, Run(device="cpu")),
+    )
+    (file,) = out.glob("*.safetensors")
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def deep(make_folder):
+    """A model with a tokenizer, so that it reads text and need not write any."""
+    folder = make_folder(num_hidden_layers=LAYERS, vocab_size=4096)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(BUILTIN / "tiny-llama" / name, folder)
+    return folder
+
+
+def in_memory(model):
+    """Numbers of the decoder layers that have weights in memory."""
+    return [
+        number
+        for number, layer in enumerate(model.model.layers)
+        if not all(parameter.is_meta for parameter in layer.parameters())
+    ]
+
+
+def load_whole(checkpoint, device, dtype, *, head):
+    model = load_folder(checkpoint.folder, device, dtype, head=head)
+    return model, StreamedBlocks(model, {}, lambda _: {})
+
+
+@pytest.mark.slow  # two whole runs of a job
+def test_two_blocks_are_in_memory_at_most_with_the_same_bytes(deep, tmp_path, monkeypatch):
+    blocks, load = [], StreamedBlocks.load
+
+    def counting(self, path):
+        load(self, path)
+        blocks.append(in_memory(self._model))
+
+    monkeypatch.setattr(StreamedBlocks, "load", counting)
+    streamed = compress_with_data(deep, tmp_path / "streamed")
+    assert max(map(len, blocks)) == 2
+    assert {number for loaded in blocks for number in loaded} == set(range(LAYERS))
+    monkeypatch.setattr(task_module, "load_streamed", load_whole)
+    blocks.clear()
+    assert streamed == compress_with_data(deep, tmp_path / "whole")
+    assert all(len(loaded) == LAYERS for loaded in blocks)
+
+
+@pytest.mark.slow  # two whole runs of a job
+def test_a_stopped_run_goes_on_where_it_was(deep, tmp_path, monkeypatch):
+    whole = compress_with_data(deep, tmp_path / "whole")
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(real, self, segment, *arguments):
+        if segment.name == "model.layers.2":
+            raise StoppedError
+        return real(self, segment, *arguments)
+
+    monkeypatch.setattr(Reference, "pause", functools.partialmethod(_call, stop, Reference.pause))
+    with pytest.raises(StoppedError):
+        compress_with_data(deep, tmp_path / "out")
+    monkeypatch.undo()
+    reads, read = [], StreamedBlocks.load
+    monkeypatch.setattr(
+        StreamedBlocks,
+        "load",
+        lambda self, path: (reads.append(path) if self.is_absent(path) else None, read(self, path)),
+    )
+    assert whole == compress_with_data(deep, tmp_path / "out", resume=True)
+    # Finished blocks are read only to try the head on one batch of the whole model, in the end.
+    layers = [f"model.layers.{number}" for number in range(LAYERS)]
+    assert reads == [*layers[2:], *layers[:3]]
+
+
+def _call(self, function, real, *arguments):
+    return function(real, self, *arguments)
