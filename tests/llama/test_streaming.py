@@ -130,7 +130,7 @@ def test_memory_with_data_does_not_grow_with_the_blocks(tmp_path):
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(BUILTIN / "tiny-llama" / name, source)
         words = ["compress", "-a", "llama", str(source), "-o", str(tmp_path / f"out{layers}")]
-        words += ["--json", "--no-probe", "--samples", "4", "--context", "32", *QUICK]
+        words += ["--json", "--no-probe", "--samples", "8", "--context", "32", *QUICK]
         done = subprocess.run(
             [sys.executable, "-P", "-c", MAIN, *words], capture_output=True, text=True, check=True
         )

@@ -24,8 +24,8 @@ class SequentialOptions:
             the block runs once more for every group of layers that share an input.
         correct_drift: let each weight make up for what its input has drifted from that of the
             uncompressed model; needs ``true_sequential``, and blocks that can be run alone.
-        memory: bytes of stored activations beyond which they go to disk, and of the matrices that
-            are collected in one pass.
+        memory: bytes of stored activations, of the model and of the uncompressed one each, beyond
+            which they go to disk; and of the matrices that are collected in one pass.
         store_inputs: keep the inputs of the current block; False runs the model anew for each pass,
             and corrects no drift.
         max_positions: most positions of a convolution's images that one batch adds.
@@ -36,7 +36,7 @@ class SequentialOptions:
     batches: int = 32
     true_sequential: bool = True
     correct_drift: bool = True
-    memory: int = 4 << 30
+    memory: int = 2 << 30
     store_inputs: bool = True
     max_positions: int = MAX_POSITIONS
     seed: int = 0

@@ -26,12 +26,7 @@ from dpq_core.data.sequential.reference import Reference
 from dpq_core.data.sequential.resume_point import ResumePoint
 from dpq_core.data.sequential.segments import LayerGroup, Segment, Source, make_segments, passes
 from dpq_core.data.sequential.targets import TargetWeight, blocks_of, layers_of, within
-from dpq_core.data.statistics.hooks import (
-    CollectOptions,
-    Diverged,
-    LayerStatistics,
-    collect,
-)
+from dpq_core.data.statistics.hooks import CollectOptions, Diverged, LayerStatistics, collect
 from dpq_core.data.statistics.layer_inputs import LayerInput
 from dpq_core.data.task import CalibrationTask
 from dpq_core.device import quick_products
@@ -227,6 +222,7 @@ class Sequential:
                     self._reference.go_ahead(number + 1)
                 else:
                     self._reference.advance(segment, following)
+                    originals.clear()  # a whole block's weights
                 for path in part.paths:
                     pq = self._tensor(path, statistics.pop(path, None), finished)
                     if pq is not None:

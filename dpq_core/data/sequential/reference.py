@@ -172,8 +172,8 @@ class Drift:
             self._count += len(rows)
 
     def mean(self) -> Tensor:
-        """E[(y - x) x^T], float32 ``[cols, cols]``."""
-        return (self._sum / max(self._count, 1)).float()
+        """E[(y - x) x^T], float32 ``[cols, cols]``; nothing can be added any more."""
+        return self._sum.div_(max(self._count, 1)).float()
 
     def _rows(self, x: Tensor) -> Iterator[Tensor]:
         draw = torch.Generator().manual_seed(self._seed)
