@@ -57,6 +57,10 @@ class LlamaAdapter(
     aliases: ClassVar[tuple[str, ...]] = ("llm",)
     summary: ClassVar[str] = "decoder-only language models (transformers folders, hub ids)"
     data_by_default: ClassVar[bool] = True
+    training_after_data: ClassVar[Mapping[str, Any]] = {
+        **{"steps": 24, "lr": 3e-4},  # every step reads thousands of tokens
+        **{"estep": "none", "validate_every": 6},
+    }
     builtins: ClassVar[tuple[str, ...]] = ("tiny-llama",)
     demo: ClassVar[Demo] = Demo(
         source="builtin:tiny-llama", evaluate={"limit": 24}, sample={"max_new_tokens": 48}

@@ -23,9 +23,6 @@ from dpq_core.jobs.spec_arguments import (
     required,
 )
 
-BEST_STEPS = 100
-"""Default number of training steps after compressing with the preset ``best``, end to end."""
-
 CALIBRATED = "A dpq artifact: a folder or a .dpq file."
 ANY_SOURCE = "A dpq artifact, a model folder or file, or builtin:NAME."
 
@@ -43,7 +40,7 @@ class CompressArguments(SpecArguments):
     steps: int | None = argument(
         None,
         "Training steps of a calibration afterwards.",
-        unset="100 with --preset best, else 0",
+        unset="with --preset best 24 for language models, else 100; 0 with other presets",
         minimum=0,
     )
     probe: bool = argument(True, "Store outputs for `dpq inspect --verify`.")
@@ -52,11 +49,9 @@ class CompressArguments(SpecArguments):
     overwrite: bool = argument(False, "Replace OUTPUT.")
 
     @property
-    def calibration_steps(self) -> int:
-        """Number of training steps after compressing; 0 for none."""
-        if self.steps is None:
-            return BEST_STEPS if self.preset == "best" else 0
-        return self.steps
+    def calibrates(self) -> bool:
+        """Whether the compressed model is trained."""
+        return self.preset == "best" if self.steps is None else self.steps > 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,9 @@ from dpq_core.sizes import parse_size
 if TYPE_CHECKING:
     from dpq_core.data.task import CalibrationTask
 
+BEST_STEPS = 100
+"""Default number of training steps after compressing with the preset ``best``, end to end."""
+
 UNCALIBRATED_SUFFIX = ".uncalibrated"
 """Suffix of the compressed model until its calibration is done: ``<out>.uncalibrated``."""
 
@@ -83,13 +86,13 @@ def compress(
             overwrite=args.overwrite,
         )
     data = _uses_data(call)
-    task = _task(call) if data or args.calibration_steps else None
+    task = _task(call) if data or args.calibrates else None
     with call.run(progress) as run:
         planned = _plan(call, task if data else None, run)
         if args.dry_run:
             return planned
         report = _compress(call, planned, task if data else None, run)
-        if not args.calibration_steps:
+        if not args.calibrates:
             return report
         calibrated = _calibrate_compressed(call, run)
         return dataclasses.replace(report, artifact=args.output, calibration=calibrated)
@@ -134,7 +137,7 @@ def _plan(
 
 def _uncalibrated(args: CompressArguments) -> Path:
     """The path of the compressed model, which is another until it is calibrated."""
-    suffix = UNCALIBRATED_SUFFIX if args.calibration_steps else ""
+    suffix = UNCALIBRATED_SUFFIX if args.calibrates else ""
     return args.output.with_name(args.output.name + suffix)
 
 
@@ -152,7 +155,7 @@ def _compress(
 ) -> CompressReport:
     """Quantize the source by a plan, within its budget if it has one."""
     args = call.arguments
-    if args.calibration_steps:
+    if args.calibrates:
         check_output(args.output, overwrite=args.overwrite, resume=args.resume)
     options = CompressOptions(
         resume=args.resume,
@@ -176,13 +179,17 @@ def _compress(
 def _calibrate_compressed(call: Request[CompressArguments], run: Run) -> Calibrated:
     """Calibrate the model that ``_compress`` wrote, and delete the uncalibrated one.
 
-    After codes were chosen with data, single blocks have little to regain: training is end to end.
+    After codes were chosen with data, single blocks have little to regain: training is end to end,
+    and as the domain found it to be worth its time.
     """
     args = call.arguments
+    settings: dict[str, Any] = {"steps": BEST_STEPS}
+    if _uses_data(call):
+        settings |= {"mode": "end", **_with_tensors(call.adapter).training_after_data}
+    if args.steps is not None:
+        settings["steps"] = args.steps
     options = CalibrateOptions(
-        settings=CalibrateSettings(
-            steps=args.calibration_steps, mode="end" if _uses_data(call) else "auto", seed=run.seed
-        ),
+        settings=CalibrateSettings(**settings, seed=run.seed),
         baseline=args.source,
         resume=args.resume,
         overwrite=args.overwrite,

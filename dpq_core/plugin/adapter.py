@@ -97,9 +97,13 @@ class TensorAdapter(Adapter, Generic[Options]):
     Class attributes:
         data_by_default: whether models of this domain are quantized with data unless the user says
             otherwise; the adapter then has ``calibration``.
+        training_after_data: settings of the training that the preset ``best`` adds to compressing
+            with data, where others than the defaults are worth their time here: fields of
+            ``CalibrateSettings``.
     """
 
     data_by_default: ClassVar[bool] = False
+    training_after_data: ClassVar[Mapping[str, Any]] = {}
 
     def open_with(self, source: str, options: Options) -> Checkpoint:
         """``open`` with the adapter's own options for ``compress``."""
