@@ -16,8 +16,6 @@ import torch
 from cli_runs import MAIN, dpq
 from safetensors.torch import save_file
 
-from dpq_llama.source.checkpoint import BUILTIN
-
 MEGABYTE = 10**6
 BITS = ("--bits", "2", "--iterations", "4")
 
@@ -118,24 +116,6 @@ def test_memory_does_not_grow_with_the_model(tmp_path):
     assert stored[1] - stored[0] < (sizes[1] - sizes[0]) / 20  # of the layers: all but half a bit
     assert peaks[1] - peaks[0] < 40 * MEGABYTE
     assert max(peaks) < 700 * MEGABYTE
-
-
-@pytest.mark.slow
-def test_memory_with_data_does_not_grow_with_the_blocks(tmp_path):
-    """Eight blocks more, 100 MB in float32: less than three blocks' more memory."""
-    peaks = []
-    for layers in (2, 10):
-        source = tmp_path / f"source{layers}"
-        write_llama(source, hidden=512, intermediate=1376, layers=layers, shards=2)
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(BUILTIN / "tiny-llama" / name, source)
-        words = ["compress", "-a", "llama", str(source), "-o", str(tmp_path / f"out{layers}")]
-        words += ["--json", "--no-probe", "--samples", "8", "--context", "32", *QUICK]
-        done = subprocess.run(
-            [sys.executable, "-P", "-c", MAIN, *words], capture_output=True, text=True, check=True
-        )
-        peaks.append(json.loads(done.stdout)["peak_memory"])
-    assert peaks[1] - peaks[0] < 38 * MEGABYTE
 
 
 @pytest.mark.slow
