@@ -28,6 +28,9 @@ from dpq_core.tensor.basis.gain import gain_of
 DRIFT_SHARE = 0.25
 """Share of the drift of inputs for which weights make up (docs/algorithms.md#drift)."""
 
+_COLUMNS = 1024
+"""Columns of the drift that are float64 at a time."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class InputStatistics:
@@ -60,11 +63,24 @@ def corrected(matrix: Tensor, statistics: InputStatistics, damping: float) -> Te
     hessian, drift = statistics.hessian, statistics.drift
     if hessian is None or drift is None:
         return matrix
+    weight = matrix.to(torch.float64, copy=True)
+    moved = torch.empty_like(weight)
+    for first in range(0, len(drift), _COLUMNS):  # a whole matrix of float64 may be a gigabyte
+        columns = slice(first, first + _COLUMNS)
+        moved[:, columns] = weight @ drift[:, columns].double()
+    factor, failed = torch.linalg.cholesky_ex(_damped(hessian, damping))
+    if int(failed):  # rounding made H indefinite, as inputs of very different sizes may
+        step: Tensor = torch.linalg.solve(_damped(hessian, damping), moved, left=False)
+    else:
+        step = torch.cholesky_solve(moved.T, factor).T
+    return weight.add_(step, alpha=DRIFT_SHARE).to(torch.float32)
+
+
+def _damped(hessian: Tensor, damping: float) -> Tensor:
+    """H with ``damping`` times its mean diagonal added to the diagonal, float64 ``[C, C]``."""
     damped = hessian.to(torch.float64, copy=True)
     damped.diagonal().add_(damping * float(damped.diagonal().mean().clamp(min=1e-30)))
-    moved = DRIFT_SHARE * (matrix.double() @ drift.double())
-    step: Tensor = torch.linalg.solve(damped, moved, left=False)
-    return (matrix + step).to(torch.float32)
+    return damped
 
 
 def point_weights(

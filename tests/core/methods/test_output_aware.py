@@ -213,3 +213,21 @@ def test_the_reported_error_is_against_the_original_weight():
     error = (result.pq.decode() - weight).square().sum() / weight.square().sum()
     assert result.relative_error == pytest.approx(float(error), rel=1e-5)
     assert result.relative_error > run(weight, spec).relative_error
+
+
+@pytest.mark.parametrize("columns", [1, 5, 100])
+def test_the_step_does_not_depend_on_how_the_drift_is_cut(monkeypatch, columns):
+    _, _, statistics = drifted()
+    weight = torch.randn(5, 12)
+    expected = corrected(weight, statistics, 0.01)
+    monkeypatch.setattr(output_aware, "_COLUMNS", columns)
+    torch.testing.assert_close(corrected(weight, statistics, 0.01), expected)
+
+
+def test_a_matrix_that_rounding_made_indefinite_is_solved_all_the_same():
+    drift, weight = torch.randn(12, 12), torch.randn(5, 12)
+    hessian = torch.diag(torch.tensor([1.0] * 11 + [-0.5]))
+    found = corrected(weight, InputStatistics(hessian=hessian, drift=drift), 0.01)
+    damped = hessian.diagonal() + 0.01 * hessian.diagonal().mean()
+    step = output_aware.DRIFT_SHARE * weight @ drift / damped
+    torch.testing.assert_close(found, weight + step)
