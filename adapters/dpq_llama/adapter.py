@@ -58,7 +58,7 @@ class LlamaAdapter(
     summary: ClassVar[str] = "decoder-only language models (transformers folders, hub ids)"
     data_by_default: ClassVar[bool] = True
     training_after_data: ClassVar[Mapping[str, Any]] = {
-        **{"steps": 24, "lr": 3e-4},  # every step reads thousands of tokens
+        **{"steps": 12, "lr": 3e-4},  # every step reads thousands of tokens
         **{"estep": "none", "validate_every": 6},
     }
     builtins: ClassVar[tuple[str, ...]] = ("tiny-llama",)
