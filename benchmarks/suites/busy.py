@@ -79,7 +79,7 @@ def measure(model: str, bits: int, peers: int, repeat: int, out: Path) -> dict[s
 
 def compress(model: str, bits: int, out: Path) -> tuple[float, float, str]:
     """Wall seconds, CPU seconds (user and system) and a hash of every file of the artifact."""
-    command = [sys.executable, "-m", "dpq_cli", "compress", model, "-a", "llama", "-o", str(out)]
+    command = [sys.executable, "-m", "dpq_cli", "compress", model, "-o", str(out)]
     options = ["--bits", str(bits), "--no-data", "--overwrite"]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
