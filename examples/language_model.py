@@ -4,7 +4,8 @@ import dpq
 
 SOURCE = "builtin:tiny-llama"  # or a folder in the Hugging Face layout, or a hub id
 
-report = dpq.compress(SOURCE, "small-llama", bits=4)
+# It reads 64 windows of text by default; a small model needs fewer.
+report = dpq.compress(SOURCE, "small-llama", bits=4, samples=16)
 print(f"{report.source_nbytes:,} -> {report.nbytes:,} bytes")
 
 print(dpq.evaluate("small-llama", baseline=SOURCE, limit=2).table())

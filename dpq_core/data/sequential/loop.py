@@ -136,12 +136,15 @@ class Sequential:
         """The number of the segment from which on the inputs of blocks are stored.
 
         In a resumed run it is where the stopped one was. Where that did not keep the inputs, it is
-        the last block that the model has to run up to, before what is left.
+        the last block that the model has to run up to, before what is left; and past all segments
+        where nothing is left.
         """
         number = self._resume_point.load(self._runners)
         if number is not None:
             return number
         finished = self._store.segments
+        if all(segment.name in finished for segment in segments if segment.layer_groups):
+            return len(segments)
         if self._options.true_sequential and self._options.correct_drift:
             self._reference.start(segments, finished)
         left = next((n for n, s in enumerate(segments) if s.name not in finished), len(segments))
