@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dpq_core.kernels.cpu.threads import one_torch_thread
 from dpq_core.methods.additive import stages as additive
 from dpq_core.methods.assignment.assign import AssignResult, assign
 from dpq_core.methods.assignment.encoders import Encoder
+from dpq_core.methods.assignment.hessian import cholesky
 from dpq_core.methods.assignment.least_squares import RefinedCodebooks, refine, relearn
 from dpq_core.methods.assignment.objective import Objective
 from dpq_core.methods.data_free import Encoding, QuantizationTask
@@ -59,6 +61,9 @@ def corrected(matrix: Tensor, statistics: InputStatistics, damping: float) -> Te
         matrix: the weight W ``[R, C]``, any floating dtype.
         statistics: H and the drift.
         damping: added to the diagonal of H / mean(diag H).
+
+    Raises:
+        SpecError: H is not positive semidefinite.
     """
     hessian, drift = statistics.hessian, statistics.drift
     if hessian is None or drift is None:
@@ -68,19 +73,13 @@ def corrected(matrix: Tensor, statistics: InputStatistics, damping: float) -> Te
     for first in range(0, len(drift), _COLUMNS):  # a whole matrix of float64 may be a gigabyte
         columns = slice(first, first + _COLUMNS)
         moved[:, columns] = weight @ drift[:, columns].double()
-    factor, failed = torch.linalg.cholesky_ex(_damped(hessian, damping))
-    if int(failed):  # rounding made H indefinite, as inputs of very different sizes may
-        step: Tensor = torch.linalg.solve(_damped(hessian, damping), moved, left=False)
-    else:
+    scale = float(hessian.diagonal().double().mean()) or 1.0
+    damped = hessian.to(torch.float64, copy=True).div_(scale)
+    damped.diagonal().add_(damping)
+    factor = cholesky(damped)
+    with one_torch_thread():  # as the factor: the same bytes for any number of threads
         step = torch.cholesky_solve(moved.T, factor).T
-    return weight.add_(step, alpha=DRIFT_SHARE).to(torch.float32)
-
-
-def _damped(hessian: Tensor, damping: float) -> Tensor:
-    """H with ``damping`` times its mean diagonal added to the diagonal, float64 ``[C, C]``."""
-    damped = hessian.to(torch.float64, copy=True)
-    damped.diagonal().add_(damping * float(damped.diagonal().mean().clamp(min=1e-30)))
-    return damped
+    return weight.add_(step, alpha=DRIFT_SHARE / scale).to(torch.float32)
 
 
 def point_weights(

@@ -168,7 +168,8 @@ class Drift:
         """Add the inputs of one batch."""
         for rows, before in zip(self._rows(x), self._rows(reference), strict=True):
             difference = (before.float() - rows.float()).T @ rows.float()
-            self._sum = self._sum.to(difference.device) + difference
+            self._sum = self._sum.to(difference.device)
+            self._sum += difference
             self._count += len(rows)
 
     def mean(self) -> Tensor:

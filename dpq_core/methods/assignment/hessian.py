@@ -110,7 +110,7 @@ class Hessian:
             SpecError: the matrix is far from positive semidefinite.
         """
         n, b = len(self.matrix), self.width
-        lower = _cholesky(self.matrix).view(n, n // b, b)
+        lower = cholesky(self.matrix).view(n, n // b, b)
         steps = torch.arange(n // b, device=lower.device)
         blocks = lower.view(n // b, b, n // b, b)[steps, :, steps]  # [n / b, b, b]
         metrics = (blocks @ blocks.mT).float()
@@ -125,8 +125,14 @@ def _columns(order: Tensor, width: int) -> Tensor:
     return (order[:, None] * width + torch.arange(width, device=order.device)).flatten()
 
 
-def _cholesky(matrix: Tensor) -> Tensor:
+def cholesky(matrix: Tensor) -> Tensor:
     """Lower Cholesky factor, float64, with more damping where rounding left negative eigenvalues.
+
+    Args:
+        matrix: a damped second moment in units of its mean diagonal; one of float64 is changed.
+
+    Raises:
+        SpecError: eigenvalues are more negative than rounding leaves them.
 
     LAPACK adds up in an order that depends on the number of threads, so it gets one.
     """

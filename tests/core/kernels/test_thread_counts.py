@@ -7,7 +7,7 @@ import torch
 
 from dpq_core.data.statistics.moment import Moment
 from dpq_core.methods.assignment import hessian
-from dpq_core.methods.output_aware import InputStatistics
+from dpq_core.methods.output_aware import InputStatistics, corrected
 from dpq_core.methods.quantize import quantize
 from dpq_core.spec import QuantSpec
 from dpq_core.tensor.partition import Layout, Partition
@@ -74,8 +74,16 @@ def test_a_second_moment_is_collected_and_factored_alike_on_any_threads(on_threa
 
     def factors():
         moment = second_moment()
-        return moment, hessian._cholesky(moment + 1e-2 * torch.eye(COLS))
+        return moment, hessian.cholesky(moment + 1e-2 * torch.eye(COLS))
 
     one, *others = on_threads(factors)
     for parts in others:
         assert all(torch.equal(a, b) for a, b in zip(one, parts, strict=True))
+
+
+def test_weights_make_up_for_drift_alike_on_any_threads(on_threads):
+    weight = torch.randn(96, COLS, generator=torch.Generator().manual_seed(0))
+    drift = torch.randn(COLS, COLS, generator=torch.Generator().manual_seed(2))
+    statistics = InputStatistics(hessian=second_moment(), drift=drift)
+    one, *others = on_threads(lambda: corrected(weight, statistics, 0.01))
+    assert all(torch.equal(other, one) for other in others)

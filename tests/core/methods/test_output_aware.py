@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import specs_up_to
 
+from dpq_core.errors import SpecError
 from dpq_core.methods import output_aware
 from dpq_core.methods.assignment.hessian import Hessian
 from dpq_core.methods.data_free import QuantizationTask
@@ -224,10 +225,13 @@ def test_the_step_does_not_depend_on_how_the_drift_is_cut(monkeypatch, columns):
     torch.testing.assert_close(corrected(weight, statistics, 0.01), expected)
 
 
-def test_a_matrix_that_rounding_made_indefinite_is_solved_all_the_same():
+def test_an_indefinite_matrix_is_damped_more_as_everywhere_and_refused_where_that_is_not_enough():
     drift, weight = torch.randn(12, 12), torch.randn(5, 12)
     hessian = torch.diag(torch.tensor([1.0] * 11 + [-0.5]))
     found = corrected(weight, InputStatistics(hessian=hessian, drift=drift), 0.01)
-    damped = hessian.diagonal() + 0.01 * hessian.diagonal().mean()
+    damped = hessian.diagonal() + (0.01 + 1.111111) * hessian.diagonal().mean()
     step = output_aware.DRIFT_SHARE * weight @ drift / damped
     torch.testing.assert_close(found, weight + step)
+    hessian[-1, -1] = -3
+    with pytest.raises(SpecError, match="not positive semidefinite"):
+        corrected(weight, InputStatistics(hessian=hessian, drift=drift), 0.01)
