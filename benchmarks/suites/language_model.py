@@ -38,14 +38,15 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to work  [default: a temporary folder]")
     parser.add_argument("--no-record", action="store_true", help="print only")
     args = parser.parse_args()
-    measured: dict[str, Any] = {"context": args.context, "limit": args.limit or None}
+    measured: dict[str, Any] = {"context": args.context, "limit": args.limit}
     if args.texts is not None:
         measured["texts"] = args.texts
     for options in args.run or ["--bits 2"]:
         with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
             out = Path(temporary) / "out"
             values = compress(args.model, options, out)
-            dpq.verify(out)  # raises where it fails: nothing is recorded then
+            verified = dpq.verify(out)  # raises where it fails: nothing is recorded then
+            values["bytes"] = verified.artifact.nbytes
             values |= quality(args.model, out, measured)
         print(options, values, flush=True)
         if not args.no_record:
@@ -55,7 +56,7 @@ def main() -> None:
 
 
 def compress(model: str, options: str, out: Path) -> dict[str, Any]:
-    """Run `dpq compress`; returns its seconds, peak memory and the bytes of the artifact."""
+    """Run `dpq compress`; returns its seconds, peak memory and the load before it."""
     command = [sys.executable, "-m", "dpq_cli", "compress", model, "-o", str(out)]
     load, started = os.getloadavg()[0], time.perf_counter()
     process = subprocess.Popen([*command, *shlex.split(options)], stdout=subprocess.DEVNULL)
@@ -68,13 +69,12 @@ def compress(model: str, options: str, out: Path) -> dict[str, Any]:
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
         "peak_bytes": usage.ru_maxrss * 1024,
         "load_average_before": round(load, 2),
-        "bytes": sum(path.stat().st_size for path in out.rglob("*") if path.is_file()),
     }
 
 
 def quality(model: str, out: Path, measured: dict[str, Any]) -> dict[str, Any]:
     """The metrics of `dpq eval --baseline`."""
-    result = dpq.evaluate(out, baseline=model, **measured).result
+    result = dpq.evaluate(out, baseline=model, **measured).result.evaluation
     return {metric.name: round(metric.value, 5) for metric in result.metrics}
 
 
