@@ -58,8 +58,10 @@ class LlamaAdapter(
     summary: ClassVar[str] = "decoder-only language models (transformers folders, hub ids)"
     data_by_default: ClassVar[bool] = True
     training_after_data: ClassVar[Mapping[str, Any]] = {
-        **{"steps": 12, "lr": 3e-4},  # every step reads thousands of tokens
-        **{"estep": "none", "validate_every": 6},
+        "steps": 12,  # of thousands of tokens each
+        "lr": 3e-4,
+        "estep": "none",
+        "validate_every": 6,
     }
     builtins: ClassVar[tuple[str, ...]] = ("tiny-llama",)
     demo: ClassVar[Demo] = Demo(

@@ -40,7 +40,7 @@ class CompressArguments(SpecArguments):
     steps: int | None = argument(
         None,
         "Training steps of a calibration afterwards.",
-        unset="with --preset best 12 for language models, else 100; 0 with other presets",
+        unset="with --preset best 100, or what the adapter chooses; else 0",
         minimum=0,
     )
     probe: bool = argument(True, "Store outputs for `dpq inspect --verify`.")

@@ -89,7 +89,7 @@ def recognizing(path: Path) -> list[Adapter]:
 
 
 def what_is_recognized() -> str:
-    """What each adapter looks for in a source, in one line for messages."""
+    """One line for messages: the files and folders that each adapter recognizes."""
     return "; ".join(f"{a.name}: {a.recognized}" for a in _usable() if a.recognized)
 
 

@@ -68,7 +68,7 @@ class LayerWeights:
         self._streamed.load(segment.block)
 
     def keep_finished(self, segment: Segment) -> None:
-        """From now on decode the weights of a finished segment whenever its block is read."""
+        """Decode the weights of a finished segment whenever its block is read from now on."""
         decode = functools.partial(self._decode, segment)
         self._streamed.change_when_loaded(segment.block, decode)
 

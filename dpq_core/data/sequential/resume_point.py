@@ -1,4 +1,4 @@
-"""ResumePoint: what lies on disk so that a resumed run repeats no pass over the batches.
+"""ResumePoint: the files on disk with which a resumed run repeats no pass over the batches.
 
 ``<out>.blocks/trace.json`` is the trace of the uncompressed model; ``inputs-NUMBER`` holds the
 inputs of the segment of this number, of one block at a time.
@@ -36,7 +36,7 @@ _DAMAGE = (
     TypeError,
     ValueError,
 )
-"""What reading damaged files may raise."""
+"""Exceptions that reading damaged files may raise."""
 
 
 class ResumePoint:

@@ -26,7 +26,7 @@ class Killed(BaseException):
 
 
 def kill_at(count):
-    """What quantizes no more than a number of tensors."""
+    """A quantizer that is killed at a given tensor."""
     seen = []
 
     def watch(*_):
@@ -62,7 +62,7 @@ def interrupted(folder, kind, count, **options):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """What a run makes that nobody stops, by kind of model."""
+    """The results of runs that nobody stops, by kind of model."""
     folder = tmp_path_factory.mktemp("whole")
     return {
         kind: quantize(folder / kind.__name__, kind, streamed=False)[0] for kind in (Stack, UNet)
