@@ -39,6 +39,9 @@ RECORD = "peers"
 
 SEED = 0
 
+SHIPPED = ROOT / "adapters/dpq_llama/calibration/text/mixed.txt.gz"
+"""The calibration text that ships with dpq."""
+
 DOCUMENT = 4_000
 """Characters taken of one document: some files are a hundred times longer than others."""
 
@@ -79,30 +82,44 @@ def calibration_windows(tokenizer: PreTrainedTokenizerBase, count: int, length: 
     return torch.tensor(ids[: count * length]).view(count, length)
 
 
-def round_embedding(weight: Tensor) -> tuple[Tensor, int]:
-    """The matrix ``[vocabulary, hidden]`` rounded to 4 bits, float32, and the bytes it takes.
+def shipped_windows(tokenizer: PreTrainedTokenizerBase, count: int, length: int) -> Tensor:
+    """Token ids int64 ``[count, length]`` of the calibration text that ships with dpq.
+
+    Raises:
+        ValueError: the text is too short.
+    """
+    from dpq_llama.source.texts import read_text
+
+    ids = tokenizer(read_text(SHIPPED), verbose=False)["input_ids"]
+    if len(ids) < count * length:
+        raise ValueError(f"the text gives {len(ids)} tokens of {count * length}")
+    return torch.tensor(ids[: count * length]).view(count, length)
+
+
+def round_embedding(weight: Tensor, bits: int) -> tuple[Tensor, int]:
+    """The matrix ``[vocabulary, hidden]`` rounded to some bits, float32, and the bytes it takes.
 
     Groups of 64 with float16 scale and minimum, the range of each shrunk as far as lowers its
     squared error.
     """
-    parts = weight.float().view(-1, 64)
+    parts, levels = weight.float().view(-1, 64), 2**bits - 1
     low, high = parts.amin(1, keepdim=True), parts.amax(1, keepdim=True)
     best, least = parts, torch.full_like(low, torch.inf)
     for shrink in torch.linspace(1, 0.6, 41).tolist():
         floor = (shrink * low).half().float()
-        scale = (shrink * (high - low) / 15).half().float().clamp_min(1e-7)
-        tried = ((parts - floor) / scale).round().clamp(0, 15) * scale + floor
+        scale = (shrink * (high - low) / levels).half().float().clamp_min(1e-7)
+        tried = ((parts - floor) / scale).round().clamp(0, levels) * scale + floor
         error = (tried - parts).square().sum(1, keepdim=True)
         best, least = torch.where(error < least, tried, best), torch.minimum(error, least)
-    return best.view_as(weight), weight.numel() // 2 + 4 * len(parts)
+    return best.view_as(weight), weight.numel() * bits // 8 + 4 * len(parts)
 
 
 @contextlib.contextmanager
-def embedding_at_4_bits(model: Any) -> Iterator[int]:
+def rounded_embedding(model: Any, bits: int) -> Iterator[int]:
     """The model with its embedding and tied head rounded; yields their bytes."""
     ends = model.get_input_embeddings(), model.get_output_embeddings()
     kept = [end.weight.data for end in ends]
-    rounded, nbytes = round_embedding(kept[0].float())
+    rounded, nbytes = round_embedding(kept[0].float(), bits)
     for end in ends:
         end.weight.data = rounded.to(kept[0].dtype)
     yield nbytes

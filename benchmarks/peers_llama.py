@@ -1,4 +1,4 @@
-"""Quantizers in use on ``builtin:tiny-llama``: perplexity by the code of ``dpq eval``, and bytes.
+"""Quantizers in use on language models: perplexity by the code of ``dpq eval``, and bytes.
 
 Each peer has a virtual environment of its own, outside the repository; torch comes first, so that
 no peer pulls another build::
@@ -7,260 +7,195 @@ no peer pulls another build::
     hqq/bin/pip install -c only.txt transformers==5.23.0 accelerate==1.15.0 numba psutil \\
         hqq==0.2.8.post1
     hqq/bin/python benchmarks/peers_llama.py hqq
+    hqq/bin/python benchmarks/peers_llama.py hqq --model smollm2 --folder MODEL --texts test.txt
 
 and likewise ``quanto`` (optimum-quanto==0.2.7), ``autoround`` (auto-round==0.16.1) and
-``gptqmodel`` (GPTQModel==7.6.0); numba and psutil are what dpq's own modules need. Every model is
-written by the peer, loaded again by the peer and scored in float32, decoded to dense layers. Peers
-that calibrate see the same training text.
+``gptqmodel`` (GPTQModel==7.6.0); numba and psutil are what dpq's own modules need. ``llamacpp``
+needs gguf==0.19.0 and a checkout of llama.cpp, named by the variable ``LLAMA_CPP``, in which
+``llama-quantize`` and ``llama-imatrix`` were built (``cmake -B build && cmake --build build``).
 
-Peers leave the embedding (14 % of tiny-llama, tied to the head) as it is, dpq does not. So that
-bytes can be compared, each row also has the perplexity and the bytes with that matrix at 4 bits,
-by a quantizer that is the same for all peers (``peers_common.round_embedding``).
+Every model is written by the peer, loaded again by the peer, decoded to dense layers and scored in
+the dtype of the protocol. Peers that calibrate see the same text.
+
+Most peers leave the embedding as it is, and it decides the bytes of small models: 14 % of
+tiny-llama's weights, 21 % of SmolLM2's, tied to the head. So each row of such a peer also has the
+perplexity and the bytes with that matrix rounded, by a quantizer that is the same for all of them
+(``peers_common.round_embedding``).
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
+import os
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import peers_common as common
 import torch
+from peers_quantizers import PEERS, Case, Peer, Source, dense
 from torch import Tensor
 
-from dpq_llama.evaluation.evaluate import perplexity
+from dpq_llama.evaluation import perplexity
 from dpq_llama.source.checkpoint import BUILTIN
 
-MODEL = BUILTIN / "tiny-llama"
-CONTEXT = 512
-UNCOMPRESSED = 19.733
-"""What ``dpq eval builtin:tiny-llama`` says; another number here would mean another protocol."""
-
-WINDOWS = 128
-"""Calibration windows of CONTEXT tokens."""
-
-CHECKED = 8
-"""Windows on which the peer's own layers are compared with the decoded ones."""
-
-LINEARS = 9_437_184
-"""Weights in the linear layers of tiny-llama's blocks; 1,572,864 are in the embedding."""
+WINDOWS, LENGTH = 128, 512
+"""Calibration windows, and tokens of each."""
 
 
 @dataclass(frozen=True)
-class Case:
-    """One setting of a peer.
+class Model:
+    """A language model and the protocol by which it is measured.
 
     Attributes:
-        bits: nominal.
-        group: weights that share a scale.
-        options: of the peer alone.
+        name: in the records.
+        context: tokens of a window.
+        limit: windows; 0 for the whole text.
+        dtype: of the weights that are scored.
+        uncompressed: perplexity of the original, rounded; another one means another protocol.
+        calibration: draws the calibration windows with a tokenizer.
+        embedding_bits: to which the embedding of peers that leave it is rounded.
+        checked: windows of 512 tokens on which a peer's own layers are compared with decoded ones.
     """
 
-    bits: int
-    group: int
-    options: dict[str, Any] = field(default_factory=dict)
+    name: str
+    context: int
+    limit: int
+    dtype: torch.dtype
+    uncompressed: float
+    calibration: Callable[[Any, int, int], Tensor]
+    embedding_bits: int
+    checked: int
 
 
-@dataclass(frozen=True)
-class Peer:
-    """A rival.
-
-    Attributes:
-        packages: distributions whose versions matter.
-        calibrated: whether it sees text.
-        cases: what is tried.
-        write: case, calibration ids or None, new folder.
-        read: folder -> model, in whatever dtype the peer runs in on a CPU.
-        sizes: folder -> name of each stored tensor and its bytes.
-    """
-
-    packages: tuple[str, ...]
-    calibrated: bool
-    cases: tuple[Case, ...]
-    write: Callable[[Case, Tensor | None, Path], None]
-    read: Callable[[Path], Any]
-    sizes: Callable[[Path], dict[str, int]] = common.safetensors_bytes
-
-
-def _dense(dtype: torch.dtype) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(MODEL, dtype=dtype)
-
-
-def _write_hqq(case: Case, ids: Tensor | None, out: Path) -> None:
-    from hqq.core.quantize import BaseQuantizeConfig
-    from hqq.models.hf.base import AutoHQQHFModel
-
-    model = _dense(torch.float16)
-    config = BaseQuantizeConfig(nbits=case.bits, group_size=case.group, **case.options)
-    AutoHQQHFModel.quantize_model(model, config, compute_dtype=torch.float16, device="cpu")
-    AutoHQQHFModel.save_quantized(model, str(out))
-
-
-def _read_hqq(folder: Path) -> Any:
-    from hqq.models.hf.base import AutoHQQHFModel
-
-    return AutoHQQHFModel.from_quantized(str(folder), compute_dtype=torch.float32, device="cpu")
-
-
-def _sizes_hqq(folder: Path) -> dict[str, int]:
-    from hqq.models.hf.base import AutoHQQHFModel
-
-    weights = AutoHQQHFModel.load_weights(str(folder), "cpu")
-    found = {name: common.nested_bytes(part) for name, part in weights.items()}
-    shared = weights["lm_head"]["weight"].untyped_storage().data_ptr()
-    if shared == weights["model.embed_tokens"]["weight"].untyped_storage().data_ptr():
-        del found["lm_head"]  # one copy in the file
-    return found
-
-
-def _write_quanto(case: Case, ids: Tensor | None, out: Path) -> None:
-    from optimum import quanto
-
-    kinds = {8: quanto.qint8, 4: quanto.qint4, 2: quanto.qint2}
-    optimizer = quanto.HqqOptimizer() if case.options.get("optimizer") == "hqq" else None
-    quanto.QuantizedModelForCausalLM.quantize(
-        _dense(torch.float16), weights=kinds[case.bits], optimizer=optimizer, exclude="lm_head"
-    ).save_pretrained(out)
-
-
-def _read_quanto(folder: Path) -> Any:
-    from optimum import quanto
-
-    return quanto.QuantizedModelForCausalLM.from_pretrained(folder)._wrapped
-
-
-def _write_autoround(case: Case, ids: Tensor | None, out: Path) -> None:
-    from auto_round import AutoRound
-    from transformers import AutoTokenizer
-
-    rounder = AutoRound(
-        _dense(torch.float32),  # the embedding it then writes is float32 as well: 6.3 MB, not 3.1
-        tokenizer=AutoTokenizer.from_pretrained(MODEL),
-        bits=case.bits,
-        group_size=case.group,
-        dataset=[{"input_ids": row[None]} for row in ids],
-        nsamples=len(ids),
-        seqlen=CONTEXT,
-        batch_size=2,  # of 512 tokens; the usual eight take most of an hour per setting on one core
-        amp=False,  # bfloat16 is emulated on most processors
-        enable_torch_compile=False,
-        device_map="cpu",
-        seed=common.SEED,
-        **case.options,
-    )
-    rounder.quantize_and_save(str(out), format="auto_round")
-
-
-def _read_transformers(folder: Path) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    (config,) = folder.rglob("config.json")  # AutoRound makes a folder of its own in the one given
-    return AutoModelForCausalLM.from_pretrained(config.parent, device_map="cpu")
-
-
-def _write_gptq(case: Case, ids: Tensor | None, out: Path) -> None:
-    from gptqmodel import GPTQModel, QuantizeConfig
-
-    config = QuantizeConfig(bits=case.bits, group_size=case.group, device="cpu", **case.options)
-    model = GPTQModel.load(str(MODEL), config)
-    model.quantize([{"input_ids": r, "attention_mask": torch.ones_like(r)} for r in ids])
-    model.save(str(out))
-
-
-def _read_gptq(folder: Path) -> Any:
-    from gptqmodel import BACKEND, GPTQModel
-
-    loaded = GPTQModel.load(str(folder), device="cpu", backend=BACKEND.TORCH, dtype=torch.bfloat16)
-    return loaded.model
-
-
-def _cases(bits: tuple[int, ...], groups: tuple[int, ...], **options: Any) -> tuple[Case, ...]:
-    return tuple(Case(b, g, options) for b in bits for g in groups)
-
-
-PEERS = {
-    "hqq": Peer(
-        ("hqq", "transformers"),
-        False,
-        (
-            *_cases((4, 3, 2), (64,)),
-            *_cases((2, 1), (32, 16)),
-            *_cases((2,), (64, 16), axis=0),
-            Case(1, 16, {"axis": 0}),
-        ),
-        _write_hqq,
-        _read_hqq,
-        _sizes_hqq,
+MODELS = {
+    "tiny-llama": Model(
+        name="builtin:tiny-llama",
+        context=512,
+        limit=0,
+        dtype=torch.float32,
+        uncompressed=19.73,
+        calibration=common.calibration_windows,
+        embedding_bits=4,
+        checked=8,
     ),
-    "quanto": Peer(
-        ("optimum-quanto", "transformers"),
-        False,
-        (Case(4, 128), Case(2, 128), Case(4, 128, {"optimizer": "hqq"})),
-        _write_quanto,
-        _read_quanto,
-    ),
-    "autoround": Peer(
-        ("auto-round", "transformers"),
-        True,
-        (
-            Case(2, 32, {"iters": 200}),
-            Case(4, 128, {"iters": 50}),  # what its authors call light; 200 gain little at 4 bits
-            Case(3, 128, {"iters": 50}),
-            Case(2, 128, {"iters": 200}),
-        ),
-        _write_autoround,
-        _read_transformers,
-    ),
-    "gptqmodel": Peer(
-        ("GPTQModel", "transformers"),
-        True,
-        (*_cases((4, 3, 2), (128,)), *_cases((2,), (32,)), *_cases((2,), (64, 32), sym=False)),
-        _write_gptq,
-        _read_gptq,
+    "smollm2": Model(
+        name="smollm2",
+        context=1024,
+        limit=24,
+        dtype=torch.bfloat16,
+        uncompressed=20.74,
+        calibration=common.shipped_windows,
+        embedding_bits=8,
+        checked=1,
     ),
 }
 
 
-def score(model: Any, ids: Tensor) -> float:
-    """Perplexity of the held-out text."""
-    return perplexity.score(model, ids, CONTEXT).perplexity
+def _cases(bits: tuple[int, ...], groups: tuple[int, ...], **options: Any) -> tuple[Case, ...]:
+    return tuple(Case(b, g, options=options) for b in bits for g in groups)
 
 
-def measure(peer: Peer, case: Case, ids: Tensor, calibration: Tensor | None) -> dict[str, Any]:
+GGUF = (
+    "Q4_0 Q4_K_M IQ4_NL IQ4_XS Q3_K_M Q2_K IQ2_XXS IQ1_S Q2_0 Q8_0 Q6_K Q5_K_M Q4_1 IQ3_M "
+    "IQ3_XXS IQ2_M IQ1_M TQ1_0 Q4_K_S Q3_K_L Q3_K_S IQ3_S IQ3_XS IQ2_S IQ2_XS Q2_K_S Q5_K_S "
+    "Q5_0 Q5_1 TQ2_0 Q1_0 MXFP4_MOE"
+)
+"""The types of llama-quantize; those that say most come first."""
+
+CASES: dict[str, dict[str, tuple[Case, ...]]] = {
+    "tiny-llama": {
+        "hqq": (
+            *_cases((4, 3, 2), (64,)),
+            *_cases((2, 1), (32, 16)),
+            *_cases((2,), (64, 16), axis=0),
+            *_cases((1,), (16,), axis=0),
+        ),
+        "quanto": (*_cases((4, 2), (128,)), *_cases((4,), (128,), optimizer="hqq")),
+        "autoround": (
+            *_cases((2,), (32,), iters=200),
+            *_cases((4, 3), (128,), iters=50),  # light, as its authors say; 200 gain little
+            *_cases((2,), (128,), iters=200),
+        ),
+        "gptqmodel": (
+            *_cases((4, 3, 2), (128,)),
+            *_cases((2,), (32,)),
+            *_cases((2,), (64, 32), sym=False),
+        ),
+    },
+    "smollm2": {  # 576 columns hold no whole number of groups of 128
+        "hqq": (*_cases((4, 3, 2), (64,)), *_cases((2,), (32, 16))),
+        "autoround": (*_cases((4, 3, 2), (64,), iters=50), *_cases((2,), (32,), iters=50)),
+        "gptqmodel": (*_cases((4, 3, 2), (64,)), *_cases((2,), (32,), sym=False)),
+        "llamacpp": (
+            *(Case(width=width) for width in GGUF.split()),
+            Case(width="IQ4_NL", options={"token-embedding-type": "iq4_nl"}),
+            Case(width="IQ2_XXS", options={"token-embedding-type": "iq4_nl"}),
+        ),
+    },
+}
+"""What is tried of each peer on each model."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The text ``ids`` int64 ``[tokens]`` on which a model is scored, and how."""
+
+    model: Model
+    ids: Tensor
+
+    def score(self, model: Any) -> float:
+        """Perplexity of the held-out text."""
+        limit = self.model.limit
+        return perplexity.score(model, self.ids, self.model.context, limit=limit).perplexity
+
+    def check(self, model: Any) -> float:
+        """Perplexity of the first few windows."""
+        return perplexity.score(model, self.ids, LENGTH, limit=self.model.checked).perplexity
+
+
+def measure(peer: Peer, case: Case, source: Source, protocol: Protocol) -> dict[str, Any]:
     """Write, read and score one case."""
     with tempfile.TemporaryDirectory() as name:
         out = Path(name) / "out"
         started = time.perf_counter()
-        peer.write(case, calibration, out)
-        row: dict[str, Any] = {"seconds": time.perf_counter() - started}
-        sizes = peer.sizes(out)
-        files = common.file_bytes(out, (".safetensors", ".pt", ".bin"))
-        linears = sum(v for k, v in sizes.items() if "layers." in k and "_proj" in k)
-        ends = sum(v for k, v in sizes.items() if "embed_tokens" in k or "lm_head" in k)
-        row |= {
-            "weight_bytes": files,
-            "folder_bytes": common.file_bytes(out),
-            "linear_bytes": linears,
-            "bits_per_linear_weight": 8 * linears / LINEARS,
-            "embedding_bytes": ends,
-        }
+        extra = peer.write(case, source, out) or {}
+        row: dict[str, Any] = {"seconds": time.perf_counter() - started, **extra}
+        row |= (sizes := _sizes(peer, out))
         model = peer.read(out).eval()
-    ran = perplexity.score(model, ids, CONTEXT, limit=CHECKED).perplexity
+    ran = protocol.check(model)
     row["runtime_dtype"] = str(model.dtype).removeprefix("torch.")
     common.decode(model)
-    again = perplexity.score(model, ids, CONTEXT, limit=CHECKED).perplexity
-    row["decoded_against_runtime"] = again / ran - 1
-    row["perplexity"] = score(model, ids)
-    with common.embedding_at_4_bits(model) as nbytes:
-        row["perplexity_embedding_4"] = score(model, ids)
-    row["weight_bytes_embedding_4"] = files - ends + nbytes
+    row["decoded_against_runtime"] = protocol.check(model) / ran - 1
+    torch.nn.Module.to(model, protocol.model.dtype)  # the method of a quantized model refuses
+    row["perplexity"] = protocol.score(model)
+    if case.width:  # a type of the peer for the embedding too
+        return row
+    bits = protocol.model.embedding_bits
+    with common.rounded_embedding(model, bits) as nbytes:
+        row[f"perplexity_embedding_{bits}"] = protocol.score(model)
+    left = sizes["weight_bytes"] - sizes["embedding_bytes"]
+    row[f"weight_bytes_embedding_{bits}"] = left + nbytes
     return row
+
+
+def _sizes(peer: Peer, out: Path) -> dict[str, Any]:
+    """The bytes of what a peer wrote, a second copy of a tied embedding left out."""
+    sizes = peer.sizes(out)
+    files = common.file_bytes(out, (".safetensors", ".pt", ".bin", ".gguf"))
+    linears = sum(v for k, v in sizes.items() if "layers." in k and "_proj" in k)
+    ends = [v for k, v in sizes.items() if "embed_tokens" in k or "lm_head" in k]
+    copies = sum(ends) - max(ends, default=0)
+    return {
+        "weight_bytes": files - copies,
+        "folder_bytes": common.file_bytes(out),
+        "linear_bytes": linears,
+        "embedding_bytes": max(ends, default=0),
+    }
 
 
 def main() -> None:
@@ -269,31 +204,46 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("peer", choices=PEERS)
+    parser.add_argument("--model", choices=MODELS, default="tiny-llama")
+    parser.add_argument("--folder", type=Path, default=BUILTIN / "tiny-llama", help="of the model")
+    parser.add_argument("--texts", type=Path, help="held-out text  [default: the built-in model's]")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--case", type=int, action="append", help="by number; all by default")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    peer = PEERS[options.peer]
-    tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    ids = perplexity.tokenize(tokenizer, perplexity.read_texts((MODEL / "heldout.txt",)))
-    baseline = score(_dense(torch.float32), ids)
-    assert round(baseline, 3) == UNCOMPRESSED, f"{baseline}: not the protocol of dpq eval"
-    calibration = None
-    if peer.calibrated:
-        calibration = common.calibration_windows(tokenizer, WINDOWS, CONTEXT)
-    spec = {
-        "model": "builtin:tiny-llama",
+    peer, model = PEERS[options.peer], MODELS[options.model]
+    tokenizer = AutoTokenizer.from_pretrained(options.folder)
+    text = options.texts or options.folder / "heldout.txt"
+    ids = perplexity.tokenize(tokenizer, perplexity.read_texts((text,)))
+    protocol = Protocol(model, ids)
+    baseline = protocol.score(dense(options.folder, model.dtype))
+    assert round(baseline, 2) == model.uncompressed, f"{baseline}: not the protocol of dpq eval"
+    spec: dict[str, Any] = {
+        "model": model.name,
         "peer": options.peer,
-        "context": CONTEXT,
+        "context": model.context,
         "calibration_windows": WINDOWS if peer.calibrated else 0,
         "threads": options.threads,
     }
-    for number, case in enumerate(peer.cases):
-        if options.case and number not in options.case:
-            continue
-        torch.manual_seed(common.SEED)
-        row = common.attempt(lambda c=case: measure(peer, c, ids, calibration))
-        common.record(spec | asdict(case), {"uncompressed": baseline, **row}, peer.packages)
+    if model.limit:
+        spec |= {"limit": model.limit, "texts": text.name}
+    with tempfile.TemporaryDirectory() as work:
+        source = Source(
+            folder=options.folder,
+            dtype=model.dtype,
+            ids=model.calibration(tokenizer, WINDOWS, LENGTH),
+            text=Path(work) / "calibration.txt",
+            work=Path(work),
+        )
+        source.text.write_bytes(gzip.decompress(common.SHIPPED.read_bytes()))
+        for number, case in enumerate(CASES[options.model][options.peer]):
+            if options.case and number not in options.case:
+                continue
+            torch.manual_seed(common.SEED)
+            load = os.getloadavg()[0]
+            row = common.attempt(lambda c=case: measure(peer, c, source, protocol))
+            row |= {"uncompressed": baseline, "load_average_before": round(load, 2)}
+            common.record(spec | case.spec(), row, peer.packages)
 
 
 if __name__ == "__main__":
