@@ -13,6 +13,7 @@ import json
 import os
 import random
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -191,6 +192,22 @@ def file_bytes(folder: Path, suffixes: Iterable[str] | None = None) -> int:
     wanted = None if suffixes is None else set(suffixes)
     files = (path for path in folder.rglob("*") if path.is_file())
     return sum(p.stat().st_size for p in files if wanted is None or p.suffix in wanted)
+
+
+class Stopwatch:
+    """Seconds by the clock and seconds of processors since it was made, of ended children too."""
+
+    def __init__(self) -> None:
+        self.started = self._now()
+
+    def read(self) -> dict[str, float]:
+        """The seconds so far, as they stand in a record."""
+        names = "seconds", "cpu_seconds"
+        return {n: b - a for n, a, b in zip(names, self.started, self._now(), strict=True)}
+
+    @staticmethod
+    def _now() -> tuple[float, float]:
+        return time.perf_counter(), sum(os.times()[:4])
 
 
 def attempt(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -29,7 +29,6 @@ import argparse
 import gzip
 import os
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,9 +161,9 @@ def measure(peer: Peer, case: Case, source: Source, protocol: Protocol) -> dict[
     """Write, read and score one case."""
     with tempfile.TemporaryDirectory() as name:
         out = Path(name) / "out"
-        started = time.perf_counter()
-        extra = peer.write(case, source, out) or {}
-        row: dict[str, Any] = {"seconds": time.perf_counter() - started, **extra}
+        watch = common.Stopwatch()
+        known = peer.write(case, source, out)
+        row: dict[str, Any] = watch.read() | (known or {})
         row |= (sizes := _sizes(peer, out))
         model = peer.read(out).eval()
     ran = protocol.check(model)

@@ -6,10 +6,10 @@ nothing of a peer is imported before it is used.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -188,20 +188,19 @@ def _write_llamacpp(case: Case, source: Source, out: Path) -> dict[str, Any]:
     """
     home, threads = Path(os.environ["LLAMA_CPP"]), torch.get_num_threads()
     full, matrix = source.work / "f16.gguf", source.work / "imatrix.gguf"
-    taken = source.work / "imatrix.seconds"
+    taken = source.work / "imatrix.json"
     if not taken.exists():
         _run(sys.executable, home / "convert_hf_to_gguf.py", source.folder, "--outfile", full)
-        started = time.perf_counter()
-        tool = home / "build/bin/llama-imatrix"
+        watch, tool = common.Stopwatch(), home / "build/bin/llama-imatrix"
         _run(tool, "-m", full, "-f", source.text, "-o", matrix, "-t", threads, "-c", 512)
-        taken.write_text(str(time.perf_counter() - started))
+        taken.write_text(json.dumps(watch.read()))
     out.mkdir()
     options = [part for name, value in case.options.items() for part in (f"--{name}", value)]
-    started = time.perf_counter()
-    tool, made = home / "build/bin/llama-quantize", out / "model.gguf"
-    _run(tool, "--imatrix", matrix, *options, full, made, case.width, threads)
-    seconds = float(taken.read_text())
-    return {"seconds": time.perf_counter() - started + seconds, "imatrix_seconds": seconds}
+    watch, tool = common.Stopwatch(), home / "build/bin/llama-quantize"
+    _run(tool, "--imatrix", matrix, *options, full, out / "model.gguf", case.width, threads)
+    once = json.loads(taken.read_text())
+    both = {name: value + once[name] for name, value in watch.read().items()}
+    return both | {"imatrix_cpu_seconds": once["cpu_seconds"]}
 
 
 def _run(*command: object) -> None:
