@@ -22,8 +22,10 @@ class TiedPQLinear(PQLinear):
     def __init__(self, weight: PQWeight) -> None:
         """Share ``weight`` ``[vocabulary, hidden]`` with the embedding."""
         nn.Module.__init__(self)
+        self.in_features, self.out_features = weight.partition.cols, weight.partition.rows
         self.__dict__["weight"] = weight
-        self.bias = None
+        weight.serve(self)
+        self.bias = None  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
         """Hidden states ``[..., hidden]`` -> logits, computed where the embedding is."""

@@ -5,33 +5,41 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dpq_core.runtime.layer import PQLayer
 from dpq_core.runtime.weight import PQWeight
 
 
-class PQEmbedding(nn.Module):
+class PQEmbedding(PQLayer, nn.Embedding):
     """An ``Embedding`` with a quantized table; only the rows that are looked up are decoded."""
+
+    dense_kind = nn.Embedding
+    weight: PQWeight  # type: ignore[assignment]  # an Embedding's is a parameter
 
     def __init__(
         self,
         weight: PQWeight,
         padding_idx: int | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        """Take a quantized table ``[R, C]`` (entries, dim) and the dtype of the output."""
-        super().__init__()
-        self.weight = weight
-        self.padding_idx = padding_idx
-        self.dtype = dtype
+        """Take a quantized table ``[R, C]`` (entries, dim).
+
+        Args:
+            weight: the table.
+            padding_idx: as in ``Embedding``; its entry is looked up as any other.
+            dtype: dtype of the output; by default that of the dense table.
+        """
+        nn.Module.__init__(self)
+        self.num_embeddings, self.embedding_dim = weight.partition.rows, weight.partition.cols
+        self.padding_idx, self.max_norm, self.norm_type = padding_idx, None, 2.0
+        self.scale_grad_by_freq = self.sparse = False
+        self.use(weight)
+        if dtype is not None:
+            weight.dense_dtype = dtype
 
     @property
-    def num_embeddings(self) -> int:
-        """Number of entries: R."""
-        return self.weight.partition.rows
-
-    @property
-    def embedding_dim(self) -> int:
-        """Length of an entry: C."""
-        return self.weight.partition.cols
+    def dtype(self) -> torch.dtype:
+        """Dtype of the output."""
+        return self.weight.dense_dtype
 
     def forward(self, index: Tensor) -> Tensor:
         """Look up entries: integers ``[...]`` to ``[..., C]``."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dpq_core.runtime.layer import FrozenProduct, PQLayer
 from dpq_core.runtime.weight import PQWeight
 
 
-class PQLinear(nn.Module):
+class PQLinear(PQLayer, nn.Linear):
     """A ``Linear``, ``y = x W^T + b``, with quantized W.
 
     For many tokens the rows of W are decoded a chunk at a time and multiplied (decode-then-GEMM);
@@ -16,28 +17,38 @@ class PQLinear(nn.Module):
     once per token and summed by code, and W is never decoded (docs/algorithms.md#lut).
     """
 
+    dense_kind = nn.Linear
+    weight: PQWeight  # type: ignore[assignment]  # a Linear's is a parameter
+
     def __init__(self, weight: PQWeight, bias: Tensor | None = None) -> None:
         """Take a quantized weight ``[R, C]`` (out, in) and an optional bias ``[R]``."""
-        super().__init__()
-        self.weight = weight
-        self.bias = None if bias is None else nn.Parameter(bias)
-
-    @property
-    def in_features(self) -> int:
-        """Number of inputs: C."""
-        return self.weight.partition.cols
-
-    @property
-    def out_features(self) -> int:
-        """Number of outputs: R."""
-        return self.weight.partition.rows
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = weight.partition.cols, weight.partition.rows
+        self.use(weight)
+        self.bias = None if bias is None else nn.Parameter(bias)  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply activations ``[..., C]`` to ``[..., R]`` in the dtype of ``x``."""
-        out: Tensor = self.weight(self._product, x.reshape(-1, self.in_features))
+        tokens = x.reshape(-1, self.in_features)
+        out: Tensor
+        if self.is_frozen_for(tokens):
+            out = FrozenProduct.run(tokens, self.bias, self)
+        else:
+            out = self.weight(self.product, tokens)
         return out.reshape(*x.shape[:-1], self.out_features)
 
-    def _product(self, tokens: Tensor) -> Tensor:
+    def input_gradient(self, gradient: Tensor, shape: torch.Size) -> Tensor:
+        """Gradient ``[tokens, C]`` of the inputs from that of the outputs ``[tokens, R]``."""
+        result = gradient.new_zeros(shape)
+        for first, rows in self.weight.row_chunks(gradient.dtype):
+            result.addmm_(gradient[:, first : first + len(rows)], rows)
+        return result
+
+    def bias_gradient(self, gradient: Tensor) -> Tensor:
+        """Gradient ``[R]`` of the bias from that of the outputs ``[tokens, R]``."""
+        return gradient.sum(0)
+
+    def product(self, tokens: Tensor) -> Tensor:
         """Outputs ``[tokens, R]`` of inputs ``[tokens, C]``, by the faster way."""
         frame = self.weight.frame()
         inputs = tokens if frame.keeps_inputs else frame.activations_in(tokens)

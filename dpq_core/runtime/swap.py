@@ -31,13 +31,7 @@ PQModule = PQLinear | PQEmbedding | PQConv2d
 
 
 class PendingWeight(PQWeight):
-    """A quantized weight of a module without counterpart, until ``decode_pending`` decodes it.
-
-    Attributes:
-        dense_dtype: dtype of the decoded weight.
-    """
-
-    dense_dtype: torch.dtype
+    """A quantized weight of a module without counterpart, until ``decode_pending`` decodes it."""
 
 
 def swap_in(model: nn.Module, path: str, spec: QuantSpec, *, decoded: bool = False) -> PQWeight:
@@ -89,7 +83,7 @@ def replace_module(model: nn.Module, path: str, weight: PQWeight) -> None:
     """Replace the module at ``path``, which has a layout, by its quantized counterpart."""
     module = model.get_submodule(path)
     if isinstance(module, nn.Embedding):
-        set_module(model, path, PQEmbedding(weight, module.padding_idx, module.weight.dtype))
+        set_module(model, path, PQEmbedding(weight, module.padding_idx))
     elif isinstance(module, nn.Conv2d):
         set_module(model, path, PQConv2d(weight, module))
     else:
@@ -112,7 +106,6 @@ def _pending(module: nn.Module, path: str, spec: QuantSpec) -> PendingWeight:
         )
     layout = Layout.LINEAR if dense.ndim == 2 else Layout.CONV
     weight = _empty_weight(PendingWeight, path, dense, layout, spec)
-    weight.dense_dtype = dense.dtype
     del module.weight
     module.weight = weight
     return weight
@@ -152,7 +145,7 @@ def _empty_weight(
         partition = Partition.of(tuple(dense.shape), layout, spec)
     except SpecError as error:
         raise ArtifactError(f"{path!r}: {error}") from None
-    return kind(partition, spec, device=dense.device)
+    return kind(partition, spec, device=dense.device, dense_dtype=dense.dtype)
 
 
 def swap_out(model: nn.Module, dtype: torch.dtype) -> None:
@@ -192,7 +185,7 @@ def _dense(module: PQModule, weight: nn.Parameter) -> nn.Module:
     else:
         rows, cols = weight.shape
         result = nn.Linear(cols, rows, bias=False, device="meta")
-        result.bias = module.bias  # type: ignore[assignment]  # a Parameter or None
+        result.bias = module.bias
     result.weight = weight
     return result
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from dpq_core.runtime.stand_in import StandIn
 from dpq_core.spec import QuantSpec
 from dpq_core.tensor.basis.frame import Frame
 from dpq_core.tensor.int8 import to_int8
@@ -24,7 +25,7 @@ CHUNK_BYTES = 16 << 20
 """Bytes of dense rows that exist at a time during a forward pass."""
 
 
-class PQWeight(nn.Module):
+class PQWeight(StandIn):
     """A quantized weight in place of the dense ``weight`` parameter of a module.
 
     Its state dict holds exactly the stored parts (``codes``, ``codebooks``, ``row_scale``, ...), so
@@ -40,9 +41,10 @@ class PQWeight(nn.Module):
         spec: QuantSpec,
         *,
         device: torch.device | str | None = None,
+        dense_dtype: torch.dtype = torch.float32,
     ) -> None:
         """Allocate uninitialised parts, which a checkpoint loader fills."""
-        super().__init__()
+        super().__init__(dense_dtype)
         self.partition = partition
         self.spec = spec
         for name, (dtype, shape) in expected_parts(partition, spec).items():
@@ -56,7 +58,7 @@ class PQWeight(nn.Module):
     @classmethod
     def from_pq(cls, pq: PQTensor) -> PQWeight:
         """A module that holds the parts of ``pq`` (shared, not copied)."""
-        weight = cls(pq.partition, pq.spec, device="meta")
+        weight = cls(pq.partition, pq.spec, device="meta", dense_dtype=pq.dtype)
         weight.load_state_dict(pq.parts(), assign=True)
         return weight
 
@@ -120,16 +122,9 @@ class PQWeight(nn.Module):
         return use(*inputs)
 
     @property
-    def shape(self) -> torch.Size:
-        """Shape of the dense weight."""
-        return torch.Size(self.partition.shape)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the codebooks; the decoded weight takes that of the activations."""
-        name = "pool" if self.partition.pool else "codebooks"
-        dtype = self.parts()[name].dtype
-        return dtype if dtype.is_floating_point else torch.float16
+    def is_constant(self) -> bool:
+        """Whether no gradient goes to what the weight is decoded from."""
+        return not self.requires_grad and "core_chunks" not in vars(self)
 
     @property
     def device(self) -> torch.device:
@@ -191,6 +186,16 @@ class PQWeight(nn.Module):
         if scale is not None:
             dense = dense * scale[index].float()[:, None]
         return self.frame().restore_rows(dense).to(dtype)
+
+    def row_chunks(self, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+        """Yield the rows of the dense matrix from the top, as (first row, rows ``[chunk, C]``)."""
+        frame = self.frame()
+        if frame.signs_out is not None:
+            yield 0, self.partition.to_matrix(self.decode(dtype))
+            return
+        exact = dtype if frame.keeps_inputs else torch.float32
+        for first, rows in self.core_chunks(exact):
+            yield first, frame.restore_rows(rows).to(dtype)
 
     def _is_plain_cpu(self) -> bool:
         """Whether the compiled loop applies: on a CPU, no gradient, subvectors along the inputs."""

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from dpq_core.runtime.conv import PQConv2d
-from dpq_core.runtime.embedding import PQEmbedding
-from dpq_core.runtime.linear import PQLinear
 from dpq_core.tensor.partition import Layout
 
 _CHUNK = 1 << 24
@@ -53,13 +51,13 @@ class LayerInput:
             conv_layout: of a dense convolution, ``spatial`` by default; a quantized one has its
                 own.
         """
-        if isinstance(module, nn.Linear | PQLinear):
+        if isinstance(module, nn.Linear):
             return cls(layout=Layout.LINEAR, cols=module.in_features)
-        if isinstance(module, nn.Embedding | PQEmbedding):
+        if isinstance(module, nn.Embedding):
             return cls(layout=Layout.EMBEDDING, cols=module.num_embeddings)
         if isinstance(module, PQConv2d):
             conv_layout = module.weight.partition.conv_layout
-            return _convolution(module, module._pad, conv_layout)
+            return _convolution(module, module._reversed_padding_repeated_twice, conv_layout)
         if isinstance(module, nn.Conv2d):
             pad = module._reversed_padding_repeated_twice
             return _convolution(module, pad, conv_layout or "spatial")
@@ -115,7 +113,7 @@ class LayerInput:
         return patches.reshape(-1, self.cols)
 
 
-def _convolution(module: nn.Conv2d | PQConv2d, pad: list[int], conv_layout: str) -> LayerInput:
+def _convolution(module: nn.Conv2d, pad: list[int], conv_layout: str) -> LayerInput:
     high, wide = module.kernel_size
     mode = module.padding_mode
     return LayerInput(

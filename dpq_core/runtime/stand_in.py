@@ -1,0 +1,120 @@
+"""StandIn: a module that answers like the dense parameter in whose place it is.
+
+Libraries read ``layer.weight.dtype`` to cast activations, ``layer.weight.data`` to join projections
+or to copy a table, and assign ``layer.weight.data`` to merge an adapter or to change the size of a
+table. A quantized weight answers the first kind from its sizes and by decoding, and the last one by
+making its layer an ordinary dense one.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from dpq_core.runtime.layer import PQLayer
+    from dpq_core.tensor.partition import Partition
+
+
+class StandIn(nn.Module):
+    """The stored parts of a weight, which casts of a model leave as they are.
+
+    Attributes:
+        partition: of the weight.
+        dense_dtype: dtype of the dense weight that is meant; that of the model's activations.
+    """
+
+    partition: Partition
+    dense_dtype: torch.dtype
+
+    def __init__(self, dense_dtype: torch.dtype) -> None:
+        """Stand for a weight of this dtype."""
+        super().__init__()
+        self.dense_dtype = dense_dtype
+        self._layers: weakref.WeakSet[PQLayer] = weakref.WeakSet()
+
+    @abstractmethod
+    def decode(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The dense weight in its original shape."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Device of the parts."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the dense weight."""
+        return torch.Size(self.partition.shape)
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes of the dense weight."""
+        return len(self.shape)
+
+    def size(self, axis: int | None = None) -> torch.Size | int:
+        """Shape of the dense weight, or the length of one axis."""
+        return self.shape if axis is None else self.shape[axis]
+
+    def numel(self) -> int:
+        """Number of weights."""
+        return self.shape.numel()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the dense weight."""
+        return self.dense_dtype
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether a part is trained."""
+        return any(part.requires_grad for part in self.parameters())
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        for part in self.parameters():
+            if part.is_floating_point():
+                part.requires_grad_(value)
+
+    @property
+    def data(self) -> Tensor:
+        """A decoded copy of the weight; assigning to it makes the layer a dense one."""
+        return self.decode(self.dense_dtype).detach()
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        dense = nn.Parameter(value.detach(), requires_grad=self.requires_grad)
+        for layer in list(self._layers):
+            layer.become_dense(dense)
+
+    def serve(self, layer: PQLayer) -> None:
+        """Remember a layer that runs on this weight."""
+        self._layers.add(layer)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move the parts; a cast changes ``dense_dtype`` and leaves them as they are stored."""
+        self.dense_dtype = fn(torch.empty(0, dtype=self.dense_dtype, device=self.device)).dtype
+        moved: Self = super()._apply(  # type: ignore[no-untyped-call]
+            functools.partial(_moved, fn), recurse
+        )
+        return moved
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state without the layers, which enter themselves again once they are copied."""
+        return {name: value for name, value in self.__dict__.items() if name != "_layers"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._layers = weakref.WeakSet()
+
+
+def _moved(fn: Callable[[Tensor], Tensor], part: Tensor) -> Tensor:
+    """What ``fn`` makes of a part, in the dtype of the part."""
+    moved = fn(part)
+    return moved if moved.dtype == part.dtype else part.to(moved.device)
