@@ -12,14 +12,20 @@ import functools
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from dpq_core.runtime.layer import PQLayer
     from dpq_core.tensor.partition import Partition
+
+
+class Layer(Protocol):
+    """A layer that runs on a stand-in."""
+
+    def become_dense(self, weight: nn.Parameter) -> None:
+        """Run on a dense weight from now on."""
 
 
 class StandIn(nn.Module):
@@ -37,7 +43,7 @@ class StandIn(nn.Module):
         """Stand for a weight of this dtype."""
         super().__init__()
         self.dense_dtype = dense_dtype
-        self._layers: weakref.WeakSet[PQLayer] = weakref.WeakSet()
+        self._layers: weakref.WeakSet[Layer] = weakref.WeakSet()
 
     @abstractmethod
     def decode(self, dtype: torch.dtype | None = None) -> Tensor:
@@ -93,7 +99,7 @@ class StandIn(nn.Module):
         for layer in list(self._layers):
             layer.become_dense(dense)
 
-    def serve(self, layer: PQLayer) -> None:
+    def serve(self, layer: Layer) -> None:
         """Remember a layer that runs on this weight."""
         self._layers.add(layer)
 
