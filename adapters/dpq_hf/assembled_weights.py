@@ -7,7 +7,7 @@ the files, and comes back with its values afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,7 @@ class AssembledWeights:
         names: CheckpointNames,
         spec_of: Mapping[str, QuantSpec],
         shapes: Mapping[str, Sequence[int]],
+        transposed: Collection[str],
         files: Sequence[Path],
     ) -> None:
         """Find the parameters, and check the headers of the weight files; nothing is read.
@@ -50,7 +51,8 @@ class AssembledWeights:
             names: of the model's checkpoint.
             spec_of: spec of every quantized tensor that is no parameter of its own.
             shapes: shapes of these tensors.
-            files: all weight files.
+            transposed: names of the tensors that are stored transposed.
+            files: all weight files of an artifact; none for another model.
 
         Raises:
             ArtifactError: a file is unreadable, or a part is missing, or of another shape or dtype.
@@ -58,7 +60,8 @@ class AssembledWeights:
         self.names = self.tensors = frozenset(spec_of)
         self._dense: dict[str, tuple[torch.Size, torch.dtype]] = {}
         self._assemblies: list[Assembly] = []
-        if not spec_of:
+        self._transposed = frozenset(transposed)
+        if not (files or spec_of):
             return
         self._weights = {
             name: PQWeight(_partition(name, spec, shapes), spec, device="meta")
@@ -69,7 +72,8 @@ class AssembledWeights:
         parts = {key for name in spec_of for key in self._keys(name)}
         names_in_files = self._files.tensors.keys() - parts | self.names
         for assembly in names.assemblies(names_in_files).values():
-            if self.names & assembly.places.keys():
+            sliced = any(place.index is not None for place in assembly.places.values())
+            if sliced or self.names & assembly.places.keys():
                 self._assemblies.append(assembly)
                 self.tensors |= assembly.places.keys()
 
@@ -143,7 +147,7 @@ class AssembledWeights:
             return pq.decode()
 
         try:
-            return assembly.join(model, read)
+            return assembly.join(model, read, self._transposed)
         except SourceError as error:
             raise ArtifactError(str(error)) from None
 

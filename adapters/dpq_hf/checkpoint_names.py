@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -64,19 +64,26 @@ class Assembly:
     places: dict[str, Place] = field(default_factory=dict)
     converter: WeightConverter | None = None
 
-    def join(self, model: PreTrainedModel, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
+    def join(
+        self,
+        model: PreTrainedModel,
+        read: Callable[[str], Tensor],
+        transposed: Collection[str] = (),
+    ) -> dict[str, Tensor]:
         """The parameters made of these tensors: name in the model -> value.
 
         Args:
             model: the model that they belong to.
             read: the value of a tensor by the name under which dpq stores it.
+            transposed: names of the matrices that dpq stores transposed.
 
         Raises:
             SourceError: the tensors do not fit together.
         """
         slices: dict[str, list[Tensor]] = {}
         for name, place in self.places.items():
-            slices.setdefault(place.tensor, []).append(read(name))
+            value = read(name).T if name in transposed else read(name)
+            slices.setdefault(place.tensor, []).append(value)
         whole = {
             name: torch.stack(values) if self._is_sliced(name) else values[0]
             for name, values in slices.items()

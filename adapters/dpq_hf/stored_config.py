@@ -57,6 +57,8 @@ class StoredConfig:
         tensors: name of a quantized weight -> index into ``specs``.
         shapes: shapes of the quantized weights that are no parameters of their own, because the
             library joins or splits them.
+        transposed: names of the matrices that are stored as ``[outputs, inputs]``, although the
+            library holds them as ``[inputs, outputs]`` (``Conv1D``, the experts of Llama 4).
         bits: nominal bits per weight by which a dense model is to be quantized while it is loaded;
             None for a model that is quantized already.
     """
@@ -68,6 +70,7 @@ class StoredConfig:
         specs: list[dict[str, Any]] | None = None,
         tensors: dict[str, int] | None = None,
         shapes: dict[str, list[int]] | None = None,
+        transposed: list[str] | None = None,
         version: int = CONFIG_VERSION,
         **unknown: Any,
     ) -> None:
@@ -94,6 +97,7 @@ class StoredConfig:
         self.specs = [] if specs is None else specs
         self.tensors = {} if tensors is None else tensors
         self.shapes = {} if shapes is None else shapes
+        self.transposed = [] if transposed is None else transposed
         self.bits = bits
 
     def spec_of(self) -> dict[str, QuantSpec]:
@@ -109,6 +113,8 @@ class StoredConfig:
                 raise ValueError("a tensor's spec index is out of range")
             if not all(type(n) is int and n >= 0 for axes in self.shapes.values() for n in axes):
                 raise ValueError("a shape is not of whole numbers")
+            if not all(isinstance(name, str) for name in self.transposed):
+                raise ValueError("transposed is not a list of names")
         except (AttributeError, TypeError, ValueError, SpecError) as error:
             raise ArtifactError(f"quantization_config is damaged: {error}") from None
         return {name: specs[index] for name, index in indices.items()}
@@ -117,6 +123,7 @@ class StoredConfig:
         """Leave out a weight that has become dense."""
         self.tensors.pop(name, None)
         self.shapes.pop(name, None)
+        self.transposed = [other for other in self.transposed if other != name]
 
     def describe(self, spec_of: Mapping[str, QuantSpec]) -> None:
         """Make this the config of a model whose weights have been quantized by these specs."""
@@ -126,7 +133,7 @@ class StoredConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, for ``config.json``."""
         values: dict[str, Any] = super().to_dict()  # type: ignore[misc]  # of the library's class
-        unset: tuple[tuple[str, Any], ...] = (("bits", None), ("shapes", {}))
+        unset: tuple[tuple[str, Any], ...] = (("bits", None), ("shapes", {}), ("transposed", []))
         return {key: value for key, value in values.items() if (key, value) not in unset}
 
 

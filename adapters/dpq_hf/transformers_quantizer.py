@@ -10,6 +10,7 @@ from __future__ import annotations
 # Only quantizer modules import this one, when transformers is imported, so it may do so: TID253.
 import functools
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -27,6 +28,7 @@ from dpq_core.errors import ArtifactError, SpecError
 from dpq_core.planning.policy import TensorPolicy
 from dpq_core.runtime import PQWeight, swap
 from dpq_core.spec import QuantSpec
+from dpq_hf import conv1d
 from dpq_hf.activation_mark import ActivationMark
 from dpq_hf.assembled_weights import AssembledWeights
 from dpq_hf.checkpoint_names import CheckpointNames
@@ -61,10 +63,12 @@ class TransformersQuantizer(LoadingHooks, HfQuantizer):
         mark: of the activations in the adapter's artifacts.
         policy: which tensors of a dense model are quantized while it is loaded; None where the
             adapter loads artifacts only.
+        linear_conv1ds: paths of the modules that were Conv1D, and have the weights of a Linear.
     """
 
     mark: ClassVar[ActivationMark]
     policy: ClassVar[TensorPolicy | None] = None
+    linear_conv1ds: Sequence[str] = ()
     quantization_config: TransformersConfig
 
     def validate_environment(self, *arguments: Any, **options: Any) -> None:
@@ -96,6 +100,13 @@ class TransformersQuantizer(LoadingHooks, HfQuantizer):
             ArtifactError: something stored is damaged, missing or of another size.
         """
         self.names = CheckpointNames(model)
+        self.linear_conv1ds = [
+            place.parameter.removesuffix(".weight")
+            for place in map(self.names.place, self.quantization_config.transposed)
+            if place is not None and place.is_whole
+        ]
+        for path in self.linear_conv1ds:
+            conv1d.to_linear(model, path)
         joined: dict[str, QuantSpec] = {}
         for name, spec in self.quantization_config.spec_of().items():
             place = self.names.place(name)
@@ -111,13 +122,14 @@ class TransformersQuantizer(LoadingHooks, HfQuantizer):
                 )
             else:
                 joined[name] = spec
-        files = [Path(file) for file in checkpoint_files or ()]
+        files = [Path(file) for file in checkpoint_files or () if self.pre_quantized]
+        config = self.quantization_config
         self.assembled = AssembledWeights(
-            self.names, joined, self.quantization_config.shapes, files
+            self.names, joined, config.shapes, config.transposed, files
         )
         self.assembled.take_out(model)
         finish_replacement(model)
-        if self.pre_quantized and checkpoint_files:
+        if files:
             self.check_stored(model, files)
 
     def update_weight_conversions(self, weight_conversions: list[Any], *_: Any) -> list[Any]:
@@ -153,6 +165,10 @@ class TransformersQuantizer(LoadingHooks, HfQuantizer):
         assert config.bits is not None
         assert self.policy is not None
         config.dtype = str(model.dtype).removeprefix("torch.")
+        self.linear_conv1ds = conv1d.conv1d_paths(model)
+        for path in self.linear_conv1ds:
+            conv1d.to_linear(model, path)
+        config.transposed = [f"{path}.weight" for path in self.linear_conv1ds]
         config.describe(quantize_loaded(model, self.policy, QuantSpec.preset(config.bits)))
         finish_replacement(model)
         self.mark.add_to_config(model.config)
@@ -170,6 +186,8 @@ class TransformersQuantizer(LoadingHooks, HfQuantizer):
     def make_dense(self, model: PreTrainedModel, dtype: torch.dtype) -> None:
         """Replace every quantized module by a dense one, and take the marks out of the config."""
         swap.swap_out(model, dtype)
+        for path in self.linear_conv1ds:
+            conv1d.to_conv1d(model, path)
         self.mark.remove_from_config(model.config)
         tie_by_name(model)
 

@@ -56,6 +56,8 @@ class LayerGradients:
         """
         if not isinstance(self.inputs, Tensor) or not isinstance(self.outputs, Tensor):
             return 0.0
+        if not (self.seen and self.reached):  # an expert that no token reached
+            return 0.0
         squares = (self.inputs / self.seen).clamp(min=1e-30)
         rise = (self.outputs / self.reached) @ self.row_energy * squares.log().mean().exp()
         return 0.5 * float(rise)

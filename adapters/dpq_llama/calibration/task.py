@@ -25,12 +25,11 @@ from dpq_llama.options import CalibrateOptions
 from dpq_llama.source.architecture import has_head, logits_function, longest_context
 from dpq_llama.source.checkpoint import LlamaCheckpoint, locate, open_checkpoint, read_config
 from dpq_llama.source.loading import load_folder
-from dpq_llama.source.streaming import load_streamed
+from dpq_llama.source.streaming import StreamedModel, load_streamed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from dpq_core.data.streamed_blocks import StreamedBlocks
 
 _USUAL_CONTEXT = 512
 
@@ -56,7 +55,7 @@ class LlamaTask(CalibrationTask):
         options: CalibrateOptions,
         *,
         original: LlamaCheckpoint,
-        streamed: StreamedBlocks | None = None,
+        streamed: StreamedModel | None = None,
         seed: int = 0,
     ) -> None:
         """Make a task of models and windows that are loaded.
@@ -68,14 +67,14 @@ class LlamaTask(CalibrationTask):
             windows: on the student's device.
             options: of the user, ``loss`` not ``auto``.
             original: the uncompressed checkpoint, whose tensors' names the artifact has too.
-            streamed: the student's blocks where they are read as they run.
+            streamed: the student, where its blocks are read as they run.
             seed: of the order of windows.
         """
         self.student: PreTrainedModel = student
-        self.streamed = streamed
+        self.streamed = None if streamed is None else streamed.blocks
         self._teacher, self._windows, self._options = teacher, windows, options
         self._seed = seed
-        self._stored = original.stored_names()
+        self._stored = original.stored_names() if streamed is None else streamed.tensors
         self._tied = dict(original.model.all_tied_weights_keys)
         self._vocabulary: int = student.config.get_text_config().vocab_size
         self._hidden_of_window: dict[int, Tensor] = {}
@@ -245,9 +244,10 @@ def calibration(source: str, baseline: str, options: CalibrateOptions, run: Run)
     device = resolve(run.device)
     quick = "bfloat16" if device.type == "cuda" else "float32"
     if not Artifact.is_artifact(folder):
-        student, streamed = load_streamed(original, device, quick, head=head)
+        streamed = load_streamed(original, device, quick, head=head)
+        student = streamed.model
         student.requires_grad_(False)
-        with streamed.hold_all():  # while the model writes text, it runs once per token
+        with streamed.blocks.hold_all():  # while the model writes text, it runs once per token
             windows = windows_of(options, student, original.fingerprint, source, run)
         return LlamaTask(
             student, None, windows, options, original=original, streamed=streamed, seed=run.seed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -59,17 +59,20 @@ def open_source(source: str) -> DenseSource:
                 "model.dequantize() gives"
             )
         checkpoint = open_checkpoint(source)
-        tensors, read = _with_stacks(checkpoint.tensors, checkpoint.read)
+        infos, read, transposed = checkpoint.tensors, checkpoint.read, checkpoint.transposed
         name = _short(source)
         config = checkpoint.config
     else:
         artifact = Artifact.open(folder, adapter="llama")
         entries = {name: artifact.entry(name) for name in artifact.names()}
         infos = {name: TensorInfo(e.shape, e.torch_dtype) for name, e in entries.items()}
-        tensors, read = _with_stacks(infos, artifact.read)
+        read = artifact.read
+        transposed = frozenset(config.get("quantization_config", {}).get("transposed", ()))
         name = _short(artifact.manifest.source)
         added = ("auto_map", "quantization_config")
         config = {k: v for k, v in MARK.remove_from_json(config).items() if k not in added}
+    infos, read = _as_in_model(infos, read, transposed)
+    tensors, read = _with_stacks(infos, read)
     return DenseSource(
         name=name, config=config, side_files=side_files(folder), tensors=tensors, read=read
     )
@@ -78,6 +81,17 @@ def open_source(source: str) -> DenseSource:
 def _short(source: str) -> str:
     """The last part of a path, of a hub id or of ``builtin:NAME``."""
     return PurePath(source.removeprefix("builtin:").partition("@")[0]).name or "model"
+
+
+def _as_in_model(
+    tensors: Mapping[str, TensorInfo], read: Callable[[str], Tensor], transposed: Collection[str]
+) -> tuple[dict[str, TensorInfo], Callable[[str], Tensor]]:
+    """Transpose the matrices that dpq stores as ``[outputs, inputs]``, unlike the model."""
+    infos = {
+        name: TensorInfo(info.shape[::-1], info.dtype) if name in transposed else info
+        for name, info in tensors.items()
+    }
+    return infos, lambda name: read(name).T.contiguous() if name in transposed else read(name)
 
 
 def _with_stacks(

@@ -39,6 +39,7 @@ class DecoderLayers:
         head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         self._layouts: dict[str, Layout] = {}
         self._embeddings: set[str] = set()
+        self._transposed: set[str] = set()
         for module, path in paths.items():
             if module is not head and not _within(path, decoder):
                 continue
@@ -47,6 +48,8 @@ class DecoderLayers:
                 layout = _layout(module, path, leaf, parameter)
                 if layout is not None:
                     self._layouts[name] = layout
+                    if _is_transposed(module):
+                        self._transposed.add(name)
                     if module is head or layout is Layout.EMBEDDING:
                         self._embeddings.add(name)
 
@@ -65,6 +68,11 @@ class DecoderLayers:
             and len(shape) == 3
             and 0 not in shape
         )
+
+    def is_transposed(self, name: str) -> bool:
+        """Whether a matrix of the checkpoint is ``[inputs, outputs]``, as Conv1D has it."""
+        place = self.names.place(name)
+        return place is not None and place.parameter in self._transposed
 
     def embeddings_among(self, names: Iterable[str]) -> tuple[str, ...]:
         """The tensors of a checkpoint that are token embeddings or the output head."""
@@ -89,6 +97,12 @@ def _layout(module: nn.Module, path: str, leaf: str, parameter: nn.Parameter) ->
     if of_experts and parameter.ndim == 3 and not isinstance(module, _CONVOLUTIONS):
         return Layout.LINEAR
     return None
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    """Whether the weights of a module are ``[..., inputs, outputs]``."""
+    of_class = isinstance(module, Conv1D) or type(module).__name__ == "Llama4TextExperts"
+    return of_class or getattr(module, "is_transposed", False) is True
 
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -60,6 +60,7 @@ def artifact_config(checkpoint: LlamaCheckpoint, manifest: Manifest) -> dict[str
         "quant_method": "dpq",
         **config_of_manifest(manifest),
         **_shapes(checkpoint, manifest),
+        **({"transposed": sorted(checkpoint.transposed)} if checkpoint.transposed else {}),
         "dtype": dtype,
     }
     return config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,19 +52,22 @@ class LlamaCheckpoint(SafetensorsCheckpoint):
     """An uncompressed checkpoint of a decoder-only language model.
 
     The weights of all experts of a layer, where they are stored as one tensor ``NAME [E, R, C]``,
-    appear as one matrix per expert: ``NAME.0``, ``NAME.1``, ...
+    appear as one matrix per expert: ``NAME.0``, ``NAME.1``, ... A weight that the model holds as
+    ``[inputs, outputs]`` (Conv1D, the experts of Llama 4) appears as ``[outputs, inputs]``.
 
     Attributes:
         folder: where its files are.
         config: the content of its ``config.json``.
         model: the model of its class on the meta device.
         layers: the layers of that model.
+        transposed: names of the matrices that appear transposed.
     """
 
     folder: Path
     config: dict[str, Any]
     model: PreTrainedModel
     layers: DecoderLayers
+    transposed: frozenset[str] = frozenset()
     _slices: Mapping[str, tuple[str, int]] = MappingProxyType({})
     _fp8: BlockScaledWeights | None = None
 
@@ -92,10 +96,22 @@ class LlamaCheckpoint(SafetensorsCheckpoint):
             for index in range(info.shape[0]):
                 slices[f"{name}.{index}"] = (name, index)
                 tensors[f"{name}.{index}"] = TensorInfo(info.shape[1:], info.dtype)
+        if not self.transposed:
+            self.transposed = frozenset(filter(self.layers.is_transposed, tensors))
+            for name in self.transposed:
+                tensors[name] = TensorInfo(tensors[name].shape[::-1], tensors[name].dtype)
+            if self.transposed:  # dpq 0.1 had these as they are: no run of it may be resumed
+                about = f"{self.fingerprint} transposed"
+                self.fingerprint = hashlib.sha256(about.encode()).hexdigest()
         self.tensors, self._slices = tensors, slices
 
     def read(self, name: str) -> Tensor:
         """The tensor called ``name``, on the CPU; of a stack of experts, only one is read."""
+        values = self.read_stored(name)
+        return values.T.contiguous() if name in self.transposed else values
+
+    def read_stored(self, name: str) -> Tensor:
+        """The tensor called ``name`` as the model has it, transposed or not."""
         stack, index = self._slices.get(name, (name, None))
         if self._fp8 is not None:
             values = self._fp8.read(stack, super().read)
@@ -246,7 +262,10 @@ def _drop_tied_copies(checkpoint: LlamaCheckpoint) -> None:
 def _check_tensors(checkpoint: LlamaCheckpoint) -> None:
     """Refuse a checkpoint without a tensor of the model, or with one of another shape."""
     where, stored = checkpoint.folder, checkpoint.stored_names()
-    shapes = {name: checkpoint.tensors[tensor].shape for name, tensor in stored.items()}
+    shapes = {
+        name: checkpoint.tensors[tensor].shape[:: -1 if tensor in checkpoint.transposed else 1]
+        for name, tensor in stored.items()
+    }
     shapes |= _joined_shapes(checkpoint)
     optional = set(checkpoint.model.all_tied_weights_keys) | _optional(checkpoint, stored)
     for name, shape in checkpoint.layers.names.shapes.items():
@@ -269,7 +288,7 @@ def _joined_shapes(checkpoint: LlamaCheckpoint) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for assembly in checkpoint.layers.names.assemblies(checkpoint.tensors).values():
         try:
-            made = assembly.join(checkpoint.model, empty)
+            made = assembly.join(checkpoint.model, empty, checkpoint.transposed)
         except SourceError as error:
             raise SourceError(f"{checkpoint.folder}: {error}") from None
         shapes |= {name: tuple(value.shape) for name, value in made.items()}

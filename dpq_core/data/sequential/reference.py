@@ -106,7 +106,8 @@ class Reference:
         collector = Collector(model, paths, options)
         kind = LayerInput.of(model.get_submodule(paths[0]), options.conv_layouts.get(paths[0]))
         assert kind is not None  # else the collector had refused it
-        inputs = None if kind.layout is Layout.EMBEDDING else self._inputs(group)
+        paired = kind.layout is not Layout.EMBEDDING and not kind.routed
+        inputs = self._inputs(group) if paired else None
         drift = None if inputs is None else Drift(kind, options.max_positions, options.seed)
         for step, value in runs.inputs(group):
             for path in paths:

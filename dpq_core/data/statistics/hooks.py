@@ -204,7 +204,7 @@ class Collector:
             shared.moment.decayed(rho)
 
     def statistics(self) -> dict[str, LayerStatistics]:
-        """The statistics of the layers that ran; layers that share inputs get the same object.
+        """The statistics of the layers that got rows; layers that share inputs get the same object.
 
         Raises:
             Diverged: layers that share have not had the same inputs.
@@ -214,9 +214,9 @@ class Collector:
         for path, shared in self._shared.items():
             if set(shared.places.values()) != {shared.total}:
                 raise Diverged(path)
-            if id(shared) not in done:
+            if id(shared) not in done and shared.moment.count:
                 done[id(shared)] = self._finish(path, shared)
-        return {path: done[id(shared)] for path, shared in self._shared.items()}
+        return {path: done[id(s)] for path, s in self._shared.items() if id(s) in done}
 
     def add(self, path: str, x: Tensor) -> None:
         """Add an input of a layer, as its hook does; raises Diverged as ``statistics`` does."""
@@ -274,7 +274,7 @@ def collect(
 
     Args:
         model: holds the layers; dense or quantized.
-        paths: paths of the layers; those that never run are missing in the result.
+        paths: paths of the layers; those that never get a row are missing in the result.
         forward: runs the model on any number of batches; it is called a second time where layers
             turn out not to share all their inputs.
         options: what to keep.

@@ -15,6 +15,10 @@ _CHUNK = 1 << 24
 """Values of the rows that exist at a time while patches are cut out of images."""
 
 
+class RoutedLinear(nn.Linear):
+    """A Linear that gets only those tokens that a router chose, none at all in some calls."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerInput:
     """The kind of a layer, with everything that decides how its input is cut into rows.
@@ -30,6 +34,7 @@ class LayerInput:
         groups: groups of a convolution; the channels of each group give separate rows, so that a
             moment is the average over the groups.
         conv_layout: order of the columns of a convolution, as in ``QuantSpec``.
+        routed: whether another model may give the layer other rows of the same batch.
     """
 
     layout: Layout
@@ -41,6 +46,7 @@ class LayerInput:
     pad_mode: str = "constant"
     groups: int = 1
     conv_layout: str = "spatial"
+    routed: bool = False
 
     @classmethod
     def of(cls, module: nn.Module, conv_layout: str | None = None) -> LayerInput | None:
@@ -52,7 +58,8 @@ class LayerInput:
                 own.
         """
         if isinstance(module, nn.Linear):
-            return cls(layout=Layout.LINEAR, cols=module.in_features)
+            routed = isinstance(module, RoutedLinear)
+            return cls(layout=Layout.LINEAR, cols=module.in_features, routed=routed)
         if isinstance(module, nn.Embedding):
             return cls(layout=Layout.EMBEDDING, cols=module.num_embeddings)
         if isinstance(module, PQConv2d):
