@@ -3,6 +3,7 @@
 ``sources``                 model folders, hub ids, downloads
 ``import_hook``             registration with a library once it is imported
 ``activation_mark``         names that make a library without dpq refuse an artifact
+``conv1d``                  Conv1D, whose weight is stored transposed, and its Linear
 ``stored_config``           ``quantization_config`` of a ``config.json``
 ``loading_hooks``           hooks of ``from_pretrained`` that all libraries have
 ``transformers_quantizer``  the quantizer of transformers, which adapters subclass

@@ -34,7 +34,7 @@ def to_conv1d(model: nn.Module, path: str) -> None:
     """Replace the Linear at ``path`` by a Conv1D: undo ``to_linear``."""
     linear = model.get_submodule(path)
     assert isinstance(linear, nn.Linear)
-    module = Conv1D(0, 0)
+    module = Conv1D(0, 0)  # type: ignore[no-untyped-call]
     module.nf, module.nx = linear.out_features, linear.in_features
     weight = linear.weight
     module.weight = nn.Parameter(weight.detach().T.contiguous(), weight.requires_grad)

@@ -125,3 +125,10 @@ def files_of_index(folder: Path, index: Path) -> tuple[list[Path], frozenset[str
         if not files[shard].is_file():
             raise SourceError(f"{folder}: shard {shard} is missing; download the model again")
     return [files[shard] for shard in sorted(files)], frozenset(weight_map)
+
+
+def complete_shards(folder: Path) -> list[Path]:
+    """The shards of a folder without an index, in their order; none where one is missing."""
+    shards = sorted(folder.glob("model-*-of-*.safetensors"))
+    names = [f"model-{n:05}-of-{len(shards):05}.safetensors" for n in range(1, len(shards) + 1)]
+    return shards if [shard.name for shard in shards] == names else []

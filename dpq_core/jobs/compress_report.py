@@ -46,7 +46,7 @@ class CompressReport(Report):
         segments: reports of the segments that were quantized with statistics, in the order in
             which the model runs.
         data_free: names of the tensors that were quantized without statistics although there was
-            a task, because no Linear, Conv2d or Embedding that ran in it has them as its weight.
+            a task: no Linear, Conv2d or Embedding that got inputs in it has them as its weight.
         data: descriptions of the data that was read.
         calibration: result of a calibration afterwards, which then wrote ``artifact``.
     """

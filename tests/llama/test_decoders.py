@@ -10,6 +10,7 @@ import pytest
 import torch
 from decoder_models import DECODERS, VOCABULARY, decoder_class, save_decoder
 from hidden_orders import shuffled
+from transformers.pytorch_utils import Conv1D  # noqa: TID253
 
 import dpq
 import dpq_llama  # noqa: F401  # registers the quantizer
@@ -90,7 +91,8 @@ def test_it_loads_runs_generates_and_survives_saving(
     model = kind.from_pretrained(at_eight_bits(name))
     assert "UNEXPECTED" not in caplog.text
     assert "MISSING" not in caplog.text
-    assert any(isinstance(module, PQModule) for module in model.modules()) or name == "gpt2"
+    assert any(isinstance(module, PQModule) for module in model.modules())
+    assert not any(isinstance(module, Conv1D) for module in model.modules())
     values = logits(model)
     assert (values - expected).norm() <= 0.05 * expected.norm()
     options = {
@@ -124,25 +126,28 @@ def test_its_config_stops_loaders_without_dpq(name, at_eight_bits):
 def test_its_hidden_units_may_have_any_order(name, decoder):
     checkpoint = LlamaAdapter().open(str(decoder(name)))
     axes = list(LlamaAdapter().hidden_axes(checkpoint))
-    assert bool(axes) == (name not in ("gpt2", "mamba"))
+    assert bool(axes) == (name != "mamba")
     other = shuffled(checkpoint, axes)
     model = decoder_class(name).from_pretrained(decoder(name))
     before = logits(model)
     names = checkpoint.layers.names
     values = {
-        place.parameter: other.read(tensor)
+        place.parameter: other.read(tensor).T
+        if tensor in checkpoint.transposed
+        else other.read(tensor)
         for tensor in checkpoint.tensors
         if (place := names.place(tensor)).is_whole
     }
     for assembly in names.assemblies(checkpoint.tensors).values():
-        values |= assembly.join(model, other.read)
+        values |= assembly.join(model, other.read, checkpoint.transposed)
     model.load_state_dict(values, strict=False)
     torch.testing.assert_close(logits(model), before, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("pattern", ["*experts*1*", "*experts*"])
 @pytest.mark.parametrize("name", ["mixtral", "llama4"])
-def test_an_expert_that_is_kept_dense_loads_beside_quantized_ones(name, decoder, tmp_path):
-    rule = Override("*experts*1*", None)
+def test_an_expert_that_is_kept_dense_loads_beside_quantized_ones(name, pattern, decoder, tmp_path):
+    rule = Override(pattern, None)
     compress(LlamaAdapter(), str(decoder(name)), tmp_path / "out", EIGHT_BITS, [rule])
     kept = [
         e.name for e in Artifact.open(tmp_path / "out").manifest.tensors if rule.matches(e.name)
@@ -162,8 +167,9 @@ TEXT = {"context": 8, "samples": 4, "batch_size": 2, "validation_samples": 2}
     ("name", "unseen"),
     [
         ("gemma2", ""),
-        ("mixtral", ".experts."),
-        ("gpt2", ".h."),
+        ("mixtral", ""),
+        ("llama4", ""),
+        ("gpt2", ""),
         ("llava", ""),
     ],
 )

@@ -59,19 +59,19 @@ def open_source(source: str) -> DenseSource:
                 "model.dequantize() gives"
             )
         checkpoint = open_checkpoint(source)
-        infos, read, transposed = checkpoint.tensors, checkpoint.read, checkpoint.transposed
+        transposed = checkpoint.transposed
+        infos, read = _as_in_model(checkpoint.tensors, checkpoint.read, transposed)
         name = _short(source)
         config = checkpoint.config
     else:
         artifact = Artifact.open(folder, adapter="llama")
         entries = {name: artifact.entry(name) for name in artifact.names()}
-        infos = {name: TensorInfo(e.shape, e.torch_dtype) for name, e in entries.items()}
-        read = artifact.read
+        stored = {name: TensorInfo(e.shape, e.torch_dtype) for name, e in entries.items()}
         transposed = frozenset(config.get("quantization_config", {}).get("transposed", ()))
+        infos, read = _as_in_model(stored, artifact.read, transposed)
         name = _short(artifact.manifest.source)
         added = ("auto_map", "quantization_config")
         config = {k: v for k, v in MARK.remove_from_json(config).items() if k not in added}
-    infos, read = _as_in_model(infos, read, transposed)
     tensors, read = _with_stacks(infos, read)
     return DenseSource(
         name=name, config=config, side_files=side_files(folder), tensors=tensors, read=read

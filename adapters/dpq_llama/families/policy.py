@@ -13,6 +13,7 @@ _MLPS = (
     ("w2", ("w1", "w3")),  # Mixtral, per expert
     ("dense_4h_to_h", ("dense_h_to_4h",)),  # GPT-NeoX, Falcon
     ("fc2", ("fc1",)),  # Phi, OPT
+    ("c_proj", ("c_fc",)),  # GPT-2
 )
 """Names of the layers of an MLP: the consumer of its inner units, and their producers.
 

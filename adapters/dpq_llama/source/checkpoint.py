@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from dpq_core.artifact import MANIFEST_NAME
 from dpq_core.errors import SourceError
 from dpq_core.tensor.checkpoint import SafetensorsCheckpoint, TensorInfo
 from dpq_hf import sources
-from dpq_hf.sources import files_of_index, read_json
+from dpq_hf.sources import complete_shards, files_of_index, read_json
 from dpq_llama.source.architecture import meta_model, model_class, typed_config
 from dpq_llama.source.fp8 import BlockScaledWeights, is_fp8
 from dpq_llama.source.guard import with_activation
@@ -100,9 +99,6 @@ class LlamaCheckpoint(SafetensorsCheckpoint):
             self.transposed = frozenset(filter(self.layers.is_transposed, tensors))
             for name in self.transposed:
                 tensors[name] = TensorInfo(tensors[name].shape[::-1], tensors[name].dtype)
-            if self.transposed:  # dpq 0.1 had these as they are: no run of it may be resumed
-                about = f"{self.fingerprint} transposed"
-                self.fingerprint = hashlib.sha256(about.encode()).hexdigest()
         self.tensors, self._slices = tensors, slices
 
     def read(self, name: str) -> Tensor:
@@ -201,7 +197,7 @@ def _weight_files(folder: Path) -> tuple[list[Path], frozenset[str]]:
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS], frozenset()
     if not (folder / INDEX).is_file():
-        if shards := _complete_shards(folder):
+        if shards := complete_shards(folder):
             return shards, frozenset()
         pickles = any(folder.glob("pytorch_model*.bin"))
         raise SourceError(
@@ -211,13 +207,6 @@ def _weight_files(folder: Path) -> tuple[list[Path], frozenset[str]]:
             else f"{folder}: no {WEIGHTS} and no {INDEX}"
         )
     return files_of_index(folder, folder / INDEX)
-
-
-def _complete_shards(folder: Path) -> list[Path]:
-    """The shards of a folder without an index, in their order; none where one is missing."""
-    shards = sorted(folder.glob("model-*-of-*.safetensors"))
-    names = [f"model-{n:05}-of-{len(shards):05}.safetensors" for n in range(1, len(shards) + 1)]
-    return shards if [shard.name for shard in shards] == names else []
 
 
 def side_files(folder: Path) -> dict[str, Path]:

@@ -114,7 +114,7 @@ def split_experts(
         for number, (parts, weight) in enumerate(zip(experts, stack, strict=True)):
             layers.append(nn.ModuleList())
             sizes = [size for _, size in parts]
-            pieces = (weight.T if transposed else weight).split(sizes)
+            pieces = torch.split(weight.T if transposed else weight, sizes)
             for place, ((tensor, _), piece) in enumerate(zip(parts, pieces, strict=True)):
                 layers[number].append(_linear(piece))  # type: ignore[operator]
                 yield f"{path}.{leaf}.{number}.{place}.weight", tensor
@@ -171,7 +171,7 @@ class _Batched(nn.Module):
         module: Any = self
         output = torch.zeros_like(hidden_states)
         tokens = len(hidden_states) // len(module.down_proj)
-        for expert, rows in enumerate(hidden_states.split(tokens)):
+        for expert, rows in enumerate(torch.split(hidden_states, tokens)):
             token = rows.any(dim=-1).nonzero()[:, 0]
             gate, up = _outputs(module.gate_up_proj[expert], rows[token]).chunk(2, dim=-1)
             values = _outputs(module.down_proj[expert], up * module.act_fn(gate))

@@ -135,11 +135,11 @@ class _BlockReader:
     def use_linear_modules(self, model: PreTrainedModel) -> None:
         """Replace Conv1D, and experts whose matrices are known, by Linear modules."""
         for path in conv1d.conv1d_paths(model):
-            self._replace(f"{path}.weight", {f"{path}.weight": conv1d.to_linear(model, path).weight})
+            conv1d.to_linear(model, path)
+            weight = f"{path}.weight"
+            self._replace(weight, {weight: model.get_parameter(weight)})
         for path, module in list(model.named_modules()):
-            matrices = {
-                leaf: self._matrices(f"{path}.{leaf}") for leaf in projections_of(module)
-            }
+            matrices = {leaf: self._matrices(f"{path}.{leaf}") for leaf in projections_of(module)}
             known = {leaf: experts for leaf, experts in matrices.items() if experts is not None}
             if not matrices or len(known) < len(matrices):
                 continue
