@@ -207,6 +207,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=BUILTIN / "tiny-llama", help="of the model")
     parser.add_argument("--texts", type=Path, help="held-out text  [default: the built-in model's]")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--work", type=Path, help="keep what settings share  [default: nothing]")
     parser.add_argument("--case", type=int, action="append", help="by number; all by default")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -226,13 +227,14 @@ def main() -> None:
     }
     if model.limit:
         spec |= {"limit": model.limit, "texts": text.name}
-    with tempfile.TemporaryDirectory() as work:
+    with tempfile.TemporaryDirectory() as temporary:
+        work = options.work or Path(temporary)
         source = Source(
             folder=options.folder,
             dtype=model.dtype,
             ids=model.calibration(tokenizer, WINDOWS, LENGTH),
-            text=Path(work) / "calibration.txt",
-            work=Path(work),
+            text=work / "calibration.txt",
+            work=work,
         )
         source.text.write_bytes(gzip.decompress(common.SHIPPED.read_bytes()))
         for number, case in enumerate(CASES[options.model][options.peer]):
