@@ -1,78 +1,98 @@
-"""Time of one PQLinear against dense layers: look-up table, decode-then-GEMM, and what is chosen.
+"""Time of one PQLinear against a dense layer: every way to multiply, and the one that is chosen.
 
     python benchmarks/suites/runtime.py --threads 2
 
-Every case is checked against the plain reference before it is timed.
+Every case is checked against the plain reference before it is timed. The ways of one case take
+turns, so that a busy machine slows them alike; what is shown are medians.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
-from record import append
 
-from dpq_core.runtime import PQLinear, PQWeight, reference
-from dpq_core.runtime.linear import tabulated_product
+from dpq_core.runtime import PQLinear, PQWeight, product, reference
 from dpq_core.spec import QuantSpec
 from dpq_core.tensor.packing import pack
 from dpq_core.tensor.partition import Layout, Partition
-from dpq_core.tensor.pq_tensor import PQTensor
+from dpq_core.tensor.pq_tensor import PQTensor, expected_parts
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from record import append  # benchmarks/record.py
 
 SHAPES = ((4096, 4096), (11_008, 4096), (1024, 384))
-TOKENS = (1, 4, 16, 128)
+TOKENS = (1, 2, 4, 8, 16, 64, 128)
 
 
 def random_layer(shape: tuple[int, int], spec: QuantSpec) -> tuple[PQTensor, PQLinear]:
-    """A layer with random codes and codebooks."""
+    """A layer with random codes, codebooks and scales, its columns in their order."""
     p = Partition.of(shape, Layout.LINEAR, spec)
-    pq = PQTensor(
-        partition=p,
-        dtype=torch.float32,
-        codes=pack(torch.randint(p.K, (p.groups, p.points)), p.code_bits),
-        codebooks=torch.randn(p.codebooks, p.K, p.d).half(),
-        row_scale=torch.rand(p.rows).half(),
-    )
+    values = {
+        "codes": pack(torch.randint(p.K, (p.groups, p.points)), p.code_bits),
+        "codebooks": torch.randn(p.codebooks, p.K, p.d).half(),
+        "row_scale": torch.rand(p.rows).half(),
+    }
+    stored = {name: values[name] for name in expected_parts(p, spec)}
+    pq = PQTensor(partition=p, spec=spec, dtype=torch.float32, stored=stored)
     return pq, PQLinear(PQWeight.from_pq(pq))
 
 
-def median_ms(run: Callable[[], object], repeats: int) -> float:
-    """Median wall time of ``run`` in milliseconds, after one warm-up."""
-    run()
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - started)
-    return 1e3 * statistics.median(times)
+def medians_ms(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median wall time of each function in milliseconds, after a warm-up; they take turns."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for repeat in range(repeats + 1):
+        for name, run in runs.items():
+            started = time.perf_counter()
+            run()
+            if repeat:
+                times[name].append(1e3 * (time.perf_counter() - started))
+    return {f"{name}_ms": statistics.median(each) for name, each in times.items()}
 
 
 @torch.no_grad()
-def measure(shape: tuple[int, int], bits: int, dtype: torch.dtype, repeats: int) -> list[dict]:
+def measure(
+    shape: tuple[int, int], bits: int, dtype: torch.dtype, repeats: int
+) -> list[dict[str, Any]]:
     """One row per number of tokens."""
-    pq, layer = random_layer(shape, QuantSpec.preset(bits))
+    pq, layer = random_layer(shape, QuantSpec.preset(bits, permute=False))
     dense = torch.nn.Linear(shape[1], shape[0], bias=False).to(dtype)
     rows = []
     for count in TOKENS:
         x = torch.randn(count, shape[1]).to(dtype)
         expected = reference.linear(x.float(), pq)
         tolerance = 1e-3 if dtype is torch.float32 else 3e-2
-        for output in (layer(x), layer._decoded(x), tabulated_product(x, layer.weight)):
-            worst = (output.float() - expected).abs().max() / expected.abs().max()
-            assert worst < tolerance, f"{shape} {bits} bits {count} tokens: off by {worst}"
+        runs: dict[str, Callable[[], Any]] = {
+            "dense": lambda x=x: dense(x),
+            "pq": lambda x=x: layer(x),
+            "table": lambda x=x: product.tabulated(x, layer.weight),
+            "decode": lambda x=x: product.decoded(x, layer.weight),
+        }
+        scale = pq.stored["row_scale"].float()
+        outputs = {
+            "pq": runs["pq"](),
+            "table": runs["table"](),
+            "decode": runs["decode"]()[0].float() * scale,
+        }
+        errors = {
+            f"{name}_error": float((output.float() - expected).norm() / expected.norm())
+            for name, output in outputs.items()
+        }
+        assert max(errors.values()) < tolerance, f"{shape} {bits} bits {count} tokens: {errors}"
         rows.append(
             {
                 "shape": list(shape),
                 "bits": bits,
                 "dtype": str(dtype).removeprefix("torch."),
                 "tokens": count,
-                "dense_ms": median_ms(lambda x=x: dense(x), repeats),
-                "pq_ms": median_ms(lambda x=x: layer(x), repeats),
-                "table_ms": median_ms(lambda x=x: tabulated_product(x, layer.weight), repeats),
-                "decode_ms": median_ms(lambda x=x: layer._decoded(x), repeats),
+                **medians_ms(runs, repeats),
+                **errors,
             }
         )
     return rows
@@ -82,7 +102,10 @@ def main() -> None:
     """Measure every case, print a table, append one record."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--bits", type=int, nargs="+", default=[4, 2, 1])
+    parser.add_argument("--shapes", type=int, default=len(SHAPES), help="how many of the shapes")
+    parser.add_argument("--no-record", action="store_true", help="print only")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -90,17 +113,19 @@ def main() -> None:
     print(
         "shape            bits dtype     tokens  dense ms     pq ms  table ms decode ms  pq/dense"
     )
-    for shape in SHAPES:
-        for bits in (4, 2, 1):
+    for shape in SHAPES[: options.shapes]:
+        for bits in options.bits:
             for dtype in (torch.float32, torch.bfloat16):
                 for row in measure(shape, bits, dtype, options.repeats):
                     rows.append(row)
                     print(
                         f"{shape!s:16} {bits:4} {row['dtype']:9} {row['tokens']:6} "
                         f"{row['dense_ms']:9.2f} {row['pq_ms']:9.2f} {row['table_ms']:9.2f} "
-                        f"{row['decode_ms']:9.2f} {row['pq_ms'] / row['dense_ms']:9.2f}"
+                        f"{row['decode_ms']:9.2f} {row['pq_ms'] / row['dense_ms']:9.2f}",
+                        flush=True,
                     )
-    append("runtime", seed=0, spec={"threads": options.threads}, results=rows)
+    if not options.no_record:
+        append("runtime", seed=0, spec={"threads": options.threads}, results=rows)
 
 
 if __name__ == "__main__":

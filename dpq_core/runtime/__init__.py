@@ -1,4 +1,10 @@
-"""Torch modules that run on quantized weights; ``reference`` is the oracle of every fast path."""
+"""Torch modules that run on quantized weights; ``reference`` is the oracle of every fast path.
+
+``weight`` holds the stored parts as a module that stands in for a dense parameter (``stand_in``),
+and ``decoding`` decodes them; ``product`` multiplies by them; ``operators`` are the doors of
+``torch.compile``, ``torch.export`` and autocast; ``linear``, ``embedding`` and ``conv`` are the
+layers, with ``layer`` in common, and ``swap`` puts them into models.
+"""
 
 from dpq_core.runtime.conv import PQConv2d
 from dpq_core.runtime.embedding import PQEmbedding

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
+from dpq_core.runtime import operators
 from dpq_core.runtime.layer import FrozenProduct, PQLayer
 from dpq_core.runtime.weight import PQWeight
 
@@ -37,10 +38,15 @@ class PQConv2d(PQLayer, nn.Conv2d):
         self._reversed_padding_repeated_twice = conv._reversed_padding_repeated_twice
 
     def forward(self, x: Tensor) -> Tensor:
-        """Convolve images ``[N, Cin, H, W]`` to ``[N, Cout, H', W']`` in the dtype of ``x``."""
+        """Convolve images ``[N, Cin, H, W]`` to ``[N, Cout, H', W']``.
+
+        The result has the dtype of ``x``, or that of autocast.
+        """
+        if torch.is_autocast_enabled(x.device.type):
+            return operators.as_under_autocast(self.forward, x)
         if self.padding_mode != "zeros":
             x = nn.functional.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-        if self.is_frozen_for(x):
+        if self.is_frozen_for(x) and not torch.compiler.is_compiling():
             return FrozenProduct.run(x, self.bias, self)
         out: Tensor = self.weight(self.product, x)
         return out
@@ -72,6 +78,9 @@ class PQConv2d(PQLayer, nn.Conv2d):
 
     def _kernels(self, dtype: torch.dtype) -> Iterator[Tensor]:
         """Yield the kernel by chunks of outputs, each ``[chunk, Cin / groups, kh, kw]``."""
+        if self.weight.needs_operator():
+            yield operators.decode(*self.weight.operands(), dtype)
+            return
         if self.groups > 1 or not self.weight.frame().keeps_inputs:
             yield self.weight.decode(dtype)
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dpq_core.runtime import operators
 from dpq_core.runtime.layer import PQLayer
 from dpq_core.runtime.weight import PQWeight
 
@@ -43,9 +44,15 @@ class PQEmbedding(PQLayer, nn.Embedding):
 
     def forward(self, index: Tensor) -> Tensor:
         """Look up entries: integers ``[...]`` to ``[..., C]``."""
+        if torch.is_autocast_enabled(index.device.type):
+            with torch.autocast(index.device.type, enabled=False):  # an Embedding ignores it too
+                return self.forward(index)
         rows: Tensor = self.weight(self._rows, index.reshape(-1).long())
         return rows.view(*index.shape, self.embedding_dim)
 
     def _rows(self, index: Tensor) -> Tensor:
         """Rows ``[n, C]`` of the table at int64 ``[n]``."""
-        return self.weight.rows(index, self.dtype)
+        if not self.weight.needs_operator():
+            return self.weight.rows(index, self.dtype)
+        rows: Tensor = operators.rows(index, *self.weight.operands(), self.dtype)
+        return rows

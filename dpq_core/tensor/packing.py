@@ -62,6 +62,8 @@ class UnpackedCache:
 
     def get(self, name: str, packed: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
         """The result of ``make(packed)``, computed once for as long as ``packed`` is unchanged."""
+        if torch.compiler.is_compiling():
+            return make(packed)  # a trace sees no values, so there is nothing to keep
         version = 0 if packed.is_inference() else packed._version
         entry = self._entries.get(name)
         if entry is None or entry[0] is not packed or entry[1] != version:

@@ -28,14 +28,19 @@ def _take(x, order, out, first, last):  # type: ignore[no-untyped-def]
 def reorder(x: Tensor, order: Tensor) -> Tensor:
     """Columns of activations ``[..., C]`` in another order: ``x[..., order]``, ``[..., n]``.
 
-    Differentiable; on other devices, and where gradients are needed, torch does it.
+    Differentiable; on other devices, in traces and where gradients are needed, torch does it.
 
     Args:
         x: activations ``[..., C]``.
         order: int64 ``[n]``, every entry below C.
     """
     word = _WORDS.get(x.element_size())
-    if x.device.type != "cpu" or word is None or (x.requires_grad and torch.is_grad_enabled()):
+    if (
+        torch.compiler.is_compiling()
+        or x.device.type != "cpu"
+        or word is None
+        or (x.requires_grad and torch.is_grad_enabled())
+    ):
         return x.index_select(-1, order)
     tokens = x.detach().reshape(-1, x.shape[-1]).contiguous()
     out = torch.empty(len(tokens), len(order), dtype=x.dtype)

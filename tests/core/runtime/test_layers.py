@@ -9,8 +9,7 @@ import torch
 from builders import random_pq
 from torch import nn
 
-from dpq_core.runtime import PQConv2d, PQEmbedding, PQLinear, PQWeight
-from dpq_core.runtime import weight as weight_module
+from dpq_core.runtime import PQConv2d, PQEmbedding, PQLinear, PQWeight, decoding
 from dpq_core.spec import QuantSpec
 from dpq_core.tensor.partition import Layout
 
@@ -30,7 +29,7 @@ def frozen_linear(spec=SPECS["plain"], shape=(48, 24), bias=True):
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_gradients_pass_through_a_frozen_linear_that_decodes_again(spec, monkeypatch):
-    monkeypatch.setattr(weight_module, "CHUNK_BYTES", 2048)
+    monkeypatch.setattr(decoding, "CHUNK_BYTES", 2048)
     layer = frozen_linear(spec)
     layer.bias.requires_grad_(True)
     x, saved = torch.randn(2, 9, 24, requires_grad=True), []

@@ -7,8 +7,7 @@ import torch
 from builders import random_pq
 from tolerances import assert_same_sums
 
-from dpq_core.runtime import PQConv2d, PQEmbedding, PQLinear, PQWeight, reference
-from dpq_core.runtime import weight as weight_module
+from dpq_core.runtime import PQConv2d, PQEmbedding, PQLinear, PQWeight, decoding, reference
 from dpq_core.spec import PoolSpec, QuantSpec
 from dpq_core.tensor.partition import Layout
 
@@ -76,7 +75,7 @@ def test_weight_decodes_to_the_stored_tensor(pq):
 
 
 def test_chunks_do_not_change_the_result(pq, monkeypatch):
-    monkeypatch.setattr(weight_module, "CHUNK_BYTES", 4096)
+    monkeypatch.setattr(decoding, "CHUNK_BYTES", 4096)
     assert_same_rows(PQWeight.from_pq(pq).decode(torch.float32), pq)
 
 
@@ -155,6 +154,6 @@ def test_convolution_equals_conv2d_on_the_decoded_kernel(conv_layout, geometry, 
     layer = PQConv2d(PQWeight.from_pq(pq), conv)
     x = torch.randn(2, 6, 9, 11)
     conv.weight = torch.nn.Parameter(pq.decode())
-    monkeypatch.setattr(weight_module, "CHUNK_BYTES", 2048)
+    monkeypatch.setattr(decoding, "CHUNK_BYTES", 2048)
     torch.testing.assert_close(layer(x), conv(x), rtol=1e-4, atol=1e-4)
     assert set(layer.state_dict()) - {"bias"} == {f"weight.{part}" for part in pq.parts()}
