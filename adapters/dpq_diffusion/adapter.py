@@ -64,8 +64,8 @@ class DiffusionAdapter(
     @classmethod
     def recognizes(cls, path: Path) -> bool:
         """Whether it is a pipeline or component of diffusers, or an original checkpoint."""
-        from dpq_diffusion.folders import ORIGINAL_SUFFIXES, is_pipeline
-        from dpq_hf.sources import config_of
+        from dpq_diffusion.folders import ORIGINAL_SUFFIXES
+        from dpq_hf.sources import config_of, is_pipeline
 
         if path.is_file():
             return path.suffix in ORIGINAL_SUFFIXES

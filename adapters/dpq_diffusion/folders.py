@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from dpq_core.errors import SourceError
-from dpq_hf.sources import files_of_index, read_json
+from dpq_hf.sources import PIPELINE_INDEX, files_of_index, read_json
 
 BUILTIN = Path(__file__).parent / "builtin"
 
-INDEX = "model_index.json"
 CONFIG = "config.json"
 STEMS = ("diffusion_pytorch_model", "model")
 """Stem of the weight files in diffusers' own and in transformers' components."""
@@ -43,11 +42,6 @@ class Component:
     promised: frozenset[str]
 
 
-def is_pipeline(folder: Path) -> bool:
-    """Whether the folder holds a whole pipeline, not a single component."""
-    return (folder / INDEX).is_file()
-
-
 def components_of(folder: Path) -> tuple[str, ...]:
     """The names of a pipeline's components with weights, in the order of ``model_index.json``.
 
@@ -55,12 +49,12 @@ def components_of(folder: Path) -> tuple[str, ...]:
         SourceError: the index is unreadable, or a component that it names is not there.
     """
     names = []
-    for name, value in read_json(folder / INDEX).items():
+    for name, value in read_json(folder / PIPELINE_INDEX).items():
         is_component = isinstance(value, list) and len(value) == 2 and None not in value
         if name.startswith("_") or not is_component or not re.fullmatch(r"\w+", name):
             continue
         if not (folder / name).is_dir():
-            raise SourceError(f"{folder}: component {name!r} of {INDEX} is missing")
+            raise SourceError(f"{folder}: component {name!r} of {PIPELINE_INDEX} is missing")
         if any(p.suffix in (".safetensors", ".bin") for p in (folder / name).iterdir()):
             names.append(name)
     return tuple(names)
@@ -136,7 +130,9 @@ def side_files(folder: Path, compressed: Mapping[str, Component]) -> dict[str, P
 
 def _folders(folder: Path) -> list[Path]:
     """Folders of the parts that the pipeline's index names: models, tokenizers, scheduler."""
-    names = (n for n, value in read_json(folder / INDEX).items() if isinstance(value, list))
+    names = (
+        n for n, value in read_json(folder / PIPELINE_INDEX).items() if isinstance(value, list)
+    )
     return sorted(folder / name for name in names if (folder / name).is_dir())
 
 

@@ -11,6 +11,9 @@ from typing import Any
 from dpq_core.errors import SourceError
 from dpq_core.plugin.builtin import find_local
 
+PIPELINE_INDEX = "model_index.json"
+"""The file that makes a folder a pipeline of diffusers."""
+
 _MAX_JSON_BYTES = 64 << 20
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(@[\w./-]+)?")
 _SHARD = re.compile(r"[\w][\w.-]*\.safetensors")
@@ -106,6 +109,11 @@ def config_of(folder: Path) -> Mapping[str, Any]:
         return read_json(folder / "config.json")
     except SourceError:
         return {}
+
+
+def is_pipeline(folder: Path) -> bool:
+    """Whether a folder holds a pipeline of diffusers: several models and how they work together."""
+    return (folder / PIPELINE_INDEX).is_file()
 
 
 def files_of_index(folder: Path, index: Path) -> tuple[list[Path], frozenset[str]]:

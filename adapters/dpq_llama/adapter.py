@@ -79,13 +79,12 @@ class LlamaAdapter(
     @classmethod
     def recognizes(cls, path: Path) -> bool:
         """Whether it is a model folder of transformers, or a GGUF file (refused with advice)."""
-        from dpq_hf.sources import config_of
+        from dpq_hf.sources import config_of, is_pipeline
 
         if path.is_file():
             return path.suffix == ".gguf"
         config = config_of(path)
-        is_pipeline = (path / "model_index.json").is_file()
-        return "model_type" in config and "_class_name" not in config and not is_pipeline
+        return "model_type" in config and "_class_name" not in config and not is_pipeline(path)
 
     def open(self, source: str) -> Checkpoint:
         """Open an uncompressed model without reading its tensors."""

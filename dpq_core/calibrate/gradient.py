@@ -20,6 +20,7 @@ from dpq_core.calibrate.layers import QuantizedLayer
 from dpq_core.calibrate.moments import Moments
 from dpq_core.data.task import Batch
 from dpq_core.kernels.cpu.threads import one_torch_thread
+from dpq_core.methods.assignment.hessian import Hessian, cholesky
 from dpq_core.runtime.swap import PQModule, set_module, swap_out
 
 REACH = 0.01
@@ -84,11 +85,12 @@ def _direction(layer: QuantizedLayer, gradient: Tensor, moments: Moments) -> Ten
     if seen.rows is not None:
         share = (seen.rows / seen.count.clamp(min=1e-30)).to(matrix)
         return p.from_matrix(matrix / share.clamp(min=float(share.mean()) * DAMPING)[:, None])
-    hessian = seen.hessian(p.cols, matrix.device).double()
-    hessian.diagonal().add_(DAMPING * hessian.diagonal().mean().clamp(min=1e-30))
-    with one_torch_thread():  # LAPACK's order of adding up depends on the number of threads
-        solved = torch.linalg.solve(hessian, matrix.T.double())
-    return p.from_matrix(solved.T.float())
+    metric = Hessian.of(seen.hessian(p.cols, matrix.device), width=1, damping=DAMPING)
+    gradients = matrix.T.double()[metric.columns]
+    factor = cholesky(metric.matrix)
+    with one_torch_thread():  # as the factor: the same bytes for any number of threads
+        gradients[metric.columns] = torch.cholesky_solve(gradients, factor) / metric.scale
+    return p.from_matrix(gradients.T.float())
 
 
 def _gradients(

@@ -23,7 +23,6 @@ from dpq_diffusion.calibration.inputs import NoisedData
 from dpq_diffusion.calibration.processes import noise_process
 from dpq_diffusion.calibration.task import CalibrationSamples, DenoiserTask
 from dpq_diffusion.calibration.trajectories import FIRST_SEED, Trajectories, record
-from dpq_diffusion.folders import is_pipeline
 from dpq_diffusion.options import CalibrateOptions
 from dpq_diffusion.pipelines.class_models import ClassModel, class_model, denoiser
 from dpq_diffusion.pipelines.conditions import Condition
@@ -31,6 +30,7 @@ from dpq_diffusion.pipelines.loading import load_folder
 from dpq_diffusion.sampling.samplers import RequestedSettings, Sampler, TextSampler, make_sampler
 from dpq_diffusion.source.checkpoint import DiffusionCheckpoint, open_checkpoint
 from dpq_diffusion.source.locate import locate
+from dpq_hf.sources import is_pipeline
 
 _GIVE_PROMPTS = Hint.of("give {}, a file with one prompt per line", prompts=ANY)
 

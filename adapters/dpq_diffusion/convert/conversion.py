@@ -14,7 +14,8 @@ from torch import Tensor
 
 from dpq_core.artifact.files import making_folder
 from dpq_core.artifact.header import Slot, encode, tensor_bytes
-from dpq_diffusion.folders import CONFIG, INDEX, STEMS
+from dpq_diffusion.folders import CONFIG, STEMS
+from dpq_hf.sources import PIPELINE_INDEX
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,7 @@ def write_conversion(folder: Path, conversion: Conversion) -> None:
     """Write a converted checkpoint to ``folder``, which appears only when it is complete."""
     with making_folder(folder) as partial:
         if conversion.pipeline:
-            _write_json(partial / INDEX, conversion.index())
+            _write_json(partial / PIPELINE_INDEX, conversion.index())
         for name, part in conversion.parts.items():
             _write_part(partial / name, part)
         for relative, path in conversion.files.items():

@@ -15,9 +15,9 @@ from dpq_core.artifact import Artifact
 from dpq_core.device import resolve
 from dpq_core.errors import SourceError
 from dpq_core.run import Run
-from dpq_diffusion.folders import CONFIG, INDEX, is_pipeline
+from dpq_diffusion.folders import CONFIG
 from dpq_diffusion.source.locate import locate
-from dpq_hf.sources import read_json
+from dpq_hf.sources import PIPELINE_INDEX, is_pipeline, read_json
 
 
 def load_pipeline(source: str, run: Run) -> Any:
@@ -81,12 +81,14 @@ def is_loadable(folder: Path) -> bool:
 
 
 def _class_name(folder: Path) -> str:
-    return str(read_json(folder / (INDEX if is_pipeline(folder) else CONFIG)).get("_class_name"))
+    return str(
+        read_json(folder / (PIPELINE_INDEX if is_pipeline(folder) else CONFIG)).get("_class_name")
+    )
 
 
 def _absent_components(folder: Path) -> dict[str, None]:
     """None for each component that a pipeline's index leaves empty, as some classes require."""
-    index = read_json(folder / INDEX) if is_pipeline(folder) else {}
+    index = read_json(folder / PIPELINE_INDEX) if is_pipeline(folder) else {}
     return {name: None for name, value in index.items() if value == [None, None]}
 
 
@@ -114,7 +116,7 @@ def _restore_labels(pipeline: Any, folder: Path) -> None:
     """Set the class names of the pipeline's index, which diffusers does not keep."""
     if not is_pipeline(folder):
         return
-    labels = read_json(folder / INDEX).get("id2label")
+    labels = read_json(folder / PIPELINE_INDEX).get("id2label")
     if not isinstance(labels, dict) or pipeline.config.get("id2label"):
         return
     if "id2label" in inspect.signature(type(pipeline).__init__).parameters:

@@ -13,9 +13,8 @@ from dpq_core.artifact import Artifact
 from dpq_core.device import resolve
 from dpq_core.run import Run
 from dpq_core.runtime.swap import PQModule
-from dpq_diffusion.folders import INDEX, is_pipeline
 from dpq_diffusion.pipelines.loading import is_loadable, load_folder
-from dpq_hf.sources import read_json
+from dpq_hf.sources import PIPELINE_INDEX, is_pipeline, read_json
 
 TOKENS = 4
 """Number of tokens in an invented prompt."""
@@ -70,7 +69,7 @@ def _normal(device: torch.device, dtype: torch.dtype) -> Normal:
 def _components(loaded: Any, folder: Path) -> list[tuple[str, nn.Module]]:
     if not is_pipeline(folder):
         return [("model", loaded)]
-    named = (name for name, v in read_json(folder / INDEX).items() if isinstance(v, list))
+    named = (name for name, v in read_json(folder / PIPELINE_INDEX).items() if isinstance(v, list))
     components = ((name, getattr(loaded, name, None)) for name in named)
     return [(name, model) for name, model in components if isinstance(model, nn.Module)]
 

@@ -13,16 +13,9 @@ from torch import Tensor
 
 from dpq_core.errors import ANY, Hint, SourceError
 from dpq_core.tensor.checkpoint import Checkpoint, SafetensorsCheckpoint, TensorInfo
-from dpq_diffusion.folders import (
-    CONFIG,
-    INDEX,
-    Component,
-    component,
-    components_of,
-    is_pipeline,
-    side_files,
-)
+from dpq_diffusion.folders import CONFIG, Component, component, components_of, side_files
 from dpq_diffusion.source.locate import locate
+from dpq_hf.sources import PIPELINE_INDEX, is_pipeline
 
 DENOISERS = ("transformer", "transformer_2", "unet", "prior")
 """Names of the component that is compressed by default."""
@@ -129,7 +122,9 @@ def open_checkpoint(source: str, names: Sequence[str] = ()) -> DiffusionCheckpoi
 
 def _open_component(source: str, folder: Path, names: Sequence[str]) -> DiffusionCheckpoint:
     if not (folder / CONFIG).is_file():
-        raise SourceError(f"{folder}: neither {INDEX} nor {CONFIG}, so not a diffusers folder")
+        raise SourceError(
+            f"{folder}: neither {PIPELINE_INDEX} nor {CONFIG}, so not a diffusers folder"
+        )
     if names:
         raise SourceError(
             f"{folder}: a single component, not a pipeline", Hint.of("leave out {}", components=ANY)

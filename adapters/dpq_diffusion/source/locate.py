@@ -6,11 +6,12 @@ from pathlib import Path
 
 from dpq_core.artifact import MANIFEST_NAME
 from dpq_core.errors import SourceError
-from dpq_diffusion.folders import BUILTIN, CONFIG, INDEX, ORIGINAL_SUFFIXES, STEMS
+from dpq_diffusion.folders import BUILTIN, CONFIG, ORIGINAL_SUFFIXES, STEMS
 from dpq_hf import sources
+from dpq_hf.sources import PIPELINE_INDEX
 
 _PATTERNS = (
-    *(INDEX, MANIFEST_NAME, CONFIG, "*/*.json", "*/*.txt", "*/*.model", "LICENSE*"),
+    *(PIPELINE_INDEX, MANIFEST_NAME, CONFIG, "*/*.json", "*/*.txt", "*/*.model", "LICENSE*"),
     *(f"{folder}{stem}*.safetensors" for stem in STEMS for folder in ("", "*/")),
 )
 """Files that are downloaded of a hub id: weights of a component lie at the top, those of a pipeline
@@ -26,7 +27,7 @@ def locate(source: str) -> Path:
     """
     if Path(source).suffix in ORIGINAL_SUFFIXES and not Path(source).expanduser().exists():
         raise SourceError(f"{source}: no such file or folder")  # though it looks like a hub id
-    path = sources.locate(source, builtin=BUILTIN, marker=INDEX, patterns=_PATTERNS)
+    path = sources.locate(source, builtin=BUILTIN, marker=PIPELINE_INDEX, patterns=_PATTERNS)
     if path.is_dir():
         return path
     if path.suffix == ".safetensors":

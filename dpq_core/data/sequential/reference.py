@@ -22,6 +22,7 @@ from dpq_core.data.sequential.paused_runs import PausedRuns
 from dpq_core.data.sequential.segments import Segment, Source
 from dpq_core.data.statistics.hooks import CollectOptions, Collector, LayerStatistics
 from dpq_core.data.statistics.layer_inputs import LayerInput
+from dpq_core.data.statistics.moment import add_products
 from dpq_core.data.task import CalibrationTask
 from dpq_core.tensor.partition import Layout
 
@@ -168,9 +169,8 @@ class Drift:
     def add(self, x: Tensor, reference: Tensor) -> None:
         """Add the inputs of one batch."""
         for rows, before in zip(self._rows(x), self._rows(reference), strict=True):
-            difference = (before.float() - rows.float()).T @ rows.float()
-            self._sum = self._sum.to(difference.device)
-            self._sum += difference
+            self._sum = self._sum.to(rows.device)
+            add_products(self._sum, before.float() - rows.float(), rows)
             self._count += len(rows)
 
     def mean(self) -> Tensor:

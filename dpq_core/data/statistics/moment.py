@@ -1,4 +1,8 @@
-"""Moment: the running mean of x x^T, or of its diagonal, over the input rows x of a layer."""
+"""Moment: the running mean of x x^T, or of its diagonal, over the input rows x of a layer.
+
+The sums are the same for any number of threads: where a product has few columns, BLAS shares
+rows out to threads once there are some hundred of them, so that fewer are multiplied at a time.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,27 @@ _ROWS = 4096
 """Rows whose products are summed in float32, before the sum is added up in float64."""
 _COLUMNS = 1024
 """Columns of one block of the triangle."""
+_ROWS_OF_NARROW = 128
+"""The same as ``_ROWS`` for blocks of fewer columns."""
+
+
+def add_products(total: Tensor, a: Tensor, b: Tensor, *, upper: bool = False) -> None:
+    """Add a^T b to float64 sums, in the same order for any number of threads.
+
+    Args:
+        total: ``[m, n]``, changed in place.
+        a: ``[rows, m]`` of any floating dtype.
+        b: ``[rows, n]``.
+        upper: leave out the blocks below the diagonal.
+    """
+    cols = a.shape[1]
+    for first in range(0, cols, _COLUMNS):
+        last = min(first + _COLUMNS, cols)
+        start = first if upper else 0
+        rows = _ROWS if last - first == _COLUMNS else _ROWS_OF_NARROW
+        for some, others in zip(torch.split(a, rows), torch.split(b, rows), strict=True):
+            left, right = some[:, first:last], others[:, start:]
+            total[first:last, start:] += left.float().T @ right.float()
 
 
 class Moment:
@@ -43,10 +68,8 @@ class Moment:
             rows = chunk.to(total.device, torch.float32)
             if self.diagonal:
                 total += rows.square().sum(dim=0)
-                continue
-            for first in range(0, self.cols, _COLUMNS):  # H is symmetric: half the products do
-                last = first + _COLUMNS
-                total[first:last, first:] += rows[:, first:last].T @ rows[:, first:]
+            else:  # H is symmetric: half the products do
+                add_products(total, rows, rows, upper=True)
         self.count += len(x)
 
     def update_counts(self, index: Tensor) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dpq_core.data.sequential.reference import Drift
+from dpq_core.data.statistics.layer_inputs import LayerInput
 from dpq_core.data.statistics.moment import Moment
 from dpq_core.methods.assignment import hessian
 from dpq_core.methods.output_aware import InputStatistics, corrected
@@ -77,6 +79,24 @@ def test_a_second_moment_is_collected_and_factored_alike_on_any_threads(on_threa
         return moment, hessian.cholesky(moment + 1e-2 * torch.eye(COLS))
 
     one, *others = on_threads(factors)
+    for parts in others:
+        assert all(torch.equal(a, b) for a, b in zip(one, parts, strict=True))
+
+
+@pytest.mark.parametrize("cols", [1, 16, 64, 320])
+def test_sums_over_many_rows_are_alike_on_any_threads(cols, on_threads):
+    """BLAS shares out the rows of products with few columns, in as many parts as threads."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(1, 1536, cols, generator=generator)
+    y = x + torch.randn(x.shape, generator=generator) / 8
+
+    def sums():
+        moment, drift = Moment(cols), Drift(LayerInput(layout=Layout.LINEAR, cols=cols), 4096, 0)
+        moment.update(x[0])
+        drift.add(x, y)
+        return moment.mean(), drift.mean()
+
+    one, *others = on_threads(sums)
     for parts in others:
         assert all(torch.equal(a, b) for a, b in zip(one, parts, strict=True))
 
