@@ -135,12 +135,12 @@ def refine(
     result = sweep(codes, 0)
     errors = [*result.errors]
     for _ in range(rounds):
-        update = update_codebooks(objective, result.codes, codebooks, index_map=index_map)
-        codebooks = update.codebooks
+        codebooks = update_codebooks(
+            objective, result.codes, codebooks, index_map=index_map
+        ).codebooks
         result = sweep(result.codes, 1)
         # Both are measured afresh; at a minimum float32 may see them differ in the last digit.
-        errors.append(min(errors[-1], update.errors[-1]))
-        errors.append(min(errors[-1], result.errors[-1]))
+        errors += [min(errors[-1], error) for error in (result.errors[0], result.errors[-1])]
     return RefinedCodebooks(
         codes=result.codes, codebooks=codebooks, core_hat=result.core_hat, errors=tuple(errors)
     )
