@@ -1,20 +1,24 @@
-"""The tables of docs/peers.md, from the newest record of every setting of every peer.
+"""The tables of docs/peers.md and the first one of README.md, from the newest records.
 
-python benchmarks/peers_tables.py
+    python benchmarks/peers_tables.py
+
+Peers are in ``results/peers.jsonl``, and so is dpq on the built-in models; what dpq makes of a real
+language model is in ``results/language_model.jsonl``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pages import write_part
 from record import RESULTS
 
-CALIBRATED = ("autoround", "gptqmodel")
+CALIBRATED = ("autoround", "gptqmodel", "llamacpp")
 """Peers that look at text; of dpq, the preset ``best`` does."""
 
 NAMES = {
@@ -23,7 +27,10 @@ NAMES = {
     "autoround": "AutoRound",
     "gptqmodel": "GPTQModel",
     "sdnq": "SDNQ",
+    "llamacpp": "llama.cpp",
 }
+
+OWN = "**dpq**"
 
 RENAMED = {"fast": "--no-data"}
 """Presets of older records -> the option that stands for them today."""
@@ -31,18 +38,132 @@ RENAMED = {"fast": "--no-data"}
 Row = Mapping[str, Any]
 
 
-def read_rows(folder: Path) -> dict[str, list[Row]]:
-    """The newest record of every setting, by model; those that failed are left out."""
-    newest: dict[str, Row] = {}
-    for line in (folder / "peers.jsonl").read_text(encoding="utf-8").splitlines():
+REAL = {"model": "smollm2", "context": 1024, "limit": 24, "texts": "test.txt"}
+"""What the records of the real language model have in common."""
+
+
+def newest(path: Path) -> list[Row]:
+    """The newest record of every setting in a file of records."""
+    rows: dict[str, Row] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
-        newest[json.dumps(record["spec"], sort_keys=True)] = record
+        rows[json.dumps(record["spec"], sort_keys=True)] = record
+    return list(rows.values())
+
+
+def read_rows(folder: Path) -> dict[str, list[Row]]:
+    """The newest record of every setting of every peer, by model."""
     models: dict[str, list[Row]] = {}
-    for record in newest.values():
-        if "failed" not in record["results"]:
-            model = record["spec"]["model"].removeprefix("builtin:")
-            models.setdefault(model, []).append(record)
+    for record in newest(folder / "peers.jsonl"):
+        model = record["spec"]["model"].removeprefix("builtin:")
+        models.setdefault(model, []).append(record)
     return models
+
+
+def worked(rows: Iterable[Row]) -> list[Row]:
+    """The records of settings that did not fail."""
+    return [row for row in rows if "failed" not in row["results"]]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting on the real language model.
+
+    Attributes:
+        name: of the tool.
+        setting: of the tool, in its own words.
+        text: whether it looks at text.
+        nbytes: of the files with weights; of dpq, of all files.
+        perplexity: of the held-out text.
+        seconds: of processors.
+    """
+
+    name: str
+    setting: str
+    text: bool
+    nbytes: int
+    perplexity: float
+    seconds: float
+
+    @property
+    def dpq(self) -> bool:
+        """Whether it is one of dpq."""
+        return self.name == OWN
+
+    def cells(self) -> str:
+        """What every table shows of it."""
+        return (
+            f"| {self.name} | {self.setting} | {self.nbytes / 1e6:.1f} MB | {self.perplexity:.2f} |"
+        )
+
+
+def points(folder: Path) -> list[Point]:
+    """All settings on the real language model, dpq's too, by bytes."""
+    points = []
+    for row in newest(folder / "language_model.jsonl"):
+        spec, values = row["spec"], row["results"]
+        if {key: spec.get(key) for key in REAL} == REAL:
+            text, setting = "--no-data" not in spec["options"], f"`{spec['options']}`"
+            quality = values["bytes"], values["perplexity"], values["cpu_seconds"]
+            points.append(Point(OWN, setting, text, *quality))
+    for row in worked(read_rows(folder).get(REAL["model"], [])):
+        values, looks = row["results"], _looks(row) == "yes"
+        for ends, said in (("", ""), ("_embedding_8", ", embedding at 8 bits")):
+            if f"perplexity{ends}" in values:
+                quality = values[f"weight_bytes{ends}"], values[f"perplexity{ends}"]
+                setting = _setting(row) + said
+                points.append(Point(_name(row), setting, looks, *quality, values["cpu_seconds"]))
+    return sorted(points, key=lambda point: (point.nbytes, point.perplexity))
+
+
+def real(folder: Path) -> Iterator[str]:
+    """Perplexity of the real language model by bytes, and what failed."""
+    found = points(folder)
+    own = [point for point in found if point.dpq]
+    peers = [point for point in found if not point.dpq]
+    best = {point: _best(own, point.nbytes) for point in peers}
+    ahead = sum(b is not None and b.perplexity < p.perplexity for p, b in best.items())
+    if peers:
+        yield (
+            f"At the size of a setting or less, dpq has the lower perplexity beside {ahead} of the "
+            f"{len(peers)} settings of other tools."
+        )
+    else:
+        yield "No other tool has a record here yet."
+    yield ""
+    yield "| | setting | on disk | perplexity | dpq at most as large | reads text | CPU seconds |"
+    yield "|---|---|---:|---:|---:|---|---:|"
+    for point in found:
+        rival = best.get(point)
+        other = f"{rival.perplexity:.2f} in {rival.nbytes / 1e6:.1f} MB" if rival else ""
+        if rival and rival.perplexity < point.perplexity:
+            other = f"**{other}**"
+        looks = "yes" if point.text else "no"
+        yield f"{point.cells()} {other} | {looks} | {point.seconds:.0f} |"
+    failed = [r for r in read_rows(folder).get(REAL["model"], []) if "failed" in r["results"]]
+    if failed:
+        yield ""
+        yield "What did not work, and what the tool said:"
+        yield ""
+    for row in failed:
+        yield f"* {_name(row)}, {_setting(row)}: `{row['results']['failed']}`"
+
+
+def short(folder: Path) -> Iterator[str]:
+    """Of each tool on the real language model, what no other setting of it beats at its size."""
+    yield "| | setting | on disk | perplexity |"
+    yield "|---|---|---:|---:|"
+    found = points(folder)
+    for point in found:
+        same = [other for other in found if other.name == point.name]
+        if _best(same, point.nbytes) is point:
+            yield point.cells()
+
+
+def _best(among: list[Point], nbytes: int) -> Point | None:
+    """The one of the lowest perplexity in at most a number of bytes."""
+    fitting = (point for point in among if point.nbytes <= nbytes)
+    return min(fitting, key=lambda point: point.perplexity, default=None)
 
 
 def llama(rows: list[Row]) -> Iterator[str]:
@@ -103,20 +224,35 @@ def _setting(row: Row) -> str:
         steps = "" if taken is None else f" --steps {taken}"
         return f"`--target-size {spec['target_size'] / 1e6:g}MB{steps}`"
     said = [f"{name}={value}" for name, value in spec["options"].items()]
-    what = (
-        [spec["width"]] if "width" in spec else [f"{spec['bits']} bits, groups of {spec['group']}"]
-    )
-    return ", ".join((*what, *said))
+    named = spec.get("width") or f"{spec['bits']} bits, groups of {spec['group']}"
+    return ", ".join((named, *said))
+
+
+def text_of(folder: Path) -> str:
+    """Everything between the two marks of docs/peers.md."""
+    rows = read_rows(folder)
+    parts = ["### SmolLM2-135M-Instruct", "", *real(folder), ""]
+    parts += ["### builtin:tiny-llama", "", *llama(worked(rows["tiny-llama"])), ""]
+    parts += ["### builtin:tiny-dit", "", *dit(worked(rows["tiny-dit"])), ""]
+    return "\n".join(parts)
+
+
+def short_of(folder: Path) -> str:
+    """Everything between the two marks of README.md."""
+    return "\n".join([*short(folder), ""])
+
+
+def write(folder: Path = RESULTS) -> None:
+    """Write the parts of the pages between their marks."""
+    write_part("peers.md", "peers_tables.py", text_of(folder))
+    write_part("../README.md", "peers_tables.py", short_of(folder))
 
 
 def main() -> None:
-    """Write the part of the page between the marks."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Write the parts of the pages from the records of a folder."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the records")
-    rows = read_rows(parser.parse_args().results)
-    parts = ["### builtin:tiny-llama", "", *llama(rows["tiny-llama"]), ""]
-    parts += ["### builtin:tiny-dit", "", *dit(rows["tiny-dit"]), ""]
-    write_part("peers.md", "peers_tables.py", "\n".join(parts))
+    write(parser.parse_args().results)
 
 
 if __name__ == "__main__":

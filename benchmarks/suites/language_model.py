@@ -5,7 +5,8 @@
 
 Each run is a process of its own, so that its peak memory can be read. The artifact must pass
 `dpq inspect --verify` before anything is recorded; each run appends one line. Text to measure on
-should be of another source than the text to calibrate on (by default the one that ships).
+should be of another source than the text to calibrate on (by default the one that ships). The
+tables of docs/peers.md and README.md, which show the records, are written again.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 import dpq
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import peers_tables  # benchmarks/peers_tables.py
 import record  # benchmarks/record.py
 
 
@@ -53,6 +55,7 @@ def main() -> None:
             texts = None if args.texts is None else Path(args.texts).name
             spec = {"model": Path(args.model).name, "options": options, **measured, "texts": texts}
             record.append("language_model", spec=spec, seed=0, results=values)
+            peers_tables.write()
 
 
 def compress(model: str, options: str, out: Path) -> dict[str, Any]:
