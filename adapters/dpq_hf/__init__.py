@@ -8,5 +8,7 @@
 ``loading_hooks``           hooks of ``from_pretrained`` that all libraries have
 ``transformers_quantizer``  the quantizer of transformers, which adapters subclass
 ``quantize_loaded``         quantization of a dense model while it is loaded
+``library_methods``         methods of the libraries' classes that have to know quantized weights
+``saved_state``             the state and the config that ``save_pretrained`` writes
 ``model_card``              the ``README.md`` of an artifact
 """

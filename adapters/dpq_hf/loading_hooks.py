@@ -73,5 +73,5 @@ class LoadingHooks:
 
     @property
     def is_trainable(self) -> bool:
-        """False: trainers must not update a model whose codes are fixed (see `dpq calibrate`)."""
-        return False
+        """True: adapters can be trained around the weights, which stay as they are."""
+        return True

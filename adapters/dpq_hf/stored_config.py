@@ -149,5 +149,7 @@ class DtypeConfig(StoredConfig):
         """
         super().__init__(**values)
         self.dtype = dtype
-        if self.bits is None and not isinstance(getattr(torch, str(dtype), None), torch.dtype):
+        says_nothing = dtype is None and not self.tensors  # given at load, beside the model's own
+        known = isinstance(getattr(torch, str(dtype), None), torch.dtype)
+        if self.bits is None and not known and not says_nothing:
             raise ArtifactError(f"quantization_config: unknown dtype {dtype!r}")

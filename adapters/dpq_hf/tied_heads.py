@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -56,15 +56,14 @@ def _name_of(model: nn.Module, layer: nn.Module) -> str:
 
 def retie_dense_head(model: PreTrainedModel) -> None:
     """Make a tied head an ordinary one again, where its embedding has become dense."""
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    embedding = model.get_input_embeddings()
-    if not isinstance(head, TiedPQLinear) or isinstance(embedding.weight, PQWeight):
+    head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    weight = getattr(model.get_input_embeddings(), "weight", None)
+    if not isinstance(weight, nn.Parameter):
         return
-    weight: nn.Parameter = embedding.weight  # type: ignore[assignment]  # decoded just now
-    dense = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    dense.weight = weight
-    model.set_output_embeddings(dense)  # type: ignore[no-untyped-call]
-    tie_by_name(model)
+    if isinstance(head, TiedPQLinear):
+        head.become_dense(weight)
+    if getattr(head, "weight", None) is weight and not model.all_tied_weights_keys:
+        tie_by_name(model)
 
 
 def tie_by_name(model: PreTrainedModel) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 # Only quantizer modules import this one, when transformers is imported, so it may do so: TID253.
 import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,6 +20,8 @@ from transformers.activations import ACT2FN  # noqa: TID253
 from transformers.quantizers.auto import (  # noqa: TID253
     AUTO_QUANTIZATION_CONFIG_MAPPING,
     AUTO_QUANTIZER_MAPPING,
+    AutoHfQuantizer,
+    AutoQuantizationConfig,
 )
 from transformers.quantizers.base import HfQuantizer  # noqa: TID253
 from transformers.utils.quantization_config import QuantizationConfigMixin  # noqa: TID253
@@ -32,8 +34,10 @@ from dpq_hf import conv1d
 from dpq_hf.activation_mark import ActivationMark
 from dpq_hf.assembled_weights import AssembledWeights
 from dpq_hf.checkpoint_names import CheckpointNames
+from dpq_hf.library_methods import wrap_method
 from dpq_hf.loading_hooks import LoadingHooks
 from dpq_hf.quantize_loaded import quantize_loaded
+from dpq_hf.saved_state import forget_dense, stored_state
 from dpq_hf.stored_config import DtypeConfig
 from dpq_hf.tied_heads import retie_dense_head, tie_by_name, tie_head
 
@@ -177,6 +181,23 @@ class TransformersQuantizer(LoadingHooks, HfQuantizer):
         """True: ``save_pretrained`` writes the codes and codebooks as they were loaded."""
         return True
 
+    def get_state_dict_and_metadata(
+        self, model: PreTrainedModel
+    ) -> tuple[dict[str, Any] | None, dict[str, str]]:
+        """What ``save_pretrained`` writes, after the config is made to fit it."""
+        layers = dict(model.named_modules(remove_duplicate=False))
+        path_of = {
+            name: place.parameter.removesuffix(".weight")
+            for name in self.quantization_config.tensors
+            if (place := self.names.place(name)) is not None and place.is_whole
+        }
+        config = self.quantization_config
+        forget_dense(config, {name: layers.get(path) for name, path in path_of.items()})
+        retie_dense_head(model)
+        specs = config.spec_of().items()
+        spec_of = {f"{path_of[name]}.weight": spec for name, spec in specs if name in path_of}
+        return stored_state(model.state_dict(), spec_of), {}
+
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | str | None = None) -> Any:
         """Make the model dense; the library passes the dtype in its config, maybe by name."""
         chosen = getattr(torch, dtype) if isinstance(dtype, str) else dtype
@@ -197,6 +218,20 @@ def register(config: type[TransformersConfig], quantizer: type[TransformersQuant
     AUTO_QUANTIZATION_CONFIG_MAPPING[config.method] = config
     AUTO_QUANTIZER_MAPPING[config.method] = quantizer
     quantizer.mark.register_in(ACT2FN)
+    wrap_method(AutoHfQuantizer, "merge_quantization_configs", _understanding_dicts)
+
+
+def _understanding_dicts(merge: Callable[..., Any]) -> Callable[..., Any]:
+    """A ``merge_quantization_configs`` that takes dicts of our methods for their config classes."""
+
+    def merge_quantization_configs(stored: Any, given: Any) -> Any:
+        if isinstance(given, dict):
+            kind = AUTO_QUANTIZATION_CONFIG_MAPPING.get(given.get("quant_method"))
+            if kind is not None and issubclass(kind, TransformersConfig):
+                given = AutoQuantizationConfig.from_dict(given)
+        return merge(stored, given)
+
+    return merge_quantization_configs
 
 
 def reads_weight(model: nn.Module, path: str) -> bool:

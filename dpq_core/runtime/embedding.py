@@ -43,12 +43,27 @@ class PQEmbedding(PQLayer, nn.Embedding):
         return self.weight.dense_dtype
 
     def forward(self, index: Tensor) -> Tensor:
-        """Look up entries: integers ``[...]`` to ``[..., C]``."""
+        """Look up entries: integers ``[...]`` to ``[..., C]``.
+
+        Raises:
+            IndexError: an index is outside the table (on a CPU; elsewhere as the device does).
+        """
         if torch.is_autocast_enabled(index.device.type):
             with torch.autocast(index.device.type, enabled=False):  # an Embedding ignores it too
                 return self.forward(index)
+        if index.device.type == "cpu" and index.numel() and not torch.compiler.is_compiling():
+            self._check_range(index)
         rows: Tensor = self.weight(self._rows, index.reshape(-1).long())
         return rows.view(*index.shape, self.embedding_dim)
+
+    def _check_range(self, index: Tensor) -> None:
+        """Refuse an index outside the table: packed codes have a few bits more than entries."""
+        least, most = torch.aminmax(index)
+        if least < 0 or most >= self.num_embeddings:
+            raise IndexError(
+                f"index {int(least if least < 0 else most)} is outside the table of "
+                f"{self.num_embeddings} entries"
+            )
 
     def _rows(self, index: Tensor) -> Tensor:
         """Rows ``[n, C]`` of the table at int64 ``[n]``."""

@@ -15,6 +15,9 @@ from dpq_hf.import_hook import run_after_import
 _QUANTIZER_TABLES = "transformers.quantizers.auto"
 """Holds the tables of quantizers; every ``from_pretrained`` imports it."""
 
+_MODELS = "transformers.modeling_utils"
+"""Holds the base class of models, and imports the tables while it is imported itself."""
+
 MARK = ActivationMark("dpq_llama")
 """Marks the activation in the config of an artifact.
 
@@ -26,7 +29,12 @@ model with random weights; with a marked activation it refuses (``dpq_hf.activat
 def register() -> None:
     """Register with transformers: now if it is loaded, else as soon as it is. Idempotent."""
     run_after_import(_QUANTIZER_TABLES, _register_now)
+    run_after_import(_MODELS, _count_weights)
 
 
 def _register_now() -> None:
     importlib.import_module("dpq_llama.hub.quantizer")  # enters itself in the tables, once
+
+
+def _count_weights() -> None:
+    importlib.import_module("dpq_hf.library_methods").count_in_transformers()
