@@ -9,6 +9,7 @@
 ``transformers_quantizer``  the quantizer of transformers, which adapters subclass
 ``quantize_loaded``         quantization of a dense model while it is loaded
 ``library_methods``         methods of the libraries' classes that have to know quantized weights
+``peft_methods``            methods of peft that look into a layer's weight
 ``saved_state``             the state and the config that ``save_pretrained`` writes
 ``model_card``              the ``README.md`` of an artifact
 """

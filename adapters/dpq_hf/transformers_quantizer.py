@@ -226,7 +226,7 @@ def _understanding_dicts(merge: Callable[..., Any]) -> Callable[..., Any]:
 
     def merge_quantization_configs(stored: Any, given: Any) -> Any:
         if isinstance(given, dict):
-            kind = AUTO_QUANTIZATION_CONFIG_MAPPING.get(given.get("quant_method"))
+            kind = AUTO_QUANTIZATION_CONFIG_MAPPING.get(str(given.get("quant_method")))
             if kind is not None and issubclass(kind, TransformersConfig):
                 given = AutoQuantizationConfig.from_dict(given)
         return merge(stored, given)

@@ -37,6 +37,14 @@ class PQLayer(nn.Module):
         self.__class__ = self.dense_kind  # type: ignore[assignment]  # what this is a subclass of
         self.weight = weight  # type: ignore[assignment]  # an ordinary layer now
 
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
+    ) -> None:
+        """Take the state of a quantized layer, or become dense with that of a dense one."""
+        if isinstance(dense := state_dict.get(f"{prefix}weight"), Tensor):
+            self.weight.data = torch.empty_like(dense, device=self.weight.device)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
     def is_frozen_for(self, x: Tensor) -> bool:
         """Whether gradients go through the layer to ``x``, and none to its weight."""
         return torch.is_grad_enabled() and x.requires_grad and self.weight.is_constant

@@ -38,12 +38,14 @@ class StandIn(nn.Module):
 
     partition: Partition
     dense_dtype: torch.dtype
+    _dense: nn.Parameter | None
 
     def __init__(self, dense_dtype: torch.dtype) -> None:
         """Stand for a weight of this dtype."""
         super().__init__()
         self.dense_dtype = dense_dtype
         self._layers: weakref.WeakSet[Layer] = weakref.WeakSet()
+        self.__dict__["_dense"] = None  # the parameter that has taken this one's place
 
     @abstractmethod
     def decode(self, dtype: torch.dtype | None = None) -> Tensor:
@@ -90,14 +92,41 @@ class StandIn(nn.Module):
 
     @property
     def data(self) -> Tensor:
-        """A decoded copy of the weight; assigning to it makes the layer a dense one."""
-        return self.decode(self.dense_dtype).detach()
+        """A decoded copy of the weight; what is assigned or written to it makes the layer dense."""
+        if self._dense is not None:
+            return self._dense.data
+        return DecodedCopy.of(self.decode(self.dense_dtype).detach(), self)
 
     @data.setter
     def data(self, value: Tensor) -> None:
-        dense = nn.Parameter(value.detach(), requires_grad=self.requires_grad)
+        value = plain(value.detach())
+        if self._dense is not None:
+            self._dense.data = value
+            return
+        self.__dict__["_dense"] = nn.Parameter(value, requires_grad=self.requires_grad)
         for layer in list(self._layers):
-            layer.become_dense(dense)
+            layer.become_dense(self.__dict__["_dense"])
+
+    def __getitem__(self, index: Any) -> Tensor:
+        """Rows or single weights, decoded."""
+        rows: Tensor = plain(self.data)[index]
+        return rows
+
+    def index_copy(self, dim: int, index: Tensor, source: Tensor) -> Tensor:
+        """The decoded weight with some rows or columns replaced, as of a tensor."""
+        result: Tensor = plain(self.data).index_copy(dim, index, source)
+        return result
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """What a function of torch gives for the decoded weight."""
+        return func(*_decoded(args), **_decoded(kwargs or {}))
 
     def serve(self, layer: Layer) -> None:
         """Remember a layer that runs on this weight."""
@@ -118,6 +147,67 @@ class StandIn(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._layers = weakref.WeakSet()
+
+
+class DecodedCopy(Tensor):
+    """A decoded weight; what is written into it in place becomes the weight of the layer.
+
+    Functions of torch return ordinary tensors for it.
+    """
+
+    _stand_in: StandIn
+
+    @classmethod
+    def of(cls, decoded: Tensor, stand_in: StandIn) -> Tensor:
+        """The decoded weight of a stand-in."""
+        result = decoded.as_subclass(cls)
+        result._stand_in = stand_in
+        return result
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """The result for the values, after which a write in place reaches the layer."""
+        with torch._C.DisableTorchFunctionSubclass():
+            values = tuple(plain(value) for value in args)
+            result = func(*values, **(kwargs or {}))
+            if args and isinstance(args[0], cls) and _writes(func.__name__):
+                args[0]._stand_in.data = values[0]
+        return result
+
+
+def plain(value: Any) -> Any:
+    """A decoded copy as an ordinary tensor; anything else as it is."""
+    if not isinstance(value, DecodedCopy):
+        return value
+    with torch._C.DisableTorchFunctionSubclass():
+        return value.as_subclass(Tensor)
+
+
+def _writes(name: str) -> bool:
+    """Whether a method of tensors writes into its tensor, by its name: ``copy_``, ``__iadd__``."""
+    if name.startswith("__"):
+        return name in _IN_PLACE
+    return name.endswith("_") and name != "requires_grad_"
+
+
+_IN_PLACE = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__"}
+
+
+def _decoded(values: Any) -> Any:
+    """Arguments with decoded weights in place of the stand-ins among them, in lists as well."""
+    if isinstance(values, StandIn):
+        return plain(values.data)
+    if isinstance(values, dict):
+        return {name: _decoded(value) for name, value in values.items()}
+    if isinstance(values, list | tuple):
+        return type(values)(_decoded(value) for value in values)
+    return values
 
 
 def _moved(fn: Callable[[Tensor], Tensor], part: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 
+from dpq_hf import peft_methods
 from dpq_hf.import_hook import run_after_import
 
 _DIFFUSERS = "diffusers.quantizers.auto"
@@ -24,6 +25,7 @@ def register() -> None:
     run_after_import(_DIFFUSERS, _with_diffusers)
     run_after_import(_TRANSFORMERS, _with_transformers)
     run_after_import(_PIPELINES, _with_pipelines)
+    peft_methods.register()
 
 
 def _with_diffusers() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 
+from dpq_hf import peft_methods
 from dpq_hf.activation_mark import ActivationMark
 from dpq_hf.import_hook import run_after_import
 
@@ -27,9 +28,10 @@ model with random weights; with a marked activation it refuses (``dpq_hf.activat
 
 
 def register() -> None:
-    """Register with transformers: now if it is loaded, else as soon as it is. Idempotent."""
+    """Register with transformers and peft, now or as soon as they are loaded; idempotent."""
     run_after_import(_QUANTIZER_TABLES, _register_now)
     run_after_import(_MODELS, _count_weights)
+    peft_methods.register()
 
 
 def _register_now() -> None:
