@@ -1,4 +1,4 @@
-"""The torch device that a name stands for, and how precisely matrices are multiplied."""
+"""The torch device that a name stands for, and how torch runs or records what is done on it."""
 
 from __future__ import annotations
 
@@ -25,6 +25,12 @@ def resolve(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise SpecError(f"device {name!r} cannot be used ({reason}); try auto or cpu") from None
     return device
+
+
+def is_traced() -> bool:
+    """Whether torch records operators, by ``torch.compile``, ``torch.export`` or ``jit.trace``."""
+    recording: bool = torch.jit.is_tracing()  # type: ignore[no-untyped-call, attr-defined]
+    return recording or torch.compiler.is_compiling()
 
 
 @contextmanager

@@ -48,15 +48,44 @@ def count_in_transformers() -> None:
     count_quantized_weights(PreTrainedModel)
 
 
+def accept_dicts(quantizers: type[Any], config: type[Any]) -> None:
+    """Let ``from_pretrained`` take a dict where it takes an object of ``config``.
+
+    Args:
+        quantizers: class of transformers that compares a given config with the model's own.
+        config: class of configs, with the name of its ``method``.
+    """
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        def merge_quantization_configs(stored: Any, given: Any) -> Any:
+            if isinstance(given, dict) and given.get("quant_method") == config.method:
+                given = config(**given)
+            return original(stored, given)
+
+        return merge_quantization_configs
+
+    wrap_method(quantizers, "merge_quantization_configs", wrap, of=config.method)
+
+
 def wrap_method(
-    kind: type[Any], name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]
+    kind: type[Any],
+    name: str,
+    wrap: Callable[[Callable[..., Any]], Callable[..., Any]],
+    of: str = "",
 ) -> None:
     """Replace a method of a class by what ``wrap`` makes of it, once.
 
-    ``wrap`` is given the function of an ordinary method, and the bound function of a class method.
+    Args:
+        kind: the class.
+        name: of the method.
+        wrap: is given the function of an ordinary method, or the bound one of a class method.
+        of: who wraps, where several do.
     """
     original = getattr(kind, name)
-    if not hasattr(original, "_dpq_wraps"):
-        wrapped: Any = functools.wraps(original)(wrap(original))
-        wrapped._dpq_wraps = original
-        setattr(kind, name, staticmethod(wrapped) if inspect.ismethod(original) else wrapped)
+    wrappers: frozenset[str] = getattr(original, "_dpq_wrappers", frozenset())
+    if of in wrappers:
+        return
+    wrapped: Any = functools.wraps(original)(wrap(original))
+    wrapped._dpq_wrappers = wrappers | {of}
+    static = isinstance(inspect.getattr_static(kind, name), classmethod | staticmethod)
+    setattr(kind, name, staticmethod(wrapped) if static else wrapped)

@@ -10,7 +10,7 @@ from __future__ import annotations
 # Only quantizer modules import this one, when transformers is imported, so it may do so: TID253.
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,7 +21,6 @@ from transformers.quantizers.auto import (  # noqa: TID253
     AUTO_QUANTIZATION_CONFIG_MAPPING,
     AUTO_QUANTIZER_MAPPING,
     AutoHfQuantizer,
-    AutoQuantizationConfig,
 )
 from transformers.quantizers.base import HfQuantizer  # noqa: TID253
 from transformers.utils.quantization_config import QuantizationConfigMixin  # noqa: TID253
@@ -34,7 +33,7 @@ from dpq_hf import conv1d
 from dpq_hf.activation_mark import ActivationMark
 from dpq_hf.assembled_weights import AssembledWeights
 from dpq_hf.checkpoint_names import CheckpointNames
-from dpq_hf.library_methods import wrap_method
+from dpq_hf.library_methods import accept_dicts
 from dpq_hf.loading_hooks import LoadingHooks
 from dpq_hf.quantize_loaded import quantize_loaded
 from dpq_hf.saved_state import forget_dense, stored_state
@@ -218,20 +217,7 @@ def register(config: type[TransformersConfig], quantizer: type[TransformersQuant
     AUTO_QUANTIZATION_CONFIG_MAPPING[config.method] = config
     AUTO_QUANTIZER_MAPPING[config.method] = quantizer
     quantizer.mark.register_in(ACT2FN)
-    wrap_method(AutoHfQuantizer, "merge_quantization_configs", _understanding_dicts)
-
-
-def _understanding_dicts(merge: Callable[..., Any]) -> Callable[..., Any]:
-    """A ``merge_quantization_configs`` that takes dicts of our methods for their config classes."""
-
-    def merge_quantization_configs(stored: Any, given: Any) -> Any:
-        if isinstance(given, dict):
-            kind = AUTO_QUANTIZATION_CONFIG_MAPPING.get(str(given.get("quant_method")))
-            if kind is not None and issubclass(kind, TransformersConfig):
-                given = AutoQuantizationConfig.from_dict(given)
-        return merge(stored, given)
-
-    return merge_quantization_configs
+    accept_dicts(AutoHfQuantizer, config)
 
 
 def reads_weight(model: nn.Module, path: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dpq_core.device import is_traced
 from dpq_core.runtime import operators
 from dpq_core.runtime.layer import PQLayer
 from dpq_core.runtime.weight import PQWeight
@@ -51,7 +52,7 @@ class PQEmbedding(PQLayer, nn.Embedding):
         if torch.is_autocast_enabled(index.device.type):
             with torch.autocast(index.device.type, enabled=False):  # an Embedding ignores it too
                 return self.forward(index)
-        if index.device.type == "cpu" and index.numel() and not torch.compiler.is_compiling():
+        if index.device.type == "cpu" and index.numel() and not is_traced():
             self._check_range(index)
         rows: Tensor = self.weight(self._rows, index.reshape(-1).long())
         return rows.view(*index.shape, self.embedding_dim)

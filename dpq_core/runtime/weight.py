@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from dpq_core.device import is_traced
 from dpq_core.runtime import operators
 from dpq_core.runtime.decoding import Decodable
 from dpq_core.runtime.stand_in import StandIn
@@ -64,7 +65,7 @@ class PQWeight(Decodable, StandIn):
 
     def needs_operator(self) -> bool:
         """Whether torch traces what is done with the weight, and no part of it is trained."""
-        return torch.compiler.is_compiling() and not self.is_trained()
+        return is_traced() and not self.is_trained()
 
     def pq(self, dtype: torch.dtype = torch.float32) -> PQTensor:
         """The parts as they are stored, rounded to the dtypes of the spec and checked.

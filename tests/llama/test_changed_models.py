@@ -112,3 +112,23 @@ def test_a_quantization_config_at_load_gives_way_to_the_stored_one(given, tied, 
 def test_a_dict_quantizes_a_dense_model_while_it_is_loaded(make_folder, ids):
     model = load(make_folder(), quantization_config={"quant_method": "dpq", "bits": 3})
     assert isinstance(model.model.layers[0].mlp.up_proj.weight, PQWeight)
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # about the model's own code
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_a_traced_model_runs_other_tokens_once_it_is_loaded(tied, ids, tmp_path):
+    class Logits(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = load(tied)
+
+        def forward(self, ids):
+            return self.model(ids, use_cache=False).logits
+
+    module = Logits().eval()
+    torch.jit.trace(module, (ids,)).save(str(tmp_path / "traced.pt"))
+    assert (tmp_path / "traced.pt").stat().st_size < 200_000  # codes, not decoded weights
+    traced = torch.jit.load(str(tmp_path / "traced.pt"))
+    for tokens in (ids, (ids + 5) % 211):
+        torch.testing.assert_close(traced(tokens), module(tokens), rtol=1e-4, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Adapters of peft around a compressed language model, as around the dense one that it stands for."""
+"""Adapters of peft around a compressed language model, as around the dense model it stands for."""
 
 from __future__ import annotations
 

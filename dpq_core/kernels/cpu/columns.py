@@ -11,6 +11,7 @@ import numba
 import torch
 from torch import Tensor
 
+from dpq_core.device import is_traced
 from dpq_core.kernels.cpu.threads import spread
 
 _WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
@@ -36,7 +37,7 @@ def reorder(x: Tensor, order: Tensor) -> Tensor:
     """
     word = _WORDS.get(x.element_size())
     if (
-        torch.compiler.is_compiling()
+        is_traced()
         or x.device.type != "cpu"
         or word is None
         or (x.requires_grad and torch.is_grad_enabled())
