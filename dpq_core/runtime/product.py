@@ -46,16 +46,19 @@ def multiply_back(gradient: Tensor, weight: Decodable) -> Tensor:
 def uses_table(tokens: Tensor, weight: Decodable) -> bool:
     """Whether the product by look-up tables applies and is faster."""
     p = weight.partition
-    return (
-        tokens.device.type == "cpu"
-        and 0 < len(tokens) <= p.d  # beyond, decoding is faster (benchmarks/suites/runtime.py)
-        and p.orientation == "input"
-        and p.code_bits in (8, 16)
-        and p.stages == 1
-        and p.rows * 8 >= p.K  # otherwise the table costs more than the product
-        and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-    )
+    if (
+        tokens.device.type != "cpu"
+        or p.orientation != "input"
+        or p.code_bits not in (8, 16)
+        or p.rows * 8 < p.K  # the table would cost more than the product
+        or torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+    ):
+        return False
+    from dpq_core.kernels.cpu import lut  # numba loads on first use
+
+    # Beyond, decoding is faster (benchmarks/suites/runtime.py).
+    return 0 < len(tokens) <= (lut.usable()[0].tokens if p.code_bits == 8 else p.d)
 
 
 def tabulated(tokens: Tensor, weight: Decodable) -> Tensor:
@@ -64,19 +67,13 @@ def tabulated(tokens: Tensor, weight: Decodable) -> Tensor:
     Returns:
         ``[tokens, R]`` in the dtype of ``tokens``, multiplied by the row scales.
     """
-    from dpq_core.kernels.cpu.lut import sum_by_code  # numba loads on first use
+    from dpq_core.kernels.cpu import lut  # numba loads on first use
 
     p = weight.partition
-    padded = tokens.new_zeros(
-        (len(tokens), p.codebooks * p.groups_per_codebook, p.d), dtype=torch.float32
-    )
-    padded.view(len(tokens), -1)[:, : p.cols] = tokens
-    codebooks = weight.books().detach()  # [B, K, d]
-    by_codebook = padded.view(len(tokens), p.codebooks, p.groups_per_codebook, p.d)
-    table = torch.einsum("tcgd,ckd->tcgk", by_codebook, codebooks)
-    table = table.reshape(len(tokens), -1, p.K)[:, : p.groups].contiguous()
     codes = weight.codes if p.code_bits == 8 else weight.codes.view(torch.uint16)
-    result = sum_by_code(table, codes)
+    precise = tokens.dtype not in (torch.bfloat16, torch.float16)
+    books = weight.books().detach()
+    result = lut.multiply(tokens.float(), books, codes, p, precise=precise)
     scale = weight.parts().get("row_scale")
     if scale is not None:
         result = result * scale.detach().float()

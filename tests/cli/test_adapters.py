@@ -80,6 +80,7 @@ def test_doctor():
     assert found["disk_free"] > 0
     assert all(isinstance(compiled, bool) for compiled in found["kernels"].values())
     assert found["kernels"]
+    assert found["look_ups"].partition(";")[0] in {"avx512vbmi", "avx2", "portable"}
     assert {a["name"] for a in found["adapters"]} >= {"llama", "mlp"}
 
 

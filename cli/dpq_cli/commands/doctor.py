@@ -32,6 +32,7 @@ def command(
         ("devices", ", ".join(found["devices"])),
         ("threads", f"{found['threads']['torch']} (torch and kernels)"),
         ("CPU kernels", _kernels(found["kernels"])),
+        ("look-ups of codes", found["look_ups"]),
         ("memory", f"{format_size(found['memory_free'])} free"),
         ("disk here", f"{format_size(found['disk_free'])} free"),
     ]
@@ -46,6 +47,7 @@ def examine() -> dict[str, Any]:
     import torch
 
     from dpq_core.jobs.adapters import adapters
+    from dpq_core.kernels.cpu import lut
 
     return {
         "dpq": __version__,
@@ -56,6 +58,7 @@ def examine() -> dict[str, Any]:
         "devices": _devices(),
         "threads": {"torch": torch.get_num_threads()},
         "kernels": _compiled_kernels(),
+        "look_ups": lut.explain(),
         "memory_free": psutil.virtual_memory().available,
         "disk_free": shutil.disk_usage(Path.cwd()).free,
         "adapters": [report.to_json() for report in adapters()],

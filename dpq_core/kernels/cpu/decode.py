@@ -8,7 +8,6 @@ group (they lie next to each other) while its dense rows stay in the L1 cache.
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dpq_core.kernels.cpu.scratch import scratch
 from dpq_core.kernels.cpu.threads import spread
 
 _ROW_BLOCK = 32
@@ -24,8 +24,6 @@ _ROW_BLOCK = 32
 
 _UNROLLED = (1, 2, 3, 4)
 """Words per codeword for which a kernel with a constant inner loop exists; others share one."""
-
-_local = threading.local()  # .scratch: uint8, the largest chunk that this thread has decoded
 
 _WORDS = {8: np.uint64, 4: np.uint32, 2: np.uint16, 1: np.uint8}
 """Machine word of a number of bytes, widest first."""
@@ -55,8 +53,7 @@ def _kernel(words: int) -> Callable[..., Any]:
 def rows(codes: Tensor, codebooks: Tensor, groups_per_codebook: int) -> Tensor:
     """Dense rows ``[n, G * d]`` of n points of one stage.
 
-    The rows are in memory that the next call on this thread overwrites: fresh memory for every
-    chunk costs more, in page faults, than decoding does.
+    The rows are in memory that the next call on this thread overwrites.
 
     Args:
         codes: uint8 or uint16 ``[G, n]``; group j reads codebook ``j // groups_per_codebook``.
@@ -65,7 +62,8 @@ def rows(codes: Tensor, codebooks: Tensor, groups_per_codebook: int) -> Tensor:
     """
     B, K, d = codebooks.shape
     n = codes.shape[1]
-    dense = _scratch(n, codes.shape[0] * d, codebooks.dtype)
+    size = n * codes.shape[0] * d * codebooks.element_size()
+    dense = torch.from_numpy(scratch("rows", size)).view(codebooks.dtype).view(n, -1)
     codeword = d * codebooks.element_size()
     word = next(size for size in _WORDS if codeword % size == 0)
     words = codeword // word
@@ -75,15 +73,6 @@ def rows(codes: Tensor, codebooks: Tensor, groups_per_codebook: int) -> Tensor:
     arrays = (codes.numpy(), as_words, groups_per_codebook, out)
     spread(lambda first, last: kernel(*arrays, first, last), -(-n // _ROW_BLOCK), dense.numel())
     return dense
-
-
-def _scratch(rows: int, cols: int, dtype: torch.dtype) -> Tensor:
-    """Memory of this thread for ``[rows, cols]``, reused by every call."""
-    nbytes = rows * cols * dtype.itemsize
-    buffer = getattr(_local, "scratch", None)
-    if buffer is None or len(buffer) < nbytes:
-        buffer = _local.scratch = torch.empty(nbytes, dtype=torch.uint8)
-    return buffer[:nbytes].view(dtype).view(rows, cols)
 
 
 def _as_bytes(values: Tensor) -> np.ndarray[Any, Any]:

@@ -157,3 +157,21 @@ def test_convolution_equals_conv2d_on_the_decoded_kernel(conv_layout, geometry, 
     monkeypatch.setattr(decoding, "CHUNK_BYTES", 2048)
     torch.testing.assert_close(layer(x), conv(x), rtol=1e-4, atol=1e-4)
     assert set(layer.state_dict()) - {"bias"} == {f"weight.{part}" for part in pq.parts()}
+
+
+@pytest.mark.parametrize("name", ["vq", "stages-256", "permuted", "own"])
+def test_few_tokens_are_tabulated_with_their_scales_and_bias(name, monkeypatch):
+    specs = {
+        "stages-256": QuantSpec(d=4, K=256, scope="tensor", stages=2),
+        "own": QuantSpec(d=4, K=256, scope="subspace", group_scale=True),
+    }
+    pq = random_pq(SHAPE, {**SPECS, **specs}[name])
+    monkeypatch.setattr(PQWeight, "core_chunks", None)  # nothing is decoded
+    bias = torch.randn(SHAPE[0], generator=torch.Generator().manual_seed(2))
+    layer = PQLinear(PQWeight.from_pq(pq), bias)
+    for dtype, tolerance in ((torch.float32, 2e-6), (torch.bfloat16, 5e-3), (torch.float16, 1e-3)):
+        x = torch.randn(3, SHAPE[1], generator=torch.Generator().manual_seed(1)).to(dtype)
+        with torch.no_grad():
+            found = layer(x).float()
+        expected = reference.linear(x.float(), pq, bias)
+        assert (found - expected).norm() < tolerance * expected.norm()
