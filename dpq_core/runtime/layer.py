@@ -21,6 +21,16 @@ class PQLayer(nn.Module):
     dense_kind: ClassVar[type[nn.Module]]
     weight: PQWeight
 
+    def __new__(cls, *arguments: Any, **options: Any) -> Any:
+        """An empty layer; a dense one for the arguments of ``dense_kind``.
+
+        Libraries make a new layer of the type of a given one: LoRA of a convolution does.
+        """
+        first = next(iter(arguments), options.get("weight"))
+        if (arguments or options) and not isinstance(first, PQWeight):
+            return cls.dense_kind(*arguments, **options)
+        return super().__new__(cls)
+
     def use(self, weight: PQWeight) -> None:
         """Run on ``weight`` from now on."""
         self.weight = weight
@@ -43,7 +53,7 @@ class PQLayer(nn.Module):
         """Take the state of a quantized layer, or become dense with that of a dense one."""
         if isinstance(dense := state_dict.get(f"{prefix}weight"), Tensor):
             self.weight.data = torch.empty_like(dense, device=self.weight.device)
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
+        nn.Module._load_from_state_dict(self, state_dict, prefix, *arguments)
 
     def is_frozen_for(self, x: Tensor) -> bool:
         """Whether gradients go through the layer to ``x``, and none to its weight."""

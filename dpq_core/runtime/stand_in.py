@@ -66,6 +66,10 @@ class StandIn(nn.Module):
         """Number of axes of the dense weight."""
         return len(self.shape)
 
+    def dim(self) -> int:
+        """Number of axes of the dense weight."""
+        return len(self.shape)
+
     def size(self, axis: int | None = None) -> torch.Size | int:
         """Shape of the dense weight, or the length of one axis."""
         return self.shape if axis is None else self.shape[axis]

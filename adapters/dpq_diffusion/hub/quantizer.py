@@ -29,6 +29,7 @@ from dpq_diffusion.adapter import DiffusionAdapter
 from dpq_diffusion.source.checkpoint import copied_modules
 from dpq_hf.loading_hooks import LoadingHooks
 from dpq_hf.quantize_loaded import LoadedModel, quantize_loaded
+from dpq_hf.saved_state import stored_state
 from dpq_hf.stored_config import StoredConfig
 
 
@@ -182,8 +183,9 @@ class DPQQuantizer(LoadingHooks, DiffusersQuantizer):
     def get_state_dict_and_metadata(
         self, state_dict: dict[str, Tensor], safe_serialization: bool = False
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What ``save_pretrained`` writes: every shared module once."""
-        return {name: t for name, t in state_dict.items() if not self._is_copy(name)}, {}
+        """What ``save_pretrained`` writes: every shared module once, parts as their specs say."""
+        state = {name: value for name, value in state_dict.items() if not self._is_copy(name)}
+        return stored_state(state, self.quantization_config.spec_of()), {}
 
     def _dequantize(self, model: Any) -> Any:
         swap.swap_out(model, model.dtype)

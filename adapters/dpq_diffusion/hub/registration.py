@@ -16,6 +16,9 @@ _DIFFUSERS = "diffusers.quantizers.auto"
 _TRANSFORMERS = "transformers.quantizers.auto"
 """They hold the tables of quantizers; every ``from_pretrained`` imports them."""
 
+_MODELS = "diffusers.models.modeling_utils"
+"""Holds the base class of models."""
+
 _PIPELINES = "diffusers.pipelines.pipeline_utils"
 """Holds ``DiffusionPipeline``, which looks for pipelines by name in ``diffusers``."""
 
@@ -24,12 +27,17 @@ def register() -> None:
     """Register with the loaded libraries, and with the others once they are loaded; idempotent."""
     run_after_import(_DIFFUSERS, _with_diffusers)
     run_after_import(_TRANSFORMERS, _with_transformers)
+    run_after_import(_MODELS, _with_models)
     run_after_import(_PIPELINES, _with_pipelines)
     peft_methods.register()
 
 
 def _with_diffusers() -> None:
     importlib.import_module("dpq_diffusion.hub.quantizer")  # enters itself in the tables, once
+
+
+def _with_models() -> None:
+    importlib.import_module("dpq_diffusion.hub.model_methods").register()
 
 
 def _with_transformers() -> None:

@@ -115,6 +115,33 @@ def test_an_assigned_weight_makes_the_layer_dense(index):
     assert torch.equal(layer(x), before)
 
 
+def test_the_type_of_a_layer_makes_dense_ones():
+    assert type(type(layers()[0][0])(3, 4, bias=False)) is nn.Linear
+    assert type(type(layers()[1][0])(num_embeddings=3, embedding_dim=4)) is nn.Embedding
+    assert type(type(layers()[2][0])(4, 2, kernel_size=3)) is nn.Conv2d
+
+
+def test_what_is_written_into_the_decoded_weight_reaches_the_layer():
+    layer, expected = frozen_linear(), frozen_linear().weight.decode(torch.float32)
+    handle = layer.weight
+    assert torch.equal(handle[3:5], expected[3:5])
+    torch.testing.assert_close(torch.cat([handle, handle]), torch.cat([expected, expected]))
+    assert isinstance(layer.weight, PQWeight)
+    handle.data[0] = 7
+    assert type(layer) is nn.Linear
+    handle.data.mul_(2)
+    assert torch.equal(layer.weight[1:], expected[1:] * 2)
+    assert layer.weight[0].unique().tolist() == [14]
+    assert type(layer.weight.data) is torch.Tensor
+
+
+def test_a_dense_state_makes_a_layer_dense():
+    layer, dense = frozen_linear(), nn.Linear(24, 48)
+    layer.load_state_dict(dense.state_dict())
+    assert type(layer) is nn.Linear
+    assert torch.equal(layer.weight, dense.weight)
+
+
 def test_layers_that_share_a_weight_become_dense_together():
     table = PQWeight.from_pq(random_pq((50, 16), SPECS["plain"], Layout.EMBEDDING))
     model = nn.ModuleList([PQEmbedding(table), PQLinear(table)])
