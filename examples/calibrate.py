@@ -4,7 +4,7 @@ import dpq
 
 SOURCE = "builtin:tiny-dit"
 
-dpq.compress(SOURCE, "before", bits=2, iterations=2, probe=False)
+dpq.compress(SOURCE, "before", bits=2, data=False, iterations=2, probe=False)
 
 # A real run takes hundreds of steps; these few show how it is done.
 done = dpq.calibrate(

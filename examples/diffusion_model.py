@@ -4,7 +4,8 @@ import dpq
 
 SOURCE = "builtin:tiny-dit"  # or a diffusers folder, a hub id, an original DiT or LDM checkpoint
 
-report = dpq.compress(SOURCE, "small-dit", bits=3)
+# Without data it takes seconds; left out, the model draws images and looks at its layers meanwhile.
+report = dpq.compress(SOURCE, "small-dit", bits=3, data=False)
 print(f"{report.source_nbytes:,} -> {report.nbytes:,} bytes")
 
 samples = dpq.sample(

@@ -84,6 +84,18 @@ class DiffusionAdapter(
         check_markable(checkpoint.components)
         return checkpoint
 
+    def looks_at_data(self, source: str, options: CompressOptions) -> bool:
+        """True for diffusion transformers of classes: they draw their data themselves, in minutes.
+
+        A UNet is no chain of blocks, so that it would run once for each of its layers; and
+        text-to-image pipelines need prompts.
+        """
+        from dpq_diffusion.folders import has_class_transformer
+        from dpq_diffusion.source.locate import locate
+
+        denoiser = not options.names or "transformer" in options.names
+        return denoiser and has_class_transformer(locate(source))
+
     def weights_names(self, checkpoint: Checkpoint) -> Mapping[str, str]:
         """The weight file of each component, named as diffusers looks for it."""
         return _own(checkpoint).weights

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dpq_core.errors import SourceError
-from dpq_hf.sources import PIPELINE_INDEX, files_of_index, read_json
+from dpq_hf.sources import PIPELINE_INDEX, config_of, files_of_index, is_pipeline, read_json
 
 BUILTIN = Path(__file__).parent / "builtin"
 
@@ -40,6 +40,14 @@ class Component:
     stem: str
     files: tuple[Path, ...]
     promised: frozenset[str]
+
+
+def has_class_transformer(folder: Path) -> bool:
+    """Whether a pipeline's denoiser, or a component alone, is a transformer of classes (DiT)."""
+    config = config_of(folder / "transformer" if is_pipeline(folder) else folder)
+    named = config.get("_class_name") in ("DiTTransformer2DModel", "Transformer2DModel")
+    takes_text = config.get("caption_channels") or config.get("cross_attention_dim")
+    return named and config.get("num_embeds_ada_norm") is not None and not takes_text
 
 
 def components_of(folder: Path) -> tuple[str, ...]:

@@ -79,10 +79,11 @@ class CalibrateOptions:
         },
     )
     trajectories: int = field(
-        default=64,
+        default=0,
         metadata={
             "help": "images that the uncompressed model draws without --images and --latents; the "
-            "inputs of its denoiser on the way are what is trained on"
+            "inputs of its denoiser on the way are what is looked at; 0: 64 to calibrate, 16 to "
+            "compress"
         },
     )
     sampling_steps: int = field(
@@ -113,7 +114,7 @@ class CalibrateOptions:
                 Hint.of("choose one of {}, {} and {}", images=ANY, latents=ANY, prompts=ANY),
             )
         for name, least in (
-            ("trajectories", 1),
+            ("trajectories", 0),
             ("sampling_steps", 0),
             ("batch_size", 1),
             ("validation_samples", 1),

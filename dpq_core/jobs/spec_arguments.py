@@ -104,8 +104,9 @@ class SpecArguments(RunArguments):
     data: bool | None = argument(
         None,
         "Choose codes, and with a planner bytes, by what the layers make of data. Language models "
-        "below 5 bits are not usable without; what they read is `--texts`, or a text that ships.",
-        unset="yes for language models, and with --preset best",
+        "below 5 bits are not usable without; what they read is `--texts`, or a text that ships. "
+        "Diffusion models look at the images that they draw themselves.",
+        unset="yes for language models and diffusion transformers, and with --preset best",
     )
 
     @property

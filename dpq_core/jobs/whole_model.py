@@ -99,10 +99,14 @@ def compress(
 
 
 def _uses_data(call: Request[Any]) -> bool:
-    """Whether the source is quantized with data: as its domain does by default, or as was asked."""
-    adapter = call.adapter
-    by_default = isinstance(adapter, TensorAdapter) and adapter.data_by_default
-    uses_data: bool = call.arguments.uses_data(by_default=by_default)
+    """Whether the source is quantized with data, as the user or else its adapter wants it."""
+    adapter, args = call.adapter, call.arguments
+    by_default = (
+        args.data is None
+        and isinstance(adapter, TensorAdapter)
+        and adapter.looks_at_data(args.source, call.own.get("compress"))
+    )
+    uses_data: bool = args.uses_data(by_default=by_default)
     return uses_data
 
 

@@ -109,6 +109,21 @@ class TensorAdapter(Adapter, Generic[Options]):
         """``open`` with the adapter's own options for ``compress``."""
         return self.open(source)
 
+    def looks_at_data(self, source: str, options: Options) -> bool:
+        """Whether a source is quantized with data unless the user says otherwise.
+
+        An adapter overrides this where only some of its models are; ``data_by_default`` stays False
+        there.
+
+        Args:
+            source: the source, as ``open`` takes it.
+            options: the adapter's own options for ``compress``.
+
+        Raises:
+            SourceError: there is no such source.
+        """
+        return self.data_by_default
+
     def select(self, name: str, shape: tuple[int, ...]) -> Layout | None:
         """The layout of a tensor as a matrix where it is compressed; None keeps it dense.
 

@@ -9,6 +9,7 @@ import diffusion_pipelines
 import pytest
 import torch
 
+import dpq
 from dpq_core.artifact import Artifact
 from dpq_core.calibrate.settings import CalibrateSettings
 from dpq_core.errors import DPQError
@@ -22,7 +23,7 @@ from dpq_core.spec import QuantSpec
 from dpq_diffusion.adapter import DiffusionAdapter
 from dpq_diffusion.calibration import trajectories
 from dpq_diffusion.calibration.calls import slot_key
-from dpq_diffusion.options import CalibrateOptions
+from dpq_diffusion.options import CalibrateOptions, CompressOptions
 from dpq_diffusion.pipelines.conditions import make_items
 from dpq_diffusion.sampling.samplers import RequestedSettings, make_sampler
 
@@ -258,6 +259,52 @@ def test_compressing_with_data_looks_at_all_layers(pipeline_of, tmp_path):
     )
     assert report.data_free == ()
     assert [s.name for s in report.segments if "transformer_blocks" in s.name]
+
+
+@pytest.mark.parametrize(
+    ("kind", "by_default"),
+    [
+        ("pixel_dit", True),
+        ("latent_dit", True),
+        ("latent_unet", False),
+        ("class_ldm", False),
+        ("pixart_alpha", False),
+        ("flux_pipeline", False),
+    ],
+)
+def test_transformers_of_classes_look_at_data_by_default(kind, by_default, pipeline_of):
+    adapter = DiffusionAdapter()
+    assert adapter.looks_at_data(str(pipeline_of(kind)), CompressOptions()) is by_default
+
+
+def test_data_is_no_default_where_it_would_not_reach_what_is_compressed(pipeline_of):
+    source = str(pipeline_of("pixel_dit"))
+    assert not DiffusionAdapter().looks_at_data(source, CompressOptions(components="vae"))
+    bare = f"{source}/transformer"
+    assert DiffusionAdapter().looks_at_data(bare, CompressOptions())
+
+
+@pytest.mark.parametrize("choice", [{}, {"data": False}])
+def test_compressing_looks_at_data_unless_told_not_to(choice, pipeline_of, tmp_path, monkeypatch):
+    monkeypatch.setattr("dpq_diffusion.calibration.build._COMPRESSION_IMAGES", 3)
+    drawn = []
+    record = trajectories.record
+
+    def counting(sampler, conditions, count, *arguments):
+        drawn.append(count)
+        return record(sampler, conditions, count, *arguments)
+
+    monkeypatch.setattr("dpq_diffusion.calibration.build.record", counting)
+    sizes = {} if choice else {"sampling_steps": 2, "batch_size": 2}
+    report = dpq.compress(
+        str(pipeline_of("pixel_dit")), tmp_path / "out", bits=3, iterations=1, **sizes, **choice
+    )
+    assert drawn == ([] if choice else [3])  # none for validation, which nothing asks for
+    data = Artifact.open(tmp_path / "out").manifest.data
+    assert [entry.description for entry in data] == list(report.data)
+    assert bool(report.data) == (not choice)
+    assert all("3 trajectories" in text for text in report.data)
+    assert report.data_free == ()
 
 
 @pytest.mark.slow

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,12 @@ from dpq_hf.sources import is_pipeline
 
 _GIVE_PROMPTS = Hint.of("give {}, a file with one prompt per line", prompts=ANY)
 
+_TRAINING_IMAGES = 64
+"""Default number of trajectories of a calibration."""
+
+_COMPRESSION_IMAGES = 16
+"""Default number of trajectories that a compression looks at."""
+
 _VALIDATION_IMAGES = 16
 """Trajectories for validation; of images and latents at most a tenth is, and never less than 1."""
 
@@ -60,7 +67,12 @@ def calibration(source: str, baseline: str, options: CalibrateOptions, run: Run)
         student = load_folder(inside, device, torch.float32)
         _check_same_architecture(student, teacher, baseline)
         prepare_student(student)
-    samples = _samples(sampler, options, original.fingerprint, run)
+    if not options.trajectories:
+        count = _COMPRESSION_IMAGES if student is teacher else _TRAINING_IMAGES
+        options = dataclasses.replace(options, trajectories=count)
+    # Compressing may never ask for validation; but while it could, the whole pipeline is in memory.
+    lazily = student is teacher and not isinstance(sampler, TextSampler)
+    samples = _samples(sampler, options, original.fingerprint, run, lazily=lazily)
     return DenoiserTask(
         student,
         None if student is teacher else teacher,
@@ -104,9 +116,17 @@ def _check_same_architecture(student: Any, teacher: Any, baseline: str) -> None:
 
 
 def _samples(
-    sampler: Sampler, options: CalibrateOptions, original: str, run: Run
+    sampler: Sampler, options: CalibrateOptions, original: str, run: Run, *, lazily: bool
 ) -> CalibrationSamples:
-    """The samples to train and validate on: files where the user gave some, else trajectories."""
+    """The samples to train and validate on: files where the user gave some, else trajectories.
+
+    Args:
+        sampler: of the uncompressed pipeline.
+        options: of the user.
+        original: fingerprint of the uncompressed model.
+        run: seed, device and progress.
+        lazily: draw trajectories for validation when they are asked for.
+    """
     text = isinstance(sampler, TextSampler)
     if options.images or options.latents:
         if text:
@@ -121,27 +141,40 @@ def _samples(
     what = f"{options.trajectories} trajectories ({sampler.settings})"
     about = f"{original} {what} {[c.name for c in conditions]}"
 
-    def draw() -> tuple[Trajectories, Trajectories]:
-        first, others = FIRST_SEED + run.seed, FIRST_SEED + run.seed + options.trajectories
-        return (
-            record(sampler, conditions, options.trajectories, first, run.progress),
-            record(sampler, conditions, _VALIDATION_IMAGES, others, run.progress),
+    def trajectories(kind: str, count: int, first: int) -> Trajectories:
+        """The trajectories of some seeds, drawn once in a job."""
+        key = (about, run.seed, resolve(run.device))
+        return run.reuse.get(
+            f"diffusion trajectories for {kind}",
+            key,
+            lambda: record(sampler, conditions, count, first, run.progress),
         )
 
-    key = (about, run.seed, resolve(run.device))
-    train, validation = run.reuse.get("diffusion trajectories", key, draw)
+    def validation() -> Trajectories:
+        first = FIRST_SEED + run.seed + options.trajectories
+        return trajectories("validation", _VALIDATION_IMAGES, first)
+
+    train = trajectories("training", options.trajectories, FIRST_SEED + run.seed)
+    make_validation = validation if lazily else _returning(validation())
     if options.loss == "distill":
         return CalibrationSamples(
-            train=train.recorded(), validation=validation.recorded(), what=what, fingerprint=about
+            train=train.recorded(),
+            validation=lambda: make_validation().recorded(),
+            what=what,
+            fingerprint=about,
         )
     clean = train.clean(scheduler, options.class_dropout)
     _check_process(clean, options.loss)
     return CalibrationSamples(
         train=clean,
-        validation=validation.clean(scheduler, options.class_dropout),
+        validation=lambda: make_validation().clean(scheduler, options.class_dropout),
         what=f"{options.trajectories} images of its own ({sampler.settings})",
         fingerprint=about,
     )
+
+
+def _returning(result: Trajectories) -> Callable[[], Trajectories]:
+    return lambda: result
 
 
 def _conditions(
@@ -183,7 +216,7 @@ def _samples_of_files(pipeline: Any, options: CalibrateOptions, run: Run) -> Cal
     if options.loss != "distill":
         _check_process(train, options.loss)
     return CalibrationSamples(
-        train=train, validation=validation, what=data.what, fingerprint=data.fingerprint
+        train=train, validation=lambda: validation, what=data.what, fingerprint=data.fingerprint
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,13 +35,14 @@ class CalibrationSamples:
 
     Attributes:
         train: for training.
-        validation: for validation, of which training sees nothing.
+        validation: makes those for validation, of which training sees nothing; not every task
+            asks for them, and drawing them takes as long as drawing others.
         what: description of the samples for people.
         fingerprint: a text that changes when the samples do.
     """
 
     train: BatchSource
-    validation: BatchSource
+    validation: Callable[[], BatchSource]
     what: str
     fingerprint: str
 
@@ -87,9 +88,8 @@ class DenoiserTask(CalibrationTask):
         """The validation batches, with the uncompressed model's outputs where these are needed."""
         if not self._validation:
             steps = range(_VALIDATION, _VALIDATION + self._options.validation_batches)
-            self._validation = [
-                self._with_target(self._draw(self._samples.validation, s)) for s in steps
-            ]
+            inputs = self._samples.validation()
+            self._validation = [self._with_target(self._draw(inputs, step)) for step in steps]
         return self._validation
 
     def loss(self, batch: Batch) -> Tensor:
