@@ -95,6 +95,8 @@ DECODERS: dict[str, tuple[str, dict]] = {
         },
     ),
     "llava": ("LlavaConfig", {}),
+    "bloom": ("BloomConfig", {}),
+    "mpt": ("MptConfig", {"n_layers": 2, "n_heads": 4, "d_model": 32, "max_seq_len": 64}),
     "mamba": ("MambaConfig", {"state_size": 8}),
 }
 """Name -> class of the config, and what it has besides the common sizes."""

@@ -77,12 +77,9 @@ class DiffusionAdapter(
 
     def open_with(self, source: str, options: CompressOptions) -> Checkpoint:
         """Open the components to compress, by default the denoiser."""
-        from dpq_diffusion.hub.text_guard import check_markable
         from dpq_diffusion.source.checkpoint import open_checkpoint
 
-        checkpoint = open_checkpoint(source, options.names)
-        check_markable(checkpoint.components)
-        return checkpoint
+        return open_checkpoint(source, options.names)
 
     def looks_at_data(self, source: str, options: CompressOptions) -> bool:
         """True for diffusion transformers of classes: they draw their data themselves, in minutes.

@@ -4,7 +4,8 @@ transformers skips a quantization method that it does not know: it warns and ret
 But an activation function that it does not know is an error on every way to a model, and the error
 shows the name, which is free text. So the ``config.json`` of an artifact has its activation written
 with a mark that says what to import, and importing the adapter adds the marked names to the
-library's table of activations.
+library's table of activations. Where a config names no activation, it names a marked implementation
+of attention instead, which is an error as well, and which the adapter's quantizer takes out again.
 """
 
 from __future__ import annotations
@@ -23,6 +24,12 @@ ACTIVATION_KEYS = (
     "mlp_hidden_act",  # Nemotron-H
 )
 """Keys by which configs of transformers name an activation."""
+
+ATTENTION_KEY = "attn_implementation"
+"""Key by which configs of transformers name an implementation of attention."""
+
+_ATTENTION = "eager"
+"""The implementation that every model of transformers has."""
 
 _T5 = "feed_forward_proj"
 """T5 derives ``dense_act_fn`` from this key where the config does not give it."""
@@ -47,9 +54,18 @@ class ActivationMark:
         return activation.removesuffix(self._mark)
 
     def add_to_json(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """A copy of a ``config.json`` with marked activations, in nested configs as well."""
+        """A copy of a ``config.json`` with marked activations, in nested configs as well.
+
+        One that names no activation gets a marked implementation of attention.
+        """
+        marked = self._marked_activations(config)
+        if not self._occurs_in(marked):
+            marked[ATTENTION_KEY] = self.add(_ATTENTION)
+        return marked
+
+    def _marked_activations(self, config: Mapping[str, Any]) -> dict[str, Any]:
         marked: dict[str, Any] = {
-            key: self.add_to_json(value) if isinstance(value, dict) else value
+            key: self._marked_activations(value) if isinstance(value, dict) else value
             for key, value in config.items()
         }
         projection = config.get(_T5)
@@ -63,6 +79,14 @@ class ActivationMark:
                 marked[key] = self.add(name)
         return marked
 
+    def _occurs_in(self, config: Mapping[str, Any]) -> bool:
+        return any(
+            self._occurs_in(value)
+            if isinstance(value, dict)
+            else isinstance(value, str) and value.endswith(self._mark)
+            for value in config.values()
+        )
+
     def remove_from_json(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """A copy of a ``config.json`` without marks, in nested configs as well."""
         return {
@@ -72,15 +96,26 @@ class ActivationMark:
             if isinstance(value, str)
             else value
             for key, value in config.items()
+            if not (key == ATTENTION_KEY and self._occurs_in({key: value}))
         }
 
     def add_to_config(self, config: Any) -> None:
-        """Mark the activations of a loaded config of transformers, in place."""
+        """Mark the activations of a loaded config of transformers, or its attention, in place."""
         self._rename(config, self.add)
+        if not self._occurs_in(config.to_dict()):
+            setattr(config, ATTENTION_KEY, self.add(_ATTENTION))
 
     def remove_from_config(self, config: Any) -> None:
         """Take the marks out of a loaded config of transformers, in place."""
         self._rename(config, self.remove)
+        vars(config).pop(ATTENTION_KEY, None)
+
+    def hide_attention(self, config: Any) -> None:
+        """Take the mark off the attention that builds a model, but keep it for saving."""
+        attention = config._attn_implementation
+        if isinstance(attention, str) and attention.endswith(self._mark):
+            config._attn_implementation = self.remove(attention)
+            setattr(config, ATTENTION_KEY, attention)
 
     def _rename(self, config: Any, rename: Callable[[str], str]) -> None:
         for key in ACTIVATION_KEYS:

@@ -86,10 +86,13 @@ class TransformersQuantizer(LoadingHooks, HfQuantizer):
             raise SpecError("this model is not quantized: use `dpq compress`")
 
     def update_attn_implementation(self, config: Any) -> Any:
-        """Give a model without a dtype the stored one; no other hook sees its config earlier.
+        """Take the mark off the attention, and give a model without a dtype the stored one.
+
+        No other hook sees its config earlier.
 
         The library would take the dtype of the first stored tensor, which is a float16 codebook.
         """
+        self.mark.hide_attention(config)
         if config.dtype is None and self.quantization_config.dtype is not None:
             config.dtype = getattr(torch, self.quantization_config.dtype)
         return config

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from dpq_core.artifact import Artifact
-from dpq_core.errors import ArtifactError, SourceError
+from dpq_core.errors import ArtifactError
 from dpq_core.jobs.compress import CompressOptions, compress
 from dpq_core.run import Run
 from dpq_core.runtime import PQWeight
 from dpq_core.spec import QuantSpec
 from dpq_diffusion.adapter import DiffusionAdapter
-from dpq_diffusion.hub.text_guard import MARK
+from dpq_diffusion.hub.registration import MARK
 from dpq_diffusion.options import CompressOptions as Own
 
 QUICK = QuantSpec.preset(2, K=16, kmeans={"iterations": 2, "tail": 1})
@@ -161,19 +161,30 @@ def test_nested_configs_are_marked_too():
     assert config["text_config"]["hidden_act"] == "silu"
 
 
-def test_an_encoder_that_cannot_be_marked_is_refused_before_the_work(text_folder, tmp_path):
+def test_an_encoder_that_names_no_activation_has_its_attention_marked(
+    text_folder, tmp_path, monkeypatch
+):
     import shutil
 
-    folder = tmp_path / "source"
+    from transformers import CLIPTextModel
+    from transformers.quantizers import auto
+
+    folder, out = tmp_path / "source", tmp_path / "out"
     shutil.copytree(text_folder, folder)
     path = folder / "text_encoder" / "config.json"
     config = json.loads(path.read_text())
     del config["hidden_act"]
     path.write_text(json.dumps(config))
-    with pytest.raises(SourceError, match="names no activation") as caught:
-        DiffusionAdapter().open_with(str(folder), Own(components="text_encoder"))
-    assert "\n" not in str(caught.value)
-    DiffusionAdapter().open_with(str(folder), Own(components="unet"))
+    options = CompressOptions(probe=False, adapter=Own(components="text_encoder"))
+    compress(DiffusionAdapter(), str(folder), out, QUICK, options=options)
+    config = json.loads((out / "text_encoder" / "config.json").read_text())
+    assert config["attn_implementation"] == MARK.add("eager")
+    model = CLIPTextModel.from_pretrained(out / "text_encoder")
+    assert output(model).isfinite().all()
+    monkeypatch.delitem(auto.AUTO_QUANTIZER_MAPPING, "dpq_component")  # as without dpq
+    monkeypatch.delitem(auto.AUTO_QUANTIZATION_CONFIG_MAPPING, "dpq_component")
+    with pytest.raises(ValueError, match="import dpq_diffusion first"):
+        CLIPTextModel.from_pretrained(out / "text_encoder")
 
 
 @pytest.mark.parametrize("name", ["final_layer_norm.weight", "fc1.weight.codes", "fc1.bias"])

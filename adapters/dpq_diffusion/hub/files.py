@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from dpq_diffusion.folders import CONFIG, Component
-from dpq_diffusion.hub.text_guard import MARK
+from dpq_diffusion.hub.registration import MARK
 from dpq_hf.model_card import model_card
 from dpq_hf.stored_config import config_of_manifest
 

@@ -2,7 +2,7 @@
 
 Neither has entry points for quantizers, so ``import dpq_diffusion`` has to register. A user who
 forgets it is told so: diffusers refuses an unknown ``quant_method``, and transformers, which only
-warns of one, the marked activation of an artifact's text encoder (``text_guard``).
+warns of one, what the config of an artifact's text encoder names with a mark.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 
 from dpq_hf import peft_methods
+from dpq_hf.activation_mark import ActivationMark
 from dpq_hf.import_hook import run_after_import
 
 _DIFFUSERS = "diffusers.quantizers.auto"
@@ -21,6 +22,9 @@ _MODELS = "diffusers.models.modeling_utils"
 
 _PIPELINES = "diffusers.pipelines.pipeline_utils"
 """Holds ``DiffusionPipeline``, which looks for pipelines by name in ``diffusers``."""
+
+MARK = ActivationMark("dpq_diffusion")
+"""Marks the configs of text encoders in artifacts (``dpq_hf.activation_mark``)."""
 
 
 def register() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from dpq_core.errors import ArtifactError
 from dpq_diffusion.hub.files import TEXT_METHOD
-from dpq_diffusion.hub.text_guard import MARK
+from dpq_diffusion.hub.registration import MARK
 from dpq_hf.transformers_quantizer import TransformersConfig, TransformersQuantizer, register
 
 if TYPE_CHECKING:

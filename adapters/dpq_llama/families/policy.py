@@ -10,6 +10,7 @@ from dpq_core.tensor.hidden_axes import HiddenAxis, Producer
 _MLPS = (
     ("down_proj", ("gate_proj", "up_proj")),  # LLaMA and most others, dense and per expert
     ("down_proj", ("gate_up_proj",)),  # Phi-3: gates and values in one layer
+    ("down_proj", ("up_proj",)),  # MPT
     ("w2", ("w1", "w3")),  # Mixtral, per expert
     ("dense_4h_to_h", ("dense_h_to_4h",)),  # GPT-NeoX, Falcon
     ("fc2", ("fc1",)),  # Phi, OPT

@@ -18,7 +18,6 @@ from dpq_hf import sources
 from dpq_hf.sources import complete_shards, files_of_index, read_json
 from dpq_llama.source.architecture import meta_model, model_class, typed_config
 from dpq_llama.source.fp8 import BlockScaledWeights, is_fp8
-from dpq_llama.source.guard import with_activation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -132,7 +131,6 @@ def open_checkpoint(source: str) -> LlamaCheckpoint:
     _refuse_quantized(folder, config)
     typed = typed_config(config, folder / CONFIG)
     model_class(typed, str(folder / CONFIG))
-    with_activation(config, typed)
     files, indexed_names = _weight_files(folder)
     checkpoint = LlamaCheckpoint(source, files, side_files(folder))
     for name in sorted(indexed_names - set(checkpoint.tensors)):

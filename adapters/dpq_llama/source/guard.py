@@ -1,11 +1,10 @@
-"""The guard of artifacts against loaders without dpq: a config that names an activation to mark."""
+"""The guard of artifacts against loaders without dpq: a config that names what is to be marked."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from dpq_core.errors import SourceError
 from dpq_hf.activation_mark import ACTIVATION_KEYS
 
 if TYPE_CHECKING:
@@ -18,20 +17,12 @@ def with_activation(config: Mapping[str, Any], typed: PreTrainedConfig) -> dict[
     Args:
         config: content of the file, which may leave out what is the default.
         typed: the same config with its defaults.
-
-    Raises:
-        SourceError: the decoder has no activation that a config could name.
     """
     complete, text = dict(config), typed.get_text_config()
     parts = [key for key, value in vars(typed).items() if value is text and key in complete]
     section = dict(complete[parts[0]]) if parts else complete
     names = {key: getattr(text, key, None) for key in ACTIVATION_KEYS}
     used = {key: name for key, name in names.items() if isinstance(name, str)}
-    if not used:
-        raise SourceError(
-            f"{typed.model_type}: its config names no activation ({', '.join(ACTIVATION_KEYS)}), "
-            "so nothing would stop transformers without dpq from loading random weights"
-        )
     for key, name in used.items():
         section.setdefault(key, name)
     if parts:
