@@ -47,6 +47,7 @@ class PlanReport(Report):
         errors: predicted relative error by tensor; empty without a planner.
         forecast: forecast of time and memory.
         warning: what the user should know before compressing; empty where there is nothing.
+        has_data: whether compressing looks at data, which takes more time than is forecast.
     """
 
     source: str
@@ -56,6 +57,7 @@ class PlanReport(Report):
     budget: int | None = None
     errors: Mapping[str, float] = field(default_factory=dict)
     warning: str = ""
+    has_data: bool = False
 
     def tables(self) -> tuple[Table, ...]:
         """A table of the tensors, and one of the totals."""
@@ -75,6 +77,7 @@ class PlanReport(Report):
         before = sum(t.info.nbytes for t in self.plan)
         budget = () if self.budget is None else (("budget", format_size(self.budget)),)
         warning = (("warning", self.warning),) if self.warning else ()
+        looking = ", and the time of looking at data" if self.has_data else ""
         return (
             Table(f"Plan for {self.source} (nothing is written)", COLUMNS, rows),
             facts(
@@ -86,7 +89,7 @@ class PlanReport(Report):
                 ),
                 *budget,
                 ("true bits per weight", f"{8 * self.nbytes / weights:.3f}"),
-                ("time", f"about {format_seconds(self.forecast.seconds)}"),
+                ("time", f"about {format_seconds(self.forecast.seconds)}{looking}"),
                 ("peak memory", f"about {format_size(self.forecast.peak_memory)}"),
                 *warning,
             ),
@@ -158,6 +161,7 @@ def plan_model(
                 nbytes=budget,
                 forecast=forecast(plan),
                 warning=_warning(adapter, plan, has_data=task is not None),
+                has_data=task is not None,
             )
     planned = plan_for_budget(
         checkpoint,
@@ -177,6 +181,7 @@ def plan_model(
         errors={one.tensor.name: one.error for one in planned.chosen if one.error},
         forecast=forecast(planned.plan),
         warning=_warning(adapter, planned.plan, has_data=task is not None),
+        has_data=task is not None,
     )
 
 

@@ -102,4 +102,8 @@ def test_a_budget_that_cannot_be_met_is_one_line(net):
 def test_a_plan_warns_where_a_language_model_gets_few_bits_and_no_data(words, warned):
     plan = dpq("plan", *words, "--json").json
     assert bool(plan["warning"]) == warned
-    assert ("data" in dpq("plan", *words).err.split("warning")[-1]) or not warned
+    shown = dpq("plan", *words).err
+    assert ("data" in shown.split("warning")[-1]) or not warned
+    assert ("and the time of looking at data" in " ".join(shown.split())) == (
+        "--no-data" not in words
+    )
