@@ -148,7 +148,12 @@ def mixing(weights: Sequence[PQWeight], mixtures: Sequence[CandidateWeight]) -> 
 
 
 def _core_chunks(
-    weight: PQWeight, mixture: CandidateWeight, dtype: torch.dtype, *, scaled: bool = True
+    weight: PQWeight,
+    mixture: CandidateWeight,
+    dtype: torch.dtype,
+    *,
+    scaled: bool = True,
+    tiled: bool = False,
 ) -> Iterator[tuple[int, Tensor]]:
     """``PQWeight.core_chunks`` of a mixture, in one piece."""
     core, scale = mixture.core(), weight.parts().get("row_scale") if scaled else None

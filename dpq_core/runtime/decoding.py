@@ -15,6 +15,9 @@ from dpq_core.tensor.pq_tensor import effective_books, frame_of
 CHUNK_BYTES = 16 << 20
 """Bytes of dense rows that exist at a time during a forward pass."""
 
+TILE_BYTES = 2 << 20
+"""Bytes of dense rows that are decoded into the caches of two cores and multiplied from there."""
+
 
 class Decodable:
     """A quantized weight that decodes on demand: ``PQWeight``, and what operators see of one.
@@ -53,7 +56,7 @@ class Decodable:
         return p.from_matrix(frame.restore_rows(matrix).to(dtype))
 
     def core_chunks(
-        self, dtype: torch.dtype, *, scaled: bool = True
+        self, dtype: torch.dtype, *, scaled: bool = True, tiled: bool = False
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield the rows of the core from the top, as (first row, dense rows ``[chunk, C]``).
 
@@ -63,14 +66,16 @@ class Decodable:
         Args:
             dtype: dtype of the rows, rounded from float32 once.
             scaled: False leaves the row scales to the caller, which is quicker.
+            tiled: make chunks of ``TILE_BYTES`` where decoding is fast, else of ``CHUNK_BYTES``.
         """
         p = self.partition
         scale = self.parts().get("row_scale") if scaled else None
         exact = dtype if scale is None and p.stages == 1 else torch.float32
         along_rows = p.orientation == "output"
         unit = p.d if along_rows else 8  # 8 codes end on a byte, whatever the bits per code
-        step = max(1, CHUNK_BYTES // (exact.itemsize * p.cols * unit)) * unit
         fast = self._is_plain_cpu()
+        nbytes = min(TILE_BYTES, CHUNK_BYTES) if fast and tiled else CHUNK_BYTES
+        step = max(1, nbytes // (exact.itemsize * p.cols * unit)) * unit
         books = self.books().detach().to(exact) if fast else self.books()
         for first in range(0, p.rows, step):
             last = min(first + step, p.rows)

@@ -89,7 +89,7 @@ def decoded(tokens: Tensor, weight: Decodable) -> tuple[Tensor, Tensor | None]:
     scale = weight.parts().get("row_scale") if tokens.dtype != torch.float16 else None
     chunks = [
         nn.functional.linear(tokens, rows)
-        for _, rows in weight.core_chunks(tokens.dtype, scaled=scale is None)
+        for _, rows in weight.core_chunks(tokens.dtype, scaled=scale is None, tiled=True)
     ]
     product = chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=-1)
     return product, None if scale is None else scale.to(tokens.dtype)

@@ -1,8 +1,9 @@
 """Dense rows of a quantized weight, decoded on a CPU faster than by a chain of torch gathers.
 
 Decoding only moves bytes: a codeword is seen as a few machine words (four bfloat16 are one of 64
-bits) and copied to its place. Parallel over blocks of rows: the codes of a block are read group by
-group (they lie next to each other) while its dense rows stay in the L1 cache.
+bits) and copied to its place. Parallel over blocks of rows. The rows of a block are written a cache
+line at a time, from as many groups as fill it: rows are often a multiple of 4 KiB apart, where an
+L1 cache holds few lines at once.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from dpq_core.kernels.cpu.scratch import scratch
 from dpq_core.kernels.cpu.threads import spread
 
 _ROW_BLOCK = 32
-"""Rows of a block: with twice as many, strided writes fall out of a 12-way L1 cache (2x slower)."""
+"""Rows of a task."""
+
+_LINE = 64
+"""Bytes that are written to a row before the next row's turn."""
 
 _UNROLLED = (1, 2, 3, 4)
 """Words per codeword for which a kernel with a constant inner loop exists; others share one."""
@@ -30,22 +34,42 @@ _WORDS = {8: np.uint64, 4: np.uint32, 2: np.uint16, 1: np.uint8}
 
 
 @functools.cache
-def _kernel(words: int) -> Callable[..., Any]:
-    """The compiled loop for a constant number of words per codeword; 0 means any number."""
+def _kernel(words: int, together: int) -> Callable[..., Any]:
+    """The compiled loop for constant numbers of words per codeword and of groups per line.
+
+    Args:
+        words: 0 means any number.
+        together: groups whose codewords fill a line.
+    """
 
     @numba.njit(cache=True, nogil=True)
     def decode(codes, codebooks, groups_per_codebook, out, first_block, last_block):  # type: ignore[no-untyped-def]
         """Copy codewords to rows: codes [G, n], codebooks [B, K, words], out [n, G * words]."""
         size = words if words > 0 else codebooks.shape[2]
+        groups, rows = codes.shape
+        whole = groups // together * together
         for block in range(first_block, last_block):
             first = block * _ROW_BLOCK
-            last = min(first + _ROW_BLOCK, codes.shape[1])
-            for group in range(codes.shape[0]):
+            last = min(first + _ROW_BLOCK, rows)
+            for start in range(0, whole, together):
+                book = start // groups_per_codebook
+                if (start + together - 1) // groups_per_codebook == book:
+                    codebook = codebooks[book]
+                    for r in range(first, last):
+                        for group in range(start, start + together):
+                            for i in range(size):
+                                out[r, group * size + i] = codebook[codes[group, r], i]
+                else:
+                    for r in range(first, last):
+                        for group in range(start, start + together):
+                            book = group // groups_per_codebook
+                            for i in range(size):
+                                out[r, group * size + i] = codebooks[book, codes[group, r], i]
+            for group in range(whole, groups):
                 codebook = codebooks[group // groups_per_codebook]
                 for r in range(first, last):
-                    codeword = codebook[codes[group, r]]
                     for i in range(size):
-                        out[r, group * size + i] = codeword[i]
+                        out[r, group * size + i] = codebook[codes[group, r], i]
 
     return decode
 
@@ -67,7 +91,7 @@ def rows(codes: Tensor, codebooks: Tensor, groups_per_codebook: int) -> Tensor:
     codeword = d * codebooks.element_size()
     word = next(size for size in _WORDS if codeword % size == 0)
     words = codeword // word
-    kernel = _kernel(words if words in _UNROLLED else 0)
+    kernel = _kernel(words if words in _UNROLLED else 0, max(1, _LINE // codeword))
     as_words = _as_bytes(codebooks).view(_WORDS[word]).reshape(B, K, words)
     out = _as_bytes(dense).view(_WORDS[word])
     arrays = (codes.numpy(), as_words, groups_per_codebook, out)

@@ -54,9 +54,9 @@ VARIANTS = (
         features=("avx512f", "avx512bw", "avx512vbmi"),
         lanes=64,
         speed=16,
-        tokens=24,
+        tokens=16,
     ),
-    Variant(name="avx2", features=("avx2",), lanes=32, speed=2, tokens=8),
+    Variant(name="avx2", features=("avx2",), lanes=32, speed=2, tokens=6),
     Variant(name="portable", features=(), lanes=0, speed=1, tokens=4),
 )
 """All variants, the best one first."""

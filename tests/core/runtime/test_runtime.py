@@ -175,3 +175,14 @@ def test_few_tokens_are_tabulated_with_their_scales_and_bias(name, monkeypatch):
             found = layer(x).float()
         expected = reference.linear(x.float(), pq, bias)
         assert (found - expected).norm() < tolerance * expected.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("d", "scope"), [(3, 7), (4, 7), (4, "subspace"), (40, "tensor")])
+def test_tiles_of_whole_cache_lines_hold_every_codeword(d, scope, dtype, monkeypatch):
+    monkeypatch.setattr(decoding, "TILE_BYTES", 40 * 170 * dtype.itemsize)
+    pq = random_pq((133, 170), QuantSpec(d=d, K=16, scope=scope, row_scale=False))
+    weight = PQWeight.from_pq(pq).requires_grad_(False)
+    chunks = [(first, rows.clone()) for first, rows in weight.core_chunks(dtype, tiled=True)]
+    assert [first for first, _ in chunks] == [0, 40, 80, 120]
+    assert torch.equal(torch.cat([rows for _, rows in chunks]), pq.core().to(dtype))
