@@ -63,7 +63,7 @@ class OrderSearch:
         assert spec is not None
         assert partition is not None
         matrix = partition.to_matrix(self.checkpoint.read(plan.name).to(self.device))
-        basis.checked_rms(matrix, plan.name)
+        basis.checked_rms(matrix, partition, plan.name)
         return basis.choose(matrix, partition, spec, tensor_seed(spec.seed, plan.name))[_PART]
 
 

@@ -71,7 +71,7 @@ def quantize(
     statistics = statistics or InputStatistics()
     original = None if statistics.drift is None else weight
     matrix = corrected(partition.to_matrix(weight), statistics, spec.assignment.damping)
-    rms = basis.checked_rms(matrix, name)
+    rms = basis.checked_rms(matrix, partition, name)
     stored = basis.choose(matrix, partition, spec, seed, statistics.hessian)
     if stored:
         matrix = frame_of(partition, stored).rotate(matrix)

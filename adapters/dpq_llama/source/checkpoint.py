@@ -32,7 +32,9 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 SIDE_FILES = (
+    "*.jinja",
     "added_tokens.json",
+    "additional_chat_templates/*.jinja",
     "chat_template*",
     "generation_config.json",
     "LICENSE*",
@@ -211,7 +213,7 @@ def side_files(folder: Path) -> dict[str, Path]:
     """The files of a folder that belong to the model beside its config and weights, by name."""
     paths = sorted({path for pattern in SIDE_FILES for path in folder.glob(pattern)})
     return {
-        path.name: path
+        path.relative_to(folder).as_posix(): path
         for path in paths
         if path.is_file() and path.suffix not in (".safetensors", ".bin", ".py", ".pt", ".pth")
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -72,16 +74,47 @@ def _permutation(matrix: Tensor, p: Partition, seed: int, importance: Tensor | N
     return torch.cat(windows)
 
 
-def checked_rms(matrix: Tensor, name: str) -> Tensor:
-    """Root mean square of each row of a weight, after checking that the weight is finite.
+_LARGEST = 1e12
+"""Largest weight that is quantized: sums of squares and of their products stay in float32."""
+
+
+def checked_rms(matrix: Tensor, partition: Partition, name: str) -> Tensor:
+    """Root mean square of each row of a weight, after checking that it can be quantized.
+
+    Args:
+        matrix: the weight ``[R, C]``.
+        partition: of the weight.
+        name: of the tensor.
 
     Raises:
-        SpecError: the weight holds NaN or infinite values.
+        SpecError: the weight holds NaN, infinite or absurdly large values.
     """
     rms = row_rms(matrix)
-    if not bool(torch.isfinite(rms).all()):
-        raise SpecError(f"tensor {name!r} holds NaN or infinite values; repair the checkpoint")
+    if not bool(torch.isfinite(rms).all()) or float(rms.max()) * matrix.shape[1] ** 0.5 > _LARGEST:
+        _refuse_values(matrix, partition, name)
     return rms
+
+
+def _refuse_values(matrix: Tensor, partition: Partition, name: str) -> None:
+    """Refuse a weight for its first value that is not finite or too large, if there is any.
+
+    Raises:
+        SpecError: there is one.
+    """
+    damaged = ~torch.isfinite(matrix) | (matrix.abs() > _LARGEST)
+    places = partition.from_matrix(damaged.to(torch.uint8)).nonzero()
+    if not len(places):
+        return
+    value = float(partition.from_matrix(matrix)[tuple(places[0])])
+    where = f"index {places[0].tolist()} is {value:g}"
+    if not math.isfinite(value):
+        raise SpecError(
+            f"tensor {name!r} holds NaN or infinite values; repair the checkpoint ({where})"
+        )
+    raise SpecError(
+        f"tensor {name!r} holds values too large to be quantized; repair the checkpoint, or keep "
+        f"this tensor as it is ({where})"
+    )
 
 
 def row_rms(matrix: Tensor) -> Tensor:

@@ -110,6 +110,17 @@ def test_not_finite_weights_are_named(value):
         run(weight, name="bad.weight")
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"), [(1e30, r"\[3, 5\] is 1e\+30"), (float("nan"), r"\[3, 5\] is nan")]
+)
+@pytest.mark.parametrize("changes", [{}, {"permute": True}, {"transform": "rht"}], ids=str)
+def test_values_that_cannot_be_quantized_are_named_with_their_index(value, shown, changes):
+    weight = torch.ones(8, 8)
+    weight[3, 5] = value
+    with pytest.raises(SpecError, match=rf"tensor .bad\.weight. holds .* \(index {shown}\)"):
+        run(weight, name="bad.weight", **changes)
+
+
 def test_codebooks_that_overflow_say_what_to_do():
     with pytest.raises(SpecError, match="codebook_dtype=float32"):
         run(torch.full((8, 8), 1e6), row_scale=False, codebook_dtype="float16")
