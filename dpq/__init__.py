@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         inspect,
         load,
         sample,
+        serve,
         verify,
     )
     from dpq_core.jobs.whole_model import compress, plan
@@ -82,6 +83,7 @@ __all__ = [
     "quantize_",
     "sample",
     "save",
+    "serve",
     "verify",
 ]
 
@@ -111,6 +113,7 @@ _LAZY = {
     "quantize_": f"{_JOBS}.in_memory",
     "sample": f"{_JOBS}.verbs",
     "save": f"{_JOBS}.module_file",
+    "serve": f"{_JOBS}.verbs",
     "verify": f"{_JOBS}.verbs",
 }
 """Public name -> the module that defines it; imported on first use, because it needs torch."""

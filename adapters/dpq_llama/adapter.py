@@ -17,6 +17,7 @@ from dpq_core.plugin.adapter import (
     Loads,
     Probes,
     Samples,
+    Serves,
     TensorAdapter,
 )
 from dpq_core.plugin.results import Demo, Evaluation, Export, Sampling
@@ -49,6 +50,7 @@ class LlamaAdapter(
     Evaluates[EvaluateOptions],
     Samples[SampleOptions],
     Exports[ExportOptions],
+    Serves,
     Probes,
 ):
     """Decoder-only language models of transformers: local folders, hub ids, ``builtin:NAME``."""
@@ -156,6 +158,12 @@ class LlamaAdapter(
         from dpq_llama.export.folder import write_folder
 
         return write_folder(open_source(source), out, options.shard_size, run)
+
+    def serve(self, source: str, host: str, port: int, run: Run) -> None:
+        """The OpenAI-compatible server of transformers."""
+        from dpq_llama.serving import serve
+
+        serve(source, host, port, run)
 
     def probe(self, artifact: Artifact, run: Run) -> Mapping[str, torch.Tensor]:
         """Logits of a fixed token sequence."""

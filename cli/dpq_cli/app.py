@@ -20,6 +20,7 @@ from dpq_cli.commands import (
     inspect,
     plan,
     sample,
+    serve,
 )
 from dpq_cli.generate import EXTRA_ARGS
 from dpq_cli.interrupt import interruptible
@@ -115,6 +116,7 @@ app.command("calibrate", context_settings=EXTRA_ARGS)(calibrate.command)
 app.command("eval", context_settings=EXTRA_ARGS)(evaluate.command)
 app.command("sample", context_settings=EXTRA_ARGS)(sample.command)
 app.command("export", context_settings=EXTRA_ARGS)(export.command)
+app.command("serve")(serve.command)
 app.command("inspect")(inspect.command)
 app.command("adapters")(adapters.command)
 app.command("demo")(demo.command)

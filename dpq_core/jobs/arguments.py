@@ -131,6 +131,15 @@ class ExportArguments(RunArguments):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ServeArguments(RunArguments):
+    """Arguments of ``serve``."""
+
+    source: str = required(ANY_SOURCE, positional=True)
+    host: str = argument("127.0.0.1", "Address to listen at; 0.0.0.0 lets other machines in.")
+    port: int = argument(8000, "Port to listen at.", minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class InspectArguments:
     """Arguments of ``inspect``."""
 
@@ -155,6 +164,7 @@ VERBS: Mapping[str, type] = {
     "evaluate": EvaluateArguments,
     "sample": SampleArguments,
     "export": ExportArguments,
+    "serve": ServeArguments,
     "inspect": InspectArguments,
     "demo": DemoArguments,
 }

@@ -19,6 +19,7 @@ from dpq_core.jobs.arguments import (
     EvaluateArguments,
     ExportArguments,
     SampleArguments,
+    ServeArguments,
     takes,
 )
 from dpq_core.jobs.calibrate import Calibrated, calibrate_artifact
@@ -28,7 +29,7 @@ from dpq_core.jobs.report import Report, Table
 from dpq_core.jobs.request import adapter_of, request
 from dpq_core.nearest import nearest
 from dpq_core.plugin import registry
-from dpq_core.plugin.adapter import Exports, Loads, Samples, lacks
+from dpq_core.plugin.adapter import Exports, Loads, Samples, Serves, lacks
 from dpq_core.run import Progress, Run, Stream, silent
 from dpq_core.sizes import format_size
 
@@ -238,6 +239,20 @@ def verify(path: str | Path, *, device: str = "auto", progress: Progress = silen
         ArtifactError: it is damaged, or the loaded model does not give the stored outputs.
     """
     return inspect(path, verify=True, device=device, progress=progress)
+
+
+@takes(ServeArguments)
+def serve(source: str | Path, *, progress: Progress = silent, **arguments: Any) -> None:
+    """Answer requests to a model over HTTP until the process is interrupted.
+
+    Raises:
+        DPQError: an argument or the source is wrong, or the adapter serves no models.
+    """
+    call = request(ServeArguments, {"source": str(source), **arguments})
+    if not isinstance(call.adapter, Serves):
+        raise lacks(call.adapter, "serve")
+    with call.run(progress) as run:
+        call.adapter.serve(call.arguments.source, call.arguments.host, call.arguments.port, run)
 
 
 def load(

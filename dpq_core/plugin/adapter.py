@@ -3,7 +3,7 @@
 There are two kinds of adapters: a ``TensorAdapter`` describes a model of named tensors, a
 ``FileAdapter`` codes a whole source into one file. ``open`` and the methods of its kind are enough
 for compressing and inspecting. Every further verb is one method, which an adapter has or has not:
-see ``Loads``, ``Calibrates``, ``Evaluates``, ``Samples``, ``Exports``, ``Probes`` and
+see ``Loads``, ``Calibrates``, ``Evaluates``, ``Samples``, ``Exports``, ``Serves``, ``Probes`` and
 ``PacksWithin``.
 """
 
@@ -246,6 +246,15 @@ class Exports(Protocol[Options]):
 
 
 @runtime_checkable
+class Serves(Protocol):
+    """An adapter whose models answer requests over HTTP."""
+
+    @abstractmethod
+    def serve(self, source: str, host: str, port: int, run: Run) -> None:
+        """Serve the model of an artifact or an uncompressed source until it is interrupted."""
+
+
+@runtime_checkable
 class Probes(Protocol):
     """An adapter whose artifacts can be run on a fixed input."""
 
@@ -262,6 +271,7 @@ _CAPABILITIES: Mapping[str, type] = {
     "evaluate": Evaluates,
     "sample": Samples,
     "export": Exports,
+    "serve": Serves,
     "probe": Probes,
     "calibrate": Calibrates,
 }

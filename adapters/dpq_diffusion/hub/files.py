@@ -63,15 +63,58 @@ def _model_card(checkpoint: DiffusionCheckpoint, manifest: Manifest) -> str:
     return model_card(
         checkpoint,
         manifest,
+        folder=checkpoint.folder,
         package="dpq_diffusion",
+        library="diffusers",
+        task=_task(checkpoint),
         sentence=f"This is {manifest.source} with {f'its {names}' if names else 'this component'} "
         "product-quantized by dpq.",
         example=f"""\
 from diffusers import {loader}
 
 model = {loader}.from_pretrained("PATH-OR-ID")""",
+        more=_USES.format(denoiser=_denoiser(checkpoint)),
         row="compressed",
         counted=""" Components
 that are not compressed are copied and not in the table. Modules that are copies of one another,
 such as the timestep embeddings of a DiT, are stored and counted once.""",
+    )
+
+
+_USES = """\
+## Run
+
+```bash
+dpq sample PATH-OR-ID --output images
+```
+
+Language models are served by `dpq serve`; an image model runs in your own program, as above.
+
+## Train
+
+LoRA of peft trains around the codes, which stay as they are.
+
+```python
+from peft import LoraConfig, inject_adapter_in_model
+
+lora = LoraConfig(target_modules=["to_q", "to_k", "to_v"])
+inject_adapter_in_model(lora, {denoiser})
+```
+
+"""
+"""Sections of the card on how to run and train a diffusion model."""
+
+
+def _denoiser(checkpoint: DiffusionCheckpoint) -> str:
+    """The expression of the denoiser of a loaded pipeline, or of the loaded component."""
+    names = [name for name in ("transformer", "unet") if name in checkpoint.components]
+    return f"model.{names[0]}" if names else "model"
+
+
+def _task(checkpoint: DiffusionCheckpoint) -> str:
+    """The hub's name for what the pipeline does."""
+    return (
+        "text-to-image"
+        if (checkpoint.folder / "tokenizer").is_dir()
+        else "unconditional-image-generation"
     )

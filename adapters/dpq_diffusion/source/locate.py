@@ -12,6 +12,7 @@ from dpq_hf.sources import PIPELINE_INDEX
 
 _PATTERNS = (
     *(PIPELINE_INDEX, MANIFEST_NAME, CONFIG, "*/*.json", "*/*.txt", "*/*.model", "LICENSE*"),
+    "README.md",  # its licence goes into the artifact's card
     *("*.jinja", "*/*.jinja"),  # chat templates of text encoders
     *(f"{folder}{stem}*.safetensors" for stem in STEMS for folder in ("", "*/")),
 )

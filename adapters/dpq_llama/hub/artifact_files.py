@@ -89,7 +89,10 @@ def _model_card(checkpoint: LlamaCheckpoint, manifest: Manifest) -> str:
     return model_card(
         checkpoint,
         manifest,
+        folder=checkpoint.folder,
         package="dpq_llama",
+        library="transformers",
+        task="text-generation",
         sentence=f"This is {manifest.source}, product-quantized by dpq. Without that import "
         "transformers refuses it.",
         example="""\
@@ -97,5 +100,28 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("PATH-OR-ID")
 tokenizer = AutoTokenizer.from_pretrained("PATH-OR-ID")""",
+        more=_USES,
         row="this model",
     )
+
+
+_USES = """\
+## Run and serve
+
+```bash
+dpq sample PATH-OR-ID --prompt "Once upon a time"
+dpq serve PATH-OR-ID  # OpenAI-compatible, needs pip install "dpq[serve]"
+```
+
+## Train
+
+Adapters of peft train around the codes, which stay as they are.
+
+```python
+from peft import LoraConfig, get_peft_model
+
+model = get_peft_model(model, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
+```
+
+"""
+"""Sections of the card on how to run, serve and train a language model."""

@@ -156,7 +156,7 @@ def locate(source: str) -> Path:
         SourceError: there is no such folder, builtin model or repository.
         ArtifactError: the folder is an artifact that is only half-written.
     """
-    patterns = [CONFIG, MANIFEST_NAME, "model*.safetensors", INDEX, *SIDE_FILES]
+    patterns = [CONFIG, MANIFEST_NAME, "README.md", "model*.safetensors", INDEX, *SIDE_FILES]
     folder = sources.locate(source, builtin=BUILTIN, marker=CONFIG, patterns=patterns)
     if not folder.is_dir():
         hint = (
