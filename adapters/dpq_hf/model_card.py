@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
+import yaml  # type: ignore[import-untyped]  # no type information
 
 from dpq_hf.sources import config_of, is_hub_id
 
@@ -104,7 +104,8 @@ def _metadata(folder: Path, source: str, library: str, task: str) -> str:
     }
     if isinstance(language := original.get("language"), str | list):
         values["language"] = language
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return text
 
 
 _LICENSE = ("license", "license_name", "license_link")

@@ -12,7 +12,7 @@ from typing import Any
 
 from dpq_core.errors import AdapterError, SpecError
 from dpq_core.run import Run
-from dpq_llama.source.loading import locate
+from dpq_llama.source.checkpoint import locate
 
 
 def serve(source: str, host: str, port: int, run: Run) -> None:
