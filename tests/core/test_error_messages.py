@@ -22,6 +22,8 @@ SPELLS_FLAGS = {
     "dpq_core/plugin/options.py",  # likewise
     "dpq_core/jobs/demo.py",  # ends with a command to try
     "adapters/dpq_hf/model_card.py",  # the card shows a command
+    "adapters/dpq_llama/hub/artifact_files.py",  # likewise
+    "adapters/dpq_diffusion/hub/files.py",  # likewise
 }
 
 
