@@ -92,6 +92,15 @@ def test_a_model_without_a_tokenizer_is_refused(make_folder):
         LlamaAdapter().sample(str(make_folder()), SampleOptions(), RUN, None)
 
 
+def test_a_tokenizer_with_more_tokens_than_the_table_is_named(tied):
+    from dpq_llama.source.loading import check_ids, load_folder
+
+    model = load_folder(tied, "cpu", "auto")
+    check_ids(model, torch.tensor([[0, 210]]))
+    with pytest.raises(SourceError, match="token 211, the model's table has 211 entries: use"):
+        check_ids(model, torch.tensor([[3, 211]]))
+
+
 @pytest.mark.parametrize(
     "wrong", [{"max_new_tokens": 0}, {"temperature": -1}, {"top_p": 0}, {"dtype": "x"}], ids=str
 )

@@ -18,7 +18,7 @@ from dpq_core.errors import ANY, Hint, SourceError, SpecError
 from dpq_core.methods.quantize import tensor_seed
 from dpq_core.run import Progress, Run, silent
 from dpq_llama.options import CalibrateOptions
-from dpq_llama.source.loading import has_tokenizer, load_tokenizer
+from dpq_llama.source.loading import check_ids, has_tokenizer, load_tokenizer
 from dpq_llama.source.texts import read_text
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ def windows_of(
             lambda: write_windows(uncompressed, count, options.context, run.seed, run.progress),
         )
         windows = Windows(ids=ids, validation=validation, description="the model's own text")
+    check_ids(uncompressed, windows.ids)
     ids = windows.ids.to(uncompressed.device)
     Workers().agree([ids])
     return Windows(ids=ids, validation=windows.validation, description=windows.description)

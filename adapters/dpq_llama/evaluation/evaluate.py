@@ -13,7 +13,7 @@ from dpq_llama.evaluation import perplexity
 from dpq_llama.options import NONE, EvaluateOptions
 from dpq_llama.source.architecture import longest_context
 from dpq_llama.source.checkpoint import BUILTIN
-from dpq_llama.source.loading import builtin_name, load_model, load_tokenizer
+from dpq_llama.source.loading import builtin_name, check_ids, load_model, load_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,6 +64,8 @@ def evaluate(source: str, options: EvaluateOptions, run: Run) -> Evaluation:
     baseline = "" if options.baseline == NONE else options.baseline
     other_tokenizer = load_tokenizer(baseline) if baseline else None
     subject = _Subject(load_model(source, run.device, options.dtype), tokenizer)
+    if ids is not None:
+        check_ids(subject.model, ids)
     other = None
     if other_tokenizer is not None:
         other = _Subject(load_model(baseline, run.device, options.dtype), other_tokenizer)

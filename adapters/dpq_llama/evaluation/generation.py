@@ -18,7 +18,13 @@ from dpq_core.run import Run
 from dpq_llama.options import SampleOptions
 from dpq_llama.source.architecture import has_head, longest_context
 from dpq_llama.source.checkpoint import read_config
-from dpq_llama.source.loading import builtin_name, load_folder, load_model, load_tokenizer
+from dpq_llama.source.loading import (
+    builtin_name,
+    check_ids,
+    load_folder,
+    load_model,
+    load_tokenizer,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -93,6 +99,7 @@ class _Writer:
         """
         device = self.model.device
         ids = self._ids(prompt).to(device)
+        check_ids(self.model, ids)
         streamer = None
         if self.run.stream is not None:
             piece = partial(self.run.stream, number, title)

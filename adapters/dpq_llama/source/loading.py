@@ -73,6 +73,23 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def check_ids(model: PreTrainedModel, ids: torch.Tensor) -> None:
+    """Refuse ids of a text that the model has no embedding for.
+
+    Raises:
+        SourceError: the tokenizer has more tokens than the model's table.
+    """
+    table = model.get_input_embeddings()
+    entries = getattr(table, "num_embeddings", None)
+    if entries is not None and ids.numel() and int(ids.max()) >= entries:
+        raise SourceError(
+            f"the tokenizer writes token {int(ids.max())}, the model's table has {entries} "
+            "entries: "
+            "use the tokenizer that belongs to the model, or resize the table of the uncompressed "
+            "model (resize_token_embeddings) and compress it again"
+        )
+
+
 def has_tokenizer(source: str) -> bool:
     """Whether a source comes with the files of a tokenizer."""
     folder = locate(source)
