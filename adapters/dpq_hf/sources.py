@@ -135,6 +135,38 @@ def files_of_index(folder: Path, index: Path) -> tuple[list[Path], frozenset[str
     return [files[shard] for shard in sorted(files)], frozenset(weight_map)
 
 
+def refuse_adapter(folder: Path) -> None:
+    """Refuse a folder that holds an adapter of peft and no model.
+
+    Raises:
+        SourceError: it does.
+    """
+    if (folder / "adapter_config.json").is_file():
+        raise SourceError(
+            f"{folder}: an adapter of peft without its model; merge it first: "
+            "PeftModel.from_pretrained(MODEL, ADAPTER).merge_and_unload().save_pretrained(NEW)"
+        )
+
+
+def variant_of(folder: Path) -> str | None:
+    """The only variant of the weights that a folder has, as in ``model.fp16.safetensors``.
+
+    None where there are plain weights, or none; a variant is loaded by ``variant=``.
+
+    Raises:
+        SourceError: there are several.
+    """
+    if (folder / "model.safetensors").is_file():
+        return None
+    found = sorted(path.name.split(".")[1] for path in folder.glob("model.*.safetensors"))
+    if len(found) > 1:
+        raise SourceError(
+            f"{folder}: the variants {', '.join(found)} and no plain weights; keep the one to "
+            "be read in a folder of its own"
+        )
+    return found[0] if found else None
+
+
 def complete_shards(folder: Path) -> list[Path]:
     """The shards of a folder without an index, in their order; none where one is missing."""
     shards = sorted(folder.glob("model-*-of-*.safetensors"))

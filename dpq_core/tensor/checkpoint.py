@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 from abc import ABC, abstractmethod
@@ -96,7 +97,7 @@ class SafetensorsCheckpoint(Checkpoint):
                     self._file_of[name] = path
                     self.tensors[name] = TensorInfo(tuple(view.get_shape()), dtype)
         except (SafetensorError, OSError) as error:
-            raise SourceError(f"{path}: not a readable safetensors file ({error})") from None
+            raise SourceError(_unreadable(path, error)) from None
 
     def read(self, name: str) -> Tensor:
         """Read one tensor; the file is opened anew, so that no mapped page stays resident."""
@@ -132,3 +133,20 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 """Dtype code of safetensors -> torch dtype."""
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    """What is wrong with a weight file that has no readable header."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            return f"{path}: a git-lfs pointer, not the weights: run `git lfs pull` in its folder"
+        if "incomplete" in str(error).lower() or "invalidheaderlength" in str(error).lower():
+            return (
+                f"{path}: not a readable safetensors file ({error}); if it was downloaded, the "
+                "download is incomplete: fetch it again"
+            )
+    return f"{path}: not a readable safetensors file ({error})"
+
+
+_LFS_POINTER = b"version https://git-lfs"
+"""How the small text file begins that git keeps in place of a large one."""

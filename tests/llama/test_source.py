@@ -301,3 +301,38 @@ def test_block_scaled_weights_whose_scales_do_not_fit_are_refused(folder, edit_c
     refused(folder, "up_proj.weight_scale_inv' is .*, not")
     edit_config(folder, quantization_config={"quant_method": "fp8"})
     refused(folder, "weight_block_size None")
+
+
+def test_the_only_variant_of_the_weights_is_read_and_loaded(folder):
+    from dpq_llama.source.loading import load_folder
+
+    expected = open_checkpoint(str(folder)).tensors
+    (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
+    assert open_checkpoint(str(folder)).tensors == expected
+    model = load_folder(folder, torch.device("cpu"))
+    state = load_file(folder / "model.fp16.safetensors")
+    assert torch.equal(model.model.norm.weight, state["model.norm.weight"])
+    shutil.copy(folder / "model.fp16.safetensors", folder / "model.bf16.safetensors")
+    refused(folder, "the variants bf16, fp16 and no plain weights")
+
+
+def test_folders_that_are_something_else_are_named_for_what_they_are(folder, tmp_path):
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    refused(folder, "a git-lfs pointer, not the weights: run `git lfs pull`")
+    weights.write_bytes(whole[: len(whole) // 2])
+    refused(folder, "the download is incomplete: fetch it again")
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    refused(adapter, "an adapter of peft without its model; merge it first")
+
+
+def test_chat_templates_come_along_with_their_folder(folder):
+    more = folder / "additional_chat_templates"
+    more.mkdir()
+    for path in (folder / "chat_template.jinja", more / "tools.jinja"):
+        path.write_text("{{ messages }}")
+    found = open_checkpoint(str(folder)).side_files
+    assert {"chat_template.jinja", "additional_chat_templates/tools.jinja"} <= found.keys()

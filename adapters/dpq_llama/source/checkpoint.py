@@ -15,7 +15,7 @@ from dpq_core.artifact import MANIFEST_NAME
 from dpq_core.errors import SourceError
 from dpq_core.tensor.checkpoint import SafetensorsCheckpoint, TensorInfo
 from dpq_hf import sources
-from dpq_hf.sources import complete_shards, files_of_index, read_json
+from dpq_hf.sources import complete_shards, files_of_index, read_json, refuse_adapter, variant_of
 from dpq_llama.source.architecture import meta_model, model_class, typed_config
 from dpq_llama.source.fp8 import BlockScaledWeights, is_fp8
 
@@ -177,6 +177,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not (folder / CONFIG).is_file():
         hint = "; convert Meta's original format with transformers' convert_llama_weights_to_hf.py"
         original = (folder / "params.json").is_file()
+        refuse_adapter(folder)
         raise SourceError(
             f"{folder}: no {CONFIG}, so not a Hugging Face model folder" + hint * original
         )
@@ -199,6 +200,8 @@ def _weight_files(folder: Path) -> tuple[list[Path], frozenset[str]]:
     if not (folder / INDEX).is_file():
         if shards := complete_shards(folder):
             return shards, frozenset()
+        if variant := variant_of(folder):
+            return [folder / f"model.{variant}.safetensors"], frozenset()
         pickles = any(folder.glob("pytorch_model*.bin"))
         raise SourceError(
             f"{folder}: only pickled weights (pytorch_model.bin), which dpq never opens; convert "

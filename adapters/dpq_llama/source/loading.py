@@ -13,8 +13,9 @@ from dpq_core.artifact import Artifact
 from dpq_core.device import resolve
 from dpq_core.errors import SourceError
 from dpq_core.plugin.builtin import BUILTIN_SCHEME
+from dpq_hf.sources import variant_of
 from dpq_llama.source.architecture import loadable_class
-from dpq_llama.source.checkpoint import CONFIG, locate, open_checkpoint, read_config
+from dpq_llama.source.checkpoint import CONFIG, INDEX, locate, open_checkpoint, read_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -47,7 +48,11 @@ def load_class(kind: Any, folder: Path, device: torch.device, dtype: str) -> Pre
     """The model in a folder, loaded as a class of transformers."""
     with _no_progress_bar():
         model: PreTrainedModel = kind.from_pretrained(
-            folder, dtype=dtype, device_map={"": device}, local_files_only=True
+            folder,
+            dtype=dtype,
+            device_map={"": device},
+            local_files_only=True,
+            variant=None if (folder / INDEX).is_file() else variant_of(folder),
         )
     return model
 
