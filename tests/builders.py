@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from dpq_core.spec import QuantSpec
+from dpq_core.tensor import trellis
 from dpq_core.tensor.packing import pack
 from dpq_core.tensor.partition import Layout, Partition
 from dpq_core.tensor.pq_tensor import PQTensor, column_bits, expected_parts
@@ -18,7 +19,17 @@ def random_pq(
     p = Partition.of(shape, layout, spec)
     stored = {}
     for name, (dtype, size) in expected_parts(p, spec).items():
-        if name == "codes":
+        if name == "codes" and p.row_bits:
+            stored[name] = torch.randint(256, size, generator=generator).to(dtype)
+        elif name == "rates":
+            rates = torch.full((p.groups,), p.row_bits // p.groups)
+            rates[: p.row_bits % p.groups] += 1
+            rates[0], rates[1] = rates[0] + rates[1], 0
+            stored[name] = trellis.pack_rates(rates)
+        elif name == "outliers":
+            places = torch.randperm(p.rows * p.cols, generator=generator)[: size[0]]
+            stored[name] = places.sort().values.to(dtype)
+        elif name == "codes":
             codes = torch.randint(p.K, (p.stages * p.groups, p.points), generator=generator)
             stored[name] = pack(codes, p.code_bits)
         elif name == "index_map":

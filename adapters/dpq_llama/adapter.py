@@ -59,6 +59,7 @@ class LlamaAdapter(
     aliases: ClassVar[tuple[str, ...]] = ("llm",)
     summary: ClassVar[str] = "decoder-only language models (transformers folders, hub ids)"
     data_by_default: ClassVar[bool] = True
+    trellis_by_default: ClassVar[bool] = True
     training_after_data: ClassVar[Mapping[str, Any]] = {
         "steps": 12,  # of thousands of tokens each
         "lr": 3e-4,

@@ -73,7 +73,8 @@ class Manifest:
     @property
     def format_version(self) -> int:
         """The oldest version of the format that can hold this manifest (F24)."""
-        return _DATA_VERSION if self.data else format_version(self.specs)
+        version = format_version(self.specs)
+        return max(version, _DATA_VERSION) if self.data else version
 
     def partition(self, entry: TensorEntry) -> Partition | None:
         """The partition of a quantized tensor, None for a kept one.
@@ -165,7 +166,7 @@ class Manifest:
                 f"{FORMAT_VERSION}, upgrade dpq"
             )
         keys = {"format_version", *cls.__dataclass_fields__}
-        if version != _DATA_VERSION:
+        if version != _DATA_VERSION or "data" not in data:
             keys.remove("data")
         fields = strict_json.exactly(dict(data), keys, where)
         typed(version, int, f"{where}: format_version")

@@ -143,7 +143,7 @@ def plan_model(
         SourceError: the source cannot be opened.
         SpecError: the spec or an override fits no tensor, or the budget is too small.
     """
-    spec = arguments.spec(data=task is not None)
+    spec = arguments.spec(data=task is not None, trellis=adapter.trellis_by_default)
     checkpoint = adapter.open_with(arguments.source, options)
     overrides = tuple(Override.parse(text) for text in arguments.override)
     rules = (*presets.preset_overrides(arguments.preset, spec), *overrides)

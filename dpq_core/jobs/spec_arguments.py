@@ -140,8 +140,21 @@ class SpecArguments(RunArguments):
             return self.data
         return self.preset == "best" or (by_default and self.preset != "paper")
 
-    def spec(self, *, data: bool) -> QuantSpec:
+    @property
+    def _shapes_codebooks(self) -> bool:
+        """Whether an argument is about learned codebooks, which a trellis does not have."""
+        names = ("d", "K", "scope", "orientation", "iterations", "init")
+        keys = {key for text in self.set for key in parse_changes(text)}
+        return any(getattr(self, name) is not None for name in names) or bool(
+            keys - {"assignment", "trellis_rate", "transform", "row_scale", "seed"}
+        )
+
+    def spec(self, *, data: bool, trellis: bool = False) -> QuantSpec:
         """The spec of all tensors, or the spec that a planner's candidates are made from.
+
+        Args:
+            data: whether there will be statistics of the inputs.
+            trellis: whether presets store trellis codes, unless an argument is about codebooks.
 
         Raises:
             SpecError: arguments exclude each other, or a value is out of range.
@@ -160,7 +173,8 @@ class SpecArguments(RunArguments):
                 "preset paper has fixed widths", Hint.of("give {}: 1, 2, 3 or 4", bits=ANY)
             )
         bits = 2 if self.bits is None or self.has_budget else int(self.bits)
-        spec = preset(self.preset or "standard", bits, data=data)
+        trellis = trellis and not self._shapes_codebooks
+        spec = preset(self.preset or "standard", bits, data=data, trellis=trellis)
         values: dict[str, Any] = {
             "d": self.d,
             "K": self.K,

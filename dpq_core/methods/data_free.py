@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from dpq_core.methods.codebooks.kmeans import kmeans
 from dpq_core.methods.pool import selection as pool
 from dpq_core.methods.pool.refine import refine
 from dpq_core.spec import QuantSpec
+from dpq_core.tensor.basis.gain import RowProducts
 from dpq_core.tensor.int8 import to_int8
 from dpq_core.tensor.packing import pack
 from dpq_core.tensor.partition import Partition
@@ -61,6 +63,24 @@ class Encoding:
     def codebooks(self) -> Tensor:
         """The codebooks, float32 ``[S*B, K, d]``, read through the pool where there is one."""
         return self.codewords if self.index_map is None else self.codewords[self.index_map.long()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """The encoding of one weight as it is stored.
+
+    Attributes:
+        parts: the parts that hold codes and codewords, by name.
+        products: inner products of the rows of the core and of its reconstruction.
+        gain: gain of every row measured on outputs, float64 ``[R]``; None where there are no
+            statistics.
+        errors: see ``Quantized.output_errors``.
+    """
+
+    parts: Mapping[str, Tensor]
+    products: RowProducts
+    gain: Tensor | None
+    errors: tuple[float, ...]
 
 
 def learn_encoding(task: QuantizationTask) -> Encoding:

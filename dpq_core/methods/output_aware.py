@@ -25,7 +25,6 @@ from dpq_core.methods.assignment.objective import Objective
 from dpq_core.methods.data_free import Encoding, QuantizationTask
 from dpq_core.tensor.basis import selection as basis
 from dpq_core.tensor.basis.frame import Frame
-from dpq_core.tensor.basis.gain import gain_of
 
 DRIFT_SHARE = 0.25
 """Share of the drift of inputs for which weights make up (docs/algorithms.md#drift)."""
@@ -174,15 +173,7 @@ class OutputOptimizer:
             measured on outputs: ``<w, H w> / <w, H w_hat>``.
         """
         result = self._assign(encoding, "icm", sweeps=1)
-        gains = []
-        for rows in self.objective.chunks():
-            core = self.objective.by_column(rows)
-            core_hat = self.objective.by_column(rows, result.core_hat)
-            image = self.objective.hessian.matrix @ core
-            energy = (core * image).sum(0, dtype=torch.float64)
-            along = (core_hat * image).sum(0, dtype=torch.float64)
-            gains.append(gain_of(energy, along)[: rows.stop - rows.start])
-        return replace(encoding, codes=result.codes), torch.cat(gains)
+        return replace(encoding, codes=result.codes), self.objective.gains(result.core_hat)
 
     def _assign(self, encoding: Encoding, method: str, *, sweeps: int) -> AssignResult:
         """Choose codes by a method; ``icm`` starts from the codes of the encoding."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dpq_core.methods.data_free import (
+    Encoded,
     QuantizationTask,
     assign_nearest,
     learn_encoding,
@@ -21,6 +22,7 @@ from dpq_core.methods.output_aware import (
     output_optimizer,
     point_weights,
 )
+from dpq_core.methods.trellis.encode import encode as encode_trellis
 from dpq_core.spec import QuantSpec
 from dpq_core.tensor.basis import selection as basis
 from dpq_core.tensor.basis.gain import RowProducts
@@ -80,12 +82,38 @@ def quantize(
         stored["row_scale"] = _half(rms)
     subvectors = basis.scaled_subvectors(matrix, partition, stored.get("row_scale"))
     del weight, matrix  # often the last references to them: k-means needs only the subvectors
-    if spec.group_scale:
-        stored["group_scale"] = basis.scale_groups(subvectors)
-    frame = frame_of(partition, stored)
-    task = QuantizationTask(
-        subvectors=subvectors, partition=partition, spec=spec, seed=seed, name=name
-    )
+    if partition.row_bits:
+        encoded = encode_trellis(subvectors, partition, spec, stored, statistics)
+    else:
+        if spec.group_scale:
+            stored["group_scale"] = basis.scale_groups(subvectors)
+        task = QuantizationTask(
+            subvectors=subvectors, partition=partition, spec=spec, seed=seed, name=name
+        )
+        encoded = _encode(task, stored, statistics)
+    stored |= encoded.parts
+    products, row_scale = encoded.products, stored.get("row_scale")
+    if row_scale is not None:
+        gain = products.gain() if encoded.gain is None else encoded.gain
+        stored["row_scale"] = _half(row_scale.double() * gain.to(row_scale.device))
+    error = products.relative_error(row_scale, stored.get("row_scale"))
+    pq = PQTensor(partition=partition, spec=spec, dtype=dtype, stored=stored)
+    if original is not None:
+        error = _relative_error(original, pq)
+    return Quantized(pq=pq, relative_error=error, output_errors=encoded.errors)
+
+
+def _encode(
+    task: QuantizationTask, stored: dict[str, Tensor], statistics: InputStatistics
+) -> Encoded:
+    """Encode the subvectors of one weight by learned codebooks.
+
+    Args:
+        task: the subvectors, and all choices.
+        stored: parts that hold basis and scales.
+        statistics: statistics of the layer's inputs.
+    """
+    frame = frame_of(task.partition, stored)
     task = replace(task, weights=point_weights(task, frame, statistics))
     optimizer = output_optimizer(task, frame, statistics)
     encoding = learn_encoding(task)
@@ -96,19 +124,16 @@ def quantize(
     gain: Tensor | None = None
     if optimizer is not None:
         encoding, gain = optimizer.sweep(encoding)
-    elif spec.codebook_dtype == "int8":
+    elif task.spec.codebook_dtype == "int8":
         encoding = assign_nearest(task, encoding)
-    products = RowProducts.of(subvectors, encoding.codes, encoding.codebooks, partition, stored)
-    row_scale = stored.get("row_scale")
-    if row_scale is not None:
-        gain = products.gain() if gain is None else gain
-        stored["row_scale"] = _half(row_scale.double() * gain.to(row_scale.device))
-    error = products.relative_error(row_scale, stored.get("row_scale"))
-    stored |= parts | pack_codes(task, encoding)
-    pq = PQTensor(partition=partition, spec=spec, dtype=dtype, stored=stored)
-    if original is not None:
-        error = _relative_error(original, pq)
-    return Quantized(pq=pq, relative_error=error, output_errors=errors)
+    return Encoded(
+        parts=parts | pack_codes(task, encoding),
+        products=RowProducts.of(
+            task.subvectors, encoding.codes, encoding.codebooks, task.partition, stored
+        ),
+        gain=gain,
+        errors=errors,
+    )
 
 
 def _relative_error(weight: Tensor, pq: PQTensor) -> float:

@@ -58,4 +58,6 @@ def _movable(plan: TensorPlan, rows: int) -> bool:
     if plan.info.shape[:1] != (rows,):
         return False
     spec = plan.spec
-    return spec is None or (spec.orientation == "input" and spec.transform == "none")
+    return spec is None or (
+        spec.orientation == "input" and spec.transform == "none" and not spec.trellis_rate
+    )

@@ -12,8 +12,12 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from dpq_core.artifact.shards import SHARD_BYTES
 from dpq_core.errors import SpecError
+from dpq_core.methods.trellis.encode import column_energy
+from dpq_core.methods.trellis.rates import expected_error
 from dpq_core.planning.allocate import Choice, allocate
 from dpq_core.planning.free_axes import free_axes
 from dpq_core.planning.overhead import overhead
@@ -42,6 +46,13 @@ GRID = (
     (1, 256),
 )
 """d and K of the candidates: 1 to 8 bits per weight in steps of a quarter to a third at first."""
+
+
+TRELLIS_RATES = tuple(quarters / 4 for quarters in range(3, 17))
+"""Code bits per weight of the candidates with trellis codes: 0.75 to 4."""
+
+BEYOND_TRELLIS = ((2, 1024), (2, 4096), (1, 256))
+"""d and K of the candidates with more bits than a trellis has: 5, 6 and 8 per weight."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +98,19 @@ class Planned:
 
 
 def candidate_specs(
-    base: QuantSpec, grid: Iterable[tuple[int, int]] = GRID
+    base: QuantSpec, grid: Iterable[tuple[int, int]] | None = None
 ) -> tuple[QuantSpec, ...]:
-    """The base spec at every subvector length and codebook size of a grid."""
-    return tuple(base.replace(d=d, K=K) for d, K in grid)
+    """The base spec at every size of a grid.
+
+    Args:
+        base: the spec in all else.
+        grid: subvector lengths and codebook sizes; None for ``GRID``, or for the rates of a trellis
+            and ``BEYOND_TRELLIS`` where the base has a trellis.
+    """
+    if grid is None and base.trellis_rate:
+        rates = tuple(base.replace(trellis_rate=rate) for rate in TRELLIS_RATES)
+        return rates + candidate_specs(base, BEYOND_TRELLIS)
+    return tuple(base.replace(d=d, K=K) for d, K in grid or GRID)
 
 
 def plan_for_budget(
@@ -199,8 +219,14 @@ def _predicted(checkpoint: Checkpoint, plans: list[TensorPlan]) -> Option:
     values = checkpoint.read(plans[0].name)
     curves: dict[tuple[int, str], Curve] = {}
     option: Option = []
+    energy: Tensor | None = None
     for plan in plans:
         if plan.spec is None or plan.partition is None:
+            continue
+        if plan.partition.row_bits:
+            if energy is None:
+                energy = column_energy(plan.partition.to_matrix(values), plan.partition)
+            option.append((plan, expected_error(energy, plan.partition)))
             continue
         key = (plan.partition.d, plan.partition.orientation)
         if key not in curves:

@@ -97,12 +97,15 @@ class TensorAdapter(Adapter, Generic[Options]):
     Class attributes:
         data_by_default: whether models of this domain are quantized with data unless the user says
             otherwise; the adapter then has ``calibration``.
+        trellis_by_default: whether the presets ``standard`` and ``best`` store trellis codes here,
+            which have less error in the same bytes, and take longer to decode.
         training_after_data: settings of the training that the preset ``best`` adds to compressing
             with data, where others than the defaults are worth their time here: fields of
             ``CalibrateSettings``.
     """
 
     data_by_default: ClassVar[bool] = False
+    trellis_by_default: ClassVar[bool] = False
     training_after_data: ClassVar[Mapping[str, Any]] = {}
 
     def open_with(self, source: str, options: Options) -> Checkpoint:

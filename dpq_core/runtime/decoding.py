@@ -7,10 +7,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from dpq_core import trellis_books
+from dpq_core.tensor import trellis
 from dpq_core.tensor.basis.frame import Frame
 from dpq_core.tensor.packing import UnpackedCache, unpack
 from dpq_core.tensor.partition import Partition
-from dpq_core.tensor.pq_tensor import effective_books, frame_of
+from dpq_core.tensor.pq_tensor import book_of_group, effective_books, frame_of
 
 CHUNK_BYTES = 16 << 20
 """Bytes of dense rows that exist at a time during a forward pass."""
@@ -40,6 +42,10 @@ class Decodable:
     def books(self) -> Tensor:
         """The codebooks, float32 ``[S*B, K, d]``, differentiable in their parts."""
         return effective_books(self.partition, self.parts(), self._unpacked)
+
+    def book_of_group(self) -> Tensor:
+        """Index of the codebook that each group uses in one stage: int64 ``[G]``."""
+        return book_of_group(self.partition, self.parts(), self._unpacked)
 
     def frame(self) -> Frame:
         """The frame of the core: its scales, column order and signs."""
@@ -72,7 +78,8 @@ class Decodable:
         scale = self.parts().get("row_scale") if scaled else None
         exact = dtype if scale is None and p.stages == 1 else torch.float32
         along_rows = p.orientation == "output"
-        unit = p.d if along_rows else 8  # 8 codes end on a byte, whatever the bits per code
+        unit = trellis_books.RESTART if p.row_bits else 8  # whole bytes, and no window across
+        unit = p.d if along_rows else unit
         fast = self._is_plain_cpu()
         nbytes = min(TILE_BYTES, CHUNK_BYTES) if fast and tiled else CHUNK_BYTES
         step = max(1, nbytes // (exact.itemsize * p.cols * unit)) * unit
@@ -85,6 +92,8 @@ class Decodable:
                 dense = self._output_rows(first, last, books)
             else:
                 dense = self._assemble(self._row_codes(first, last), books)
+            if p.row_bits:
+                trellis.add_outliers(dense, first, self.parts())
             if scale is not None:
                 dense = dense * scale[first:last].float()[:, None]
             yield first, dense.to(dtype)
@@ -98,6 +107,8 @@ class Decodable:
             dense = self._rows_along_outputs(index, books)
         else:
             dense = self._assemble(self._codes_at(index), books)
+        if p.row_bits:
+            dense = trellis.add_outliers_at(dense, index, self.parts())
         scale = self.parts().get("row_scale")
         if scale is not None:
             dense = dense * scale[index].float()[:, None]
@@ -124,9 +135,12 @@ class Decodable:
 
     def _fast_rows(self, first: int, last: int, books: Tensor) -> Tensor:
         """Rows ``first..last`` of the core by the compiled loop; the memory is reused."""
-        from dpq_core.kernels.cpu import decode  # numba loads on first use
+        from dpq_core.kernels.cpu import decode, trellis_decode  # numba loads on first use
 
         p = self.partition
+        if p.row_bits:
+            rates = self.book_of_group()
+            return trellis_decode.rows(self.codes, rates, books, p, first, last)[:, : p.cols]
         codes = self._row_codes(first, last).chunk(p.stages)
         codebooks = books.chunk(p.stages)
         dense = decode.rows(codes[0], codebooks[0], p.groups_per_codebook)
@@ -139,6 +153,8 @@ class Decodable:
     def _row_codes(self, first: int, last: int) -> Tensor:
         """Codes ``[S*G, last - first]`` of points first..last; first is a multiple of 8."""
         p = self.partition
+        if p.row_bits:
+            return self._codes_at(torch.arange(first, last, device=self.codes.device))
         packed = self.codes[:, first * p.code_bits // 8 : -(-last * p.code_bits // 8)]
         return packed if p.code_bits == 8 else unpack(packed, p.code_bits, last - first)
 
@@ -172,7 +188,7 @@ class Decodable:
     def _assemble(self, codes: Tensor, books: Tensor) -> Tensor:
         """Float32 rows ``[n, C]`` of a core cut along the inputs, from codes ``[S*G, n]``."""
         p = self.partition
-        book = p.codebook_of_group().to(codes.device)
+        book = self.book_of_group()
         stages = torch.arange(p.stages, device=codes.device)[:, None] * p.codebooks
         words = _codewords(codes, (stages + book).view(-1, 1), books)  # [S*G, n, d]
         if p.stages > 1:
@@ -182,6 +198,8 @@ class Decodable:
     def _codes_at(self, point: Tensor) -> Tensor:
         """Codes ``[S*G, n]`` of the points at int64 ``[n]``."""
         p = self.partition
+        if p.row_bits:
+            return trellis.windows_at(self.codes, self.book_of_group(), p.points, point, p.K)
         if p.code_bits == 8:
             return self.codes[:, point]
         bit = point * p.code_bits

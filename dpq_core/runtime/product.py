@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dpq_core import trellis_books
 from dpq_core.runtime.decoding import Decodable
+from dpq_core.tensor import trellis
+
+_TRELLIS_TOKENS = 2
+"""Tokens up to which a trellis code is multiplied without decoding; beyond, that is faster."""
 
 
 def multiply(tokens: Tensor, weight: Decodable, bias: Tensor | None = None) -> Tensor:
@@ -49,12 +54,14 @@ def uses_table(tokens: Tensor, weight: Decodable) -> bool:
     if (
         tokens.device.type != "cpu"
         or p.orientation != "input"
-        or p.code_bits not in (8, 16)
+        or (p.code_bits not in (8, 16) and not p.row_bits)
         or p.rows * 8 < p.K  # the table would cost more than the product
         or torch.is_grad_enabled()
         or torch.compiler.is_compiling()
     ):
         return False
+    if p.row_bits:
+        return 0 < len(tokens) <= _TRELLIS_TOKENS
     from dpq_core.kernels.cpu import lut  # numba loads on first use
 
     # Beyond, decoding is faster (benchmarks/suites/runtime.py).
@@ -67,14 +74,18 @@ def tabulated(tokens: Tensor, weight: Decodable) -> Tensor:
     Returns:
         ``[tokens, R]`` in the dtype of ``tokens``, multiplied by the row scales.
     """
-    from dpq_core.kernels.cpu import lut  # numba loads on first use
+    from dpq_core.kernels.cpu import lut, trellis_decode  # numba loads on first use
 
-    p = weight.partition
+    p, scale = weight.partition, weight.parts().get("row_scale")
+    if p.row_bits:
+        both, rates = trellis_books.both_coordinates(p.K), weight.book_of_group()
+        result = trellis_decode.product(tokens, weight.codes, rates, both, p)
+        result += trellis.outlier_products(tokens, p.rows, weight.parts())
+        return (result if scale is None else result * scale.detach().float()).to(tokens.dtype)
     codes = weight.codes if p.code_bits == 8 else weight.codes.view(torch.uint16)
     precise = tokens.dtype not in (torch.bfloat16, torch.float16)
     books = weight.books().detach()
     result = lut.multiply(tokens.float(), books, codes, p, precise=precise)
-    scale = weight.parts().get("row_scale")
     if scale is not None:
         result = result * scale.detach().float()
     return result.to(tokens.dtype)

@@ -77,7 +77,8 @@ class PQWeight(Decodable, StandIn):
             ArtifactError: a value is not finite in its stored dtype.
         """
         parts = {name: part.detach() for name, part in self.parts().items()}
-        if "codebook_scale" not in parts and self.spec.codebook_dtype == "int8":
+        learned = not self.partition.row_bits
+        if learned and "codebook_scale" not in parts and self.spec.codebook_dtype == "int8":
             name = "pool" if self.partition.pool else "codebooks"
             parts[name], parts["codebook_scale"] = to_int8(parts[name])
         expected = expected_parts(self.partition, self.spec)
@@ -102,6 +103,8 @@ class PQWeight(Decodable, StandIn):
     def sizes(self) -> str:
         """Sizes of codes and codebooks in one line, which ``print(model)`` shows."""
         p = self.partition
+        if p.row_bits:
+            return f"trellis, {p.row_bits / p.cols:.3g} bits, K={p.K}"
         stages = f"stages={p.stages}, " if p.stages > 1 else ""
         pool = f", pool={p.pool}" if p.pool else ""
         return f"{stages}d={p.d}, K={p.K}, codebooks={p.codebooks}{pool}"

@@ -1,11 +1,14 @@
 """Every choice that decides bytes: the spec of a tensor, its sections, presets and overrides.
 
 ``quant_spec``  the spec of one tensor: versioned, validated, unknown keys refused
+``bits``        sizes of the presets, and what a trellis needs of the other fields
 ``sections``    its nested sections: k-means, pool, assignment
+``changes``     changes of a spec as text
 ``presets``     named specs: ``standard``, ``best``, ``paper``
 ``overrides``   rules that change the spec of the tensors whose name matches a pattern
 """
 
+from dpq_core.spec.changes import parse_changes
 from dpq_core.spec.overrides import Override, apply_overrides
 from dpq_core.spec.presets import PRESETS, preset, preset_overrides
 from dpq_core.spec.quant_spec import (
@@ -21,7 +24,6 @@ from dpq_core.spec.quant_spec import (
     TRANSFORMS,
     QuantSpec,
     keys_of,
-    parse_changes,
 )
 from dpq_core.spec.sections import (
     ASSIGNMENTS,

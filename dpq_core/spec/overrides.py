@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dpq_core.errors import SpecError
-from dpq_core.spec.quant_spec import PRESET_D, QuantSpec, parse_changes
+from dpq_core.spec.changes import parse_changes
+from dpq_core.spec.quant_spec import PRESET_D, QuantSpec
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Override:
         if value.isdigit():
             if int(value) not in PRESET_D:
                 raise SpecError(f"override {text!r}: bits must be 1, 2, 3 or 4")
-            return cls(pattern, {"d": PRESET_D[int(value)], "K": 256})
+            return cls(pattern, {"bits": int(value)})
         changes = parse_changes(value)
         QuantSpec().replace(**changes)
         return cls(pattern, changes)

@@ -11,12 +11,12 @@ PRESETS = ("standard", "best", "paper")
 """Names of the presets."""
 
 
-def preset(name: str, bits: int, *, data: bool = False) -> QuantSpec:
+def preset(name: str, bits: int, *, data: bool = False, trellis: bool = False) -> QuantSpec:
     """The spec of a preset at a nominal number of bits per weight.
 
-    * ``standard``: permuted columns, shared codebooks of 256 codewords and row scales. With data:
-      error feedback, coordinate descent and a closed-form update of the codebooks on statistics of
-      the inputs; without data: the nearest codewords.
+    * ``standard``: permuted columns, shared codebooks of 256 codewords and row scales; or trellis
+      codes. With data: error feedback, coordinate descent and a closed-form update of the codebooks
+      on statistics of the inputs; without data: the nearest codewords.
     * ``best``: the spec of ``standard`` with another round of updates; jobs plan the bytes tensor
       by tensor, and calibrate afterwards.
     * ``paper``: DPQ as published (docs/algorithms.md#preset-paper): one codebook of 256 per group
@@ -27,6 +27,8 @@ def preset(name: str, bits: int, *, data: bool = False) -> QuantSpec:
         name: one of ``PRESETS``.
         bits: 1, 2, 3 or 4.
         data: whether there will be statistics of the inputs.
+        trellis: whether ``standard`` and ``best`` store trellis codes, in place of codes of learned
+            codebooks.
 
     Raises:
         SpecError: no such preset, or ``bits`` is not 1, 2, 3 or 4.
@@ -44,11 +46,16 @@ def preset(name: str, bits: int, *, data: bool = False) -> QuantSpec:
         )
     if name not in PRESETS:
         raise SpecError(f"preset {name!r} is not one of {', '.join(PRESETS)}")
+    spec = QuantSpec.preset(bits)
+    if trellis:
+        spec = spec.replace(trellis_rate=float(bits))
     if not data:
-        return QuantSpec.preset(bits)
-    updates = 2 if name == "best" else 1
-    assignment = AssignmentSpec(method="ldlq+icm", updates=updates)
-    return QuantSpec.preset(bits, assignment=assignment)
+        return spec
+    best = name == "best"
+    assignment = AssignmentSpec(method="ldlq+icm", updates=2 if best else 1)
+    if trellis:  # nothing to update; a second sweep gains 1 %
+        assignment = AssignmentSpec(method="ldlq+icm", sweeps=3 if best else 1, updates=0)
+    return spec.replace(assignment=assignment)
 
 
 def preset_overrides(name: str | None, spec: QuantSpec) -> tuple[Override, ...]:

@@ -13,6 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dpq_core.errors import SpecError
+from dpq_core.spec.bits import (
+    MAX_TRELLIS_RATE,
+    PRESET_D,
+    TRELLIS_SIZES,
+    suits_trellis,
+    with_trellis,
+)
 from dpq_core.spec.sections import (
     ASSIGNMENTS,
     INITS,
@@ -22,7 +29,6 @@ from dpq_core.spec.sections import (
     PoolSpec,
     is_int,
     is_number,
-    parse_value,
     raise_failed_checks,
     require_fields,
 )
@@ -46,10 +52,9 @@ __all__ = [
     "PoolSpec",
     "QuantSpec",
     "keys_of",
-    "parse_changes",
 ]
 
-SPEC_VERSION = 2
+SPEC_VERSION = 3
 """Newest version of the spec's JSON form; raised when keys are added or change their meaning.
 
 A spec is written in the oldest version that can express it, so that an older dpq reads every spec
@@ -58,12 +63,6 @@ that it could have written itself.
 
 MAX_D = 64
 MAX_K = 65_536
-
-PRESET_D = {1: 8, 2: 4, 3: 3, 4: 2}
-"""Subvector length per nominal bit width, K = 256 (DPQ, section 1.2 of the paper's supplement).
-
-"3 bits" is really 8/3 = 2.67 bits of codes per weight; reports print the true figure.
-"""
 
 SCOPES = ("auto", "tensor", "subspace")
 ORIENTATIONS = ("input", "output", "auto")
@@ -102,6 +101,11 @@ class QuantSpec:
             inputs only.
         transform: ``rht`` quantizes in a rotated basis without outliers (QuIP#).
         assignment: how codes are chosen.
+        trellis_rate: average code bits per weight of a trellis code (QTIP), whose codewords are
+            selected by windows of bits that overlap: for the same bits a lower error than codes
+            of their own. Needs d = 2 and K of ``TRELLIS_SIZES``; its codebooks are the same for
+            all tensors and not stored, each group has a rate and a scale, and there is nothing to
+            permute. 0: every subvector has a code of its own.
     """
 
     d: int = 4
@@ -120,6 +124,7 @@ class QuantSpec:
     permute: bool = False
     transform: str = "none"
     assignment: AssignmentSpec = field(default_factory=AssignmentSpec)
+    trellis_rate: float = 0.0
 
     def __post_init__(self) -> None:
         """Check every field and report all mistakes at once."""
@@ -176,6 +181,15 @@ class QuantSpec:
                     self.stages == 1 or getattr(self.pool, "method", "") == "none",
                     "additive stages have no pool",
                 ),
+                (
+                    is_number(self.trellis_rate) and 0 <= self.trellis_rate <= MAX_TRELLIS_RATE,
+                    f"trellis_rate must be 0..{MAX_TRELLIS_RATE:g}",
+                ),
+                (
+                    not self.trellis_rate or suits_trellis(self),
+                    f"a trellis needs d=2, K={' or '.join(map(str, TRELLIS_SIZES))}, orientation "
+                    "input, one stage, and neither pool, permutation nor group_scale",
+                ),
             ],
         )
 
@@ -198,14 +212,17 @@ class QuantSpec:
 
         A nested spec can be given whole, or as a mapping of what changes in it. The permutation is
         dropped where the new spec cannot have one: with another orientation than ``input``, or in
-        a rotated basis.
+        a rotated basis. A trellis brings what it needs along; another d or K ends it, and columns
+        are permuted then. ``bits`` of 1, 2, 3 or 4 stands for that rate of a trellis, or for the
+        d and K of a preset.
         """
+        changes = with_trellis(self.trellis_rate, changes)
         values = {**dataclasses.asdict(self), **changes}
         along_input = changes.get("orientation", "input") == "input"
         rotated = changes.get("transform", "none") != "none"
         if "permute" not in changes and (rotated or not along_input):
             values["permute"] = False
-        for key in _NESTED:
+        for key in NESTED:
             if isinstance(changes.get(key), Mapping):
                 values[key] = {**dataclasses.asdict(getattr(self, key)), **changes[key]}
         return QuantSpec.from_json(values)
@@ -217,14 +234,16 @@ class QuantSpec:
 
     @property
     def bits(self) -> float:
-        """Bits of the codes alone per weight: stages * code_bits / d."""
-        return self.stages * self.code_bits / self.d
+        """Bits of the codes alone per weight: stages * code_bits / d, or the trellis's rate."""
+        return self.trellis_rate or self.stages * self.code_bits / self.d
 
     @property
     def version(self) -> int:
         """The oldest version of the JSON form that has all keys and values of this spec."""
-        only_old_keys = all(getattr(self, key) == DEFAULTS[key] for key in _ADDED[2])
-        return 1 if only_old_keys and self.codebook_dtype != "int8" else 2
+        for version in range(SPEC_VERSION, 1, -1):
+            if any(getattr(self, key) != DEFAULTS[key] for key in _ADDED[version]):
+                return version
+        return 2 if self.codebook_dtype == "int8" else 1
 
     def to_json(self) -> dict[str, Any]:
         """The spec as plain JSON values, version included."""
@@ -246,42 +265,25 @@ class QuantSpec:
             )
         unknown = sorted(set(values) - keys_of(version))
         if unknown:
-            names = ", ".join(f.name for f in dataclasses.fields(cls))
+            names = ", ".join(f.name for f in dataclasses.fields(cls) if f.name in keys_of(version))
             raise SpecError(f"spec: unknown key {', '.join(unknown)}; known: {names}")
-        for key, kind in _NESTED.items():
+        for key, kind in NESTED.items():
             if isinstance(values.get(key), Mapping):
                 values[key] = kind(**require_fields(kind, values[key], key))
         return cls(**values)
 
 
-def parse_changes(text: str) -> dict[str, Any]:
-    """Parse changes of a spec such as ``d=2,K=1024,pool=wkmeans,kmeans.iterations=9``.
-
-    ``pool`` and ``assignment`` without a dot mean their ``method``.
-
-    Raises:
-        SpecError: the text has another form.
-    """
-    changes: dict[str, Any] = {}
-    for item in text.split(","):
-        key, equals, raw = (part.strip() for part in item.partition("="))
-        if not key or not equals or not raw:
-            raise SpecError(f"{item!r}: write KEY=VALUE, several with commas between them")
-        outer, _, inner = key.partition(".")
-        if inner or outer in _NESTED:
-            changes.setdefault(outer, {})[inner or "method"] = parse_value(raw)
-        else:
-            changes[key] = parse_value(raw)
-    return changes
-
-
-_NESTED: dict[str, type] = {
+NESTED: dict[str, type] = {
     "kmeans": KMeansSpec,
     "pool": PoolSpec,
     "assignment": AssignmentSpec,
 }
+"""Fields that are specs themselves -> their classes."""
 
-_ADDED = {2: ("stages", "pool", "group_scale", "permute", "transform", "assignment")}
+_ADDED = {
+    2: ("stages", "pool", "group_scale", "permute", "transform", "assignment"),
+    3: ("trellis_rate",),
+}
 """Version of the JSON form -> the keys that came with it."""
 
 DEFAULTS = dataclasses.asdict(QuantSpec()) | {"pool": PoolSpec(), "assignment": AssignmentSpec()}

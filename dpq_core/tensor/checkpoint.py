@@ -142,8 +142,8 @@ def _unreadable(path: Path, error: Exception) -> str:
             return f"{path}: a git-lfs pointer, not the weights: run `git lfs pull` in its folder"
         if "incomplete" in str(error).lower() or "invalidheaderlength" in str(error).lower():
             return (
-                f"{path}: not a readable safetensors file ({error}); if it was downloaded, the "
-                "download is incomplete: fetch it again"
+                f"{path}: not a readable safetensors file ({error}); it was cut or changed: if it "
+                "was downloaded, the download is incomplete: fetch it again"
             )
     return f"{path}: not a readable safetensors file ({error})"
 

@@ -13,10 +13,14 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
+from dpq_core import trellis_books
 from dpq_core.errors import SpecError
 from dpq_core.grouping import Grouping
 from dpq_core.spec import QuantSpec
 from dpq_core.tensor.pool_size import PoolSize, pool_vectors
+
+MAX_TRELLIS_WEIGHTS = 2**31 - 1
+"""Weights of one trellis code at most: places of outliers are 32-bit integers."""
 
 
 class Layout(StrEnum):
@@ -45,6 +49,7 @@ class Partition(Grouping):
         K: codewords per codebook, at most the number of subvectors that share it.
         pool: V, vectors of the pool; 0 where codebooks are stored as they are.
         index_bits: bits of an index into the pool.
+        row_bits: code bits of one point in all groups of a trellis code; 0 without a trellis.
     """
 
     shape: tuple[int, ...]
@@ -54,6 +59,7 @@ class Partition(Grouping):
     K: int
     pool: int = 0
     index_bits: int = 0
+    row_bits: int = 0
 
     @classmethod
     def of(cls, shape: tuple[int, ...], layout: Layout, spec: QuantSpec) -> Partition:
@@ -68,8 +74,14 @@ class Partition(Grouping):
         rows, cols = _matrix_shape(shape, layout)
         axis, points = (cols, rows) if spec.orientation == "input" else (rows, cols)
         groups = math.ceil(axis / spec.d)
-        groups_per_codebook = _groups_per_codebook(spec, groups, points)
-        K = min(spec.K, max(2, groups_per_codebook * points))
+        if spec.trellis_rate and rows * cols > MAX_TRELLIS_WEIGHTS:
+            raise SpecError(
+                f"a trellis holds at most {MAX_TRELLIS_WEIGHTS:,} weights, not {rows * cols:,}; "
+                "use trellis_rate=0 for this tensor"
+            )
+        row_bits = min(round(spec.trellis_rate * cols), trellis_books.MAX_RATE * groups)
+        groups_per_codebook = 1 if row_bits else _groups_per_codebook(spec, groups, points)
+        K = spec.K if row_bits else min(spec.K, max(2, groups_per_codebook * points))
         codebooks = math.ceil(groups / groups_per_codebook)
         pool, index_bits = _pool_size(spec, rows, cols, codebooks=codebooks, K=K)
         return cls(
@@ -87,6 +99,7 @@ class Partition(Grouping):
             K=K,
             pool=pool,
             index_bits=index_bits,
+            row_bits=row_bits,
         )
 
     @property

@@ -10,8 +10,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from dpq_core import trellis_books
 from dpq_core.errors import ArtifactError
 from dpq_core.spec import QuantSpec
+from dpq_core.tensor import trellis
 from dpq_core.tensor.basis import transform
 from dpq_core.tensor.basis.frame import Frame
 from dpq_core.tensor.packing import UnpackedCache, unpack
@@ -32,12 +34,18 @@ def expected_parts(partition: Partition, spec: QuantSpec) -> dict[str, Part]:
     codebooks = p.stages * p.codebooks  # S*B
     dtype: torch.dtype = getattr(torch, spec.codebook_dtype)
     parts: dict[str, Part] = {"codes": (torch.uint8, (p.stages * p.groups, p.group_bytes))}
-    if p.pool:
+    if p.row_bits:
+        parts["codes"] = (torch.uint8, (p.row_bits, trellis_books.group_bytes(p.points, 1)))
+        parts["rates"] = (torch.uint8, (trellis.rate_bytes(p.groups),))
+        parts["group_scale"] = (torch.float16, (p.groups,))
+        parts["outliers"] = (torch.int32, (trellis.outlier_count(p.rows, p.cols),))
+        parts["outlier_values"] = (torch.float16, parts["outliers"][1])
+    elif p.pool:
         parts["pool"] = (dtype, (p.pool, p.d))
         parts["index_map"] = (torch.uint8, (codebooks, math.ceil(p.K * p.index_bits / 8)))
     else:
         parts["codebooks"] = (dtype, (codebooks, p.K, p.d))
-    if dtype == torch.int8:
+    if dtype == torch.int8 and not p.row_bits:
         parts["codebook_scale"] = (torch.float16, (1 if p.pool else codebooks,))
     if spec.row_scale:
         parts["row_scale"] = (torch.float16, (p.rows,))
@@ -54,6 +62,9 @@ def expected_parts(partition: Partition, spec: QuantSpec) -> dict[str, Part]:
 
 PARTS = (
     "codes",
+    "rates",
+    "outliers",
+    "outlier_values",
     "codebooks",
     "pool",
     "index_map",
@@ -86,20 +97,42 @@ def effective_books(
 ) -> Tensor:
     """The codebooks in float32 ``[S*B, K, d]``, read through the pool where there is one.
 
-    Differentiable in the stored codebooks, pool and scales.
+    Differentiable in the stored codebooks, pool and scales. The codebooks of a trellis are those of
+    its rates, ``[9, K, d]``, which are no parts; see ``book_of_group``.
 
     Args:
         partition: partition of the tensor.
         parts: stored parts by name.
         unpacked: cache of the unpacked index map.
     """
-    p, values = partition, stored_values(partition, parts)
+    p = partition
+    if p.row_bits:
+        return trellis_books.codebooks(p.K).to(parts["codes"].device)
+    values = stored_values(p, parts)
     if not p.pool:
         return values
     index = (unpacked or UnpackedCache()).get(
         "index_map", parts["index_map"], lambda packed: unpack(packed, p.index_bits, p.K)
     )
     return torch.nn.functional.embedding(index, values)
+
+
+def book_of_group(
+    partition: Partition, parts: Mapping[str, Tensor], unpacked: UnpackedCache | None = None
+) -> Tensor:
+    """Index of the codebook that each group uses in one stage: int64 ``[G]``.
+
+    Args:
+        partition: partition of the tensor.
+        parts: stored parts by name.
+        unpacked: cache of the unpacked rates.
+    """
+    p, codes = partition, parts["codes"]
+    if not p.row_bits:
+        return p.codebook_of_group().to(codes.device)
+    return (unpacked or UnpackedCache()).get(
+        "rates", parts["rates"], lambda packed: trellis.rates_of(packed, p.groups)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +181,9 @@ class PQTensor:
     def _check_ranges(self) -> None:
         """Raise ArtifactError where a code, an index or the permutation is out of range."""
         p = self.partition
-        if 1 << p.code_bits != p.K:  # otherwise every bit pattern is a valid code
+        if p.row_bits:
+            trellis.check(self.stored, p.groups, p.row_bits, p.rows * p.cols)
+        elif 1 << p.code_bits != p.K:  # otherwise every bit pattern is a valid code
             largest = max(int(self.codes_of(row).max()) for row in range(p.stages * p.groups))
             if largest >= p.K:
                 raise ArtifactError(f"a code is {largest}, but there are only {p.K} codewords")
@@ -163,7 +198,7 @@ class PQTensor:
 
     @property
     def codes(self) -> Tensor:
-        """Bit-packed codes, uint8 ``[S*G, group_bytes]``."""
+        """Bit-packed codes, uint8 ``[S*G, group_bytes]``; see ``tensor.trellis`` for its own."""
         return self.stored["codes"]
 
     @property
@@ -177,8 +212,17 @@ class PQTensor:
         return 8 * self.nbytes / (self.partition.rows * self.partition.cols)
 
     def codes_of(self, row: int) -> Tensor:
-        """Codes of one group of one stage, row ``s * G + j`` of all codes: int32 ``[P]``."""
+        """Codes of one group of one stage, row ``s * G + j`` of all codes: int32 ``[P]``.
+
+        Those of a trellis are its windows.
+        """
         p = self.partition
+        if p.row_bits:
+            rates = trellis.rates_of(self.stored["rates"], p.groups)
+            first = int(rates[:row].sum())
+            codes, rate = self.codes[first : first + int(rates[row])], rates[row : row + 1]
+            every = torch.arange(p.points, device=codes.device)
+            return trellis.windows_at(codes, rate, p.points, every, p.K)[0].int()
         return unpack(self.codes[row : row + 1], p.code_bits, p.points)[0]
 
     def books(self) -> Tensor:
@@ -188,13 +232,17 @@ class PQTensor:
     def core(self) -> Tensor:
         """The core, a float32 matrix ``[R, C]``: sums of codewords, before any scale."""
         p = self.partition
-        codebooks = self.books()
+        codebooks, books = self.books(), book_of_group(p, self.stored).tolist()
         subvectors = torch.zeros(p.groups, p.d, p.points, device=codebooks.device)
         for stage in range(p.stages):
             for group in range(p.groups):
-                codebook = codebooks[stage * p.codebooks + group // p.groups_per_codebook]
+                codebook = codebooks[stage * p.codebooks + books[group]]
                 subvectors[group] += codebook[self.codes_of(stage * p.groups + group).long()].T
-        return p.from_subvectors(subvectors)
+        core = p.from_subvectors(subvectors)
+        if p.row_bits:
+            core = core.contiguous()
+            trellis.add_outliers(core, 0, self.stored)
+        return core
 
     def decode(self, dtype: torch.dtype | None = None) -> Tensor:
         """The dense weight in the original shape: float32 arithmetic, then cast.

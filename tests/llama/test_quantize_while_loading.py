@@ -72,7 +72,7 @@ def test_the_dtype_asked_for_is_that_of_the_activations(make_folder):
 def test_a_config_that_says_nothing_or_too_much_is_refused(make_folder):
     with pytest.raises(SpecError, match="bits"):
         DPQConfig(bits=17)
-    with pytest.raises(ArtifactError, match="dtype"):
+    with pytest.raises(SpecError, match="not quantized"):
         load(make_folder(**TINY), quantization_config=DPQConfig())
     with pytest.raises(SpecError, match="not quantized"):
         load(make_folder(**TINY), quantization_config=DPQConfig(dtype="float32"))

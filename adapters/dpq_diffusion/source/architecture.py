@@ -78,9 +78,9 @@ def policy(spec: QuantSpec) -> tuple[Override, ...]:
     rules: list[tuple[str, dict[str, Any]]] = []
     if spec.scope == "subspace" and spec.orientation == "input":
         rules.append(("*", {"orientation": "auto"}))  # one codebook per d columns, or per d rows
-    bits = spec.code_bits / spec.d
+    bits = spec.bits
     if bits < 4:
-        rules += [(pattern, {"d": 2, "K": 256}) for pattern in (*_TABLES, *_OUTPUTS)]
+        rules += [(pattern, {"bits": 4}) for pattern in (*_TABLES, *_OUTPUTS)]
     if bits < 8:
         d = 1 if bits > 1 else 2
         rules += [(pattern, {"d": d, "K": 256}) for pattern in _EMBEDDERS]

@@ -32,9 +32,9 @@ def policy(spec: QuantSpec, embeddings: Iterable[str]) -> tuple[Override, ...]:
         spec: the spec of all other tensors.
         embeddings: names of the embedding and of the head.
     """
-    if spec.code_bits / spec.d >= 4:
+    if spec.bits >= 4:
         return ()
-    return tuple(Override(name, {"d": 2, "K": 256}) for name in embeddings)
+    return tuple(Override(name, {"bits": 4}) for name in embeddings)
 
 
 def hidden_axes(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[HiddenAxis]:

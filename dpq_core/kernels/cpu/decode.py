@@ -92,13 +92,13 @@ def rows(codes: Tensor, codebooks: Tensor, groups_per_codebook: int) -> Tensor:
     word = next(size for size in _WORDS if codeword % size == 0)
     words = codeword // word
     kernel = _kernel(words if words in _UNROLLED else 0, max(1, _LINE // codeword))
-    as_words = _as_bytes(codebooks).view(_WORDS[word]).reshape(B, K, words)
-    out = _as_bytes(dense).view(_WORDS[word])
+    as_words = as_bytes(codebooks).view(_WORDS[word]).reshape(B, K, words)
+    out = as_bytes(dense).view(_WORDS[word])
     arrays = (codes.numpy(), as_words, groups_per_codebook, out)
     spread(lambda first, last: kernel(*arrays, first, last), -(-n // _ROW_BLOCK), dense.numel())
     return dense
 
 
-def _as_bytes(values: Tensor) -> np.ndarray[Any, Any]:
+def as_bytes(values: Tensor) -> np.ndarray[Any, Any]:
     """The memory of a tensor as uint8, because NumPy has no bfloat16."""
     return values.contiguous().view(torch.uint8).numpy()

@@ -70,7 +70,7 @@ def _lowest(points: Any, words: Any, offsets: Any, best: Any, codes: Any) -> Non
 
 
 @_jit
-def _add_products(matrix: Any, first: int, values: Any, sign: Any, sums: Any) -> None:
+def add_products(matrix: Any, first: int, values: Any, sign: Any, sums: Any) -> None:
     """sums[i] += sign * sum_e matrix[first + e, i] * values[e], for all i below ``first``.
 
     matrix ``[n, n]``, values ``[d, LANES]``, sums ``[n, LANES]``.
@@ -172,7 +172,7 @@ def feed_back(
             for e in range(d):
                 for r in range(LANES):
                     errors[at + r] += target[e, r] * point[e, r]
-            _add_products(lower, first, wrong, np.float32(1), fed)
+            add_products(lower, first, wrong, np.float32(1), fed)
 
 
 @_jit
@@ -263,4 +263,4 @@ def descend(
                 for e in range(d):
                     for r in range(LANES):
                         residual[first + e, at + r] -= change[e, r]
-                _add_products(matrix, first, change, np.float32(-1), gradient)
+                add_products(matrix, first, change, np.float32(-1), gradient)

@@ -10,8 +10,12 @@ from torch import Tensor
 from dpq_core.errors import SpecError
 from dpq_core.grouping import Grouping
 from dpq_core.methods.assignment.hessian import Hessian
+from dpq_core.tensor.basis.gain import gain_of
 
 CHUNK_FLOATS = 1 << 26  # values of one buffer [n, m]; rows are independent and come in chunks
+
+
+CHUNK_UNIT = 128  # rows of a chunk are a multiple of this: whole tiles of compiled loops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +81,7 @@ class Objective:
     def chunks(self) -> list[slice]:
         """Ranges of rows that are processed at a time; all rows where subvectors cross rows."""
         rows = len(self.core)
-        step = max(1024, CHUNK_FLOATS // len(self.hessian.matrix))
+        step = max(1024, CHUNK_FLOATS // len(self.hessian.matrix) // CHUNK_UNIT * CHUNK_UNIT)
         if self.orientation == "output":
             step = rows
         return [slice(first, min(first + step, rows)) for first in range(0, rows, step)]
@@ -126,6 +130,23 @@ class Objective:
             error = self.by_column(rows) - self.by_column(rows, core_hat)
             total += quadratic(error, self.hessian.matrix @ error, self.weights(rows))
         return float(total) * self.hessian.scale
+
+    def gains(self, core_hat: Tensor) -> Tensor:
+        """Gain of every row, measured on outputs: ``<w, H w> / <w, H w_hat>``, float64 ``[R]``.
+
+        See ``tensor.basis.gain``.
+
+        Args:
+            core_hat: the reconstruction w_hat, float32 ``[R, C]``.
+        """
+        gains = []
+        for rows in self.chunks():
+            core = self.by_column(rows)
+            image = self.hessian.matrix @ core
+            energy = (core * image).sum(0, dtype=torch.float64)
+            along = (self.by_column(rows, core_hat) * image).sum(0, dtype=torch.float64)
+            gains.append(gain_of(energy, along)[: rows.stop - rows.start])
+        return torch.cat(gains)
 
     def _padded(self, rows: int) -> int:
         """Number of rows, rounded up to whole subvectors for orientation output."""

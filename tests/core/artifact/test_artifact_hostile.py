@@ -145,7 +145,7 @@ def listed(name: Any) -> Edit:
 MANIFEST_EDITS: dict[str, tuple[Edit, str]] = {
     "F24 newer version": (lambda m: m.update(format_version=4), "format version 4 is not known"),
     "F24 data in version 1": (lambda m: m.update(data=[read()]), "unknown key 'data'"),
-    "F30 data missing": (lambda m: m.update(format_version=3), "key 'data' is missing"),
+    "F30 no data": (lambda m: m.update(format_version=3), "version 3 does not suit its specs"),
     "F30 data empty": (data(), "0 entries are not between 1 and 64"),
     "F30 data too many": (data(*[read()] * 65), "65 entries are not between 1 and 64"),
     "F30 data no list": (lambda m: m.update(format_version=3, data={}), "data"),
@@ -210,7 +210,13 @@ MANIFEST_EDITS: dict[str, tuple[Edit, str]] = {
     "F7 spec missing key": (lambda m: m["specs"][0].pop("d"), "key 'd' is missing"),
     "F7 kmeans missing key": (lambda m: m["specs"][0]["kmeans"].pop("tail"), "'tail' is missing"),
     "F7 spec without version": (lambda m: m["specs"][0].pop("version"), "'version' is missing"),
-    "F7 spec of the future": (spec(0, version=3), "spec version 3 is not known"),
+    "F7 spec of the future": (spec(0, version=4), "spec version 4 is not known"),
+    "F31 trellis without its fields": (
+        spec(0, version=3, **DEFAULT_ADDED, trellis_rate=2.0), "a trellis needs d=2"
+    ),
+    "F31 trellis in version 2": (
+        spec(0, version=2, **DEFAULT_ADDED, trellis_rate=2.0), "unknown key trellis_rate"
+    ),
     "F7 spec of another version": (spec(0, version=2), "newer than the spec needs"),
     "F7 newer than it needs to be": (
         spec(0, version=2, **DEFAULT_ADDED), "unknown key",

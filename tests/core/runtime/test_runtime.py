@@ -38,6 +38,8 @@ SPECS = {
     "permuted": QuantSpec(d=4, K=256, scope="subspace", permute=True, row_scale=False),
     "rht": QuantSpec(d=8, K=256, scope="tensor", transform="rht"),
     "rht-outputs": QuantSpec(d=4, K=16, transform="rht", orientation="output", stages=2),
+    "trellis": QuantSpec(d=2, K=1024, trellis_rate=2.0),
+    "trellis-rht": QuantSpec(d=2, K=1024, trellis_rate=1.9, transform="rht", row_scale=False),
     "all": QuantSpec(
         d=4, K=16, stages=2, codebook_dtype="int8", group_scale=True, transform="rht", scope=3
     ),
