@@ -45,21 +45,20 @@ def encode(
         by_row = basis.divisor(frame.row_scale).cpu().square()
     core = p.from_subvectors(subvectors).contiguous()
     outliers = _outliers(core)
-    coded = core - outliers.matrix(core)
-    energy = _energy(coded, p)
+    outliers.take_from(core)
+    energy = _energy(core, p)
+    objective: Objective | None = None
     gain: Tensor | None = None
     errors: tuple[float, ...] = ()
     if statistics.hessian is None or spec.assignment.method == "l2":
         if statistics.row_weight is not None:
             by_row = by_row * statistics.row_weight.cpu().float()
         allocation = allocate(energy, p.row_bits, p.K, None)
-        codes = _nearest(p.to_subvectors(coded), p, allocation, by_row)
-        words = trellis_books.codebooks(p.K)[allocation.rates[:, None], codes.long()]  # [G, P, 2]
-        words = words.mT * allocation.divisors[:, None, None]
-        core_hat = p.from_subvectors(words).to(core.device) + outliers.matrix(core)
+        codes = _nearest(p.to_subvectors(core), p, allocation, by_row)
+        core_hat = p.from_subvectors(_words(codes, allocation, p.K)).contiguous().to(core.device)
     else:
         objective = Objective.of(
-            coded,
+            core,
             frame.rotate_hessian(statistics.hessian.to(core.device).float()),
             p,
             damping=spec.assignment.damping,
@@ -67,7 +66,10 @@ def encode(
         )
         allocation = allocate(energy, p.row_bits, p.K, objective.hessian)
         result = _improve(objective, allocation, p.K, spec.assignment.sweeps)
-        codes, core_hat = result.codes, result.core_hat + outliers.matrix(core)
+        codes, core_hat = result.codes, result.core_hat
+    outliers.add_to(core)
+    outliers.add_to(core_hat)
+    if objective is not None:
         objective = replace(objective, core=core)
         zero_error = objective.error(torch.zeros_like(core))
         errors = tuple(error / zero_error for error in result.errors) if zero_error else ()
@@ -104,10 +106,13 @@ class Outliers:
     places: Tensor
     values: Tensor
 
-    def matrix(self, core: Tensor) -> Tensor:
-        """A matrix like the core that is zero but for the outliers."""
-        flat = torch.zeros_like(core).flatten()
-        return flat.index_copy_(0, self.places, self.values).view_as(core)
+    def take_from(self, core: Tensor) -> None:
+        """Put zeros in their places, in place; the core is contiguous."""
+        core.view(-1)[self.places] = 0
+
+    def add_to(self, core: Tensor) -> None:
+        """Add them to a core or to its reconstruction, in place; it is contiguous."""
+        core.view(-1)[self.places] += self.values
 
 
 def _outliers(core: Tensor) -> Outliers:
@@ -149,6 +154,15 @@ def _nearest(
     steps = codes.numel() * p.K
     spread(lambda first, last: trellis_path.nearest(first, last, *arrays), tiles, steps)
     return codes
+
+
+def _words(codes: Tensor, allocation: Allocation, K: int) -> Tensor:
+    """The scaled codewords of windows int32 ``[G, P]``: float32 ``[G, 2, P]``."""
+    books = trellis_books.by_coordinate(K)
+    words = torch.empty(len(codes), trellis_books.WIDTH, codes.shape[1])
+    for j, rate in enumerate(allocation.rates.tolist()):
+        torch.index_select(books[rate], 1, codes[j], out=words[j])
+    return words.mul_(allocation.divisors[:, None, None])
 
 
 def _improve(objective: Objective, allocation: Allocation, K: int, sweeps: int) -> AssignResult:

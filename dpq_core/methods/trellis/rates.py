@@ -86,10 +86,13 @@ def _rates_with_feedback(
     The best of ``_ROUNDS`` rounds, by the expected output error.
     """
     order, width = hessian.order.cpu(), hessian.width
-    lower, metrics = (factor.cpu().double() for factor in hessian.feedback)
+    lower, metrics = (factor.cpu() for factor in hessian.feedback)
     steps = len(order)
-    shares = lower.square().view(steps, width, steps, width).sum((1, 3)) / width
-    prices = torch.linalg.det(metrics).clamp(min=0).sqrt()
+    shares = torch.empty(steps, steps, dtype=torch.float64)
+    for j in range(steps):  # row by row: the whole matrix of float64 may be a gigabyte
+        rows = lower[j * width : (j + 1) * width].double()
+        shares[j] = rows.square_().view(width, steps, width).sum((0, 2)) / width
+    prices = torch.linalg.det(metrics.double()).clamp(min=0).sqrt()
     own = energy[order]
     rates = torch.full((steps,), row_bits // steps)  # in the order of the steps, as all here
     best, least = (rates, own), float("inf")
