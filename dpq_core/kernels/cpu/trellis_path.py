@@ -68,22 +68,25 @@ def path(
     for s in range(states):
         costs[s] = np.float32(1e30)
     costs[0] = np.float32(0)
+    first, second = words[0], words[1]
     for r in range(count):
         weight = weights[r]
-        a, b = np.float32(2) * points[0, r], np.float32(2) * points[1, r]
+        a = np.float32(-2) * weight * points[0, r]
+        b = np.float32(-2) * weight * points[1, r]
+        for k in range(K):
+            scores[k] = weight * offsets[k] + a * first[k] + b * second[k]
         for s in range(states):
-            cost, at = costs[s], s * codes
-            for k in range(at, at + codes):
-                scores[k] = weight * (offsets[k] - a * words[0, k] - b * words[1, k]) + cost
+            cost, some = costs[s], scores[s * codes : (s + 1) * codes]
+            for c in range(codes):
+                some[c] += cost
         for i in range(wide):
             best[i] = scores[i]
             rows[i] = 0
         for row in range(1, K // wide):
-            at = row * wide
+            some = scores[row * wide : (row + 1) * wide]
             for i in range(wide):
-                score = scores[at + i]
-                less = score < best[i]
-                best[i] = score if less else best[i]
+                less = some[i] < best[i]
+                best[i] = some[i] if less else best[i]
                 rows[i] = row if less else rows[i]
         for s in range(states):  # window = row * wide + i; its state is the low bits
             i = s
