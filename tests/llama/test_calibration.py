@@ -82,7 +82,7 @@ def test_a_model_without_a_head(make_folder, make_artifact, tmp_path):
 
     folder = tmp_path / "bare"
     torch.manual_seed(0)
-    LlamaModel(llama_config()).save_pretrained(folder)
+    LlamaModel(llama_config(vocab_size=4096)).save_pretrained(folder)  # as many as the tokenizer
     artifact = make_artifact(folder)
     with pytest.raises(SpecError, match=r"no language-model head.*; give texts or dataset"):
         calibration(str(artifact), str(folder), SMALL, CPU)
@@ -93,7 +93,6 @@ def test_a_model_without_a_head(make_folder, make_artifact, tmp_path):
     with pytest.raises(SpecError, match="no other loss than loss='hidden'"):
         calibration(str(artifact), str(folder), small(texts=(str(text),), loss="kl"), CPU)
     task = calibration(str(artifact), str(folder), small(texts=(str(text),)), CPU)
-    task._windows.ids.remainder_(211)  # the tokenizer is another model's
     assert task.name.startswith("distance of hidden states")
     assert {layer.name for layer in quantized_layers(task)} == names_compressed(artifact)
     assert list(task.blocks()) == ["layers.0", "layers.1"]
