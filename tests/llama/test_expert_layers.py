@@ -121,7 +121,7 @@ def test_data_lowers_the_error_of_the_outputs(name, folder, tmp_path):
     expected, errors = logits(folder(name), name), {}
     for data in (True, False):
         out = tmp_path / str(data)
-        options = TEXT if data else {}
+        options = {**(TEXT if data else {}), "set": ("trellis_rate=0",)}  # gains of codebooks
         made = dpq.compress(str(folder(name)), out, adapter="llm", data=data, bits=3, **options)
         assert made.data_free == ()
         assert all(segment.passes == 1 for segment in made.segments)
