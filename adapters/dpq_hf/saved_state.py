@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dpq_core.spec import QuantSpec
 from dpq_core.tensor.int8 import to_int8
+from dpq_core.tensor.pq_tensor import HALF_PARTS
 from dpq_hf.stored_config import StoredConfig
 
 
@@ -46,7 +47,7 @@ def stored_state(
             if spec.codebook_dtype == "int8" and values.is_floating_point():
                 values, result[f"{path}.codebook_scale"] = to_int8(values)
             result[f"{path}.{part}"] = values.to(getattr(torch, spec.codebook_dtype))
-        for part in ("codebook_scale", "row_scale", "group_scale"):
+        for part in HALF_PARTS:
             if (values := result.get(f"{path}.{part}")) is not None:
                 result[f"{path}.{part}"] = values.to(torch.float16)
     return result

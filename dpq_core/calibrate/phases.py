@@ -77,6 +77,8 @@ def phases(
     Raises:
         AdapterError: blocks are asked for, but the task has none or no teacher.
     """
+    # Codes of a trellis stay: one code is part of several windows.
+    layers = [layer for layer in layers if not layer.weight.partition.row_bits]
     paths, mode = list(task.blocks()), settings.mode
     asks = mode != "end" or settings.candidates > 0
     blockwise = asks and bool(paths) and task.teacher() is not None

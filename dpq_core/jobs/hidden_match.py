@@ -53,7 +53,7 @@ def aligned(adapter: TensorAdapter[Any], original: Checkpoint, artifact: Artifac
 def _unstored(plan: TensorPlan) -> TensorPlan:
     """The plan with ``permute`` only where columns may be reordered without a stored order."""
     spec = plan.spec
-    if spec is None or spec.orientation != "input" or spec.transform != "none":
+    if spec is None or spec.orientation != "input" or spec.transform != "none" or spec.trellis_rate:
         return plan
     return replace(plan, spec=spec.replace(permute=not spec.permute))
 

@@ -78,6 +78,10 @@ PARTS = (
 """Names that a stored part can have."""
 
 
+HALF_PARTS = ("codebook_scale", "row_scale", "group_scale", "outlier_values")
+"""Names of the parts that are stored in float16, whatever the spec."""
+
+
 def column_bits(cols: int) -> int:
     """Bits of one column index of a stored permutation."""
     return max(1, (cols - 1).bit_length())

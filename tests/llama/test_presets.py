@@ -58,5 +58,6 @@ def test_best_spends_the_bytes_of_its_width_where_they_count(make_folder):
 
 
 def widths(plan):
-    """The different subvector lengths and codebook sizes."""
-    return {(t["spec"]["d"], t["spec"]["K"]) for t in plan["tensors"] if t["spec"]}
+    """The different subvector lengths, codebook sizes and rates of a trellis."""
+    specs = [t["spec"] for t in plan["tensors"] if t["spec"]]
+    return {(spec["d"], spec["K"], spec.get("trellis_rate", 0)) for spec in specs}
