@@ -14,12 +14,12 @@ import numba
 import numpy as np
 
 F = TypeVar("F", bound=Callable[..., Any])
-_jit = cast(Callable[[F], F], numba.njit(cache=True, nogil=True, fastmath={"contract", "nsz"}))
+jit = cast(Callable[[F], F], numba.njit(cache=True, nogil=True, fastmath={"contract", "nsz"}))
 
 LANES = 64  # rows of a tile: four registers of AVX-512
 
 
-@_jit
+@jit
 def _lowest(points: Any, words: Any, offsets: Any, best: Any, codes: Any) -> None:
     """Code k with the lowest ``offset_k - 2 point . word_k`` for every lane.
 
@@ -69,13 +69,13 @@ def _lowest(points: Any, words: Any, offsets: Any, best: Any, codes: Any) -> Non
                 codes[r] = k if less else codes[r]
 
 
-@_jit
+@jit
 def add_products(matrix: Any, first: int, values: Any, sign: Any, sums: Any) -> None:
     """sums[i] += sign * sum_e matrix[first + e, i] * values[e], for all i below ``first``.
 
-    matrix ``[n, n]``, values ``[d, LANES]``, sums ``[n, LANES]``.
+    matrix ``[n, n]``, values ``[d, m]``, sums ``[n, m]``.
     """
-    d = values.shape[0]
+    d, lanes = values.shape
     e = 0
     while e < d:
         if e + 4 <= d:
@@ -84,7 +84,7 @@ def add_products(matrix: Any, first: int, values: Any, sign: Any, sums: Any) -> 
                 b = sign * matrix[first + e + 1, i]
                 c = sign * matrix[first + e + 2, i]
                 f = sign * matrix[first + e + 3, i]
-                for r in range(LANES):
+                for r in range(lanes):
                     sums[i, r] += (
                         a * values[e, r]
                         + b * values[e + 1, r]
@@ -95,24 +95,24 @@ def add_products(matrix: Any, first: int, values: Any, sign: Any, sums: Any) -> 
         else:
             for i in range(first):
                 a = sign * matrix[first + e, i]
-                for r in range(LANES):
+                for r in range(lanes):
                     sums[i, r] += a * values[e, r]
             e += 1
 
 
-@_jit
-def _metric_times(metric: Any, values: Any, products: Any) -> None:
-    """Products = metric @ values: ``[d, d] @ [d, LANES]``."""
-    d = values.shape[0]
+@jit
+def metric_times(metric: Any, values: Any, products: Any) -> None:
+    """Products = metric @ values: ``[d, d] @ [d, m]``."""
+    d, lanes = values.shape
     for e in range(d):
         products[e, :] = np.float32(0)
         for f in range(d):
             m = metric[e, f]
-            for r in range(LANES):
+            for r in range(lanes):
                 products[e, r] += m * values[f, r]
 
 
-@_jit
+@jit
 def feed_back(
     first_tile: int,
     last_tile: int,
@@ -157,7 +157,7 @@ def feed_back(
             for e in range(d):
                 for r in range(LANES):
                     target[e, r] = columns[first + e, at + r] + fed[first + e, r]
-            _metric_times(metrics[j], target, point)
+            metric_times(metrics[j], target, point)
             book = words[book_of[j]]
             _lowest(point, book, offsets[j], best, code)
             for r in range(LANES):
@@ -168,14 +168,14 @@ def feed_back(
                     wrong[e, r] = columns[first + e, at + r] - word
                     target[e, r] -= word
                     residual[first + e, at + r] = wrong[e, r]
-            _metric_times(metrics[j], target, point)
+            metric_times(metrics[j], target, point)
             for e in range(d):
                 for r in range(LANES):
                     errors[at + r] += target[e, r] * point[e, r]
             add_products(lower, first, wrong, np.float32(1), fed)
 
 
-@_jit
+@jit
 def descend(
     first_tile: int,
     last_tile: int,
@@ -230,7 +230,7 @@ def descend(
             for e in range(d):
                 for r in range(LANES):
                     old[e, r] = book[codes[j, at + r], e]
-            _metric_times(metrics[j], old, point)
+            metric_times(metrics[j], old, point)
             for e in range(d):
                 for r in range(LANES):
                     point[e, r] += gradient[first + e, r]
@@ -238,7 +238,7 @@ def descend(
             for e in range(d):
                 for r in range(LANES):
                     change[e, r] = book[code[r], e] - old[e, r]
-            _metric_times(metrics[j], change, bent)
+            metric_times(metrics[j], change, bent)
             gain[:] = np.float32(0)
             size[:] = np.float32(0)
             for e in range(d):

@@ -8,21 +8,17 @@ the lanes of vector registers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
-import numba
 import numpy as np
 
+from dpq_core.kernels.cpu.sweep_jit import jit
 from dpq_core.trellis_books import RESTART
-
-F = TypeVar("F", bound=Callable[..., Any])
-_jit = cast(Callable[[F], F], numba.njit(cache=True, nogil=True, fastmath={"contract", "nsz"}))
 
 _VECTOR = 16  # states that are compared at once, at least
 
 
-@_jit
+@jit
 def scratch(K: int) -> Any:
     """Memory of one search: scores, costs, best scores, best rows, and the way back."""
     wide = max(K // 2, _VECTOR)
@@ -35,7 +31,7 @@ def scratch(K: int) -> Any:
     )
 
 
-@_jit
+@jit
 def path(
     points: Any,
     count: int,
@@ -105,7 +101,7 @@ def path(
         state = window >> rate
 
 
-@_jit
+@jit
 def bend(words: Any, metric: Any, offsets: Any) -> None:
     """Write ``offsets[k] = c_k^T M c_k`` for words c ``[2, K]`` and a metric M ``[2, 2]``."""
     a, b, c = metric[0, 0], metric[0, 1] + metric[1, 0], metric[1, 1]
@@ -114,7 +110,7 @@ def bend(words: Any, metric: Any, offsets: Any) -> None:
         offsets[k] = a * x * x + b * x * y + c * y * y
 
 
-@_jit
+@jit
 def nearest(
     first_tile: int,
     last_tile: int,

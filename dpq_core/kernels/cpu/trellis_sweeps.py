@@ -6,44 +6,16 @@ together: a path runs over them (docs/algorithms.md#trellis).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
-import numba
 import numpy as np
 
-from dpq_core.kernels.cpu.sweep_jit import LANES, add_products
+from dpq_core.kernels.cpu.sweep_jit import add_products, jit, metric_times
 from dpq_core.kernels.cpu.trellis_path import bend, path, scratch
 from dpq_core.trellis_books import RESTART
 
-F = TypeVar("F", bound=Callable[..., Any])
-_jit = cast(Callable[[F], F], numba.njit(cache=True, nogil=True, fastmath={"contract", "nsz"}))
 
-HALVES = RESTART // LANES
-
-
-@_jit
-def _point(metric: Any, values: Any, point: Any) -> None:
-    """Point = M values: ``[2, 2] @ [2, RESTART]``."""
-    for r in range(RESTART):
-        point[0, r] = metric[0, 0] * values[0, r] + metric[0, 1] * values[1, r]
-        point[1, r] = metric[1, 0] * values[0, r] + metric[1, 1] * values[1, r]
-
-
-@_jit
-def _spread_out(matrix: Any, first: int, values: Any, sign: Any, piece: Any, sums: Any) -> None:
-    """sums[h, i] += sign * matrix[first:, i] . values, for all i below ``first``.
-
-    values ``[2, RESTART]``, sums ``[HALVES, n, LANES]``; piece ``[2, LANES]`` is scratch.
-    """
-    for half in range(HALVES):
-        for e in range(2):
-            for r in range(LANES):
-                piece[e, r] = values[e, half * LANES + r]
-        add_products(matrix, first, piece, sign, sums[half])
-
-
-@_jit
+@jit
 def feed_back(
     first_tile: int,
     last_tile: int,
@@ -78,29 +50,26 @@ def feed_back(
     K = books.shape[2]
     memory = scratch(K)
     offsets = np.empty(K, np.float32)
-    fed = np.empty((HALVES, n, LANES), np.float32)
+    fed = np.empty((n, RESTART), np.float32)
     target = np.empty((2, RESTART), np.float32)
     point = np.empty((2, RESTART), np.float32)
     wrong = np.empty((2, RESTART), np.float32)
-    piece = np.empty((2, LANES), np.float32)
     windows = np.zeros(RESTART, np.int32)
     for tile in range(first_tile, last_tile):
         at = tile * RESTART
-        fed[:, :, :] = np.float32(0)
+        fed[:, :] = np.float32(0)
         errors[at : at + RESTART] = 0.0
         for j in range(steps - 1, -1, -1):
             first, rate, scale = 2 * j, rates[j], scales[j]
             for e in range(2):
-                for half in range(HALVES):
-                    for i in range(LANES):
-                        r = half * LANES + i
-                        target[e, r] = columns[first + e, at + r] + fed[half, first + e, i]
-                        wrong[e, r] = target[e, r] / scale
+                for r in range(RESTART):
+                    target[e, r] = columns[first + e, at + r] + fed[first + e, r]
+                    wrong[e, r] = target[e, r] / scale
             book = books[rate]
             windows[:] = 0
             if rate > 0:
                 bend(book, metrics[j], offsets)
-                _point(metrics[j], wrong, point)
+                metric_times(metrics[j], wrong, point)
                 row_weights = weights[at : at + RESTART]
                 path(point, RESTART, row_weights, book, offsets, rate, memory, windows)
             for r in range(RESTART):
@@ -110,13 +79,13 @@ def feed_back(
                     wrong[e, r] = columns[first + e, at + r] - word
                     residual[first + e, at + r] = wrong[e, r]
                     target[e, r] -= word
-            _point(metrics[j], target, point)
+            metric_times(metrics[j], target, point)
             for r in range(RESTART):
                 errors[at + r] += target[0, r] * point[0, r] + target[1, r] * point[1, r]
-            _spread_out(lower, first, wrong, np.float32(1), piece, fed)
+            add_products(lower, first, wrong, np.float32(1), fed)
 
 
-@_jit
+@jit
 def descend(
     first_tile: int,
     last_tile: int,
@@ -151,20 +120,18 @@ def descend(
     K = books.shape[2]
     memory = scratch(K)
     offsets = np.empty(K, np.float32)
-    gradient = np.empty((HALVES, n, LANES), np.float32)
+    gradient = np.empty((n, RESTART), np.float32)
     old = np.empty((2, RESTART), np.float32)
     point = np.empty((2, RESTART), np.float32)
     change = np.empty((2, RESTART), np.float32)
     bent = np.empty((2, RESTART), np.float32)
-    piece = np.empty((2, LANES), np.float32)
     windows = np.zeros(RESTART, np.int32)
     gain = np.empty(RESTART, np.float32)
     for tile in range(first_tile, last_tile):
         at = tile * RESTART
-        for half in range(HALVES):
-            for i in range(n):
-                for r in range(LANES):
-                    gradient[half, i, r] = gradients[i, at + half * LANES + r]
+        for i in range(n):
+            for r in range(RESTART):
+                gradient[i, r] = gradients[i, at + r]
         gains[at : at + RESTART] = 0.0
         for j in range(steps - 1, -1, -1):
             first, rate, scale = 2 * j, rates[j], scales[j]
@@ -174,24 +141,21 @@ def descend(
             for r in range(RESTART):
                 old[0, r] = book[0, codes[j, at + r]]
                 old[1, r] = book[1, codes[j, at + r]]
-            _point(metrics[j], old, point)
+            metric_times(metrics[j], old, point)
             for e in range(2):
-                for half in range(HALVES):
-                    for i in range(LANES):
-                        point[e, half * LANES + i] += gradient[half, first + e, i] / scale
+                for r in range(RESTART):
+                    point[e, r] += gradient[first + e, r] / scale
             bend(book, metrics[j], offsets)
             row_weights = weights[at : at + RESTART]
             path(point, RESTART, row_weights, book, offsets, rate, memory, windows)
             for r in range(RESTART):
                 change[0, r] = scale * (book[0, windows[r]] - old[0, r])
                 change[1, r] = scale * (book[1, windows[r]] - old[1, r])
-            _point(metrics[j], change, bent)
+            metric_times(metrics[j], change, bent)
             total = 0.0
             for r in range(RESTART):
                 lost = change[0, r] * bent[0, r] + change[1, r] * bent[1, r]
-                half, i = r // LANES, r % LANES
-                linear = change[0, r] * gradient[half, first, i]
-                linear += change[1, r] * gradient[half, first + 1, i]
+                linear = change[0, r] * gradient[first, r] + change[1, r] * gradient[first + 1, r]
                 gain[r] = np.float32(2) * linear - lost
                 total += weights[at + r] * gain[r]
             if total <= 0.0:
@@ -201,4 +165,4 @@ def descend(
                 gains[at + r] += gain[r]
                 residual[first, at + r] -= change[0, r]
                 residual[first + 1, at + r] -= change[1, r]
-            _spread_out(matrix, first, change, np.float32(-1), piece, gradient)
+            add_products(matrix, first, change, np.float32(-1), gradient)
