@@ -47,6 +47,23 @@ class Decodable:
         """Index of the codebook that each group uses in one stage: int64 ``[G]``."""
         return book_of_group(self.partition, self.parts(), self._unpacked)
 
+    def stream_starts(self) -> Tensor:
+        """First byte of the bit stream of each group of a trellis: int64 ``[G]``."""
+        return self._unpacked.get(
+            "stream starts",
+            self.parts()["rates"],
+            lambda _: trellis_books.starts(self.book_of_group(), self.partition.points),
+        )
+
+    def outlier_places(self) -> Tensor:
+        """Row and column of each outlier of a trellis: int64 ``[2, N]``."""
+        cols = self.partition.cols
+        return self._unpacked.get(
+            "outlier places",
+            self.parts()["outliers"],
+            lambda places: torch.stack([places.long() // cols, places.long() % cols]),
+        )
+
     def frame(self) -> Frame:
         """The frame of the core: its scales, column order and signs."""
         return frame_of(self.partition, self.parts(), self._unpacked)
@@ -139,8 +156,8 @@ class Decodable:
 
         p = self.partition
         if p.row_bits:
-            rates = self.book_of_group()
-            return trellis_decode.rows(self.codes, rates, books, p, first, last)[:, : p.cols]
+            streams = self.codes, self.stream_starts(), self.book_of_group()
+            return trellis_decode.rows(*streams, books, p, first, last)[:, : p.cols]
         codes = self._row_codes(first, last).chunk(p.stages)
         codebooks = books.chunk(p.stages)
         dense = decode.rows(codes[0], codebooks[0], p.groups_per_codebook)

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from dpq_core import trellis_books
 from dpq_core.runtime.decoding import Decodable
-from dpq_core.tensor import trellis
 
 _TRELLIS_TOKENS = 2
 """Tokens up to which a trellis code is multiplied without decoding; beyond, that is faster."""
@@ -78,9 +77,11 @@ def tabulated(tokens: Tensor, weight: Decodable) -> Tensor:
 
     p, scale = weight.partition, weight.parts().get("row_scale")
     if p.row_bits:
-        both, rates = trellis_books.both_coordinates(p.K), weight.book_of_group()
-        result = trellis_decode.product(tokens, weight.codes, rates, both, p)
-        result += trellis.outlier_products(tokens, p.rows, weight.parts())
+        streams = weight.codes, weight.stream_starts(), weight.book_of_group()
+        result = trellis_decode.product(tokens, *streams, trellis_books.both_coordinates(p.K), p)
+        row, column = weight.outlier_places()
+        values = weight.parts()["outlier_values"].detach().float()
+        result.index_add_(1, row, tokens[:, column].float() * values)
         return (result if scale is None else result * scale.detach().float()).to(tokens.dtype)
     codes = weight.codes if p.code_bits == 8 else weight.codes.view(torch.uint16)
     precise = tokens.dtype not in (torch.bfloat16, torch.float16)

@@ -129,7 +129,7 @@ class StandIn(nn.Module):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """What a function of torch gives for the decoded weight."""
+        """The result of a function of torch for the decoded weight."""
         return func(*_decoded(args), **_decoded(kwargs or {}))
 
     def serve(self, layer: Layer) -> None:
@@ -215,6 +215,6 @@ def _decoded(values: Any) -> Any:
 
 
 def _moved(fn: Callable[[Tensor], Tensor], part: Tensor) -> Tensor:
-    """What ``fn`` makes of a part, in the dtype of the part."""
+    """The result of ``fn`` for a part, in the dtype of the part."""
     moved = fn(part)
     return moved if moved.dtype == part.dtype else part.to(moved.device)

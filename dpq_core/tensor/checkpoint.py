@@ -136,7 +136,7 @@ DTYPES = {
 
 
 def _unreadable(path: Path, error: Exception) -> str:
-    """What is wrong with a weight file that has no readable header."""
+    """The message for a weight file that has no readable header."""
     with contextlib.suppress(OSError), path.open("rb") as file:
         if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
             return f"{path}: a git-lfs pointer, not the weights: run `git lfs pull` in its folder"

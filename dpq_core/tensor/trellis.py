@@ -144,16 +144,3 @@ def windows_at(codes: Tensor, rates: Tensor, points: int, index: Tensor, K: int)
         code = (pair >> (16 - (bit & 7) - rate)) & ((1 << rate) - 1)
         window |= torch.where(inside, code << (rate * back).clamp(max=size), 0)
     return window & (K - 1)
-
-
-def outlier_products(inputs: Tensor, rows: int, parts: Mapping[str, Tensor]) -> Tensor:
-    """Products float32 ``[tokens, R]`` of inputs ``[tokens, C]`` with the outliers of a core.
-
-    Args:
-        inputs: any floating dtype.
-        rows: R.
-        parts: stored parts by name.
-    """
-    cols, places = inputs.shape[1], parts["outliers"].long()
-    products = inputs[:, places % cols].float() * parts["outlier_values"].detach().float()
-    return products.new_zeros(len(inputs), rows).index_add_(1, places // cols, products)

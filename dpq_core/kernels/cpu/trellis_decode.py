@@ -107,7 +107,13 @@ def _multiply(streams, starts, rates, books, inputs, out, first_tile, last_tile)
 
 
 def rows(
-    codes: Tensor, rates: Tensor, books: Tensor, grouping: Grouping, first: int, last: int
+    codes: Tensor,
+    starts: Tensor,
+    rates: Tensor,
+    books: Tensor,
+    grouping: Grouping,
+    first: int,
+    last: int,
 ) -> Tensor:
     """Dense rows first..last of a core, ``[last - first, G * d]``, before any scale.
 
@@ -115,6 +121,7 @@ def rows(
 
     Args:
         codes: the bit streams, uint8 ``[row_bits, ceil(P / 8)]``.
+        starts: first byte of each group's stream, int64 ``[G]``.
         rates: int64 ``[G]``.
         books: ``[9, K, 2]`` in the dtype of the result.
         grouping: grouping of the core.
@@ -127,7 +134,7 @@ def rows(
     word = {2: np.uint32, 4: np.uint64}[books.element_size()]
     arrays = (
         codes.reshape(-1).numpy(),
-        trellis_books.starts(rates, grouping.points).numpy(),
+        starts.numpy(),
         rates.numpy(),
         as_bytes(books).view(word).reshape(books.shape[:2]),
         as_bytes(dense).view(word).reshape(last - first, grouping.groups),
@@ -143,13 +150,19 @@ def rows(
 
 
 def product(
-    inputs: Tensor, codes: Tensor, rates: Tensor, books: Tensor, grouping: Grouping
+    inputs: Tensor,
+    codes: Tensor,
+    starts: Tensor,
+    rates: Tensor,
+    books: Tensor,
+    grouping: Grouping,
 ) -> Tensor:
     """Products float32 ``[tokens, R]`` of inputs ``[tokens, C]`` with a core, before any scale.
 
     Args:
         inputs: any floating dtype.
         codes: the bit streams, uint8 ``[row_bits, ceil(P / 8)]``.
+        starts: first byte of each group's stream, int64 ``[G]``.
         rates: int64 ``[G]``.
         books: int32 ``[9, K]``, see ``trellis_books.both_coordinates``.
         grouping: grouping of the core.
@@ -159,7 +172,7 @@ def product(
     out = torch.empty(len(inputs), g.rows)
     arrays = (
         codes.reshape(-1).numpy(),
-        trellis_books.starts(rates, g.points).numpy(),
+        starts.numpy(),
         rates.numpy(),
         books.numpy(),
         padded.contiguous().numpy(),

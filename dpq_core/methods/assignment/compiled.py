@@ -119,7 +119,12 @@ class CompiledRowChunk(RowChunk):
         """A copy of [..., m] with m rounded up to whole tiles, zeros behind."""
         from dpq_core.kernels.cpu.sweep_jit import LANES
 
-        count = values.shape[1]
-        padded = values.new_zeros(len(values), -(-count // LANES) * LANES)
-        padded[:, :count] = values
-        return padded
+        return whole_tiles(values, LANES)
+
+
+def whole_tiles(values: Tensor, tile: int) -> Tensor:
+    """A copy of ``[n, m]`` with m rounded up to a multiple of ``tile``, zeros behind."""
+    count = values.shape[1]
+    padded = values.new_zeros(len(values), -(-count // tile) * tile)
+    padded[:, :count] = values
+    return padded

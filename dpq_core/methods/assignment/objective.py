@@ -11,11 +11,10 @@ from dpq_core.errors import SpecError
 from dpq_core.grouping import Grouping
 from dpq_core.methods.assignment.hessian import Hessian
 from dpq_core.tensor.basis.gain import gain_of
+from dpq_core.trellis_books import RESTART
 
 CHUNK_FLOATS = 1 << 26  # values of one buffer [n, m]; rows are independent and come in chunks
-
-
-CHUNK_UNIT = 128  # rows of a chunk are a multiple of this: whole tiles of compiled loops
+CHUNK_UNIT = RESTART  # rows of a chunk are a multiple of this: no path of a trellis is cut
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 from dpq_core import trellis_books
 from dpq_core.kernels.cpu.threads import spread
 from dpq_core.methods.assignment.assign import AssignResult
+from dpq_core.methods.assignment.compiled import whole_tiles
 from dpq_core.methods.assignment.objective import Objective
 from dpq_core.methods.data_free import Encoded
 from dpq_core.methods.output_aware import InputStatistics
@@ -205,8 +206,9 @@ class _Chunk:
     def __init__(self, objective: Objective, rows: slice, allocation: Allocation, K: int) -> None:
         self.hessian = objective.hessian
         order = self.hessian.order.cpu()
-        self.columns = _whole_tiles(objective.by_column(rows).cpu())
-        self.weights = _whole_tiles(objective.weights(rows).cpu()[None])[0]
+        tile = trellis_books.RESTART
+        self.columns = whole_tiles(objective.by_column(rows).cpu(), tile)
+        self.weights = whole_tiles(objective.weights(rows).cpu()[None], tile)[0]
         self.residual = torch.empty_like(self.columns)
         self.codes = torch.zeros(len(order), self.columns.shape[1], dtype=torch.int32)
         self._by_row = torch.zeros(self.columns.shape[1], dtype=torch.float64)
@@ -242,13 +244,3 @@ class _Chunk:
         steps = rows * columns * (columns // 2 + self._books.shape[2])
         tiles = rows // trellis_books.RESTART
         spread(lambda first, last: kernel(first, last, *arrays), tiles, steps)
-
-
-def _whole_tiles(values: Tensor) -> Tensor:
-    """A copy of ``[..., m]`` with m rounded up to whole tiles, zeros behind."""
-    count = values.shape[1]
-    padded = values.new_zeros(
-        len(values), -(-count // trellis_books.RESTART) * trellis_books.RESTART
-    )
-    padded[:, :count] = values
-    return padded
