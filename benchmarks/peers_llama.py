@@ -139,7 +139,7 @@ CASES: dict[str, dict[str, tuple[Case, ...]]] = {
         ),
     },
 }
-"""What is tried of each peer on each model."""
+"""Settings of each peer that are tried on each model."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How each quantizer of language models writes a model and reads it back.
+"""Quantizers of language models: each writes a model and reads it back.
 
 Each peer runs in a virtual environment of its own (``peers_llama.py`` says how to make them), so
 nothing of a peer is imported before it is used.
@@ -45,7 +45,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Source:
-    """What a peer is given.
+    """The model and the text that a peer is given.
 
     Attributes:
         folder: of the uncompressed model, in the Hugging Face layout.

@@ -39,7 +39,7 @@ Row = Mapping[str, Any]
 
 
 REAL = {"model": "smollm2", "context": 1024, "limit": 24, "texts": "test.txt"}
-"""What the records of the real language model have in common."""
+"""Settings that all records of the real language model have in common."""
 
 
 def newest(path: Path) -> list[Row]:
@@ -91,7 +91,7 @@ class Point:
         return self.name == OWN
 
     def cells(self) -> str:
-        """What every table shows of it."""
+        """The cells that every table shows of the setting."""
         return (
             f"| {self.name} | {self.setting} | {self.nbytes / 1e6:.1f} MB | {self.perplexity:.2f} |"
         )
@@ -150,7 +150,7 @@ def real(folder: Path) -> Iterator[str]:
 
 
 def short(folder: Path) -> Iterator[str]:
-    """Of each tool on the real language model, what no other setting of it beats at its size."""
+    """The settings of each tool that no other of its own beats at its size, on the real model."""
     yield "| | setting | on disk | perplexity |"
     yield "|---|---|---:|---:|"
     found = points(folder)

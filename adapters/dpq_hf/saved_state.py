@@ -1,4 +1,4 @@
-"""What ``save_pretrained`` writes of a model that was changed after it was loaded.
+"""The state and config that ``save_pretrained`` writes of a model changed after loading.
 
 Merging an adapter and changing the size of a table make layers dense, and training scripts cast
 every parameter of a model; the saved folder has to fit its config nevertheless.

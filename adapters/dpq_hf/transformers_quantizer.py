@@ -186,7 +186,7 @@ class TransformersQuantizer(LoadingHooks, HfQuantizer):
     def get_state_dict_and_metadata(
         self, model: PreTrainedModel
     ) -> tuple[dict[str, Any] | None, dict[str, str]]:
-        """What ``save_pretrained`` writes, after the config is made to fit it."""
+        """The state that ``save_pretrained`` writes, after the config is made to fit it."""
         layers = dict(model.named_modules(remove_duplicate=False))
         path_of = {
             name: place.parameter.removesuffix(".weight")

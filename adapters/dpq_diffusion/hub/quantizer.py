@@ -183,7 +183,7 @@ class DPQQuantizer(LoadingHooks, DiffusersQuantizer):
     def get_state_dict_and_metadata(
         self, state_dict: dict[str, Tensor], safe_serialization: bool = False
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What ``save_pretrained`` writes: every shared module once, parts as their specs say."""
+        """The state that ``save_pretrained`` writes: shared modules once, parts by their specs."""
         state = {name: value for name, value in state_dict.items() if not self._is_copy(name)}
         return stored_state(state, self.quantization_config.spec_of()), {}
 
