@@ -139,6 +139,10 @@ def book_of_group(
     )
 
 
+_CODES_AT_ONCE = 1 << 19
+"""Codes unpacked at a time where a whole tensor is decoded: a few megabytes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PQTensor:
     """The stored parts of one product-quantized tensor.
@@ -216,18 +220,17 @@ class PQTensor:
         return 8 * self.nbytes / (self.partition.rows * self.partition.cols)
 
     def codes_of(self, row: int) -> Tensor:
-        """Codes of one group of one stage, row ``s * G + j`` of all codes: int32 ``[P]``.
+        """Codes of one group of one stage, row ``s * G + j`` of all codes: int32 ``[P]``."""
+        return self._codes(row, row + 1)[0]
 
-        Those of a trellis are its windows.
-        """
+    def _codes(self, first: int, last: int) -> Tensor:
+        """Codes of rows first..last, int32 ``[last - first, P]``; of a trellis, its windows."""
         p = self.partition
-        if p.row_bits:
-            rates = trellis.rates_of(self.stored["rates"], p.groups)
-            first = int(rates[:row].sum())
-            codes, rate = self.codes[first : first + int(rates[row])], rates[row : row + 1]
-            every = torch.arange(p.points, device=codes.device)
-            return trellis.windows_at(codes, rate, p.points, every, p.K)[0].int()
-        return unpack(self.codes[row : row + 1], p.code_bits, p.points)[0]
+        if not p.row_bits:
+            return unpack(self.codes[first:last], p.code_bits, p.points)
+        rates = trellis.rates_of(self.stored["rates"], p.groups)
+        begin, end = (int(rates[:row].sum()) for row in (first, last))
+        return trellis.windows(self.codes[begin:end], rates[first:last], p.points, p.K)
 
     def books(self) -> Tensor:
         """The codebooks, float32 ``[S*B, K, d]``, read through the pool where there is one."""
@@ -238,10 +241,12 @@ class PQTensor:
         p = self.partition
         codebooks, books = self.books(), book_of_group(p, self.stored).tolist()
         subvectors = torch.zeros(p.groups, p.d, p.points, device=codebooks.device)
-        for stage in range(p.stages):
-            for group in range(p.groups):
-                codebook = codebooks[stage * p.codebooks + books[group]]
-                subvectors[group] += codebook[self.codes_of(stage * p.groups + group).long()].T
+        step = max(1, _CODES_AT_ONCE // p.points)
+        for first in range(0, p.stages * p.groups, step):
+            codes = self._codes(first, min(first + step, p.stages * p.groups)).long()
+            for row, code in enumerate(codes, first):
+                stage, group = divmod(row, p.groups)
+                subvectors[group] += codebooks[stage * p.codebooks + books[group]][code].T
         core = p.from_subvectors(subvectors)
         if p.row_bits:
             core = core.contiguous()

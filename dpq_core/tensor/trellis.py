@@ -115,6 +115,41 @@ def pack_windows(windows: Tensor, rates: Tensor) -> Tensor:
     return torch.from_numpy(np.concatenate(runs).reshape(-1, trellis_books.group_bytes(points, 1)))
 
 
+def windows(codes: Tensor, rates: Tensor, points: int, K: int) -> Tensor:
+    """Windows of some groups at all points.
+
+    Args:
+        codes: the bit streams of these groups, uint8 ``[sum of rates, ceil(P / 8)]``.
+        rates: int64 ``[G]``.
+        points: P.
+        K: codewords of a codebook; a window is an index below it.
+
+    Returns:
+        int32 ``[G, P]``.
+    """
+    eights, tiles = codes.shape[1], -(-points // RESTART)
+    size, first = K.bit_length() - 1, rates.cumsum(0) - rates
+    result = torch.zeros(len(rates), points, dtype=torch.int32, device=codes.device)
+    for rate in rates.unique().tolist():
+        if rate == 0:
+            continue
+        group = (rates == rate).nonzero()[:, 0]
+        rows = first[group, None] + torch.arange(rate, device=codes.device)
+        octets = codes[rows].view(len(group), eights, rate)  # each holds the codes of eight points
+        bits = octets[..., 0].long()
+        for byte in range(1, rate):
+            bits = (bits << 8) | octets[..., byte]
+        each = [((bits >> (7 - i) * rate) & ((1 << rate) - 1)).int() for i in range(8)]
+        code = torch.zeros(len(group), tiles * RESTART, dtype=torch.int32, device=codes.device)
+        code[:, : 8 * eights] = torch.stack(each, dim=-1).view(len(group), 8 * eights)
+        code = code.view(len(group), tiles, RESTART)
+        window = code.clone()
+        for back in range(1, -(-size // rate)):
+            window[..., back:] |= code[..., :-back] << (rate * back)
+        result[group] = (window & (K - 1)).view(len(group), -1)[:, :points]
+    return result
+
+
 def windows_at(codes: Tensor, rates: Tensor, points: int, index: Tensor, K: int) -> Tensor:
     """Windows of all groups at some points.
 

@@ -50,6 +50,7 @@ def test_windows_are_those_of_the_format(rates: list[int], points: int, seed: in
     assert packed.shape == (sum(rates), -(-points // 8))
     index = torch.randperm(points, generator=generator)
     assert torch.equal(trellis.windows_at(packed, rate, points, index, K), windows[:, index])
+    assert torch.equal(trellis.windows(packed, rate, points, K), windows.int())
 
 
 @given(rates=st.lists(st.integers(0, 8), min_size=1, max_size=9))
