@@ -45,16 +45,6 @@ def by_coordinate(K: int) -> Tensor:
     return codebooks(K).mT.contiguous()
 
 
-@functools.cache
-def both_coordinates(K: int) -> Tensor:
-    """The codebooks of all rates in steps, both coordinates as the halves of an int32 ``[9, K]``.
-
-    The first coordinate is the lower half.
-    """
-    steps = (codebooks(K) * STEPS).round().to(torch.int32)
-    return (steps[..., 1] << 16) | (steps[..., 0] & 0xFFFF)
-
-
 def group_bytes(points: int, rate: int) -> int:
     """Bytes of the bit stream of one group."""
     return -(-points // 8) * rate

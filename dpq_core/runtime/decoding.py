@@ -55,6 +55,16 @@ class Decodable:
             lambda _: trellis_books.starts(self.book_of_group(), self.partition.points),
         )
 
+    def quads(self) -> Tensor:
+        """Groups of a trellis that a product takes together, see ``kernels.cpu.trellis_decode``."""
+        from dpq_core.kernels.cpu import trellis_decode  # numba loads on first use
+
+        return self._unpacked.get(
+            "quads",
+            self.parts()["rates"],
+            lambda _: trellis_decode.quads(self.book_of_group(), self.stream_starts()),
+        )
+
     def outlier_places(self) -> Tensor:
         """Row and column of each outlier of a trellis: int64 ``[2, N]``."""
         cols = self.partition.cols

@@ -5,11 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dpq_core import trellis_books
 from dpq_core.runtime.decoding import Decodable
-
-_TRELLIS_TOKENS = 2
-"""Tokens up to which a trellis code is multiplied without decoding; beyond, that is faster."""
 
 
 def multiply(tokens: Tensor, weight: Decodable, bias: Tensor | None = None) -> Tensor:
@@ -59,10 +55,10 @@ def uses_table(tokens: Tensor, weight: Decodable) -> bool:
         or torch.compiler.is_compiling()
     ):
         return False
-    if p.row_bits:
-        return 0 < len(tokens) <= _TRELLIS_TOKENS
-    from dpq_core.kernels.cpu import lut  # numba loads on first use
+    from dpq_core.kernels.cpu import lut, trellis_decode  # numba loads on first use
 
+    if p.row_bits:
+        return 0 < len(tokens) <= trellis_decode.MAX_TOKENS
     # Beyond, decoding is faster (benchmarks/suites/runtime.py).
     return 0 < len(tokens) <= (lut.usable()[0].tokens if p.code_bits == 8 else p.d)
 
@@ -77,11 +73,9 @@ def tabulated(tokens: Tensor, weight: Decodable) -> Tensor:
 
     p, scale = weight.partition, weight.parts().get("row_scale")
     if p.row_bits:
-        streams = weight.codes, weight.stream_starts(), weight.book_of_group()
-        result = trellis_decode.product(tokens, *streams, trellis_books.both_coordinates(p.K), p)
-        row, column = weight.outlier_places()
-        values = weight.parts()["outlier_values"].detach().float()
-        result.index_add_(1, row, tokens[:, column].float() * values)
+        outliers = weight.outlier_places(), weight.parts()["outlier_values"].detach()
+        parts = weight.codes, weight.quads(), weight.books(), outliers
+        result = trellis_decode.product(tokens, *parts, p)
         return (result if scale is None else result * scale.detach().float()).to(tokens.dtype)
     codes = weight.codes if p.code_bits == 8 else weight.codes.view(torch.uint16)
     precise = tokens.dtype not in (torch.bfloat16, torch.float16)

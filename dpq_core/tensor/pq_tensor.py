@@ -284,10 +284,12 @@ def frame_of(
         permutation = cache.get(
             "permutation", permutation, lambda packed: permutation_of(packed, p.cols)
         )
-    scale = parts.get("group_scale")
+    if (scale := parts.get("group_scale")) is not None:
+        used = UnpackedCache() if scale.requires_grad and torch.is_grad_enabled() else cache
+        scale = used.get("columns", scale, lambda one: one.repeat_interleave(p.d)[: p.cols])
     return Frame(
         row_scale=parts.get("row_scale"),
-        column_scale=None if scale is None else scale.repeat_interleave(p.d)[: p.cols],
+        column_scale=scale,
         permutation=permutation,
         **signs,
     )

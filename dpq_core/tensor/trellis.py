@@ -130,7 +130,7 @@ def windows(codes: Tensor, rates: Tensor, points: int, K: int) -> Tensor:
     eights, tiles = codes.shape[1], -(-points // RESTART)
     size, first = K.bit_length() - 1, rates.cumsum(0) - rates
     result = torch.zeros(len(rates), points, dtype=torch.int32, device=codes.device)
-    for rate in rates.unique().tolist():
+    for rate in sorted(set(rates.tolist())):
         if rate == 0:
             continue
         group = (rates == rate).nonzero()[:, 0]

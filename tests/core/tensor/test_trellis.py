@@ -68,9 +68,6 @@ def test_codebooks_are_those_of_the_format() -> None:
     books = trellis_books.codebooks(K)
     assert books.shape == (9, K, 2)
     assert not books[0].any()
-    both = trellis_books.both_coordinates(K)
-    assert torch.equal((both << 16) >> 16, (books[..., 0] * trellis_books.STEPS).round().int())
-    assert torch.equal(both >> 16, (books[..., 1] * trellis_books.STEPS).round().int())
 
 
 def quantized(shape: tuple[int, int], rate: float = 2.0) -> PQTensor:
