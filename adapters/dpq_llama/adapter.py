@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from dpq_core.errors import AdapterError
 from dpq_core.plugin.adapter import (
     Calibrates,
+    Compiles,
     Evaluates,
     Exports,
     Loads,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 class LlamaAdapter(
     TensorAdapter[None],
     Loads,
+    Compiles,
     Calibrates[CalibrateOptions],
     Evaluates[EvaluateOptions],
     Samples[SampleOptions],
@@ -127,6 +129,12 @@ class LlamaAdapter(
         from dpq_llama.source.loading import load_model
 
         return load_model(source, run.device)
+
+    def load_compiled(self, source: str, run: Run) -> Any:
+        """The model with compiled decoding, on the CPU; see ``compiled.decoder``."""
+        from dpq_llama.compiled.decoder import load_compiled
+
+        return load_compiled(source)
 
     def calibration(
         self, source: str, baseline: str, options: CalibrateOptions, run: Run

@@ -16,6 +16,10 @@ NONE = "none"
 LOSSES = ("auto", "kl", "cross-entropy", "both", "hidden")
 
 
+ENGINES = ("auto", "compiled", "transformers")
+"""What may run a model that generates text."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
     """What is measured: perplexity of a text, or lm-eval tasks, or both."""
@@ -84,10 +88,19 @@ class SampleOptions:
         default="auto",
         metadata={"help": f"dtype of the activations: {', '.join(DTYPES)} (auto: the model's)"},
     )
+    engine: str = field(
+        default="auto",
+        metadata={
+            "help": "what runs the model: compiled, transformers (auto: compiled where it can)"
+        },
+    )
 
     def __post_init__(self) -> None:
         """Check every field."""
         _check_dtype(self.dtype)
+        if self.engine not in ENGINES:
+            text = f"must be one of {', '.join(ENGINES)}"
+            raise SpecError(text, option="engine", value=self.engine)
         if self.max_new_tokens < 1:
             raise SpecError("must be 1 or more", option="max_new_tokens", value=self.max_new_tokens)
         if not self.temperature >= 0:

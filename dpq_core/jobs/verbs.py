@@ -29,7 +29,7 @@ from dpq_core.jobs.report import Report, Table
 from dpq_core.jobs.request import adapter_of, request
 from dpq_core.nearest import nearest
 from dpq_core.plugin import registry
-from dpq_core.plugin.adapter import Exports, Loads, Samples, Serves, lacks
+from dpq_core.plugin.adapter import Compiles, Exports, Loads, Samples, Serves, lacks
 from dpq_core.run import Progress, Run, Stream, silent
 from dpq_core.sizes import format_size
 
@@ -259,16 +259,33 @@ def load(
     source: str | Path,
     *,
     adapter: str | None = None,
+    engine: str = "",
     device: str = "auto",
     seed: int = 0,
     progress: Progress = silent,
 ) -> Any:
     """Load the model of an artifact or an uncompressed source, in its ecosystem's class.
 
+    Args:
+        source: artifact, path, hub id or ``builtin:NAME``.
+        adapter: name of the adapter; None to recognize it.
+        engine: what runs the model: nothing for its ecosystem, ``compiled`` for compiled code on
+            the CPU, with which language models generate faster (docs/llama.md).
+        device: torch device name.
+        seed: the only source of randomness.
+        progress: called as work goes on.
+
     Raises:
-        DPQError: the source cannot be loaded, or the adapter loads no models.
+        DPQError: the source cannot be loaded, or the adapter loads no models or has no such engine.
     """
     chosen = adapter_of(adapter, str(source))
+    if engine not in ("", "compiled"):
+        raise SpecError("must be compiled, or empty", option="engine", value=engine)
+    if engine:
+        if not isinstance(chosen, Compiles):
+            raise lacks(chosen, "run models by compiled code")
+        with registry.explain_missing(chosen.name):
+            return chosen.load_compiled(str(source), Run(seed=seed, progress=progress))
     if not isinstance(chosen, Loads):
         raise lacks(chosen, "load models")
     with registry.explain_missing(chosen.name):

@@ -3,8 +3,8 @@
 There are two kinds of adapters: a ``TensorAdapter`` describes a model of named tensors, a
 ``FileAdapter`` codes a whole source into one file. ``open`` and the methods of its kind are enough
 for compressing and inspecting. Every further verb is one method, which an adapter has or has not:
-see ``Loads``, ``Calibrates``, ``Evaluates``, ``Samples``, ``Exports``, ``Serves``, ``Probes`` and
-``PacksWithin``.
+see ``Loads``, ``Compiles``, ``Calibrates``, ``Evaluates``, ``Samples``, ``Exports``, ``Serves``,
+``Probes`` and ``PacksWithin``.
 """
 
 from __future__ import annotations
@@ -197,6 +197,15 @@ class Loads(Protocol):
     @abstractmethod
     def load(self, source: str, run: Run) -> Any:
         """Load a runnable model from an artifact or from an uncompressed source."""
+
+
+@runtime_checkable
+class Compiles(Protocol):
+    """An adapter that has compiled code by which models run faster on the CPU."""
+
+    @abstractmethod
+    def load_compiled(self, source: str, run: Run) -> Any:
+        """Load a model to run by compiled code; where it cannot, warn why and load as usual."""
 
 
 @runtime_checkable

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from dpq_llama.compiled import step
 from dpq_llama.compiled.sampling import choose
 from dpq_llama.compiled.weights import WeightTable, unsuitable
 from dpq_llama.source.architecture import longest_context
+from dpq_llama.source.loading import load_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,6 +51,21 @@ def why_not(model: PreTrainedModel) -> str:
     if kind not in _STATIC_ROTATIONS:
         return f"the rotary embedding is of the kind {kind}"
     return next((reason for layer in _layers_of(model) if (reason := unsuitable(layer))), "")
+
+
+def load_compiled(source: str) -> Any:
+    """A ``CompiledDecoder`` of a source; after a warning that says why, a transformers model.
+
+    Raises:
+        SourceError: there is no such source, or the model is not a decoder-only language model.
+        ArtifactError: the artifact is damaged.
+    """
+    model = load_model(source, "cpu")
+    reason = why_not(model)
+    if reason:
+        warnings.warn(f"{source} runs on transformers: {reason}", stacklevel=2)
+        return model
+    return CompiledDecoder(model)
 
 
 def _activation_of(model: Any) -> str:
@@ -94,7 +111,8 @@ class CompiledDecoder:
         reason = why_not(model)
         if reason:
             raise AdapterError(f"the compiled engine cannot run this model: {reason}")
-        self.model: Any = model.eval()
+        loaded: Any = model
+        self.model = loaded.eval()
         config = model.config
         blocks = self.model.model.layers
         self._weights = WeightTable()
@@ -115,20 +133,20 @@ class CompiledDecoder:
         )
         norms = [n for b in blocks for n in (b.input_layernorm, b.post_attention_layernorm)]
         norms.append(self.model.model.norm)
-        head_norms = [
-            (b.self_attn.q_norm, b.self_attn.k_norm) for b in blocks if has_qk_norms
-        ] or [()]
+        head_norms = np.zeros((1, 2, 1), np.float32)
+        if has_qk_norms:
+            pairs = [(b.self_attn.q_norm.weight, b.self_attn.k_norm.weight) for b in blocks]
+            head_norms = np.stack([_floats(pair) for pair in pairs])
         self._constants = (
             self._weights.table(),
             _floats([n.weight for n in norms]),
-            np.stack([_floats([n.weight for n in pair]) for pair in head_norms])
-            if has_qk_norms
-            else np.zeros((1, 2, 1), np.float32),
+            head_norms,
             np.array([_window(b.self_attn, config) for b in blocks], np.int64),
             rotary.inv_freq.detach().float().numpy().copy(),
         )
         self._work = self._weights.work(self._shape.heads * self._shape.head_dim)
-        self._keys = self._values = np.empty(0, np.float32)
+        self._keys: Any = np.empty((0, 0, 0, 0), np.float32)
+        self._values = self._keys
         self._length = 0
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
@@ -182,7 +200,9 @@ class CompiledDecoder:
         prompt = _prompt(input_ids)
         longest = longest_context(self.model.config)
         if not 0 < prompt.shape[1] < longest:
-            raise SpecError(f"has {prompt.shape[1]} tokens, not 1 to {longest - 1}", option="prompt")
+            raise SpecError(
+                f"has {prompt.shape[1]} tokens, not 1 to {longest - 1}", option="prompt"
+            )
         if not (temperature >= 0 and 0 < top_p <= 1 and top_k >= 0):
             raise SpecError("temperature and top_k must be 0 or more, and top_p in (0, 1]")
         last = min(max_new_tokens, longest - prompt.shape[1])
@@ -222,12 +242,12 @@ class CompiledDecoder:
     def _grow(self, capacity: int) -> None:
         """Make room for more tokens in the cache, and keep what it holds."""
         s = self._shape
-        if self._keys.ndim == 4 and self._keys.shape[2] >= capacity:
+        if self._keys.shape[2] >= capacity:
             return
         for name in ("_keys", "_values"):
             old = getattr(self, name)
             grown = np.zeros((s.layers, s.kv_heads, capacity, s.head_dim), np.float32)
-            if old.ndim == 4:
+            if old.size:
                 grown[:, :, : old.shape[2]] = old
             setattr(self, name, grown)
 

@@ -244,7 +244,10 @@ def row(weight, index, out, work, core):  # type: ignore[no-untyped-def]
 def _trellis_row(weight, index, core, books):  # type: ignore[no-untyped-def]
     """Write one row of the core of a trellis code: the bits before the row's end are its window."""
     stream = octets(weight[CODES], weight[CODE_BYTES])
-    starts, rates = integers(weight[STARTS], weight[GROUPS]), integers(weight[RATES], weight[GROUPS])
+    starts, rates = (
+        integers(weight[STARTS], weight[GROUPS]),
+        integers(weight[RATES], weight[GROUPS]),
+    )
     tile, within = index // _TILE, index % _TILE
     for g in range(weight[GROUPS]):
         rate = rates[g]

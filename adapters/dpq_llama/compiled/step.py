@@ -82,7 +82,7 @@ def _normalize(x, weight, eps, out):  # type: ignore[no-untyped-def]
 
 @_jit
 def _rotate(head, turns):  # type: ignore[no-untyped-def]
-    """Rotate one head, float32 ``[head_dim]``, by cosines and sines float32 ``[2, head_dim / 2]``."""
+    """Rotate one head ``[head_dim]`` by cosines and sines ``[2, head_dim / 2]``, all float32."""
     half = len(head) // 2
     for i in range(half):
         a, b = head[i], head[i + half]
@@ -154,8 +154,20 @@ def _together(products, count, x, work, inputs, out, thread, threads):  # type: 
 
 @_jit
 def decode(  # type: ignore[no-untyped-def]
-    token, shape, products, norms, head_norms, windows, frequencies, keys, values, length,
-    work, drawing, thread, threads,
+    token,
+    shape,
+    products,
+    norms,
+    head_norms,
+    windows,
+    frequencies,
+    keys,
+    values,
+    length,
+    work,
+    drawing,
+    thread,
+    threads,
 ):
     """Feed one token and choose the next one.
 

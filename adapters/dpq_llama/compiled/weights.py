@@ -131,7 +131,9 @@ class WeightTable:
         """
         table = self.table()
         inner = np.concatenate([table[:1], table[2:]])  # all but the head
-        learned = np.where(table[:, products.KIND] == products.LEARNED, table[:, products.GROUPS], 0)
+        learned = np.where(
+            table[:, products.KIND] == products.LEARNED, table[:, products.GROUPS], 0
+        )
         groups = max(int(learned.max()), 1)
         lanes = lut.usable()[0].lanes or 32
         width = max(int(inner[1:, products.ROWS].max()), int(table[:, products.WIDTH].max()))

@@ -29,6 +29,8 @@ from dpq_llama.source.loading import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from dpq_llama.compiled.decoder import CompiledDecoder
+
 _PROMPTS = {"tiny-llama": "def read_config(path):\n"}
 """First words that suit what a builtin model was trained on."""
 
@@ -72,6 +74,7 @@ class _Writer:
     """A loaded model that continues prompts or answers messages."""
 
     model: PreTrainedModel
+    decoder: CompiledDecoder | None
     tokenizer: PreTrainedTokenizerBase
     options: SampleOptions
     run: Run
@@ -82,12 +85,14 @@ class _Writer:
 
         Raises:
             SpecError: a chat is asked for, and the tokenizer has no template for it.
+            AdapterError: the compiled engine is asked for, and cannot run the model.
             SourceError: the model or its tokenizer cannot be read.
         """
         tokenizer = load_tokenizer(source)
         if options.chat and not tokenizer.chat_template:
             raise SpecError(f"{source} has no chat template", option="chat")
-        return cls(load_model(source, run.device, options.dtype), tokenizer, options, run)
+        model = load_model(source, run.device, options.dtype)
+        return cls(model, _decoder(model, options), tokenizer, options, run)
 
     def write(self, prompt: str, number: int, title: str) -> str:
         """Continue or answer one prompt, piece by piece where somebody reads along.
@@ -104,10 +109,17 @@ class _Writer:
         if self.run.stream is not None:
             piece = partial(self.run.stream, number, title)
             streamer = _streamer(self.tokenizer, piece, skip_prompt=self.options.chat)
+        if self.decoder is not None:
+            continued = _decode(self.decoder, ids, self.options, streamer, self.run.seed + number)
+            return self._text(continued, ids)
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):  # generate() draws from the global generators
             torch.manual_seed(self.run.seed + number)
             continued = _continue(self.model, ids, self.options, streamer)
+        return self._text(continued, ids)
+
+    def _text(self, continued: Tensor, ids: Tensor) -> str:
+        """The text of prompt and continuation ``[n + new]``, or of the answer to a chat."""
         new = continued[ids.shape[1] :] if self.options.chat else continued
         return str(self.tokenizer.decode(new, skip_special_tokens=True))
 
@@ -138,10 +150,51 @@ def _streamer(
     return Pieces(tokenizer, skip_prompt=skip_prompt, skip_special_tokens=True)
 
 
-def _continue(
-    model: PreTrainedModel, ids: Tensor, options: SampleOptions, streamer: Any = None
+def _decoder(model: PreTrainedModel, options: SampleOptions) -> CompiledDecoder | None:
+    """The compiled decoder of a model, where the options want it and it can run the model.
+
+    Raises:
+        AdapterError: the compiled engine is asked for, and cannot run the model.
+    """
+    if options.engine == "transformers":
+        return None
+    from dpq_llama.compiled.decoder import CompiledDecoder, why_not  # numba loads on first use
+
+    exact = options.dtype in ("auto", "float32")  # of what the compiled step computes with
+    if options.engine == "auto" and (not exact or why_not(model)):
+        return None
+    return CompiledDecoder(model)
+
+
+def _decode(
+    decoder: CompiledDecoder, ids: Tensor, options: SampleOptions, streamer: Any, seed: int
 ) -> Tensor:
-    """Prompt ids int64 ``[1, n]`` -> ids of prompt and continuation ``[n + new]``."""
+    """See ``_continue``: by the compiled step."""
+    _check_room(decoder.model, ids)
+    new = []
+    if streamer is not None:
+        streamer.put(ids)
+    for token in decoder.stream(
+        ids,
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        seed=seed,
+    ):
+        new.append(token)
+        if streamer is not None:
+            streamer.put(torch.tensor([token]))
+    if streamer is not None:
+        streamer.end()
+    return torch.cat([ids[0], torch.tensor(new, dtype=torch.int64)])
+
+
+def _check_room(model: PreTrainedModel, ids: Tensor) -> int:
+    """Number of tokens that fit the model's context after a prompt.
+
+    Raises:
+        SpecError: there is no room, or no prompt.
+    """
     longest = longest_context(model.config)
     room = longest - ids.shape[1]
     if room < 1 or ids.shape[1] == 0:
@@ -149,6 +202,14 @@ def _continue(
             f"has {ids.shape[1]} tokens; the model takes 1 to {longest - 1}",
             option="prompt",
         )
+    return room
+
+
+def _continue(
+    model: PreTrainedModel, ids: Tensor, options: SampleOptions, streamer: Any = None
+) -> Tensor:
+    """Prompt ids int64 ``[1, n]`` -> ids of prompt and continuation ``[n + new]``."""
+    room = _check_room(model, ids)
     draws: dict[str, Any] = {
         "do_sample": False,
         "temperature": None,

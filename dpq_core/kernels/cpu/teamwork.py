@@ -45,7 +45,9 @@ def _hand_on(typing: Any) -> Any:
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         kind = ir.FunctionType(ir.IntType(32), [])
-        return builder.call(_cgutils.get_or_insert_function(builder.module, kind, "sched_yield"), [])
+        return builder.call(
+            _cgutils.get_or_insert_function(builder.module, kind, "sched_yield"), []
+        )
 
     return numba.types.int32(), codegen
 
@@ -53,30 +55,31 @@ def _hand_on(typing: Any) -> Any:
 pointer = cast(Any, intrinsic)(_pointer_to)
 _add = cast(Any, intrinsic)(_atomic_add)
 _yield = cast(Any, intrinsic)(_hand_on)
+_array_at = cast(Any, numba).carray
 
 
 @numba.njit(nogil=True, cache=True)
 def floats(address, count):  # type: ignore[no-untyped-def]
     """Float32 ``[count]`` at an address."""
-    return numba.carray(pointer(address), (count,), np.float32)
+    return _array_at(pointer(address), (count,), np.float32)
 
 
 @numba.njit(nogil=True, cache=True)
 def integers(address, count):  # type: ignore[no-untyped-def]
     """Int64 ``[count]`` at an address."""
-    return numba.carray(pointer(address), (count,), np.int64)
+    return _array_at(pointer(address), (count,), np.int64)
 
 
 @numba.njit(nogil=True, cache=True)
 def octets(address, count):  # type: ignore[no-untyped-def]
     """Uint8 ``[count]`` at an address."""
-    return numba.carray(pointer(address), (count,), np.uint8)
+    return _array_at(pointer(address), (count,), np.uint8)
 
 
 @numba.njit(nogil=True, cache=True)
 def words(address, count):  # type: ignore[no-untyped-def]
     """Uint16 ``[count]`` at an address."""
-    return numba.carray(pointer(address), (count,), np.uint16)
+    return _array_at(pointer(address), (count,), np.uint16)
 
 
 @numba.njit(nogil=True, cache=True)
