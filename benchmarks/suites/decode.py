@@ -68,7 +68,7 @@ def main() -> None:
                 results[f"{name}_tokens_per_second"] = args.tokens / each
         print(source, results)
         if not args.no_record:
-            spec = Artifact.open(Path(source), adapter="llama").manifest.spec
+            spec = Artifact.open(Path(source), adapter="llama").manifest.specs[0]
             append("decode", spec=spec, seed=0, results=results)
 
 
