@@ -168,11 +168,11 @@ class LlamaAdapter(
 
         return write_folder(open_source(source), out, options.shard_size, run)
 
-    def serve(self, source: str, host: str, port: int, run: Run) -> None:
+    def serve(self, source: str, host: str, port: int, run: Run, engine: str) -> None:
         """The OpenAI-compatible server of transformers."""
         from dpq_llama.serving import serve
 
-        serve(source, host, port, run)
+        serve(source, host, port, run, engine)
 
     def probe(self, artifact: Artifact, run: Run) -> Mapping[str, torch.Tensor]:
         """Logits of a fixed token sequence."""

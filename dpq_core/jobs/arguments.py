@@ -137,6 +137,9 @@ class ServeArguments(RunArguments):
     source: str = required(ANY_SOURCE, positional=True)
     host: str = argument("127.0.0.1", "Address to listen at; 0.0.0.0 lets other machines in.")
     port: int = argument(8000, "Port to listen at.", minimum=1)
+    engine: str = argument(
+        "auto", "What runs the model: compiled, transformers (auto: compiled where it can)."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

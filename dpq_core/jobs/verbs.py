@@ -252,7 +252,8 @@ def serve(source: str | Path, *, progress: Progress = silent, **arguments: Any) 
     if not isinstance(call.adapter, Serves):
         raise lacks(call.adapter, "serve")
     with call.run(progress) as run:
-        call.adapter.serve(call.arguments.source, call.arguments.host, call.arguments.port, run)
+        a = call.arguments
+        call.adapter.serve(a.source, a.host, a.port, run, a.engine)
 
 
 def load(

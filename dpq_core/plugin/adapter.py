@@ -262,8 +262,19 @@ class Serves(Protocol):
     """An adapter whose models answer requests over HTTP."""
 
     @abstractmethod
-    def serve(self, source: str, host: str, port: int, run: Run) -> None:
-        """Serve the model of an artifact or an uncompressed source until it is interrupted."""
+    def serve(self, source: str, host: str, port: int, run: Run, engine: str) -> None:
+        """Serve the model of an artifact or an uncompressed source until it is interrupted.
+
+        Args:
+            source: the model.
+            host: address to listen at.
+            port: port to listen at.
+            run: device and seed.
+            engine: what runs the model; ``auto`` leaves it to the adapter.
+
+        Raises:
+            SpecError: there is no such engine.
+        """
 
 
 @runtime_checkable

@@ -11,9 +11,11 @@ import dpq
 from dpq_core.errors import AdapterError, SpecError
 from dpq_core.run import Run
 from dpq_llama.adapter import LlamaAdapter
+from dpq_llama.compiled.attached import attach
 from dpq_llama.compiled.decoder import CompiledDecoder, why_not
 from dpq_llama.compiled.sampling import choose
 from dpq_llama.options import SampleOptions
+from dpq_llama.serving import accelerated
 from dpq_llama.source.loading import load_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*generation flags:UserWarning")
@@ -208,3 +210,49 @@ def test_sampling_uses_it_where_it_can():
     assert texts["auto"] == texts["compiled"] == texts["transformers"]
     with pytest.raises(SpecError, match="engine"):
         SampleOptions(engine="other")
+
+
+def test_plain_calls_of_generate_are_compiled_and_others_are_not():
+    model = model_of("llama")
+    expected = greedy(model, 9)
+    usual, calls = model.generate, []
+    model.generate = lambda *_, **options: calls.append(options) or usual(**options)
+    attach(model)
+    config = transformers.GenerationConfig(max_new_tokens=9, do_sample=False, pad_token_id=2)
+    plain = {"input_ids": PROMPT, "attention_mask": torch.ones_like(PROMPT)}
+    assert torch.equal(model.generate(**plain, generation_config=config), expected)
+    assert calls == []
+    streamed = []
+
+    class Streamer:
+        def put(self, ids):
+            streamed.extend(ids.flatten().tolist())
+
+        def end(self):
+            streamed.append("end")
+
+    model.generate(**plain, generation_config=config, streamer=Streamer())
+    assert streamed == [*expected[0].tolist(), "end"]
+    config.repetition_penalty = 1.5
+    penalized = model.generate(**plain, generation_config=config)
+    assert len(calls) == 1
+    assert not torch.equal(penalized, expected)
+    config.repetition_penalty = None
+    config.do_sample, config.temperature = True, 1.5
+    texts = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        texts.append(model.generate(**plain, generation_config=config))
+    assert torch.equal(texts[0], texts[1])
+    assert not torch.equal(texts[0], texts[2])
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("engine", ["auto", "compiled", "transformers"])
+def test_the_server_accelerates_models_unless_it_is_told_not_to(engine):
+    model, said = model_of("llama"), []
+    usual = model.generate
+    run = Run(device="cpu", progress=lambda text, *_: said.append(text))
+    assert accelerated(lambda: model, engine, run)() is model
+    assert (model.generate == usual) == (engine == "transformers")
+    assert said == ([] if engine != "transformers" else ["transformers generates: as asked for"])

@@ -8,9 +8,11 @@ import socket
 import openai
 import pytest
 import torch
+from llama_models import SHAPES
 
 from dpq_core.errors import SpecError
 from dpq_core.run import Run
+from dpq_llama.compiled.decoder import CompiledDecoder
 from dpq_llama.serving import started
 
 pytestmark = [
@@ -27,13 +29,13 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def folder(tied, tmp_path_factory):
-    """An artifact with a tokenizer of letters and a chat template."""
+def folder(make_folder, make_artifact, tmp_path_factory):
+    """An artifact of trellis codes with a tokenizer of letters and a chat template."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     copied = tmp_path_factory.mktemp("served") / "model"
-    shutil.copytree(tied, copied)
+    shutil.copytree(make_artifact(make_folder(**SHAPES["gqa-tied"]), trellis_rate=2.0), copied)
     names = ["<s>", "</s>", "<pad>", *map(chr, range(32, 127))]
     letters = Tokenizer(models.WordLevel({n: i for i, n in enumerate(names)}, unk_token="<pad>"))
     letters.pre_tokenizer = pre_tokenizers.Split("", "isolated")
@@ -67,7 +69,13 @@ def expected(folder):
     return tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def test_models_chats_and_streams_are_those_of_the_artifact(client, folder):
+def test_models_chats_and_streams_are_those_of_the_artifact(client, folder, monkeypatch):
+    stream, prompts = CompiledDecoder.stream, []
+    monkeypatch.setattr(
+        CompiledDecoder,
+        "stream",
+        lambda self, ids, **o: prompts.append(ids) or stream(self, ids, **o),
+    )
     assert [model.id for model in client.models.list()] == [str(folder)]
     answer = client.chat.completions.create(model=str(folder), **ASKED)
     text = expected(folder)
@@ -76,6 +84,7 @@ def test_models_chats_and_streams_are_those_of_the_artifact(client, folder):
     pieces = client.chat.completions.create(model=str(folder), stream=True, **ASKED)
     streamed = "".join(piece.choices[0].delta.content or "" for piece in pieces)
     assert streamed.strip() == text.strip()
+    assert len(prompts) == 2, "the compiled step decodes"
     completion = client.completions.create(model=str(folder), prompt="a", max_tokens=3)
     assert completion.choices[0].text
 
@@ -88,3 +97,12 @@ def test_an_address_that_is_taken_is_refused_before_anything_is_loaded(folder):
             started(str(folder), "127.0.0.1", port, Run(device="cpu")),
         ):
             pass
+
+
+def test_an_engine_that_does_not_exist_is_refused(folder):
+    run = Run(device="cpu")
+    with (
+        pytest.raises(SpecError, match="must be one of auto, compiled, transformers"),
+        started(str(folder), "127.0.0.1", free_port(), run, "other"),
+    ):
+        pass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -181,7 +181,7 @@ class CompiledDecoder:
         top_p: float = 1.0,
         seed: int = 0,
         eos_token_id: int | Sequence[int] | None = None,
-    ) -> Iterator[int]:
+    ) -> Generator[int, None, None]:
         """Yield the ids that continue a prompt, the end token included.
 
         Args:
