@@ -263,14 +263,7 @@ class Serves(Protocol):
 
     @abstractmethod
     def serve(self, source: str, host: str, port: int, run: Run, engine: str) -> None:
-        """Serve the model of an artifact or an uncompressed source until it is interrupted.
-
-        Args:
-            source: the model.
-            host: address to listen at.
-            port: port to listen at.
-            run: device and seed.
-            engine: what runs the model; ``auto`` leaves it to the adapter.
+        """Serve a model until interrupted; ``engine`` says what runs it, ``auto`` leaves it open.
 
         Raises:
             SpecError: there is no such engine.
