@@ -2,7 +2,7 @@
 
 A table of addresses describes all weights of a model by one array, so that a call from Python
 passes a few arguments instead of thousands. Threads that run the same loop meet after each product.
-One that waits spins for some microseconds, then hands its processor to whoever needs it.
+One that waits spins for a few microseconds, then hands its processor to whoever needs it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 
 _cgutils = cast(Any, cgutils)  # has no type annotations
 
-_SPINS = 4000
+_SPINS = 100
 """Looks at the counter before the processor is handed on."""
 
 
