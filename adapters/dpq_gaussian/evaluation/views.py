@@ -11,7 +11,6 @@ from dpq_gaussian.cameras import Camera, held_out, read_cameras
 from dpq_gaussian.cameras.json_files import find_image
 from dpq_gaussian.cameras.photographs import sized_like_photograph
 from dpq_gaussian.cameras.reading import HOLD
-from dpq_gaussian.formats.loaded import Origin
 from dpq_gaussian.options import RIG_VIEWS, EvaluateOptions
 from dpq_gaussian.rendering.viewpoints import rig
 from dpq_gaussian.scene import Scene
@@ -47,24 +46,23 @@ class Views:
         return shown if low == high else f"{shown} to {high[0]}x{high[1]}"
 
 
-def find_views(original: str, options: EvaluateOptions, scene: Scene, origin: Origin) -> Views:
+def find_views(origin: str, options: EvaluateOptions, scene: Scene) -> Views:
     """Chooses the views: the user's cameras, those of a builtin scene, or the rig.
 
     Args:
-        original: the uncompressed scene as the user named it; a builtin one has cameras of its own.
+        origin: the uncompressed scene as the user named it; a builtin one has cameras of its own.
         options: which cameras, how many and how large.
         scene: what a rig is built around: the original where there is one.
-        origin: the place in the world that its positions are relative to.
 
     Raises:
         SourceError: cameras or photographs are missing, unreadable or do not fit each other.
     """
     if options.cameras:
-        return _given(Path(options.cameras), options, origin)
-    if original.startswith(BUILTIN_SCHEME):
-        shipped = _shipped(locate(original).parent)
+        return _given(Path(options.cameras), options)
+    if origin.startswith(BUILTIN_SCHEME):
+        shipped = _shipped(locate(origin).parent)
         if shipped:
-            return _fitted_views(shipped, f"held-out views of {original}", original, options)
+            return _fitted_views(shipped, f"held-out views of {origin}", origin, options)
     cameras = rig(scene, size=options.pixels, views=options.limit or RIG_VIEWS, up=options.up)
     return Views(
         cameras=cameras,
@@ -82,9 +80,9 @@ def _shipped(folder: Path) -> tuple[Camera, ...]:
     return tuple(replace(c, image=find_image(folder / _SHIPPED, c.name)) for c in cameras)
 
 
-def _given(source: Path, options: EvaluateOptions, origin: Origin) -> Views:
+def _given(source: Path, options: EvaluateOptions) -> Views:
     """The views of the user's camera files, held out ones unless all are asked for."""
-    everything = read_cameras(source, origin=origin)
+    everything = read_cameras(source)
     if options.all_cameras:
         return _fitted_views(everything, f"views of {source.name}", str(source), options)
     _, chosen = held_out(everything)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 from dpq_core.errors import SourceError
@@ -35,8 +34,7 @@ def read_scene(path: str | Path, *, axes: str | None = None) -> Loaded:
     if loaded.format == "spz" or axes is None:
         return loaded
     scene = coordinates.convert(loaded.scene, axes, coordinates.NATIVE)
-    origin = coordinates.turned_origin(loaded.origin, axes, coordinates.NATIVE)
-    return dataclasses.replace(loaded, scene=scene, coordinates=axes, origin=origin)
+    return Loaded(**{**vars(loaded), "scene": scene, "coordinates": axes})
 
 
 def _read(path: Path, axes: str | None) -> Loaded:
