@@ -14,10 +14,8 @@ GGUF_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
 NONE = "none"
 """What ``--baseline`` takes to be left out."""
 LOSSES = ("auto", "kl", "cross-entropy", "both", "hidden")
-
-
 ENGINES = ("auto", "compiled", "transformers")
-"""What may run a model that generates text."""
+"""Names of the engines that generate text; ``auto`` is the compiled one where it can."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,9 +96,7 @@ class SampleOptions:
     def __post_init__(self) -> None:
         """Check every field."""
         _check_dtype(self.dtype)
-        if self.engine not in ENGINES:
-            text = f"must be one of {', '.join(ENGINES)}"
-            raise SpecError(text, option="engine", value=self.engine)
+        check_engine(self.engine)
         if self.max_new_tokens < 1:
             raise SpecError("must be 1 or more", option="max_new_tokens", value=self.max_new_tokens)
         if not self.temperature >= 0:
@@ -206,6 +202,16 @@ class ExportOptions:
                 f"must be one of {', '.join(GGUF_TYPES)}", option="type", value=self.type
             )
         parse_size(self.shard_size)
+
+
+def check_engine(engine: str) -> None:
+    """Refuse an engine that does not exist.
+
+    Raises:
+        SpecError: it is none of ``ENGINES``.
+    """
+    if engine not in ENGINES:
+        raise SpecError(f"must be one of {', '.join(ENGINES)}", option="engine", value=engine)
 
 
 def _check_dtype(dtype: str) -> None:

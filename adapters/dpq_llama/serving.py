@@ -13,7 +13,7 @@ from typing import Any
 
 from dpq_core.errors import AdapterError, SpecError
 from dpq_core.run import Run
-from dpq_llama.options import ENGINES
+from dpq_llama.options import check_engine
 from dpq_llama.source.checkpoint import locate
 
 
@@ -39,8 +39,7 @@ def started(source: str, host: str, port: int, run: Run, engine: str = "auto") -
     from transformers.cli.serve import Serve
     from transformers.cli.serving import model_manager
 
-    if engine not in ENGINES:
-        raise SpecError(f"must be one of {', '.join(ENGINES)}", option="engine", value=engine)
+    check_engine(engine)
     folder = locate(source)
     name = source if Path(source).exists() else str(folder)
     if "@" in name:

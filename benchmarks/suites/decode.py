@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from dpq_llama.source.loading import load_model
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from record import append  # benchmarks/record.py
+from timing import medians  # benchmarks/timing.py
 
 
 def main() -> None:
@@ -95,18 +94,6 @@ def check(source: str, prompt: torch.Tensor, count: int) -> None:
     ids = CompiledDecoder(model).generate(prompt, max_new_tokens=count, eos_token_id=[])
     if not torch.equal(ids, generate(model, prompt, count)):
         raise AdapterError(f"{source}: the compiled step chooses other tokens than transformers")
-
-
-def medians(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median wall time of each function in seconds, after a warm-up; they take turns."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for repeat in range(repeats + 1):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            run()
-            if repeat:
-                times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(each) for name, each in times.items()}
 
 
 if __name__ == "__main__":

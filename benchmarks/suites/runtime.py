@@ -11,9 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from dpq_core.tensor.pq_tensor import PQTensor, expected_parts
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from record import append  # benchmarks/record.py
+from timing import medians  # benchmarks/timing.py
 
 SHAPES = ((4096, 4096), (11_008, 4096), (1024, 384))
 TOKENS = (1, 2, 4, 8, 16, 64, 128)
@@ -62,18 +61,6 @@ def random_layer(shape: tuple[int, int], spec: QuantSpec) -> tuple[PQTensor, PQL
     stored = {name: values[name] for name in expected}
     pq = PQTensor(partition=p, spec=spec, dtype=torch.float32, stored=stored)
     return pq, PQLinear(PQWeight.from_pq(pq))
-
-
-def medians_ms(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median wall time of each function in milliseconds, after a warm-up; they take turns."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for repeat in range(repeats + 1):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            run()
-            if repeat:
-                times[name].append(1e3 * (time.perf_counter() - started))
-    return {f"{name}_ms": statistics.median(each) for name, each in times.items()}
 
 
 @torch.no_grad()
@@ -118,7 +105,7 @@ def measure(
                 "codes": codes,
                 "dtype": str(dtype).removeprefix("torch."),
                 "tokens": count,
-                **medians_ms(runs, repeats),
+                **{f"{name}_ms": 1e3 * each for name, each in medians(runs, repeats).items()},
                 **errors,
             }
         )

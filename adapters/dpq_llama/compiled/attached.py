@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -103,16 +102,11 @@ def _generated(
             "top_p": 1.0 if config.top_p is None else config.top_p,
             "seed": int(torch.randint(1 << 62, (1,))),
         }
-    if streamer is not None:
-        streamer.put(ids)
-    new: list[int] = []
     ends = [] if config.eos_token_id is None else config.eos_token_id
-    tokens = decoder.stream(ids, max_new_tokens=config.max_new_tokens, eos_token_id=ends, **draws)
-    with closing(tokens):  # also where the streamer ends it early
-        for token in tokens:
-            new.append(token)
-            if streamer is not None:
-                streamer.put(torch.tensor([token]))
-    if streamer is not None:
-        streamer.end()
-    return torch.cat([ids, torch.tensor([new], dtype=ids.dtype)], dim=1)
+    return decoder.generate(
+        ids,
+        max_new_tokens=config.max_new_tokens,
+        eos_token_id=ends,
+        streamer=streamer,
+        **draws,
+    )

@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,10 +15,10 @@ import torch
 from torch import Tensor
 
 from dpq_core.errors import AdapterError, SpecError
-from dpq_llama.compiled import step
+from dpq_llama.compiled import products, step
 from dpq_llama.compiled.sampling import choose
 from dpq_llama.compiled.weights import WeightTable, unsuitable
-from dpq_llama.source.architecture import longest_context
+from dpq_llama.source.architecture import room_after
 from dpq_llama.source.loading import load_model
 
 if TYPE_CHECKING:
@@ -27,11 +28,13 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """Values of ``model_type`` whose decoders the compiled step knows."""
 
 _ACTIVATIONS = {
-    "silu": step.SILU,
-    "swish": step.SILU,
-    "gelu": step.GELU,
-    "gelu_pytorch_tanh": step.GELU_TANH,
+    "SiLUActivation": step.SILU,
+    "SiLU": step.SILU,
+    "GELUActivation": step.GELU,
+    "GELUTanh": step.GELU_TANH,
+    "PytorchGELUTanh": step.GELU_TANH,
 }
+"""Activations of an MLP by the class of the module that computes them."""
 
 _STATIC_ROTATIONS = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary embeddings whose frequencies are those of every length."""
@@ -69,16 +72,8 @@ def load_compiled(source: str) -> Any:
 
 
 def _activation_of(model: Any) -> str:
-    """Name of the activation of the MLPs, by the module that computes it."""
-    names = {
-        "SiLUActivation": "silu",
-        "SiLU": "silu",
-        "GELUActivation": "gelu",
-        "GELUTanh": "gelu_pytorch_tanh",
-        "PytorchGELUTanh": "gelu_pytorch_tanh",
-    }
-    name = type(model.model.layers[0].mlp.act_fn).__name__
-    return names.get(name, name)
+    """Class of the module that computes the activation of the MLPs."""
+    return type(model.model.layers[0].mlp.act_fn).__name__
 
 
 def _layers_of(model: Any) -> Iterator[Any]:
@@ -151,24 +146,38 @@ class CompiledDecoder:
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
         self._pool_size = 0
-        self.logits = self._work.logits[0, 0, : self._constants[0][1, 1]]
+        self.logits = self._work.logits[0, 0, : self._constants[0][1, products.ROWS]]
 
-    @torch.inference_mode()
     def generate(
-        self, input_ids: Tensor | Sequence[int], *, max_new_tokens: int = 128, **options: Any
+        self,
+        input_ids: Tensor | Sequence[int],
+        *,
+        max_new_tokens: int = 128,
+        streamer: Any = None,
+        **options: Any,
     ) -> Tensor:
         """Ids int64 ``[1, n + new]`` of a prompt and its continuation.
 
         Args:
             input_ids: ids of one prompt, int64 ``[1, n]`` or ``[n]``.
             max_new_tokens: tokens to generate at most.
+            streamer: a streamer of transformers, which gets the prompt and then every new token.
             options: see ``stream``.
 
         Raises:
             SpecError: see ``stream``.
         """
         prompt = _prompt(input_ids)
-        new = list(self.stream(prompt, max_new_tokens=max_new_tokens, **options))
+        new: list[int] = []
+        with closing(self.stream(prompt, max_new_tokens=max_new_tokens, **options)) as tokens:
+            if streamer is not None:
+                streamer.put(prompt)
+            for token in tokens:  # a streamer may end this early
+                new.append(token)
+                if streamer is not None:
+                    streamer.put(torch.tensor([token]))
+        if streamer is not None:
+            streamer.end()
         return torch.cat([prompt, torch.tensor([new], dtype=torch.int64)], dim=1)
 
     def stream(
@@ -198,14 +207,10 @@ class CompiledDecoder:
                 model's context.
         """
         prompt = _prompt(input_ids)
-        longest = longest_context(self.model.config)
-        if not 0 < prompt.shape[1] < longest:
-            raise SpecError(
-                f"has {prompt.shape[1]} tokens, not 1 to {longest - 1}", option="prompt"
-            )
+        room = room_after(self.model.config, prompt.shape[1])
         if not (temperature >= 0 and 0 < top_p <= 1 and top_k >= 0):
             raise SpecError("temperature and top_k must be 0 or more, and top_p in (0, 1]")
-        last = min(max_new_tokens, longest - prompt.shape[1])
+        last = min(max_new_tokens, room)
         ends = self.model.generation_config.eos_token_id if eos_token_id is None else eos_token_id
         ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
         random = np.random.default_rng(seed)
@@ -287,6 +292,6 @@ def _floats(tensors: Sequence[Tensor]) -> Any:
 
 
 def _window(attention: Any, config: Any) -> int:
-    """How many last tokens a layer sees."""
+    """The number of the latest tokens that a layer attends to."""
     usual = config.sliding_window if config.model_type == "mistral" else None
     return int(getattr(attention, "sliding_window", usual) or _EVERYTHING)

@@ -11,7 +11,9 @@ import numba
 import numpy as np
 
 from dpq_core.kernels.cpu import lut_jit, lut_tables_jit, trellis_jit
+from dpq_core.kernels.cpu.lut_tables_jit import BLOCK, ENTRIES
 from dpq_core.kernels.cpu.teamwork import floats, integers, octets, words
+from dpq_core.trellis_books import RESTART
 
 DENSE, BFLOAT16, TRELLIS, LEARNED = range(4)
 """Kinds of weights."""
@@ -44,7 +46,7 @@ DENSE, BFLOAT16, TRELLIS, LEARNED = range(4)
 ) = range(24)
 """Columns of the table, int64."""
 
-_TILE = 128
+TILE = RESTART
 """Rows that one thread multiplies at a time; a trellis restarts after as many."""
 
 _jit = numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -94,7 +96,7 @@ def _learned(weight):  # type: ignore[no-untyped-def]
     """Codes, turned codebooks, their largest values and sources of a weight; see ``lut_jit``."""
     groups, d, books = weight[GROUPS], weight[D], weight[BOOK_COUNT]
     codes = octets(weight[CODES], weight[CODE_BYTES]).reshape((groups, weight[ROWS]))
-    turned = floats(weight[BOOKS], books * d * 256).reshape((books, d, 256))
+    turned = floats(weight[BOOKS], books * d * ENTRIES).reshape((books, d, ENTRIES))
     largest = floats(weight[LARGEST], books * d).reshape((books, d))
     sources = integers(weight[SOURCES], groups * 2).reshape((groups, 2))
     return codes, turned, largest, sources
@@ -105,8 +107,9 @@ def _tables(weight, place, work):  # type: ignore[no-untyped-def]
     """The part of the shared memory that holds the tables and scales of one product."""
     planes = len(work.planes)
     groups = weight[GROUPS]
-    blocks = (groups + 31) // 32
-    tables = work.tables[place, : groups * planes * 256].reshape((1, groups, planes * 256))
+    blocks = (groups + BLOCK - 1) // BLOCK
+    width = planes * ENTRIES
+    tables = work.tables[place, : groups * width].reshape((1, groups, width))
     return tables, work.scales[place, :blocks].reshape((1, blocks))
 
 
@@ -153,7 +156,7 @@ def multiply(weight, place, x, out, work, inputs, first, last):  # type: ignore[
         last: past-the-end tile.
     """
     rows, cols, kind = weight[ROWS], weight[COLS], weight[KIND]
-    begin, end = first * _TILE, min(last * _TILE, rows)
+    begin, end = first * TILE, min(last * TILE, rows)
     if end <= begin:
         return
     if kind == DENSE:
@@ -183,7 +186,7 @@ def multiply(weight, place, x, out, work, inputs, first, last):  # type: ignore[
         codes, _, _, _ = _learned(weight)
         tables, scales = _tables(weight, place, work)
         lanes = 32 * len(work.narrow[0])
-        stop = min(last * _TILE, (rows + lanes - 1) // lanes * lanes)
+        stop = min(last * TILE, (rows + lanes - 1) // lanes * lanes)
         lut_jit.add_up(codes, tables, scales, out, work.wide, work.narrow, begin, stop)
     if weight[ROW_SCALE] != 0:
         scale = floats(weight[ROW_SCALE], rows)
@@ -244,27 +247,24 @@ def row(weight, index, out, work, core):  # type: ignore[no-untyped-def]
 def _trellis_row(weight, index, core, books):  # type: ignore[no-untyped-def]
     """Write one row of the core of a trellis code: the bits before the row's end are its window."""
     stream = octets(weight[CODES], weight[CODE_BYTES])
-    starts, rates = (
-        integers(weight[STARTS], weight[GROUPS]),
-        integers(weight[RATES], weight[GROUPS]),
-    )
-    tile, within = index // _TILE, index % _TILE
+    starts = integers(weight[STARTS], weight[GROUPS])
+    rates = integers(weight[RATES], weight[GROUPS])
+    tile, within = index // TILE, index % TILE
     for g in range(weight[GROUPS]):
         rate = rates[g]
         if rate == 0:
             continue
-        start = starts[g] + tile * (_TILE // 8) * rate
+        start = starts[g] + tile * (TILE // 8) * rate
         end = (within + 1) * rate
         window = 0
         for bit in range(max(0, end - 10), end):
             window = 2 * window + ((stream[start + bit // 8] >> (7 - bit % 8)) & 1)
         core[2 * g] = books[rate, window, 0]
         core[2 * g + 1] = books[rate, window, 1]
-    count, cols = weight[OUTLIER_COUNT], weight[COLS]
+    count = weight[OUTLIER_COUNT]
     places = integers(weight[OUTLIERS], 2 * count).reshape((2, count))
     values = floats(weight[OUTLIER_VALUES], count)
     n = np.searchsorted(places[0], index)
     while n < count and places[0, n] == index:
         core[places[1, n]] += values[n]
         n += 1
-    core[cols:] = 0

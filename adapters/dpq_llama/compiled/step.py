@@ -13,7 +13,7 @@ import numba
 import numpy as np
 
 from dpq_core.kernels.cpu.teamwork import meet
-from dpq_llama.compiled.products import COLS, ROWS, multiply, prepare, row
+from dpq_llama.compiled.products import COLS, ROWS, TILE, multiply, prepare, row
 from dpq_llama.compiled.sampling import choose
 
 SILU, GELU, GELU_TANH = range(3)
@@ -141,10 +141,10 @@ def _together(products, count, x, work, inputs, out, thread, threads):  # type: 
         meet(work.counters, threads)
     tiles = 0
     for n in range(count):
-        tiles += (products[n, ROWS] + 127) // 128
+        tiles += (products[n, ROWS] + TILE - 1) // TILE
     first, last = thread * tiles // threads, (thread + 1) * tiles // threads
     for n in range(count):
-        own = (products[n, ROWS] + 127) // 128
+        own = (products[n, ROWS] + TILE - 1) // TILE
         begin, end = max(first, 0), min(last, own)
         if begin < end:
             multiply(products[n], n, x, out[n], work, inputs, begin, end)

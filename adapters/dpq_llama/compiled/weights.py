@@ -9,14 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dpq_core.kernels.cpu import lut, lut_jit, lut_tables_jit, trellis_jit
+from dpq_core.kernels.cpu import lut, lut_jit, lut_tables_jit, trellis_decode, trellis_jit
 from dpq_core.runtime import PQEmbedding, PQLinear
 from dpq_core.runtime.weight import PQWeight
 from dpq_core.trellis_books import codebooks
 from dpq_llama.compiled import products
 from dpq_llama.compiled.step import Work
 
-_TILE = 128
 _PLANES = 3  # bytes of an entry of a table: as exact as float32
 
 _DENSE = {torch.float32: products.DENSE, torch.bfloat16: products.BFLOAT16}
@@ -82,9 +81,7 @@ class WeightTable:
         p, parts, frame = weight.partition, weight.parts(), weight.frame()
         row[products.ROWS], row[products.COLS], row[products.D] = p.rows, p.cols, p.d
         row[products.WIDTH] = p.groups * p.d
-        codes = weight.codes
-        if codes.numel() < 8:
-            codes = nn.functional.pad(codes.reshape(-1), (0, 8 - codes.numel()))
+        codes = trellis_decode.streams(weight.codes) if p.row_bits else weight.codes
         row[products.CODES], row[products.CODE_BYTES] = self._address(codes), codes.numel()
         if frame.row_scale is not None:
             row[products.ROW_SCALE] = self._address(frame.row_scale.detach().float())
@@ -110,12 +107,8 @@ class WeightTable:
         row[products.KIND], row[products.GROUPS] = products.LEARNED, len(codes)
         row[products.BOOKS], row[products.BOOK_COUNT] = self._address(turned), len(books)
         row[products.LARGEST] = self._address(largest)
-        group = torch.arange(p.groups)
-        sources = [
-            torch.stack([stage * p.codebooks + group // p.groups_per_codebook, group * p.d], dim=1)
-            for stage in range(p.stages)
-        ]
-        row[products.SOURCES] = self._address(torch.cat(sources))
+        sources = lut.sources(p.stages, p.groups, p.groups_per_codebook, p.codebooks, p.d)
+        row[products.SOURCES] = self._address(torch.from_numpy(sources))
 
     def _address(self, tensor: Tensor) -> int:
         """Address of a tensor's values, which the table keeps alive."""
@@ -139,15 +132,15 @@ class WeightTable:
         width = max(int(inner[1:, products.ROWS].max()), int(table[:, products.WIDTH].max()))
         head = int(table[1, products.ROWS])
         return Work(
-            books=codebooks(1024).float().contiguous().numpy(),
+            books=codebooks(trellis_jit.WINDOWS).numpy(),
             sizes=trellis_jit.sizes_of(1),
-            wide=lut_jit.sizes(lanes, 2 if lanes == 64 else 1, _PLANES),
+            wide=lut_jit.sizes(lanes, lut.VECTORS[lanes, _PLANES], _PLANES),
             narrow=lut_jit.sizes(lanes, 1, _PLANES),
             planes=(0,) * _PLANES,
             tables=np.empty((3, groups * _PLANES * lut_tables_jit.ENTRIES), np.uint8),
             scales=np.empty((3, -(-groups // lut_tables_jit.BLOCK)), np.float32),
-            outputs=np.empty((3, 1, -(-width // _TILE) * _TILE), np.float32),
-            logits=np.empty((1, 1, -(-head // _TILE) * _TILE), np.float32),
+            outputs=np.empty((3, 1, -(-width // products.TILE) * products.TILE), np.float32),
+            logits=np.empty((1, 1, -(-head // products.TILE) * products.TILE), np.float32),
             mixed=np.empty(mixed, np.float32),
             counters=np.zeros(16, np.int64),
         )

@@ -16,7 +16,7 @@ from dpq_core.errors import SpecError
 from dpq_core.plugin.results import Sampling
 from dpq_core.run import Run
 from dpq_llama.options import SampleOptions
-from dpq_llama.source.architecture import has_head, longest_context
+from dpq_llama.source.architecture import has_head, room_after
 from dpq_llama.source.checkpoint import read_config
 from dpq_llama.source.loading import (
     builtin_name,
@@ -110,8 +110,15 @@ class _Writer:
             piece = partial(self.run.stream, number, title)
             streamer = _streamer(self.tokenizer, piece, skip_prompt=self.options.chat)
         if self.decoder is not None:
-            continued = _decode(self.decoder, ids, self.options, streamer, self.run.seed + number)
-            return self._text(continued, ids)
+            continued = self.decoder.generate(
+                ids,
+                max_new_tokens=self.options.max_new_tokens,
+                temperature=self.options.temperature,
+                top_p=self.options.top_p,
+                seed=self.run.seed + number,
+                streamer=streamer,
+            )
+            return self._text(continued[0], ids)
         devices = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):  # generate() draws from the global generators
             torch.manual_seed(self.run.seed + number)
@@ -166,50 +173,11 @@ def _decoder(model: PreTrainedModel, options: SampleOptions) -> CompiledDecoder 
     return CompiledDecoder(model)
 
 
-def _decode(
-    decoder: CompiledDecoder, ids: Tensor, options: SampleOptions, streamer: Any, seed: int
-) -> Tensor:
-    """See ``_continue``: by the compiled step."""
-    _check_room(decoder.model, ids)
-    new = []
-    if streamer is not None:
-        streamer.put(ids)
-    for token in decoder.stream(
-        ids,
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        seed=seed,
-    ):
-        new.append(token)
-        if streamer is not None:
-            streamer.put(torch.tensor([token]))
-    if streamer is not None:
-        streamer.end()
-    return torch.cat([ids[0], torch.tensor(new, dtype=torch.int64)])
-
-
-def _check_room(model: PreTrainedModel, ids: Tensor) -> int:
-    """Number of tokens that fit the model's context after a prompt.
-
-    Raises:
-        SpecError: there is no room, or no prompt.
-    """
-    longest = longest_context(model.config)
-    room = longest - ids.shape[1]
-    if room < 1 or ids.shape[1] == 0:
-        raise SpecError(
-            f"has {ids.shape[1]} tokens; the model takes 1 to {longest - 1}",
-            option="prompt",
-        )
-    return room
-
-
 def _continue(
     model: PreTrainedModel, ids: Tensor, options: SampleOptions, streamer: Any = None
 ) -> Tensor:
     """Prompt ids int64 ``[1, n]`` -> ids of prompt and continuation ``[n + new]``."""
-    room = _check_room(model, ids)
+    room = room_after(model.config, ids.shape[1])
     draws: dict[str, Any] = {
         "do_sample": False,
         "temperature": None,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dpq_core.errors import SourceError
+from dpq_core.errors import SourceError, SpecError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -64,6 +64,18 @@ def longest_context(config: PreTrainedConfig) -> int:
     """Tokens that a model can read at once; 2048 where its positions have no limit."""
     longest = getattr(config.get_text_config(), "max_position_embeddings", None)
     return longest if isinstance(longest, int) else _USUAL_CONTEXT
+
+
+def room_after(config: PreTrainedConfig, tokens: int) -> int:
+    """Number of tokens that fit a model's context after a prompt of ``tokens`` tokens.
+
+    Raises:
+        SpecError: there is no room, or no prompt.
+    """
+    longest = longest_context(config)
+    if not 0 < tokens < longest:
+        raise SpecError(f"has {tokens} tokens; the model takes 1 to {longest - 1}", option="prompt")
+    return longest - tokens
 
 
 def logits_function(

@@ -134,16 +134,24 @@ def _sum_in_registers(
     lut_tables_jit.transpose_books(codebooks.numpy(), turned, largest)
     tables = array("tables", (tokens, groups, planes * lut_tables_jit.ENTRIES), np.uint8)
     scales = np.empty((tokens, blocks), np.float32)
-    sources = _sources(
+    book_and_inputs = sources(
         grouping.stages, grouping.groups, grouping.groups_per_codebook, grouping.codebooks, d
     )
-    arrays = (x.contiguous().numpy(), turned, largest, sources, tables, scales, (0,) * planes)
+    arrays = (
+        x.contiguous().numpy(),
+        turned,
+        largest,
+        book_and_inputs,
+        tables,
+        scales,
+        (0,) * planes,
+    )
     spread(
         lambda first, last: lut_tables_jit.tabulate(*arrays, first, last),
         tokens * blocks,
         tokens * groups * d * 16,
     )
-    lanes, vectors = variant.lanes, _VECTORS[variant.lanes, planes]
+    lanes, vectors = variant.lanes, VECTORS[variant.lanes, planes]
     wide = lut_jit.sizes(lanes, vectors, planes)
     narrow = lut_jit.sizes(lanes, 1, planes)
     width = -(-rows // lanes) * lanes
@@ -160,12 +168,12 @@ def _sum_in_registers(
     return torch.from_numpy(out)[:, :rows]
 
 
-_VECTORS = {(64, 2): 4, (64, 3): 2, (32, 2): 2, (32, 3): 1}
+VECTORS = {(64, 2): 4, (64, 3): 2, (32, 2): 2, (32, 3): 1}
 """Vectors of a tile by lanes and planes: as many as their sums and tables fit in registers."""
 
 
 @functools.lru_cache(maxsize=1024)
-def _sources(
+def sources(
     stages: int, groups: int, groups_per_codebook: int, codebooks: int, d: int
 ) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
     """Codebook, and first coordinate of the inputs, of each row of codes: int64 ``[S*G, 2]``."""

@@ -7,6 +7,7 @@ One that waits spins for a few microseconds, then hands its processor to whoever
 
 from __future__ import annotations
 
+import sys
 from typing import Any, cast
 
 import numba
@@ -44,6 +45,8 @@ def _hand_on(typing: Any) -> Any:
     """Hand the processor to another thread that is ready to run (POSIX ``sched_yield``)."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if sys.platform == "win32":  # has no such function, and its teams are of one thread
+            return ir.Constant(ir.IntType(32), 0)
         kind = ir.FunctionType(ir.IntType(32), [])
         return builder.call(
             _cgutils.get_or_insert_function(builder.module, kind, "sched_yield"), []

@@ -78,7 +78,7 @@ def rows(
     tiles = -(-height // RESTART)
     blocks = -(-width * RESTART // _WORDS_OF_A_BLOCK)
     arrays = (
-        _streams(codes),
+        streams(codes).numpy(),
         starts.numpy(),
         rates.numpy(),
         as_bytes(books).view(word).reshape(books.shape[:2]),
@@ -118,7 +118,7 @@ def product(
     if g.pad:
         padded = pad(padded, (0, g.pad))
     arrays = (
-        _streams(codes),
+        streams(codes).numpy(),
         schedule.numpy(),
         books.numpy(),
         padded.contiguous().numpy(),
@@ -135,11 +135,7 @@ def product(
     return out
 
 
-def _streams(codes: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """The bit streams as one array, of at least the eight bytes that are read at a time."""
+def streams(codes: Tensor) -> Tensor:
+    """The bit streams one after the other: at least the eight bytes that are read at a time."""
     flat = codes.reshape(-1)
-    spare = max(0, 8 - len(flat))
-    array: np.ndarray[tuple[int, ...], np.dtype[np.uint8]] = (
-        pad(flat, (0, spare)) if spare else flat
-    ).numpy()
-    return array
+    return pad(flat, (0, 8 - len(flat))) if len(flat) < 8 else flat
