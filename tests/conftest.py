@@ -1,4 +1,4 @@
-"""What holds for every test: seeded random numbers, and a word about data that is not there."""
+"""What holds for every test: threads, seeded numbers, and a word about data that is not there."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ import os
 from collections.abc import Generator, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    # Before torch is loaded. As many threads as cores in every worker wait for each other so busily
+    # that small operations take ten times as long.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (cores or 1) // int(workers))))
 
 import hypothesis
 import pytest
