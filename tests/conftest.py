@@ -48,6 +48,15 @@ RANDOM = TorchRandom()
 hypothesis.register_random(RANDOM)  # a weak reference: the name keeps it alive
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Let workers take files in the order of ``pytest_collection_modifyitems``: slow ones first.
+
+    By default xdist orders files by how many tests they have.
+    """
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)

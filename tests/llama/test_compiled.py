@@ -13,7 +13,7 @@ from dpq_core.run import Run
 from dpq_llama.adapter import LlamaAdapter
 from dpq_llama.compiled.attached import attach
 from dpq_llama.compiled.decoder import CompiledDecoder, why_not
-from dpq_llama.compiled.sampling import choose
+from dpq_llama.compiled.sampling import choose, kth_largest
 from dpq_llama.options import SampleOptions
 from dpq_llama.serving import accelerated
 from dpq_llama.source.loading import load_model
@@ -165,6 +165,13 @@ def test_draws_follow_temperature_top_k_and_top_p():
     assert {choose(logits, 1.0, 0, 0.7, u) for u in draws} == {1, 2}
     assert {choose(logits, 1.0, 0, 0.6, u) for u in draws} == {1}
     assert choose(logits, 0.0, 0, 1.0, 0.99) == 1
+
+
+@pytest.mark.parametrize("different", [5, 10**6])
+def test_the_kth_largest_is_that_of_the_sorted_values(different):
+    values = torch.randint(different, (50,)).float()
+    found = [kth_largest(values.numpy(), k) for k in range(1, len(values) + 1)]
+    assert found == values.sort(descending=True).values.tolist()
 
 
 def test_a_model_that_it_cannot_run_says_why(make_folder, make_artifact):

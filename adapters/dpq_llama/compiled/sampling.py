@@ -6,6 +6,29 @@ import numba
 import numpy as np
 
 
+@numba.njit(cache=True, nogil=True)
+def kth_largest(values, k):  # type: ignore[no-untyped-def]
+    """The k-th largest of values ``[N]``, 1 <= k <= N, equal values counted each.
+
+    A heap keeps the k largest so far, its smallest first. ``np.partition`` says the same and takes
+    seconds to compile.
+    """
+    heap = np.full(k, -np.inf, values.dtype)
+    for value in values:
+        if value <= heap[0]:
+            continue
+        place, child = 0, 1
+        while child < k:
+            if child + 1 < k and heap[child + 1] < heap[child]:
+                child += 1
+            if heap[child] >= value:
+                break
+            heap[place] = heap[child]
+            place, child = child, 2 * child + 1
+        heap[place] = value
+    return heap[0]
+
+
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def choose(logits, temperature, top_k, top_p, draw):  # type: ignore[no-untyped-def]
     """The id of a token: the likeliest one, or one drawn.
@@ -22,7 +45,7 @@ def choose(logits, temperature, top_k, top_p, draw):  # type: ignore[no-untyped-
         return best
     least = -np.inf
     if 0 < top_k < len(logits):
-        least = np.partition(logits, len(logits) - top_k)[len(logits) - top_k]
+        least = kth_largest(logits, top_k)
     shares = np.empty(len(logits), np.float64)
     total = 0.0
     for n in range(len(logits)):
