@@ -27,6 +27,8 @@ from dpq_core.version import __version__
 if TYPE_CHECKING:
     from dpq_core.jobs.adapters import AdapterReport, adapters
     from dpq_core.jobs.calibrate import Calibrated
+    from dpq_core.jobs.compare import compare
+    from dpq_core.jobs.compare_report import CompareReport
     from dpq_core.jobs.compress_file import FileReport
     from dpq_core.jobs.compress_report import CompressReport
     from dpq_core.jobs.demo import DemoReport, demo
@@ -54,6 +56,7 @@ __all__ = [
     "AdapterReport",
     "ArtifactError",
     "Calibrated",
+    "CompareReport",
     "CompressReport",
     "DPQError",
     "DemoReport",
@@ -70,6 +73,7 @@ __all__ = [
     "__version__",
     "adapters",
     "calibrate",
+    "compare",
     "compress",
     "data",
     "demo",
@@ -92,6 +96,7 @@ _JOBS = "dpq_core.jobs"
 _LAZY = {
     "AdapterReport": f"{_JOBS}.adapters",
     "Calibrated": f"{_JOBS}.calibrate",
+    "CompareReport": f"{_JOBS}.compare_report",
     "CompressReport": f"{_JOBS}.compress_report",
     "DemoReport": f"{_JOBS}.demo",
     "EvaluationReport": f"{_JOBS}.evaluate",
@@ -102,6 +107,7 @@ _LAZY = {
     "SampleReport": f"{_JOBS}.verbs",
     "adapters": f"{_JOBS}.adapters",
     "calibrate": f"{_JOBS}.verbs",
+    "compare": f"{_JOBS}.compare",
     "compress": f"{_JOBS}.whole_model",
     "demo": f"{_JOBS}.demo",
     "evaluate": f"{_JOBS}.verbs",

@@ -22,7 +22,7 @@ from dpq_core.plugin import options, registry
 
 COMMANDS = {**{verb: verb for verb in VERBS}, "evaluate": "eval"}
 
-ONLY_ON_THE_COMMAND_LINE = {"as_json", "recipe", "tensors", "help"}
+ONLY_ON_THE_COMMAND_LINE = {"as_json", "as_csv", "recipe", "tensors", "help"}
 """What is shown is the command line's business; ``recipe`` is a keyword of every verb."""
 
 

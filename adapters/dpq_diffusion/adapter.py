@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from dpq_core.errors import AdapterError
 from dpq_core.plugin.adapter import Calibrates, Evaluates, Loads, Probes, Samples, TensorAdapter
-from dpq_core.plugin.results import Demo, Evaluation, Sampling
+from dpq_core.plugin.results import Demo, Evaluation, Metric, Sampling
 from dpq_core.run import Run
 from dpq_diffusion.options import CalibrateOptions, CompressOptions, EvaluateOptions, SampleOptions
 
@@ -143,6 +143,12 @@ class DiffusionAdapter(
         from dpq_diffusion.evaluation.evaluate import evaluate
 
         return evaluate(source, options, run)
+
+    def speed(self, source: str, run: Run) -> Metric:
+        """Denoising steps per second for one picture."""
+        from dpq_diffusion.pipelines.probe import speed
+
+        return speed(source, run)
 
     def sample(self, source: str, options: SampleOptions, run: Run, out: Path | None) -> Sampling:
         """Draw images: a grid, a folder of PNG files, an ADM batch."""

@@ -21,7 +21,7 @@ from dpq_core.plugin.adapter import (
     Serves,
     TensorAdapter,
 )
-from dpq_core.plugin.results import Demo, Evaluation, Export, Sampling
+from dpq_core.plugin.results import Demo, Evaluation, Export, Metric, Sampling
 from dpq_core.run import Run
 from dpq_llama.options import (
     EXPORTS,
@@ -149,6 +149,12 @@ class LlamaAdapter(
         from dpq_llama.evaluation.evaluate import evaluate
 
         return evaluate(source, options, run)
+
+    def speed(self, source: str, run: Run) -> Metric:
+        """Tokens per second of greedy generation, by compiled code where it runs the model."""
+        from dpq_llama.evaluation.generation import speed
+
+        return speed(source, run)
 
     def sample(self, source: str, options: SampleOptions, run: Run, out: Path | None) -> Sampling:
         """Continue prompts; with ``out``, each text also becomes a file."""

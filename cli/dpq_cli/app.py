@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from dpq_cli.commands import (
     adapters,
     calibrate,
+    compare,
     compress,
     demo,
     doctor,
@@ -114,6 +115,7 @@ app.command("plan", context_settings=EXTRA_ARGS)(plan.command)
 app.command("compress", context_settings=EXTRA_ARGS)(compress.command)
 app.command("calibrate", context_settings=EXTRA_ARGS)(calibrate.command)
 app.command("eval", context_settings=EXTRA_ARGS)(evaluate.command)
+app.command("compare", context_settings=EXTRA_ARGS)(compare.command)
 app.command("sample", context_settings=EXTRA_ARGS)(sample.command)
 app.command("export", context_settings=EXTRA_ARGS)(export.command)
 app.command("serve")(serve.command)

@@ -17,7 +17,7 @@ import typer
 
 from dpq_core.errors import SpecError
 from dpq_core.jobs import recipe as recipes
-from dpq_core.jobs.arguments import names_of
+from dpq_core.jobs.arguments import names_of, sources_of
 from dpq_core.jobs.spec_arguments import SIZES
 from dpq_core.plugin import options
 
@@ -59,6 +59,9 @@ def command(
 
     def function(ctx: typer.Context, **values: Any) -> None:
         as_json = bool(values.pop(_JSON))
+        for name in _positional_lists(cls):
+            values[name], words = _leading(values[name])
+            ctx.args.extend(words)
         run(ctx, _said(ctx, values), as_json)
 
     parameters = [inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
@@ -90,6 +93,19 @@ def _parameters(cls: type, *, recipe: bool) -> Iterator[inspect.Parameter]:
     yield _keyword(_JSON, Annotated[bool, option], False)
 
 
+def _positional_lists(cls: type) -> list[str]:
+    """The fields without a flag that take several words."""
+    positional = {f.name for f in dataclasses.fields(cls) if f.metadata.get("positional")}
+    described = options.describe(cls, required=True)
+    return [o.field for o in described if o.repeated and o.field in positional]
+
+
+def _leading(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words before the first flag, and the rest, which are options of the adapter."""
+    first = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+    return list(words[:first]), list(words[first:])
+
+
 def _required(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING
 
@@ -104,7 +120,8 @@ def _parameter(field: dataclasses.Field[Any], option: options.Option) -> inspect
     said = field.metadata
     if said.get("positional"):
         shown: Any = typer.Argument(help=option.help)
-        return _keyword(field.name, Annotated[option.kind, shown], inspect.Parameter.empty)
+        kind: Any = list[option.kind] if option.repeated else option.kind  # type: ignore[name-defined]
+        return _keyword(field.name, Annotated[kind, shown], inspect.Parameter.empty)
     flag = f"{option.flag}/--no-{option.flag[2:]}" if _has_negation(field) else option.flag
     flags = [flag, said["short"]] if "short" in said else [flag]
     more: dict[str, Any] = {}
@@ -120,7 +137,7 @@ def _parameter(field: dataclasses.Field[Any], option: options.Option) -> inspect
         more["callback"] = _replacing
     shown = typer.Option(*flags, help=option.help, **more)
     default = inspect.Parameter.empty if _required(field) else field.default
-    kind: Any = option.kind
+    kind = option.kind
     if option.repeated:
         kind, default = list[option.kind] | None, None  # type: ignore[name-defined]
     elif default is None:
@@ -231,8 +248,7 @@ def adapter_of(cls: Any, keywords: Mapping[str, Any]) -> Adapter:
     """The adapter that a command line means; see ``dpq_core.jobs.request``."""
     from dpq_core.jobs import request
 
-    sources = (str(keywords[name]) for name in cls.sources if keywords.get(name))
-    return request.adapter_of(keywords.get("adapter"), *sources)
+    return request.adapter_of(keywords.get("adapter"), *sources_of(cls, keywords))
 
 
 def keywords_of(ctx: typer.Context, cls: Any, keywords: Mapping[str, Any]) -> dict[str, Any]:

@@ -107,6 +107,30 @@ class EvaluateArguments(RunArguments):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CompareArguments(RunArguments):
+    """Arguments of ``compare``."""
+
+    sources: ClassVar[tuple[str, ...]] = ("artifacts", "baseline")
+    verbs: ClassVar[tuple[str, ...]] = ("evaluate",)
+
+    artifacts: tuple[str, ...] = required(
+        "dpq artifacts, model folders or files, or builtin:NAME, all of one domain.",
+        positional=True,
+    )
+    baseline: str | None = argument(
+        None,
+        "The uncompressed model: compare with it, and measure it too.",
+        metavar="SOURCE",
+        unset="none, or the adapter's choice",
+    )
+    speed: bool = argument(False, "Time the models: tokens or denoising steps per second.")
+    results: Path | None = argument(
+        None, "Folder where results are kept.", unset="dpq/results in the user's cache folder"
+    )
+    fresh: bool = argument(False, "Compute again what is kept.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SampleArguments(RunArguments):
     """Arguments of ``sample``."""
 
@@ -165,6 +189,7 @@ VERBS: Mapping[str, type] = {
     "compress": CompressArguments,
     "calibrate": CalibrateArguments,
     "evaluate": EvaluateArguments,
+    "compare": CompareArguments,
     "sample": SampleArguments,
     "export": ExportArguments,
     "serve": ServeArguments,
@@ -177,6 +202,13 @@ VERBS: Mapping[str, type] = {
 def names_of(cls: type) -> tuple[str, ...]:
     """The names of the fields of an arguments class."""
     return tuple(f.name for f in fields(cls))
+
+
+def sources_of(cls: type[RunArguments], values: Mapping[str, Any]) -> tuple[str, ...]:
+    """The sources among the values of a verb's arguments, in the order of ``sources``."""
+    given = (values.get(name) or () for name in cls.sources)
+    lists = ((v,) if isinstance(v, str | Path) else tuple(v) for v in given)
+    return tuple(str(source) for items in lists for source in items)
 
 
 def check_required(cls: type, given: Iterable[str]) -> None:

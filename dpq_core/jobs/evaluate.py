@@ -99,7 +99,7 @@ class EvaluationReport(Report):
     def tables(self) -> tuple[Table, ...]:
         """A table with metrics in rows, sources in columns and the difference to the baseline."""
         compared, further = self._compared, tuple(self.against.values())
-        names = [f">{name}" for name in _headings([r.source for r in self._everyone])]
+        names = [f">{name}" for name in headings([r.source for r in self._everyone])]
         columns = ["metric", *names[: len(compared)]]
         columns += [">change"] if self.baseline else []
         columns += names[len(compared) :]
@@ -190,7 +190,7 @@ def evaluate(
     )
 
 
-def _headings(sources: Sequence[str]) -> list[str]:
+def headings(sources: Sequence[str]) -> list[str]:
     """Column headings: the sources, or the last parts of long paths where they differ."""
     short = [Path(source).name for source in sources]
     long = any(len(source) > _WIDE for source in sources)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from dpq_core.errors import ANY, AdapterError, Hint, SourceError, UsageError
 from dpq_core.jobs import recipe
-from dpq_core.jobs.arguments import check_required, names_of
+from dpq_core.jobs.arguments import check_required, names_of, sources_of
 from dpq_core.jobs.spec_arguments import RunArguments
 from dpq_core.nearest import nearest
 from dpq_core.plugin import options, registry
@@ -71,9 +71,7 @@ def request(cls: type[A], keywords: Mapping[str, Any]) -> Request[A]:
     core, extra, contents = split(cls, keywords)
     check_required(cls, core)
     arguments = cls(**core)
-    adapter = adapter_of(
-        arguments.adapter, *(str(s) for n in cls.sources if (s := getattr(arguments, n)))
-    )
+    adapter = adapter_of(arguments.adapter, *sources_of(cls, vars(arguments)))
     for verb in option_classes(cls, adapter).values():  # one word, one meaning: of both
         shared = frozenset(names_of(verb)) & frozenset(names_of(cls))
         extra |= {n: v for n in shared if (v := getattr(arguments, n)) is not None}

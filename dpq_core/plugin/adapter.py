@@ -3,8 +3,8 @@
 There are two kinds of adapters: a ``TensorAdapter`` describes a model of named tensors, a
 ``FileAdapter`` codes a whole source into one file. ``open`` and the methods of its kind are enough
 for compressing and inspecting. Every further verb is one method, which an adapter has or has not:
-see ``Loads``, ``Compiles``, ``Calibrates``, ``Evaluates``, ``Samples``, ``Exports``, ``Serves``,
-``Probes`` and ``PacksWithin``.
+see ``Loads``, ``Compiles``, ``Calibrates``, ``Evaluates``, ``Times``, ``Samples``, ``Exports``,
+``Serves``, ``Probes``, ``PacksWithin``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 from dpq_core.errors import AdapterError
+from dpq_core.plugin.speed import Times
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from dpq_core.tensor.checkpoint import Checkpoint
     from dpq_core.tensor.hidden_axes import HiddenAxis
     from dpq_core.tensor.partition import Layout
-
 
 Options = TypeVar("Options", contravariant=True)
 """Type of the frozen dataclass of a verb's options, None for a verb without options."""
@@ -285,6 +285,7 @@ class Probes(Protocol):
 _CAPABILITIES: Mapping[str, type] = {
     "load": Loads,
     "evaluate": Evaluates,
+    "time": Times,
     "sample": Samples,
     "export": Exports,
     "serve": Serves,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,6 +43,25 @@ class Evaluation:
     notes: tuple[str, ...] = ()
     others: Mapping[str, Evaluation] = field(default_factory=dict)
     baseline: Evaluation | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The evaluation with those of others and of the baseline, as plain JSON values."""
+        values = dataclasses.asdict(dataclasses.replace(self, others={}, baseline=None))
+        values["others"] = {name: other.to_json() for name, other in self.others.items()}
+        values["baseline"] = None if self.baseline is None else self.baseline.to_json()
+        return values
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Evaluation:
+        """The inverse of ``to_json``."""
+        baseline = values["baseline"]
+        return cls(
+            metrics=tuple(Metric(**metric) for metric in values["metrics"]),
+            details=values["details"],
+            notes=tuple(values["notes"]),
+            others={name: cls.from_json(other) for name, other in values["others"].items()},
+            baseline=None if baseline is None else cls.from_json(baseline),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

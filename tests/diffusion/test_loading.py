@@ -8,14 +8,16 @@ import sys
 
 import pytest
 import torch
+from diffusion_pipelines import pixel_dit
 from safetensors import safe_open
 
 from dpq_core.artifact import Artifact
-from dpq_core.errors import ArtifactError, SpecError
+from dpq_core.errors import AdapterError, ArtifactError, SpecError
 from dpq_core.run import Run
 from dpq_core.runtime import PQConv2d, PQEmbedding, PQLinear, PQWeight
 from dpq_core.runtime.swap import PQModule
 from dpq_diffusion.adapter import DiffusionAdapter
+from dpq_diffusion.pipelines import probe
 from dpq_diffusion.pipelines.loading import load_pipeline
 from dpq_diffusion.pipelines.probe import _FORWARD, _normal
 
@@ -298,3 +300,14 @@ def test_a_new_process_needs_the_import_only(dit_folder, make_artifact):
     refused, loaded = done.stdout.splitlines()
     assert "Unknown quantization type, got dpq" in refused
     assert loaded == "True"
+
+
+def test_the_speed_is_of_one_step_of_the_denoiser(tmp_path, monkeypatch):
+    pixel_dit().save_pretrained(tmp_path / "dit")
+    metric = DiffusionAdapter().speed(str(tmp_path / "dit"), CPU)
+    assert (metric.name, metric.higher_is_better) == ("steps/s", True)
+    assert metric.value > 0
+    assert metric.protocol.startswith("one call of DiTTransformer2DModel for one picture, float32")
+    monkeypatch.setattr(probe, "_FORWARD", {})
+    with pytest.raises(AdapterError, match="cannot be timed"):
+        DiffusionAdapter().speed(str(tmp_path / "dit"), CPU)

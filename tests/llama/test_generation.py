@@ -12,6 +12,7 @@ from dpq_core.artifact import Artifact
 from dpq_core.errors import SourceError, SpecError
 from dpq_core.run import Run
 from dpq_llama.adapter import LlamaAdapter
+from dpq_llama.evaluation import generation
 from dpq_llama.options import SampleOptions
 from dpq_llama.source.checkpoint import BUILTIN
 
@@ -117,3 +118,14 @@ def test_the_probe_recognises_the_model(tied, make_folder, make_artifact):
     other = make_artifact(make_folder(tie_word_embeddings=True, num_key_value_heads=2, seed=5))
     different = LlamaAdapter().probe(Artifact.open(other), RUN)["logits"]
     assert not torch.allclose(probe, different, atol=0.5)
+
+
+@pytest.mark.parametrize(("compiled", "engine"), [(True, "compiled code"), (False, "transformers")])
+def test_the_speed_is_of_the_tokens_that_were_generated(monkeypatch, compiled, engine):
+    monkeypatch.setattr(generation, "_TIMED_TOKENS", 3)
+    if not compiled:
+        monkeypatch.setattr(generation, "_decoder", lambda *_: None)
+    metric = LlamaAdapter().speed(TINY, RUN)
+    assert (metric.name, metric.higher_is_better) == ("tokens/s", True)
+    assert metric.value > 0
+    assert metric.protocol.startswith(f"3 tokens by {engine}")

@@ -1,4 +1,4 @@
-"""Probes: outputs of compressed components on fixed inputs, for `dpq inspect --verify`."""
+"""Components on invented inputs: probes for `dpq inspect --verify`, and the time of a step."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from torch import Tensor, nn
 
 from dpq_core.artifact import Artifact
 from dpq_core.device import resolve
+from dpq_core.errors import AdapterError
+from dpq_core.plugin.results import Metric
+from dpq_core.plugin.speed import per_second
 from dpq_core.run import Run
 from dpq_core.runtime.swap import PQModule
-from dpq_diffusion.pipelines.loading import is_loadable, load_folder
+from dpq_diffusion.pipelines.class_models import denoiser
+from dpq_diffusion.pipelines.loading import is_loadable, load_folder, load_pipeline
 from dpq_hf.sources import PIPELINE_INDEX, is_pipeline, read_json
 
 TOKENS = 4
@@ -50,6 +54,24 @@ def probe(artifact: Artifact, run: Run) -> dict[str, Tensor]:
         else:
             outputs[name] = _some([weight.decode() for weight in weights[:_SAMPLED]])
     return outputs
+
+
+@torch.no_grad()
+def speed(source: str, run: Run) -> Metric:
+    """Denoising steps per second: the denoiser alone, for one picture without guidance.
+
+    Raises:
+        AdapterError: the inputs of the model's class are not known here.
+    """
+    model = denoiser(load_pipeline(source, run))
+    kind = type(model).__name__
+    if kind not in _FORWARD:
+        known = ", ".join(_FORWARD)
+        raise AdapterError(f"the denoiser {kind} cannot be timed; there are: {known}")
+    weight = next(p for p in model.parameters() if p.is_floating_point())
+    normal = _normal(weight.device, weight.dtype)
+    what = f"one call of {kind} for one picture, {str(weight.dtype).removeprefix('torch.')}"
+    return per_second("steps/s", lambda: _FORWARD[kind](model, normal), 1, what, run)
 
 
 def _some(weights: list[Tensor]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from dpq_core.device import resolve
 from dpq_core.errors import SpecError
-from dpq_core.plugin.results import Sampling
+from dpq_core.plugin.results import Metric, Sampling
+from dpq_core.plugin.speed import per_second
 from dpq_core.run import Run
 from dpq_llama.options import SampleOptions
 from dpq_llama.source.architecture import has_head, room_after
@@ -36,6 +37,9 @@ _PROMPTS = {"tiny-llama": "def read_config(path):\n"}
 
 _USUAL_PROMPT = "Once upon a time"
 _CHAT_PROMPT = "Tell me a short story."
+
+_TIMED_TOKENS = 64
+"""Tokens that are generated to time a model."""
 
 _PROBE_TOKENS = 24
 _PROBE_POSITIONS = 4
@@ -142,6 +146,26 @@ class _Writer:
             encoded = self.tokenizer(prompt, return_tensors="pt")
         ids: Tensor = encoded["input_ids"]
         return ids
+
+
+def speed(source: str, run: Run) -> Metric:
+    """Tokens per second of greedy generation after a prompt of a few words.
+
+    Raises:
+        SourceError: the model or its tokenizer cannot be read.
+    """
+    options = SampleOptions(max_new_tokens=_TIMED_TOKENS, temperature=0)
+    writer = _Writer.of(source, options, replace(run, stream=None))
+    ids = writer.tokenizer(_USUAL_PROMPT, return_tensors="pt")["input_ids"].to(writer.model.device)
+    check_ids(writer.model, ids)
+    if writer.decoder is not None:
+        engine = "compiled code"
+        generate = partial(writer.decoder.generate, ids, max_new_tokens=_TIMED_TOKENS)
+    else:
+        engine = f"transformers, {str(writer.model.dtype).removeprefix('torch.')}"
+        generate = partial(_continue, writer.model, ids, options)
+    length = int(torch.as_tensor(generate()).shape[-1]) - ids.shape[1]  # a text may end early
+    return per_second("tokens/s", generate, length, f"{length} tokens by {engine}", run)
 
 
 def _streamer(
