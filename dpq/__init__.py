@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from dpq_core.jobs.inspect import InspectReport
     from dpq_core.jobs.module_file import load_into, save
     from dpq_core.jobs.plan import PlanReport
+    from dpq_core.jobs.report_page.job import PageReport, report
     from dpq_core.jobs.verbs import (
         ExportReport,
         SampleReport,
@@ -65,6 +66,7 @@ __all__ = [
     "FileReport",
     "InspectReport",
     "Override",
+    "PageReport",
     "PlanReport",
     "QuantSpec",
     "SampleReport",
@@ -85,6 +87,7 @@ __all__ = [
     "load_into",
     "plan",
     "quantize_",
+    "report",
     "sample",
     "save",
     "serve",
@@ -103,6 +106,7 @@ _LAZY = {
     "ExportReport": f"{_JOBS}.verbs",
     "FileReport": f"{_JOBS}.compress_file",
     "InspectReport": f"{_JOBS}.inspect",
+    "PageReport": f"{_JOBS}.report_page.job",
     "PlanReport": f"{_JOBS}.plan",
     "SampleReport": f"{_JOBS}.verbs",
     "adapters": f"{_JOBS}.adapters",
@@ -117,6 +121,7 @@ _LAZY = {
     "load_into": f"{_JOBS}.module_file",
     "plan": f"{_JOBS}.whole_model",
     "quantize_": f"{_JOBS}.in_memory",
+    "report": f"{_JOBS}.report_page.job",
     "sample": f"{_JOBS}.verbs",
     "save": f"{_JOBS}.module_file",
     "serve": f"{_JOBS}.verbs",

@@ -20,6 +20,7 @@ from dpq_cli.commands import (
     export,
     inspect,
     plan,
+    report,
     sample,
     serve,
 )
@@ -116,6 +117,7 @@ app.command("compress", context_settings=EXTRA_ARGS)(compress.command)
 app.command("calibrate", context_settings=EXTRA_ARGS)(calibrate.command)
 app.command("eval", context_settings=EXTRA_ARGS)(evaluate.command)
 app.command("compare", context_settings=EXTRA_ARGS)(compare.command)
+app.command("report", context_settings=EXTRA_ARGS)(report.command)
 app.command("sample", context_settings=EXTRA_ARGS)(sample.command)
 app.command("export", context_settings=EXTRA_ARGS)(export.command)
 app.command("serve")(serve.command)

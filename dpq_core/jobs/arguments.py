@@ -131,6 +131,34 @@ class CompareArguments(RunArguments):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReportArguments(RunArguments):
+    """Arguments of ``report``."""
+
+    sources: ClassVar[tuple[str, ...]] = ("artifacts", "baseline")
+    verbs: ClassVar[tuple[str, ...]] = ("evaluate",)
+
+    artifacts: tuple[str, ...] = required("dpq artifacts, all of one domain.", positional=True)
+    output: Path = argument(Path("report.html"), "The HTML file; replaced.", short="-o")
+    baseline: str | None = argument(
+        None,
+        "The uncompressed model: compare with it, and measure it too.",
+        metavar="SOURCE",
+        unset="none, or the adapter's choice",
+    )
+    peer: tuple[str, ...] = argument(
+        (),
+        "A further point of the plots, such as `GPTQ 4 bit,120MB,perplexity=21.5`. Repeatable.",
+        metavar="NAME,SIZE,METRIC=VALUE",
+    )
+    measure: bool = argument(True, "Measure quality, as `dpq compare` does.")
+    evidence: bool = argument(True, "Let the models make samples to look at.")
+    results: Path | None = argument(
+        None, "Folder where results are kept.", unset="dpq/results in the user's cache folder"
+    )
+    fresh: bool = argument(False, "Compute again what is kept.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SampleArguments(RunArguments):
     """Arguments of ``sample``."""
 
@@ -190,6 +218,7 @@ VERBS: Mapping[str, type] = {
     "calibrate": CalibrateArguments,
     "evaluate": EvaluateArguments,
     "compare": CompareArguments,
+    "report": ReportArguments,
     "sample": SampleArguments,
     "export": ExportArguments,
     "serve": ServeArguments,

@@ -115,7 +115,7 @@ class Comparison:
             options=None if options is None else dataclasses.asdict(options),
             rows=ranked(rows),
             baseline=baseline,
-            shown=_shown(self.adapter, rows, baseline),
+            shown=shown_metrics(self.adapter, rows, baseline),
             notes=tuple(notes),
         )
 
@@ -201,7 +201,9 @@ def _memory(adapter: Adapter, source: str, run: Run) -> int | None:
     return sum(storages.values())
 
 
-def _shown(adapter: Adapter, rows: Sequence[Compared], baseline: str | None) -> tuple[str, ...]:
+def shown_metrics(
+    adapter: Adapter, rows: Sequence[Compared], baseline: str | None
+) -> tuple[str, ...]:
     """The metrics in the table for people.
 
     Where there are more than a few, they are those of the adapter's demo; else the first ones that

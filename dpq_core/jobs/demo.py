@@ -10,13 +10,18 @@ from typing import Any
 
 from dpq_core import device as devices
 from dpq_core.errors import AdapterError
+from dpq_core.jobs.compare import shown_metrics
+from dpq_core.jobs.compare_report import Compared, CompareReport, ranked
 from dpq_core.jobs.compress import CompressOptions, compress
 from dpq_core.jobs.compress_file import compress_file
-from dpq_core.jobs.evaluate import format_value, measure
+from dpq_core.jobs.evaluate import Measured, format_value, measure
 from dpq_core.jobs.report import Report, Table
+from dpq_core.jobs.report_page.contents import read_contents
+from dpq_core.jobs.report_page.job import write_page
+from dpq_core.jobs.report_page.page import Chapter, Evidence
 from dpq_core.plugin import registry
 from dpq_core.plugin.adapter import Adapter, FileAdapter, Samples, TensorAdapter, lacks
-from dpq_core.plugin.results import Demo
+from dpq_core.plugin.results import Demo, Evaluation, Metric
 from dpq_core.run import Progress, Run, silent
 from dpq_core.sizes import format_size
 from dpq_core.spec import QuantSpec
@@ -25,6 +30,9 @@ WIDTHS = (4, 3, 2, 1)
 """Bits per weight of the compressed versions."""
 
 _FLOAT_BYTES = 4
+
+PAGE = "report.html"
+"""Name of the report in the folder of the artifacts."""
 
 Row = dict[str, Any]
 """The measurements of one version of a model, as plain JSON values."""
@@ -39,12 +47,14 @@ class DemoReport(Report):
         rows: adapter -> the versions of its model, the uncompressed model first.
         demos: adapter -> its demo.
         left_out: one line per adapter that lacks a dependency.
+        page: the HTML report about all artifacts.
     """
 
     output: Path
     rows: Mapping[str, list[Row]]
     demos: Mapping[str, Demo]
     left_out: tuple[str, ...] = field(default=())
+    page: Path
 
     def to_json(self) -> dict[str, Any]:
         """The rows by adapter."""
@@ -66,7 +76,7 @@ class DemoReport(Report):
         where = (
             f"The artifacts are in {self.output}: try `dpq inspect {self.output}/*-2bit --verify`"
         )
-        return (*lines, where)
+        return (*lines, where, f"All of it on one page: {self.page}")
 
 
 def demo(
@@ -107,7 +117,49 @@ def demo(
     if not rows:
         why = f"; {'; '.join(left_out)}" if left_out else ""
         raise AdapterError(f"no adapter with a demo is installed: pip install 'dpq[llama]'{why}")
-    return DemoReport(output=Path(output), rows=rows, demos=demos, left_out=tuple(left_out))
+    page = Path(output) / PAGE
+    chapters = [_chapter(registry.load(name), demos[name], rows[name], run) for name in rows]
+    write_page(page, "dpq demo", chapters)
+    return DemoReport(
+        output=Path(output), rows=rows, demos=demos, left_out=tuple(left_out), page=page
+    )
+
+
+def _chapter(adapter: Adapter, demo: Demo, rows: list[Row], run: Run) -> Chapter:
+    """The part of the report about one built-in model."""
+    compared = [
+        Compared(
+            measured=Measured(
+                row["source"],
+                row["nbytes"],
+                Evaluation(
+                    metrics=tuple(Metric(**metric) for metric in row["metrics"]),
+                    notes=tuple(row["notes"]),
+                ),
+            ),
+            bits_per_weight=row.get("bits_per_weight"),
+        )
+        for row in (*rows[1:], rows[0])
+    ]
+    comparison = CompareReport(
+        adapter=adapter.name,
+        seed=run.seed,
+        options=None,
+        rows=ranked(compared),
+        baseline=demo.source,
+        shown=demo.shown or shown_metrics(adapter, compared, demo.source),
+    )
+    evidence = {
+        row["source"]: Evidence(
+            texts=tuple(row["texts"]),
+            baseline_texts=tuple(rows[0]["texts"]),
+            files=tuple(map(Path, row["files"])),
+        )
+        for row in rows[1:]
+    }
+    contents = tuple(read_contents(row["source"], run) for row in rows[1:])
+    title = f"{demo.source}: {adapter.summary}"
+    return Chapter(title=title, comparison=comparison, contents=contents, evidence=evidence)
 
 
 def _rows(demo: Demo, adapter: Adapter, output: Path, run: Run) -> list[Row]:

@@ -171,15 +171,21 @@ def adapter_of(name: str | None, *sources: str) -> Adapter:
         SourceError: a source is needed to find the adapter, and does not exist.
     """
     name = None if name is None else registry.canonical_name(name)
+    first = ""
     for source in sources:
         if not is_artifact(source) and not Path(f"{source}.partial").is_dir():
             continue
         made_with = open_artifact(source).manifest.adapter  # raises where it is half-written
+        if first and made_with != name:
+            raise AdapterError(
+                f"{first} was made with adapter {name!r}, {source} with {made_with!r}; "
+                "give models of one domain"
+            )
         if name not in (None, made_with):
             raise AdapterError(
                 f"{source} was made with adapter {made_with!r}", Hint.of("drop {}", adapter=name)
             )
-        name = made_with
+        name, first = made_with, source
     name = name or _owner(sources)
     return _recognizing(sources) if name is None else registry.load(name)
 

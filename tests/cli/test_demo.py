@@ -48,6 +48,8 @@ def test_rows_for_the_original_and_every_width(net, tmp_path):
     assert counts == ["256", "8", "8"]  # what is said of compressed models is only for them
     assert all(len(row["texts"]) == 3 for row in rows)
     assert (out / "mlp-2bit" / "dpq.json").is_file()
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert all(text in page for text in ("mlp-4bit", "mlp-2bit", "codebooks", "power"))
 
 
 @pytest.mark.slow
