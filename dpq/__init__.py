@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         verify,
     )
     from dpq_core.jobs.whole_model import compress, plan
+    from dpq_core.plugin.new_adapter import new_adapter
 
 __all__ = [
     "AdapterError",
@@ -85,6 +86,7 @@ __all__ = [
     "inspect",
     "load",
     "load_into",
+    "new_adapter",
     "plan",
     "quantize_",
     "report",
@@ -119,6 +121,7 @@ _LAZY = {
     "inspect": f"{_JOBS}.verbs",
     "load": f"{_JOBS}.verbs",
     "load_into": f"{_JOBS}.module_file",
+    "new_adapter": "dpq_core.plugin.new_adapter",
     "plan": f"{_JOBS}.whole_model",
     "quantize_": f"{_JOBS}.in_memory",
     "report": f"{_JOBS}.report_page.job",

@@ -55,6 +55,13 @@ def test_a_third_partys_adapter_is_listed_and_loaded(monkeypatch, tmp_path):
     assert adapter.capabilities() == ()
 
 
+def test_an_adapter_for_an_unknown_contract_is_refused_by_name(monkeypatch, tmp_path):
+    text = GOOD.replace('name = "good"', 'name = "good"; contract = 2')
+    _install_good(monkeypatch, tmp_path, modules={"good_plugin": text})
+    with pytest.raises(AdapterError, match=r"'good' of dpq-good .* version 2 .* knows 1"):
+        registry.load("good")
+
+
 def test_an_alias_is_the_adapter_of_another_name():
     assert type(registry.load("llm")) is type(registry.load("llama"))
     assert registry.canonical_name("llm") == "llama"

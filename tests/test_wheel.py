@@ -15,7 +15,7 @@ from repo import ROOT, package_folders, pyproject
 
 pytestmark = pytest.mark.slow
 
-SHIPPED = {".py", ".md", ".json", ".safetensors", ".txt", ".typed", ".model"}
+SHIPPED = {".j2", ".py", ".md", ".json", ".safetensors", ".txt", ".typed", ".model"}
 
 
 def run(*command: str | Path, cwd: Path) -> str:

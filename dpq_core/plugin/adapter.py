@@ -38,6 +38,7 @@ class Adapter(ABC):
     """The base of all adapters; those of this repository use the same contract as third parties'.
 
     Class attributes:
+        contract: version of this contract that the class was written for.
         name: the entry-point name.
         aliases: other names by which users may call it.
         summary: description in one line.
@@ -50,6 +51,7 @@ class Adapter(ABC):
         recognized: what ``recognizes`` looks for, in a few words for the message of an error.
     """
 
+    contract: ClassVar[int] = 1
     name: ClassVar[str]
     summary: ClassVar[str]
     options: ClassVar[Mapping[str, type]] = {}
@@ -71,8 +73,7 @@ class Adapter(ABC):
     def recognizes(cls, path: Path) -> bool:
         """Whether a file or folder looks like a source of this domain, so users need not say it.
 
-        It looks at names and small config files only: it reads no weights and imports no torch. An
-        adapter without this method is chosen by its name.
+        It looks at names and small config files, not at weights, and imports no torch.
         """
         return False
 
@@ -115,8 +116,7 @@ class TensorAdapter(Adapter, Generic[Options]):
     def looks_at_data(self, source: str, options: Options) -> bool:
         """Whether a source is quantized with data unless the user says otherwise.
 
-        An adapter overrides this where only some of its models are; ``data_by_default`` stays False
-        there.
+        An adapter overrides this where only some models are; ``data_by_default`` stays False there.
 
         Args:
             source: the source, as ``open`` takes it.

@@ -19,6 +19,9 @@ from dpq_core.plugin.adapter import Adapter
 GROUP = "dpq.adapters"
 """The entry-point group that third parties write in their pyproject; part of the public API."""
 
+CONTRACTS = (1,)
+"""Versions of the adapter contract that this dpq knows; adapters say theirs as ``contract``."""
+
 
 @dataclass(frozen=True, order=True)
 class AdapterEntry:
@@ -45,7 +48,8 @@ def load(name: str) -> Adapter:
 
     Raises:
         AdapterError: the name is unknown or claimed twice, a dependency is missing, or the target
-            cannot be imported or is not an Adapter of that name.
+            cannot be imported, is not an Adapter of that name, or was written for a version of the
+            contract that is not known here.
     """
     return _load(canonical_name(name))
 
@@ -68,6 +72,11 @@ def _load(name: str) -> Adapter:
     if getattr(target, "name", None) != name:
         raise AdapterError(
             f"{_who(entry)} is broken: its class says name = {getattr(target, 'name', None)!r}"
+        )
+    if target.contract not in CONTRACTS:
+        raise AdapterError(
+            f"{_who(entry)} was written for version {target.contract} of the adapter contract; "
+            f"this dpq knows {', '.join(map(str, CONTRACTS))}: install a dpq that fits it"
         )
     try:
         return target()

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import tomllib
+
 import pytest
 from cli_runs import dpq, dpq_process, install_toy
 from plugins import install_plugin
 
 from dpq_core.version import __version__
+
+PACKAGES = os.environ.get("PYTHONPATH")
+"""Where the packages under test lie, if they are not those that are installed."""
 
 
 @pytest.fixture(autouse=True)
@@ -117,3 +125,51 @@ def test_nobody_ships_that_model(tmp_path):
     assert done.code == 1
     assert "no adapter ships builtin:tiny-lama; there are:" in " ".join(done.err.split())
     assert "builtin:tiny-llama" in done.err
+
+
+def test_a_new_package_has_everything(tmp_path):
+    done = dpq("adapters", "new", "vision-vit", "-o", tmp_path / "new")
+    assert done.code == 0, done.err
+    assert "pip install -e" in done.err
+    files = {p.relative_to(tmp_path / "new").as_posix() for p in (tmp_path / "new").rglob("*.*")}
+    assert files == {
+        "README.md",
+        "pyproject.toml",
+        "src/dpq_vision_vit/__init__.py",
+        "src/dpq_vision_vit/adapter.py",
+        "src/dpq_vision_vit/py.typed",
+        "tests/test_adapter.py",
+    }
+    project = tomllib.loads((tmp_path / "new" / "pyproject.toml").read_text())["project"]
+    target = "dpq_vision_vit.adapter:VisionVitAdapter"
+    assert project["entry-points"]["dpq.adapters"] == {"vision-vit": target}
+    again = dpq("adapters", "new", "vision-vit", "-o", tmp_path / "new")
+    assert again.code == 1
+    assert "use --overwrite to replace it" in again.err
+    assert dpq("adapters", "new", "vision-vit", "-o", tmp_path / "new", "--overwrite").code == 0
+
+
+@pytest.mark.parametrize("name", ["Vision", "a b", "new", "-x", "1st", "mlp", "../x"])
+def test_a_name_that_cannot_be_one_is_refused(name, tmp_path):
+    assert dpq("adapters", "new", "-o", tmp_path / "new", "--", name).code == 1
+    assert not (tmp_path / "new").exists()
+    assert dpq("adapters", "new").code == 2
+    assert dpq("adapters", "mlp", name).code == 2
+
+
+@pytest.mark.slow
+def test_a_new_package_passes_its_own_tests_and_the_linter(tmp_path, monkeypatch):
+    new = tmp_path / "new"
+    dpq("adapters", "new", "vision", "-o", new)
+    points = {"vision": "dpq_vision.adapter:VisionAdapter"}
+    install_plugin(monkeypatch, tmp_path / "info", distribution="dpq-vision", points=points)
+    paths = [new / "src", tmp_path / "info", *filter(None, [PACKAGES])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error"]
+    done = subprocess.run(command, cwd=new, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert "passed" in done.stdout
+    command = [sys.executable, "-m", "ruff", "check", "--select", "E,F,W,I,B,D,UP,RUF,SIM", "."]
+    config = ["--config", "lint.pydocstyle.convention='google'", "--line-length", "100"]
+    done = subprocess.run([*command, *config], cwd=new, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
