@@ -158,7 +158,7 @@ class Comparison:
         timed = None
         if speed:
             timed, _ = self.results.get(self._key("speed", {"source": source}, None), time)
-        weights = _weights(self.adapter, source)
+        weights = weights_of(self.adapter, source)
         return Compared(
             measured=measured,
             bits_per_weight=8 * measured.nbytes / weights if weights else None,
@@ -172,7 +172,7 @@ class Comparison:
         return None if key is None else {"what": what, **key}
 
 
-def _weights(adapter: Adapter, source: str) -> int:
+def weights_of(adapter: Adapter, source: str) -> int:
     """The number of weights of the source, or of what an artifact was made of."""
     if not is_artifact(source):
         return sum(math.prod(info.shape) for info in adapter.open(source).tensors.values())

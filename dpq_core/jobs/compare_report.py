@@ -107,7 +107,8 @@ class CompareReport(Report):
         names = headings([row.measured.source for row in self.rows])
         title_of = dict(zip((row.measured.source for row in self.rows), names, strict=True))
         metrics = [metric for name, metric in self.metrics().items() if name in self.shown]
-        columns = ["model", ">on disk", ">true bits", ">in memory"]
+        loaded = any(row.memory for row in self.rows)
+        columns = ["model", ">on disk", ">true bits", *([">in memory"] if loaded else [])]
         speed = next((row.speed for row in self.rows if row.speed), None)
         columns += [f">{speed.name}"] if speed else []
         columns += [f">{m.name} ({'higher' if m.higher_is_better else 'lower'})" for m in metrics]
@@ -118,8 +119,8 @@ class CompareReport(Report):
                 title_of[row.measured.source],
                 format_size(row.measured.nbytes),
                 None if bits is None else f"{bits:.3f}",
-                None if memory is None else format_size(memory),
             ]
+            line += [None if memory is None else format_size(memory)] if loaded else []
             line += [row.speed and format_value(row.speed.value)] if speed else []
             values = (row.measured.metric(metric.name) for metric in metrics)
             line += [None if value is None else format_value(value.value) for value in values]

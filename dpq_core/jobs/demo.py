@@ -10,7 +10,7 @@ from typing import Any
 
 from dpq_core import device as devices
 from dpq_core.errors import AdapterError
-from dpq_core.jobs.compare import shown_metrics
+from dpq_core.jobs.compare import shown_metrics, weights_of
 from dpq_core.jobs.compare_report import Compared, CompareReport, ranked
 from dpq_core.jobs.compress import CompressOptions, compress
 from dpq_core.jobs.compress_file import compress_file
@@ -137,7 +137,7 @@ def _chapter(adapter: Adapter, demo: Demo, rows: list[Row], run: Run) -> Chapter
                     notes=tuple(row["notes"]),
                 ),
             ),
-            bits_per_weight=row.get("bits_per_weight"),
+            bits_per_weight=8 * row["nbytes"] / max(1, weights_of(adapter, row["source"])),
         )
         for row in (*rows[1:], rows[0])
     ]

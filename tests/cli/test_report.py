@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -91,7 +93,8 @@ def test_the_page_holds_everything_and_needs_nothing(net, out, tmp_path):
 
 
 def test_the_page_can_be_used_by_everyone(net, out, tmp_path):
-    _, page = written(out, "--baseline", net, "-o", tmp_path / "r.html")
+    peer = ("--peer", "another,5KB,power=12.5")
+    _, page = written(out, "--baseline", net, "-o", tmp_path / "r.html", *peer)
     assert page.all("html") == [{"lang": "en"}]
     charts_ = page.all("svg")
     assert len(charts_) >= 4
@@ -196,3 +199,26 @@ def test_charts_stay_inside_their_picture(values):
         assert "<0>" not in svg
         places = [float(x) for x in re.findall(r'\bc[xy]="([^"]+)"', svg)]
         assert all(0 <= place <= charts.WIDTH for place in places), svg
+
+
+def test_labels_keep_off_each_other():
+    points = [charts.Point(1e6, 1.0, f"model {i}") for i in range(3)]
+    heights = re.findall(r'y="([^"]+)"[^>]*>model', charts.scatter(points, "t", "y"))
+    assert len(set(heights)) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("chromium"), reason="missing browser: chromium")
+def test_a_browser_shows_the_page_without_errors_or_overflow(net, out, tmp_path):
+    text, _ = written(out, "--baseline", net, "-o", tmp_path / "r.html")
+    said = "document.title = [document.documentElement.scrollWidth <= innerWidth, window.failed]"
+    script = (
+        f"<script>onerror = () => {{ window.failed = 1 }}; onload = () => {{ {said} }}</script>"
+    )
+    (tmp_path / "p.html").write_text(text.replace("<head>", f"<head>{script}"), encoding="utf-8")
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=500,900"]
+    home = f"--user-data-dir={tmp_path / 'browser'}"
+    page = (tmp_path / "p.html").as_uri()
+    command = ["chromium", *options, home, "--dump-dom", page]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    assert "<title>true,</title>" in shown

@@ -17,8 +17,8 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 14, 14, 42
 COLOURS = 8
 """Colours of the page's style; kinds beyond them share the last one."""
 
-_SIDE = 110
-"""Room for a label at the right of a point."""
+_LETTER, _STEP = 6.6, 12.0
+"""Width of a letter and height of a label, about."""
 
 _NAMED = 8
 """Up to this many dots have their names beside them."""
@@ -91,7 +91,7 @@ def dots(points: Sequence[Point], title: str, unit: str, x_name: str) -> str:
     marks = _y_axis(scale, lambda value: f"{value:.3g}")
     marks += [_circle(across.x(p.x), scale.y(p.y), p, f"{p.y:.4g} {unit}", 3.2) for p in points]
     if len(points) <= _NAMED:
-        marks += [_beside(across.x(p.x), scale.y(p.y), p.label) for p in points]
+        marks += _labels([(across.x(p.x), scale.y(p.y), p.label) for p in points])
     marks.append(_text(WIDTH / 2, HEIGHT - 8, x_name, "middle"))
     values = [p.y for p in points]
     mean = sum(values) / max(1, len(values))
@@ -116,10 +116,10 @@ def scatter(points: Sequence[Point], title: str, y_name: str) -> str:
                 marks.append(_line(x, _TOP, x, HEIGHT - _BOTTOM))
                 size = format_size(round(10**at))
                 marks.append(_text(x, HEIGHT - _BOTTOM + 14, size, "middle"))
-    for p, at in zip(points, xs, strict=True):
-        x, y = across.x(at), scale.y(p.y)
+    places = [(across.x(at), scale.y(p.y), p.label) for p, at in zip(points, xs, strict=True)]
+    for p, (x, y, _) in zip(points, places, strict=True):
         marks.append(_circle(x, y, p, f"{format_size(round(p.x))}, {p.y:.5g}", 6))
-        marks.append(_beside(x, y, p.label))
+    marks += _labels(places)
     marks.append(_text(WIDTH / 2, HEIGHT - 8, f"size on disk; upwards: {y_name}", "middle"))
     said = "; ".join(f"{p.label}: {format_size(round(p.x))}, {p.y:.5g}" for p in points)
     return _svg(title, said, marks)
@@ -175,11 +175,29 @@ def _circle(x: float, y: float, point: Point, value: str, radius: float) -> str:
     return f'<circle class="c{point.colour}" {place}>{title}</circle>'
 
 
-def _beside(x: float, y: float, label: str) -> str:
-    """A label at the right of a point, or at its left near the edge."""
-    if x > WIDTH - _SIDE:
-        return _text(x - 9, y + 4, label, "end")
-    return _text(x + 9, y + 4, label, "start")
+def _labels(places: Sequence[tuple[float, float, str]]) -> list[str]:
+    """Labels beside points: at the right, at the left near the edge, moved off other labels.
+
+    Args:
+        places: x, y and label of every point, in units of the picture.
+    """
+    marks: list[str] = []
+    taken = [(x - 7, x + 7, y) for x, y, _ in places]
+    for x, y, label in sorted(places, key=lambda place: place[1]):
+        width = _LETTER * len(label)
+        left = x + 9 + width > WIDTH
+        begin, end = (x - 9 - width, x - 9) if left else (x + 9, x + 9 + width)
+        steps = (0, -_STEP, _STEP, -2 * _STEP, 2 * _STEP, 3 * _STEP)
+        free = (
+            y + step
+            for step in steps
+            if _TOP < y + step < HEIGHT - _BOTTOM
+            and all(b < begin or a > end or abs(y + step - at) >= _STEP for a, b, at in taken)
+        )
+        place = next(free, y)
+        taken.append((begin, end, place))
+        marks.append(_text(x - 9 if left else x + 9, place + 4, label, "end" if left else "start"))
+    return marks
 
 
 def _line(x1: float, y1: float, x2: float, y2: float) -> str:
