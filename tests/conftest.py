@@ -84,7 +84,8 @@ def needed(item: pytest.Item) -> Iterator[Path]:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if hasattr(config, "workerinput"):  # one of several processes: let them end together
         slow = {item.path for item in items if item.get_closest_marker("slow")}
-        items.sort(key=lambda item: item.path not in slow)
+        # Files nearest to the root run whole pages of the documentation: they take longest.
+        items.sort(key=lambda item: (item.path not in slow, len(item.path.parts)))
     for item in items:
         for path in needed(item):
             if not path.exists():
