@@ -6,14 +6,19 @@ they are imported once for all pages. Only what a shell does something about is 
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
+import shutil
 import subprocess
 import warnings
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pytest
+
+from dpq_core.jobs import whole_model
+from dpq_core.jobs.compress_report import CompressReport
 
 SHELL = re.compile(r"[|<>&;$`*?\[{~]")
 """What a shell does something about, outside of quotes."""
@@ -53,6 +58,33 @@ def run_python(text: str, line: int) -> None:
     exec(program, {"__name__": "__main__"})  # noqa: S102 - the documentation's own text
 
 
+COMPRESSED: list[tuple[object, CompressReport]] = []
+"""Arguments and reports of the compressions that were done in this process."""
+
+
+def compress_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let pages that compress one model in one way share the artifact: its bytes are the same.
+
+    Arguments are read, checked and planned for as ever; only the tensors are not quantized again.
+    """
+    original = whole_model._compress
+
+    def compress(call: Any, *more: Any) -> CompressReport:
+        output = call.arguments.output
+        key = dataclasses.replace(call.arguments, output=Path()), call.own
+        done = next((report for other, report in COMPRESSED if other == key), None)
+        if done is None or call.arguments.calibrates or output.exists():
+            report = original(call, *more)
+            COMPRESSED.append(
+                (key, dataclasses.replace(report, artifact=report.artifact.resolve()))
+            )
+            return report
+        shutil.copytree(done.artifact, output)
+        return dataclasses.replace(done, artifact=output)
+
+    monkeypatch.setattr(whole_model, "_compress", compress)
+
+
 def run_steps(steps: list[Step], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run ``steps`` in ``folder``, as a reader would; say which one fails.
 
@@ -61,6 +93,7 @@ def run_steps(steps: list[Step], folder: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend("")  # blocks that are files can be imported
     monkeypatch.setattr("dpq_llama.calibration.task._USUAL_CONTEXT", 32)
+    compress_once(monkeypatch)
     for kind, line, text in steps:
         try:
             with warnings.catch_warnings():

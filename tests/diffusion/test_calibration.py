@@ -315,10 +315,10 @@ def test_calibration_without_data_recovers_most_of_the_builtin(tmp_path):
     compress(adapter, source, tmp_path / "before", QuantSpec.preset(2), run=run)
     command = Command(
         settings=CalibrateSettings(
-            steps=12, mode="end", estep="icm", every=2, statistics_batches=2, validate_every=4
+            steps=6, mode="end", estep="icm", every=3, statistics_batches=2, validate_every=6
         ),
         adapter=CalibrateOptions(
-            trajectories=10, sampling_steps=5, batch_size=8, validation_samples=16
+            trajectories=6, sampling_steps=4, batch_size=8, validation_samples=8
         ),
     )
     done = calibrate_artifact(adapter, tmp_path / "before", tmp_path / "after", command, run)
