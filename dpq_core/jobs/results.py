@@ -21,7 +21,7 @@ from dpq_core.plugin.builtin import BUILTIN_SCHEME
 from dpq_core.run import Run
 from dpq_core.version import __version__
 
-_VERSION = 1
+_VERSION = 2
 """Version of the records; others are computed again."""
 
 _WHOLE = 1 << 20

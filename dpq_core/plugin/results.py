@@ -27,6 +27,19 @@ class Metric:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RatedText:
+    """A text with a number at each of its pieces, which reports show as colour.
+
+    Attributes:
+        name: what the numbers are, with their unit.
+        pieces: tokens or words with their numbers, 0 where nothing is wrong; together the text.
+    """
+
+    name: str
+    pieces: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """The metrics of one model.
 
@@ -36,6 +49,7 @@ class Evaluation:
         notes: lines for the user on what was left out, and why.
         others: evaluations of further sources by name, as more columns of the table.
         baseline: evaluation of the baseline, where the adapter measured both in one pass.
+        text: the beginning of the text that was read, where its tokens have numbers.
     """
 
     metrics: tuple[Metric, ...]
@@ -43,6 +57,7 @@ class Evaluation:
     notes: tuple[str, ...] = ()
     others: Mapping[str, Evaluation] = field(default_factory=dict)
     baseline: Evaluation | None = None
+    text: RatedText | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The evaluation with those of others and of the baseline, as plain JSON values."""
@@ -54,13 +69,17 @@ class Evaluation:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Evaluation:
         """The inverse of ``to_json``."""
-        baseline = values["baseline"]
+        baseline, text = values["baseline"], values["text"]
+        if text is not None:
+            pieces = tuple((str(piece), float(value)) for piece, value in text["pieces"])
+            text = RatedText(name=text["name"], pieces=pieces)
         return cls(
             metrics=tuple(Metric(**metric) for metric in values["metrics"]),
             details=values["details"],
             notes=tuple(values["notes"]),
             others={name: cls.from_json(other) for name, other in values["others"].items()},
             baseline=None if baseline is None else cls.from_json(baseline),
+            text=text,
         )
 
 

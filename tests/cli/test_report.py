@@ -20,7 +20,7 @@ from dpq_core.jobs.report_page import charts
 from dpq_core.jobs.report_page.contents import KEPT, read_contents
 from dpq_core.jobs.report_page.page import Evidence, Peer, _evidence
 from dpq_core.jobs.report_page.texts import differences
-from dpq_core.plugin.results import Sampling
+from dpq_core.plugin.results import Evaluation, RatedText, Sampling
 from dpq_core.run import Run
 
 VOID = {"meta", "link", "br", "img", "input"}
@@ -125,6 +125,20 @@ def test_pictures_are_inside_the_page(net, out, tmp_path, monkeypatch):
     assert picture["src"] == "data:image/png;base64,iVBORw=="
     assert picture["alt"] == "grid of <b>out"
     assert "1 more files" in text
+
+
+def test_a_text_is_coloured_by_its_numbers(out, tmp_path, monkeypatch):
+    pieces = (("The", 0.0), (" <cat>", 2.0), (" sat", 0.5))
+    text = RatedText(name="surprise, nats", pieces=pieces)
+    rated = Evaluation(metrics=(), text=text)
+    monkeypatch.setattr(MLPAdapter, "evaluate", lambda *_: rated)
+    for _ in range(2):  # measured, then read back
+        page, _ = written(out, "-o", tmp_path / "r.html", "--no-evidence")
+        assert "surprise, nats" in page
+        assert 'title="2"> &lt;cat&gt;</span>' in page
+        assert "“&lt;cat&gt;” 2" in page
+        styles = re.findall(r"--a: (\d+)%", page)
+        assert styles == ["0", "45", "45"]  # full from the 95th percentile on, here 0.5
 
 
 def test_what_is_not_wanted_is_left_out(out, tmp_path, monkeypatch):

@@ -170,6 +170,8 @@ def test_a_comparison_is_both_scores_and_their_distance(model, other_model, long
         ours.log_softmax(-1), theirs.log_softmax(-1), reduction="none", log_target=True
     )
     assert both.divergence == pytest.approx(expected.sum(-1).mean().item(), rel=1e-4)
+    first = expected.sum(-1)[0].tolist()  # of the first window, position by position
+    assert both.first == pytest.approx(first, rel=1e-3)
     same = (ours.argmax(-1) == theirs.argmax(-1)).double().mean().item()
     assert both.agreement == pytest.approx(same)
 
@@ -195,6 +197,20 @@ def test_logits_are_those_of_the_whole_model(kind, long_ids):
     with torch.no_grad():
         loss = model(long_ids[None, :32], labels=long_ids[None, :32]).loss.item()
     assert score(model, long_ids[:32], 32).nats / 31 == pytest.approx(loss, rel=1e-4)
+
+
+def test_the_rated_text_is_the_beginning_of_what_was_read():
+    options = EvaluateOptions(
+        texts=("builtin",), context=48, limit=2, dtype="float32", baseline="builtin:tiny-llama"
+    )
+    evaluation = LlamaAdapter().evaluate("builtin:tiny-llama", options, Run(device="cpu"))
+    pieces = evaluation.text.pieces
+    assert len(pieces) == 48
+    assert all(value == 0 for _, value in pieces)  # of a model to itself
+    words = "".join(piece for piece, _ in pieces).removeprefix("<s>").strip()
+    heldout = (BUILTIN / "tiny-llama" / "heldout.txt").read_text("utf-8")
+    assert len(words) > 48
+    assert heldout.strip().startswith(words)
 
 
 @pytest.mark.slow

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpq_core.errors import ANY, Hint, SpecError
-from dpq_core.plugin.results import Evaluation, Metric
+from dpq_core.plugin.results import Evaluation, Metric, RatedText
 from dpq_core.run import Run
 from dpq_llama.evaluation import perplexity
 from dpq_llama.options import NONE, EvaluateOptions
@@ -107,6 +108,7 @@ def _evaluation(
     metrics: list[Metric] = []
     other_metrics: list[Metric] = []
     details: dict[str, Any] = {"dtype": subject.dtype}
+    rated = None
     if ids is not None:
         context = _context(subject.model, options.context, builtin)
         names = ", ".join(path.name for path in paths)
@@ -125,6 +127,7 @@ def _evaluation(
             metrics += _text_metrics(both.model, sizes, context, names, subject.dtype)
             other_metrics += _text_metrics(both.baseline, sizes, context, names, other.dtype)
             metrics += _distances(both, metrics[0].protocol)
+            rated = _rated(both.first, ids, subject.tokenizer)
     if options.tasks:
         task_metrics, details["lm_eval"] = _task_metrics(subject, options, run)
         metrics += task_metrics
@@ -133,7 +136,7 @@ def _evaluation(
     measured = None
     if other is not None:
         measured = Evaluation(metrics=tuple(other_metrics), details={"dtype": other.dtype})
-    return Evaluation(metrics=tuple(metrics), details=details, baseline=measured)
+    return Evaluation(metrics=tuple(metrics), details=details, baseline=measured, text=rated)
 
 
 def _task_metrics(
@@ -173,6 +176,20 @@ def _text_metrics(
         Metric(name=name, value=value, higher_is_better=False, protocol=protocol)
         for name, value in values.items()
     ]
+
+
+def _rated(nats: tuple[float, ...], ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> RatedText:
+    """The first tokens of a text with the divergence at the position that predicts each.
+
+    Args:
+        nats: divergence of the predictions of the second token and those after it.
+        ids: of the text, int64 ``[tokens]``.
+        tokenizer: makes text of them.
+    """
+    texts = [str(tokenizer.decode(ids[:count])) for count in range(len(nats) + 2)]
+    pieces = [after[len(before) :] for before, after in pairwise(texts)]
+    rated = tuple(zip(pieces, (0.0, *nats), strict=True))
+    return RatedText(name="KL divergence from the baseline, nats", pieces=rated)
 
 
 def _distances(both: perplexity.Comparison, protocol: str) -> list[Metric]:

@@ -59,6 +59,10 @@ class Score:
         return self.nats / self.tokens / math.log(2) * tokens / n_bytes
 
 
+_FIRST = 160
+"""Positions whose divergence is kept one by one, at most."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     """The likelihoods that two models give to a text, and how far apart their predictions are.
@@ -68,12 +72,14 @@ class Comparison:
         baseline: score of the model that it is compared with.
         nats: summed Kullback-Leibler divergence of the model's predictions from the baseline's.
         agreements: number of positions at which both find the same token the most likely.
+        first: divergence in nats at the first positions, one by one.
     """
 
     model: Score
     baseline: Score
     nats: float
     agreements: int
+    first: tuple[float, ...] = ()
 
     @property
     def divergence(self) -> float:
@@ -168,6 +174,7 @@ def compare(
     windows = _windows(ids, context, limit)
     functions = logits_function(model), logits_function(baseline)
     nats, other_nats, divergence, agreements = 0.0, 0.0, 0.0, 0
+    first: list[float] = []
     for batch in _batches(windows, batch_size, progress):
         states = _states(model, batch.to(model.device))
         other_states = _states(baseline, batch.to(baseline.device))
@@ -178,13 +185,16 @@ def compare(
             nats += _nats(logits, targets[part])
             other_nats += _nats(other, targets[part])
             agreements += int((logits.argmax(-1) == other.argmax(-1)).sum())
-            divergence += _divergence(logits, other)
+            divergences = _divergences(logits, other)
+            divergence += divergences.sum().item()
+            first += divergences[: _FIRST - len(first)].tolist()
     tokens = len(windows) * (context - 1)
     return Comparison(
         model=Score(nats=nats, tokens=tokens, windows=len(windows)),
         baseline=Score(nats=other_nats, tokens=tokens, windows=len(windows)),
         nats=divergence,
         agreements=agreements,
+        first=tuple(first[: context - 1]),
     )
 
 
@@ -231,8 +241,8 @@ def _nats(logits: Tensor, targets: Tensor) -> float:
     return losses.double().sum().item()
 
 
-def _divergence(logits: Tensor, baseline: Tensor) -> float:
-    """KL(baseline || model) of logits ``[n, vocabulary]``, summed over positions in float64."""
+def _divergences(logits: Tensor, baseline: Tensor) -> Tensor:
+    """KL(baseline || model) of logits ``[n, vocabulary]`` at every position, float64 ``[n]``."""
     expected = baseline.log_softmax(-1)
     terms = expected.exp() * (expected - logits.log_softmax(-1))
-    return terms.sum(-1).double().sum().item()
+    return terms.sum(-1).double()

@@ -15,6 +15,7 @@ from dpq_core.jobs.report_page import charts
 from dpq_core.jobs.report_page.charts import Point
 from dpq_core.jobs.report_page.contents import Contents, Layer
 from dpq_core.jobs.report_page.texts import differences
+from dpq_core.plugin.results import RatedText
 from dpq_core.sizes import format_size, parse_size
 from dpq_core.version import __version__
 
@@ -28,6 +29,9 @@ _MOST_PICTURES = 4
 
 _MOST_BYTES = 6_000_000
 """Bytes of one picture in the page; larger ones are left out."""
+
+_WORST = 5
+"""Pieces of a rated text that are named with their numbers."""
 
 _BASELINE, _MODEL, _PEER = 1, 0, 2
 """Colours of the points of a scatter plot."""
@@ -115,11 +119,19 @@ def render(title: str, chapters: Sequence[Chapter]) -> str:
 
 def _chapter(chapter: Chapter, number: int) -> dict[str, Any]:
     report = chapter.comparison
+    texts = {}
+    if report is not None:
+        texts = {
+            str(Path(row.measured.source)): text
+            for row in report.rows
+            if (text := row.measured.evaluation.text) is not None
+        }
     artifacts = [
         _artifact(contents, chapter.evidence.get(contents.path)) for contents in chapter.contents
     ]
     for i, artifact in enumerate(artifacts):
         artifact["id"] = f"artifact-{number}-{i}"
+        artifact["rated"] = _rated(texts, artifact["path"])
     return {
         "id": f"chapter-{number}",
         "title": chapter.title,
@@ -129,6 +141,23 @@ def _chapter(chapter: Chapter, number: int) -> dict[str, Any]:
         "peers": chapter.peers,
         "artifacts": artifacts,
         "size": format_size,
+    }
+
+
+def _rated(texts: Mapping[str, RatedText], path: str) -> dict[str, Any] | None:
+    """A text as pieces with their numbers and strengths of colour, on one scale for all models."""
+    if path not in texts:
+        return None
+    text = texts[path]
+    numbers = sorted(value for other in texts.values() for _, value in other.pieces)
+    full = numbers[int(0.95 * (len(numbers) - 1))] or 1.0  # one wild token fades no other
+    words = [(piece, value, min(1.0, max(0.0, value) / full)) for piece, value in text.pieces]
+    worst = sorted(text.pieces, key=lambda piece: -piece[1])[:_WORST]
+    return {
+        "name": text.name,
+        "full": full,
+        "words": words,
+        "worst": [(piece.strip() or "space", value) for piece, value in worst],
     }
 
 
