@@ -307,7 +307,7 @@ def test_the_speed_is_of_one_step_of_the_denoiser(tmp_path, monkeypatch):
     metric = DiffusionAdapter().speed(str(tmp_path / "dit"), CPU)
     assert (metric.name, metric.higher_is_better) == ("steps/s", True)
     assert metric.value > 0
-    assert metric.protocol.startswith("one call of DiTTransformer2DModel for one picture, float32")
+    assert metric.protocol.startswith("1 call of DiTTransformer2DModel for one picture, float32")
     monkeypatch.setattr(probe, "_FORWARD", {})
     with pytest.raises(AdapterError, match="cannot be timed"):
         DiffusionAdapter().speed(str(tmp_path / "dit"), CPU)

@@ -70,8 +70,12 @@ def speed(source: str, run: Run) -> Metric:
         raise AdapterError(f"the denoiser {kind} cannot be timed; there are: {known}")
     weight = next(p for p in model.parameters() if p.is_floating_point())
     normal = _normal(weight.device, weight.dtype)
-    what = f"one call of {kind} for one picture, {str(weight.dtype).removeprefix('torch.')}"
-    return per_second("steps/s", lambda: _FORWARD[kind](model, normal), 1, what, run)
+
+    def step() -> int:
+        return len(_FORWARD[kind](model, normal))
+
+    what = f"call of {kind} for one picture, {str(weight.dtype).removeprefix('torch.')}"
+    return per_second("steps/s", step, what, run)
 
 
 def _some(weights: list[Tensor]) -> Tensor:

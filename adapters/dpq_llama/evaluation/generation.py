@@ -160,12 +160,18 @@ def speed(source: str, run: Run) -> Metric:
     check_ids(writer.model, ids)
     if writer.decoder is not None:
         engine = "compiled code"
-        generate = partial(writer.decoder.generate, ids, max_new_tokens=_TIMED_TOKENS)
+        generate: Callable[[], Tensor] = partial(
+            writer.decoder.generate, ids, max_new_tokens=_TIMED_TOKENS
+        )
     else:
         engine = f"transformers, {str(writer.model.dtype).removeprefix('torch.')}"
         generate = partial(_continue, writer.model, ids, options)
-    length = int(torch.as_tensor(generate()).shape[-1]) - ids.shape[1]  # a text may end early
-    return per_second("tokens/s", generate, length, f"{length} tokens by {engine}", run)
+
+    def work() -> int:
+        length: int = generate().shape[-1] - ids.shape[1]  # a text may end early
+        return length
+
+    return per_second("tokens/s", work, f"tokens by {engine}", run)
 
 
 def _streamer(
