@@ -48,11 +48,11 @@ GRID = (
 """d and K of the candidates: 1 to 8 bits per weight in steps of a quarter to a third at first."""
 
 
-TRELLIS_RATES = tuple(quarters / 4 for quarters in range(3, 17))
-"""Code bits per weight of the candidates with trellis codes: 0.75 to 4."""
+TRELLIS_RATES = tuple(quarters / 4 for quarters in range(3, 23))
+"""Code bits per weight of the candidates with trellis codes: 0.75 to 5.5."""
 
-BEYOND_TRELLIS = ((2, 1024), (2, 4096), (1, 256))
-"""d and K of the candidates with more bits than a trellis has: 5, 6 and 8 per weight."""
+BEYOND_TRELLIS = ((2, 4096), (1, 256))
+"""d and K of the candidates with more bits than a trellis has: 6 and 8 per weight."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ TRELLIS_D = 2
 TRELLIS_SIZES = (1024,)
 """Numbers of codewords for which trellis codes have codebooks."""
 
-MAX_TRELLIS_RATE = 4.0
+MAX_TRELLIS_RATE = 6.0
 """Code bits per weight of a trellis code at most."""
 
 

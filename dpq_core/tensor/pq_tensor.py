@@ -102,7 +102,7 @@ def effective_books(
     """The codebooks in float32 ``[S*B, K, d]``, read through the pool where there is one.
 
     Differentiable in the stored codebooks, pool and scales. The codebooks of a trellis are those of
-    its rates, ``[9, K, d]``, which are no parts; see ``book_of_group``.
+    its rates, ``[13, 4 K, d]``, which are no parts; see ``book_of_group``.
 
     Args:
         partition: partition of the tensor.

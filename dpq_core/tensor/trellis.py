@@ -122,32 +122,46 @@ def windows(codes: Tensor, rates: Tensor, points: int, K: int) -> Tensor:
         codes: the bit streams of these groups, uint8 ``[sum of rates, ceil(P / 8)]``.
         rates: int64 ``[G]``.
         points: P.
-        K: codewords of a codebook; a window is an index below it.
+        K: codewords of a codebook of a low rate, see ``trellis_books.size_of``.
 
     Returns:
         int32 ``[G, P]``.
     """
     eights, tiles = codes.shape[1], -(-points // RESTART)
-    size, first = K.bit_length() - 1, rates.cumsum(0) - rates
+    first = rates.cumsum(0) - rates
     result = torch.zeros(len(rates), points, dtype=torch.int32, device=codes.device)
     for rate in sorted(set(rates.tolist())):
         if rate == 0:
             continue
+        size = trellis_books.size_of(rate, K)
         group = (rates == rate).nonzero()[:, 0]
         rows = first[group, None] + torch.arange(rate, device=codes.device)
         octets = codes[rows].view(len(group), eights, rate)  # each holds the codes of eight points
-        bits = octets[..., 0].long()
-        for byte in range(1, rate):
-            bits = (bits << 8) | octets[..., byte]
-        each = [((bits >> (7 - i) * rate) & ((1 << rate) - 1)).int() for i in range(8)]
         code = torch.zeros(len(group), tiles * RESTART, dtype=torch.int32, device=codes.device)
-        code[:, : 8 * eights] = torch.stack(each, dim=-1).view(len(group), 8 * eights)
+        code[:, : 8 * eights] = _eight_codes(octets).view(len(group), 8 * eights)
         code = code.view(len(group), tiles, RESTART)
         window = code.clone()
-        for back in range(1, -(-size // rate)):
+        for back in range(1, -(-(size.bit_length() - 1) // rate)):
             window[..., back:] |= code[..., :-back] << (rate * back)
-        result[group] = (window & (K - 1)).view(len(group), -1)[:, :points]
+        result[group] = (window & (size - 1)).view(len(group), -1)[:, :points]
     return result
+
+
+def _eight_codes(octets: Tensor) -> Tensor:
+    """The codes in bytes of eight points each: int32 ``[..., 8]`` from uint8 ``[..., rate]``."""
+    rate = octets.shape[-1]
+    middle = (rate + 1) // 2
+    high, low = (torch.zeros_like(octets[..., 0], dtype=torch.int64) for _ in range(2))
+    for byte in range(rate):  # at most 48 bits of each half
+        half = high if byte < middle else low
+        half <<= 8
+        half |= octets[..., byte]
+    if rate % 2:  # the middle byte is shared
+        low |= (high & 15) << (4 * rate - 4)
+        high >>= 4
+    places = [(3 - i) * rate for i in range(4)]
+    codes = [(value >> place) & ((1 << rate) - 1) for value in (high, low) for place in places]
+    return torch.stack([code.int() for code in codes], dim=-1)
 
 
 def windows_at(codes: Tensor, rates: Tensor, points: int, index: Tensor, K: int) -> Tensor:
@@ -158,7 +172,7 @@ def windows_at(codes: Tensor, rates: Tensor, points: int, index: Tensor, K: int)
         rates: int64 ``[G]``.
         points: P.
         index: points, int64 ``[n]``.
-        K: codewords of a codebook; a window is an index below it.
+        K: codewords of a codebook of a low rate, see ``trellis_books.size_of``.
 
     Returns:
         int64 ``[G, n]``.
@@ -168,14 +182,20 @@ def windows_at(codes: Tensor, rates: Tensor, points: int, index: Tensor, K: int)
     if len(flat) == 0:
         return window
     rate = rates[:, None]
-    size = K.bit_length() - 1
-    slowest = int(rates[rates > 0].min()) if bool((rates > 0).any()) else size
-    for back in range(-(-size // slowest)):
+    size = torch.where(rate > trellis_books.LOW_RATES, trellis_books.HIGH * K, K)
+    length = torch.where(rate > trellis_books.LOW_RATES, *_lengths(K))
+    slowest = int(rates[rates > 0].min()) if bool((rates > 0).any()) else MAX_RATE
+    for back in range(-(-max(_lengths(K)) // slowest)):
         at = (index - back)[None]
-        inside = (rate > 0) & (index % RESTART >= back)[None] & (rate * back < size)
+        inside = (rate > 0) & (index % RESTART >= back)[None] & (rate * back < length)
         bit = torch.where(inside, at * rate, 0)
-        byte = (first[:, None] + (bit >> 3)).clamp(max=len(flat) - 1)
-        pair = (flat[byte].long() << 8) | flat[(byte + 1).clamp(max=len(flat) - 1)].long()
-        code = (pair >> (16 - (bit & 7) - rate)) & ((1 << rate) - 1)
-        window |= torch.where(inside, code << (rate * back).clamp(max=size), 0)
-    return window & (K - 1)
+        byte, last = first[:, None] + (bit >> 3), len(flat) - 1
+        three = [flat[(byte + k).clamp(max=last)].long() << (16 - 8 * k) for k in range(3)]
+        code = ((three[0] | three[1] | three[2]) >> (24 - (bit & 7) - rate)) & ((1 << rate) - 1)
+        window |= torch.where(inside, code << (rate * back).clamp(max=16), 0)
+    return window & (size - 1)
+
+
+def _lengths(K: int) -> tuple[int, int]:
+    """Bits of a window at high rates and at low ones."""
+    return (trellis_books.HIGH * K).bit_length() - 1, K.bit_length() - 1

@@ -13,7 +13,7 @@ import numpy as np
 from dpq_core.kernels.cpu import lut_jit, lut_tables_jit, trellis_jit
 from dpq_core.kernels.cpu.lut_tables_jit import BLOCK, ENTRIES
 from dpq_core.kernels.cpu.teamwork import floats, integers, octets, words
-from dpq_core.trellis_books import RESTART
+from dpq_core.trellis_books import HIGH, LOW_RATES, RESTART
 
 DENSE, BFLOAT16, TRELLIS, LEARNED = range(4)
 """Kinds of weights."""
@@ -48,6 +48,11 @@ DENSE, BFLOAT16, TRELLIS, LEARNED = range(4)
 
 TILE = RESTART
 """Rows that one thread multiplies at a time; a trellis restarts after as many."""
+
+LOW_WINDOW = trellis_jit.WINDOWS.bit_length() - 1
+HIGH_WINDOW = (HIGH * trellis_jit.WINDOWS).bit_length() - 1
+"""Bits of a window of a trellis code, at rates up to ``LOW_RATES`` and at those above."""
+
 
 _jit = numba.njit(cache=True, nogil=True, error_model="numpy")
 _fast = numba.njit(
@@ -257,7 +262,8 @@ def _trellis_row(weight, index, core, books):  # type: ignore[no-untyped-def]
         start = starts[g] + tile * (TILE // 8) * rate
         end = (within + 1) * rate
         window = 0
-        for bit in range(max(0, end - 10), end):
+        length = LOW_WINDOW if rate <= LOW_RATES else HIGH_WINDOW
+        for bit in range(max(0, end - length), end):
             window = 2 * window + ((stream[start + bit // 8] >> (7 - bit % 8)) & 1)
         core[2 * g] = books[rate, window, 0]
         core[2 * g + 1] = books[rate, window, 1]

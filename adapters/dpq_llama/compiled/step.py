@@ -37,7 +37,7 @@ class Work(NamedTuple):
     """Constants of kernels, and memory that all threads share.
 
     Attributes:
-        books: codebooks of trellis codes by rate, float32 ``[9, K, 2]``.
+        books: codebooks of trellis codes by rate, float32 ``[13, 4 K, 2]``.
         sizes: see ``trellis_jit.sizes_of``.
         wide: see ``lut_jit.sizes``.
         narrow: as ``wide``, of one vector.

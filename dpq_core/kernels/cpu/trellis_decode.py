@@ -62,7 +62,7 @@ def rows(
         codes: the bit streams, uint8 ``[row_bits, ceil(P / 8)]``.
         starts: first byte of each group's stream, int64 ``[G]``.
         rates: int64 ``[G]``.
-        books: ``[9, K, 2]`` in the dtype of the result.
+        books: ``[13, 4 K, 2]`` in the dtype of the result, see ``trellis_books.codebooks``.
         grouping: grouping of the core.
         first: a multiple of ``RESTART``.
         last: one past the last row.
@@ -108,7 +108,7 @@ def product(
         inputs: any floating dtype, at most ``MAX_TOKENS`` tokens.
         codes: the bit streams, uint8 ``[row_bits, ceil(P / 8)]``.
         schedule: which groups are taken together, see ``quads``.
-        books: ``[9, K, 2]``, see ``trellis_books.codebooks``.
+        books: ``[13, 4 K, 2]``, see ``trellis_books.codebooks``.
         outliers: rows and columns int64 ``[2, N]`` and values ``[N]`` of the outliers.
         grouping: grouping of the core.
     """

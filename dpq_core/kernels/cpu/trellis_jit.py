@@ -23,12 +23,13 @@ from llvmlite import ir
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from dpq_core.trellis_books import RESTART
+from dpq_core.trellis_books import HIGH, LOW_RATES, RESTART
 
 _cgutils = cast(Any, cgutils)  # has no type annotations
 
 GROUPS = 4  # taken together
-WINDOWS = 1024  # K of every codebook
+WINDOWS = 1024  # codewords of the codebook of a low rate
+_STRIDE = HIGH * WINDOWS  # from the codebook of one rate to that of the next
 _EIGHTS = RESTART // 8
 _I8, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _PAIR = ir.VectorType(_F32, 2)
@@ -82,9 +83,22 @@ class _Emitter:
         b.cbranch(b.icmp_signed("<", after, eights), loop, done)
         b.position_at_end(done)
 
-    def word(self, book: Any, bits: Any, kind: Any) -> Any:
+    def first_four(self, start: Any, eight: Any, rate: Any) -> Any:
+        """The 64 bits of a stream before the fifth row of an eight: no window needs more."""
+        b = self.b
+        half, odd = b.lshr(rate, _constant(1)), b.and_(rate, _constant(1))
+        passed = b.sub(b.mul(b.add(eight, _constant(1)), rate), half)
+        return b.lshr(self.codes(start, passed), b.shl(odd, _constant(2)))
+
+    def last_window(self, rate: Any) -> Any:
+        """The largest window of a rate: a mask for its bits."""
+        b = self.b
+        high = b.icmp_signed(">", rate, _constant(LOW_RATES))
+        return b.select(high, _constant(_STRIDE - 1), _constant(WINDOWS - 1))
+
+    def word(self, book: Any, bits: Any, mask: Any, kind: Any) -> Any:
         """The codeword of the window in the lowest bits."""
-        window = self.b.and_(bits, _constant(WINDOWS - 1))
+        window = self.b.and_(bits, mask)
         return self.b.load(self.b.gep(self.b.bitcast(book, kind.as_pointer()), [window]), align=4)
 
     def products(
@@ -105,18 +119,21 @@ class _Emitter:
         b, kind = self.b, ir.VectorType(_F32, lanes)
         order = ir.Constant(ir.VectorType(_I32, lanes), [lane % 2 for lane in range(lanes)])
         vectors = [self.load(inputs, _constant(g), kind)[0] for g in range(GROUPS)]
+        mask = self.last_window(rate)
         rows = 8 if whole else 4
-        step = rate if whole else b.lshr(rate, _constant(1))
 
         def write(eight: Any) -> None:
             for part in range(8 // rows):
-                passed = b.add(b.mul(eight, rate), b.mul(step, _constant(part + 1)))
-                bits = [self.codes(start, passed) for start in self.starts]
+                if part + 1 == 8 // rows:
+                    passed = b.mul(b.add(eight, _constant(1)), rate)
+                    bits = [self.codes(start, passed) for start in self.starts]
+                else:
+                    bits = [self.first_four(start, eight, rate) for start in self.starts]
                 for row in reversed(range(part * rows, (part + 1) * rows)):
                     index = b.add(b.mul(eight, _constant(8)), _constant(row))
                     total, place = self.load(sums, index, kind)
                     for g in range(GROUPS):
-                        word = self.word(book, bits[g], _PAIR)
+                        word = self.word(book, bits[g], mask, _PAIR)
                         word = b.shuffle_vector(word, ir.Constant(_PAIR, ir.Undefined), order)
                         bits[g] = b.lshr(bits[g], rate)
                         product = b.fmul(word, vectors[g], flags=("contract",))
@@ -145,24 +162,23 @@ class _Emitter:
         """
         b = self.b
         books, out = (b.bitcast(pointer, kind.as_pointer()) for pointer in (books, out))
-        group_books = [b.gep(books, [b.mul(rate, _constant(WINDOWS))]) for rate in rates]
+        group_books = [b.gep(books, [b.mul(rate, _constant(_STRIDE))]) for rate in rates]
+        masks = [self.last_window(rate) for rate in rates]
 
         def write(eight: Any) -> None:
             for part in range(2):
                 bits = []
                 for start, rate in zip(self.starts, rates, strict=True):
-                    passed = b.mul(b.add(eight, _constant(1)), rate)
-                    if part == 1:
+                    if part == 0:
+                        bits.append(self.first_four(start, eight, rate))
+                    else:
+                        passed = b.mul(b.add(eight, _constant(1)), rate)
                         bits.append(self.codes(start, passed))
-                        continue
-                    half, odd = b.lshr(rate, _constant(1)), b.and_(rate, _constant(1))
-                    each = self.codes(start, b.sub(passed, half))
-                    bits.append(b.lshr(each, b.shl(odd, _constant(2))))
                 for row in reversed(range(part * 4, part * 4 + 4)):
                     index = b.add(b.mul(eight, _constant(8)), _constant(row))
                     place = b.gep(out, [b.mul(index, stride)])
                     for g in range(GROUPS):
-                        word = self.word(group_books[g], bits[g], kind)
+                        word = self.word(group_books[g], bits[g], masks[g], kind)
                         b.store(word, b.gep(place, [_constant(g)]), align=4)
                         bits[g] = b.lshr(bits[g], rates[g])
 
@@ -177,7 +193,7 @@ def _add_tile(typing, streams, starts, rate, book, inputs, sums, eights, sizes):
     """Add the products of four groups of one rate to the sums of one tile.
 
     streams: uint8; starts: int64 [4], first bytes of the tile; rate, eights: int64; book: float32
-    [K, 2]; inputs: float32 [4, lanes]; sums: float32 [rows, lanes]; sizes: see ``sizes_of``.
+    [4 K, 2]; inputs: float32 [4, lanes]; sums: float32 [rows, lanes]; sizes: see ``sizes_of``.
     """
     signature = numba.types.void(streams, starts, rate, book, inputs, sums, eights, sizes)
     lanes, whole = len(sizes[0]), len(sizes[1]) == 1
@@ -194,8 +210,8 @@ def _add_tile(typing, streams, starts, rate, book, inputs, sums, eights, sizes):
 def _write_tile(typing, streams, starts, rates, books, out, stride, eights):  # type: ignore[no-untyped-def]
     """Write the codewords of four groups to the rows of one tile.
 
-    streams: uint8; starts, rates: int64 [4]; books: uint32 or uint64 [9, K], one word each; out: of
-    the same type, from the first codeword on; stride: int64 words of a row; eights: int64.
+    streams: uint8; starts, rates: int64 [4]; books: uint32 or uint64 [13, 4 K], one word each; out:
+    of the same type, from the first codeword on; stride: int64 words of a row; eights: int64.
     """
     signature = numba.types.void(streams, starts, rates, books, out, stride, eights)
 
@@ -216,7 +232,7 @@ _write_rows = cast(Any, intrinsic)(_write_tile)
 def sizes_of(tokens: int) -> tuple[Any, Any]:
     """Tuples whose types tell the compiler the lanes, and whether eight rows are loaded at once.
 
-    The first is for rates below 8, the second for rate 8.
+    The first is for rates below 8, the second for those above.
     """
     lanes = (0,) * (2 * tokens)
     return (lanes, (0,)), (lanes, (0, 0))
@@ -229,7 +245,7 @@ def multiply_tiles(streams, quads, books, inputs, outliers, values, out, sizes, 
     Args:
         streams: bit streams, uint8, at least eight.
         quads: int64 [quads, 9], see ``trellis_decode.quads``.
-        books: float32 [9, K, 2].
+        books: float32 [13, 4 K, 2].
         inputs: float32 [tokens, C], C even.
         outliers: rows, ascending, and columns of the outliers, int64 [2, N].
         values: their values, float32 [N].
@@ -277,7 +293,7 @@ def write_tiles(streams, starts, rates, books, out, first_tile, blocks, first, l
         streams: bit streams, uint8, at least eight.
         starts: first byte of each group's stream, int64 [G], G a multiple of 4.
         rates: int64 [G].
-        books: one word each, uint32 or uint64 [9, K].
+        books: one word each, uint32 or uint64 [13, 4 K].
         out: words [n, G], n a multiple of 8.
         first_tile: tile of the first row of ``out``.
         blocks: blocks of groups that a tile is cut into.

@@ -13,14 +13,24 @@ from typing import Any
 import numpy as np
 
 from dpq_core.kernels.cpu.sweep_jit import jit
-from dpq_core.trellis_books import RESTART
+from dpq_core.trellis_books import LOW_RATES, RESTART
 
 _VECTOR = 16  # states that are compared at once, at least
 
 
 @jit
+def book_of(books: Any, rate: int) -> Any:
+    """The codebook ``[2, K]`` of a rate, among those of ``trellis_books.by_coordinate``."""
+    low, high = books
+    return low[rate] if rate <= LOW_RATES else high[rate - LOW_RATES - 1]
+
+
+@jit
 def scratch(K: int) -> Any:
-    """Memory of one search: scores, costs, best scores, best rows, and the way back."""
+    """Memory of searches with K codewords at most.
+
+    Scores, costs, best scores, best rows, the way back, and room for offsets of codewords.
+    """
     wide = max(K // 2, _VECTOR)
     return (
         np.empty(K, np.float32),
@@ -28,6 +38,7 @@ def scratch(K: int) -> Any:
         np.empty(wide, np.float32),
         np.empty(wide, np.int32),
         np.empty((RESTART, wide), np.int16),
+        np.empty(K, np.float32),
     )
 
 
@@ -52,11 +63,11 @@ def path(
         weights: float32 ``[RESTART]``.
         words: float32 ``[2, K]``.
         offsets: float32 ``[K]``.
-        rate: bits of a code, 1 to 8.
+        rate: bits of a code, 1 to 12.
         memory: see ``scratch``.
         windows: int32 ``[RESTART]``, written.
     """
-    scores, costs, best, rows, back = memory
+    scores, costs, best, rows, back = memory[:5]
     K = len(offsets)
     codes = 1 << rate
     states = K >> rate  # the bits of a window but the newest code
@@ -127,14 +138,12 @@ def nearest(
         last_tile: one past the last.
         subvectors: float32 ``[G, 2, P]``.
         weights: float32 ``[P]``.
-        books: float32 ``[9, 2, K]``, by rate.
+        books: see ``trellis_books.by_coordinate``.
         rates: int64 ``[G]``.
         codes: int32 ``[G, P]``, written.
     """
     groups, _, count = subvectors.shape
-    K = books.shape[2]
-    memory = scratch(K)
-    offsets = np.empty(K, np.float32)
+    memory = scratch(books[1].shape[2])
     point = np.empty((2, RESTART), np.float32)
     weight = np.empty(RESTART, np.float32)
     windows = np.empty(RESTART, np.int32)
@@ -144,7 +153,9 @@ def nearest(
         if rate == 0:
             codes[g, first_tile * RESTART : last_tile * RESTART] = 0
             continue
-        bend(books[rate], identity, offsets)
+        book = book_of(books, rate)
+        offsets = memory[5][: book.shape[1]]
+        bend(book, identity, offsets)
         for tile in range(first_tile, last_tile):
             at = tile * RESTART
             rows = min(RESTART, count - at)
@@ -152,6 +163,6 @@ def nearest(
                 point[0, r] = subvectors[g, 0, at + r]
                 point[1, r] = subvectors[g, 1, at + r]
                 weight[r] = weights[at + r]
-            path(point, rows, weight, books[rate], offsets, rate, memory, windows)
+            path(point, rows, weight, book, offsets, rate, memory, windows)
             for r in range(rows):
                 codes[g, at + r] = windows[r]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dpq_core.kernels.cpu.sweep_jit import add_products, jit, metric_times
-from dpq_core.kernels.cpu.trellis_path import bend, path, scratch
+from dpq_core.kernels.cpu.trellis_path import bend, book_of, path, scratch
 from dpq_core.trellis_books import RESTART
 
 
@@ -38,7 +38,7 @@ def feed_back(
         columns: float32 W^T ``[n, m]``, m a multiple of ``RESTART``.
         lower: float32 L ``[n, n]``, unit block lower triangular.
         metrics: float32 D ``[steps, 2, 2]``.
-        books: float32 ``[9, 2, K]``, by rate.
+        books: see ``trellis_books.by_coordinate``.
         rates: int64 ``[steps]``.
         scales: float32 ``[steps]``, multiplied onto the codewords of each step, not zero.
         weights: float32 ``[m]``, zero for rows that do not exist.
@@ -47,9 +47,7 @@ def feed_back(
         errors: float64 ``[m]``, written: the error of each row.
     """
     n, steps = len(columns), len(metrics)
-    K = books.shape[2]
-    memory = scratch(K)
-    offsets = np.empty(K, np.float32)
+    memory = scratch(books[1].shape[2])
     fed = np.empty((n, RESTART), np.float32)
     target = np.empty((2, RESTART), np.float32)
     point = np.empty((2, RESTART), np.float32)
@@ -65,7 +63,8 @@ def feed_back(
                 for r in range(RESTART):
                     target[e, r] = columns[first + e, at + r] + fed[first + e, r]
                     wrong[e, r] = target[e, r] / scale
-            book = books[rate]
+            book = book_of(books, rate)
+            offsets = memory[5][: book.shape[1]]
             windows[:] = 0
             if rate > 0:
                 bend(book, metrics[j], offsets)
@@ -108,7 +107,7 @@ def descend(
         gradients: float32 ((W - W_hat) H)^T ``[n, m]`` before the sweep.
         matrix: float32 H ``[n, n]``.
         metrics: float32 blocks H_jj ``[steps, 2, 2]``.
-        books: float32 ``[9, 2, K]``, by rate.
+        books: see ``trellis_books.by_coordinate``.
         rates: int64 ``[steps]``.
         scales: float32 ``[steps]``, multiplied onto the codewords of each step, not zero.
         weights: float32 ``[m]``, zero for rows that do not exist.
@@ -117,9 +116,7 @@ def descend(
         gains: float64 ``[m]``, written: by how much the error of each row fell.
     """
     n, steps = len(gradients), len(metrics)
-    K = books.shape[2]
-    memory = scratch(K)
-    offsets = np.empty(K, np.float32)
+    memory = scratch(books[1].shape[2])
     gradient = np.empty((n, RESTART), np.float32)
     old = np.empty((2, RESTART), np.float32)
     point = np.empty((2, RESTART), np.float32)
@@ -137,7 +134,8 @@ def descend(
             first, rate, scale = 2 * j, rates[j], scales[j]
             if rate == 0:
                 continue
-            book = books[rate]
+            book = book_of(books, rate)
+            offsets = memory[5][: book.shape[1]]
             for r in range(RESTART):
                 old[0, r] = book[0, codes[j, at + r]]
                 old[1, r] = book[1, codes[j, at + r]]

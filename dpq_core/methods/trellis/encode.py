@@ -147,7 +147,7 @@ def _nearest(
     arrays = (
         (subvectors.cpu() / allocation.divisors[:, None, None]).numpy(),
         weights.float().numpy(),
-        trellis_books.by_coordinate(p.K).numpy(),
+        tuple(book.numpy() for book in trellis_books.by_coordinate(p.K)),
         allocation.rates.numpy(),
         codes.numpy(),
     )
@@ -159,10 +159,10 @@ def _nearest(
 
 def _words(codes: Tensor, allocation: Allocation, K: int) -> Tensor:
     """The scaled codewords of windows int32 ``[G, P]``: float32 ``[G, 2, P]``."""
-    books = trellis_books.by_coordinate(K)
+    books = trellis_books.codebooks(K)
     words = torch.empty(len(codes), trellis_books.WIDTH, codes.shape[1])
     for j, rate in enumerate(allocation.rates.tolist()):
-        torch.index_select(books[rate], 1, codes[j], out=words[j])
+        words[j] = books[rate][codes[j].long()].T
     return words.mul_(allocation.divisors[:, None, None])
 
 
@@ -212,7 +212,8 @@ class _Chunk:
         self.residual = torch.empty_like(self.columns)
         self.codes = torch.zeros(len(order), self.columns.shape[1], dtype=torch.int32)
         self._by_row = torch.zeros(self.columns.shape[1], dtype=torch.float64)
-        self._books = trellis_books.by_coordinate(K)
+        self._books = tuple(book.numpy() for book in trellis_books.by_coordinate(K))
+        self._sizes = [trellis_books.size_of(rate, K) for rate in allocation.rates.tolist()]
         self._rates, self._scales = allocation.rates[order], allocation.divisors[order]
         self._error = 0.0
 
@@ -237,10 +238,11 @@ class _Chunk:
 
     def _run(self, kernel: Callable[..., None], *inputs: Tensor) -> None:
         """Run a kernel over all tiles, on as many threads as there are."""
-        settings = (self._books, self._rates, self._scales, self.weights)
+        settings = (self._rates, self._scales, self.weights)
         results = (self.codes, self.residual, self._by_row)
-        arrays = tuple(tensor.numpy() for tensor in (*inputs, *settings, *results))
+        after = tuple(tensor.numpy() for tensor in (*settings, *results))
+        arrays = (*(tensor.numpy() for tensor in inputs), self._books, *after)
         columns, rows = self.columns.shape
-        steps = rows * columns * (columns // 2 + self._books.shape[2])
+        steps = rows * (columns * (columns // 2) + sum(self._sizes))
         tiles = rows // trellis_books.RESTART
         spread(lambda first, last: kernel(first, last, *arrays), tiles, steps)

@@ -27,7 +27,7 @@ class Code:
         self.codes = torch.randint(256, streams, generator=generator).to(torch.uint8)
         self.starts = trellis_books.starts(rates, rows)
         windows = trellis.windows(self.codes, rates, rows, K).long()
-        words = BOOKS.reshape(-1, 2)[windows + rates[:, None] * K]  # [G, R, 2]
+        words = BOOKS.reshape(-1, 2)[windows + rates[:, None] * BOOKS.shape[1]]  # [G, R, 2]
         self.dense = words.transpose(0, 1).reshape(rows, -1)
         spec = QuantSpec(d=2, K=K, trellis_rate=2.0)
         self.grouping: Grouping = Partition.of((rows, cols), Layout.LINEAR, spec)
@@ -49,9 +49,11 @@ def rates_of(groups: int, low: int, high: int) -> Tensor:
 
 
 CASES = {
-    "all rates": lambda: Code(300, 71, rates_of(36, 0, 8)),  # a part of a tile, a part of a group
+    "all rates": lambda: Code(300, 71, rates_of(36, 0, 12)),  # a part of a tile, a part of a group
     "rate 1": lambda: Code(128, 8, torch.ones(4, dtype=torch.int64)),
     "rate 8": lambda: Code(257, 10, torch.full((5,), 8)),
+    "rate 9": lambda: Code(257, 10, torch.full((5,), 9)),
+    "rate 12": lambda: Code(40, 10, torch.full((5,), 12)),
     "six bytes": lambda: Code(5, 6, torch.tensor([1, 0, 5])),
     "nothing": lambda: Code(20, 4, torch.zeros(2, dtype=torch.int64)),
     "many groups": lambda: Code(8, 600, rates_of(300, 1, 4)),
@@ -97,7 +99,7 @@ def test_rows_are_exact(code: Code, dtype: torch.dtype) -> None:
 
 
 def test_the_number_of_threads_changes_nothing() -> None:
-    code = Code(700, 1200, rates_of(600, 0, 8))
+    code = Code(700, 1200, rates_of(600, 0, 12))
     inputs = torch.randn(3, 1200, generator=torch.Generator().manual_seed(1))
     results = []
     threads = torch.get_num_threads()

@@ -46,10 +46,10 @@ def output_error(result: Quantized, matrix: torch.Tensor, hessian: torch.Tensor)
     return float((error @ hessian.double() * error).sum() / zero)
 
 
-@pytest.mark.parametrize("rate", [1, 3, 4, 6])
+@pytest.mark.parametrize("rate", [1, 3, 4, 6, 9])
 def test_paths_are_the_best_of_all(rate: int) -> None:
-    points = min(5, 12 // rate)
-    books = trellis_books.codebooks(K)[rate]
+    points, size = max(2, min(5, 12 // rate)), trellis_books.size_of(rate, K)
+    books = trellis_books.codebooks(K)[rate, :size]
     x = weight(2, points, rate)[None]
     row_weight = torch.linspace(0.5, 2, points)
     codes = torch.zeros(1, points, dtype=torch.int32)
@@ -58,20 +58,21 @@ def test_paths_are_the_best_of_all(rate: int) -> None:
         1,
         x.numpy(),
         row_weight.numpy(),
-        trellis_books.by_coordinate(K).numpy(),
+        tuple(book.numpy() for book in trellis_books.by_coordinate(K)),
         np.array([rate]),
         codes.numpy(),
     )
 
+    scores = (torch.cdist(x[0].T, books).square() * row_weight[:, None]).tolist()
+
     def cost(windows: list[int]) -> float:
-        errors = (books[windows] - x[0].T).square().sum(1)
-        return float((errors * row_weight).sum())
+        return sum(scores[point][window] for point, window in enumerate(windows))
 
     least = float("inf")
     for fresh in itertools.product(range(1 << rate), repeat=points):
         window, windows = 0, []
         for code in fresh:
-            window = ((window << rate) | code) & (K - 1)
+            window = ((window << rate) | code) & (size - 1)
             windows.append(window)
         least = min(least, cost(windows))
     assert cost(codes[0].tolist()) == pytest.approx(least, rel=1e-4)
@@ -94,14 +95,14 @@ def test_bits_go_where_they_lower_the_error_most() -> None:
 
 def test_distortions_are_those_of_the_codebooks() -> None:
     values = weight(1 << 14, 2, 3)
-    for rate in (1, 4, 8):
+    for rate in (1, 4, 8, 9, 12):
         codes = torch.zeros(1, len(values), dtype=torch.int32)
         trellis_path.nearest(
             0,
             len(values) // trellis_books.RESTART,
             values.T[None].contiguous().numpy(),
             np.ones(len(values), np.float32),
-            trellis_books.by_coordinate(K).numpy(),
+            tuple(book.numpy() for book in trellis_books.by_coordinate(K)),
             np.array([rate]),
             codes.numpy(),
         )
@@ -141,7 +142,7 @@ def test_heavy_single_weights_are_kept() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2), (3, 1), (129, 5)])
-@pytest.mark.parametrize("rate", [0.25, 1.0, 4.0])
+@pytest.mark.parametrize("rate", [0.25, 1.0, 4.0, 6.0])
 def test_any_shape(shape: tuple[int, int], rate: float) -> None:
     matrix = weight(*shape)
     hessian = second_moment(shape[1])

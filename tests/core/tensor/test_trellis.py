@@ -29,13 +29,14 @@ def windows_by_definition(bits: list[int], rate: int, points: int) -> list[int]:
     windows = []
     for p in range(points):
         start = p // trellis_books.RESTART * trellis_books.RESTART * rate
-        seen = [0] * 10 + bits[start : (p + 1) * rate]
-        windows.append(int("".join(map(str, seen[-10:])), 2))
+        size = 10 if rate <= 8 else 12
+        seen = [0] * size + bits[start : (p + 1) * rate]
+        windows.append(int("".join(map(str, seen[-size:])), 2))
     return windows
 
 
 @given(
-    rates=st.lists(st.integers(0, 8), min_size=1, max_size=4),
+    rates=st.lists(st.integers(0, 12), min_size=1, max_size=4),
     points=st.integers(1, 300),
     seed=st.integers(0, 99),
 )
@@ -53,7 +54,7 @@ def test_windows_are_those_of_the_format(rates: list[int], points: int, seed: in
     assert torch.equal(trellis.windows(packed, rate, points, K), windows.int())
 
 
-@given(rates=st.lists(st.integers(0, 8), min_size=1, max_size=9))
+@given(rates=st.lists(st.integers(0, 12), min_size=1, max_size=9))
 def test_rates_round_trip(rates: list[int]) -> None:
     packed = trellis.pack_rates(torch.tensor(rates))
     assert len(packed) == trellis.rate_bytes(len(rates))
@@ -62,12 +63,17 @@ def test_rates_round_trip(rates: list[int]) -> None:
 
 def test_codebooks_are_those_of_the_format() -> None:
     """The file is normative: other bytes would decode every artifact to something else."""
-    file = Path(dpq_core.__file__).parent / "trellis_1024.npy"
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    assert digest in (Path(dpq_core.__file__).parent / "artifact" / "FORMAT.md").read_text()
+    folder = Path(dpq_core.__file__).parent
+    for file in (folder / "trellis_1024.npy", folder / "trellis_4096.npy"):
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        assert digest in (folder / "artifact" / "FORMAT.md").read_text()
     books = trellis_books.codebooks(K)
-    assert books.shape == (9, K, 2)
+    assert books.shape == (13, 4 * K, 2)
     assert not books[0].any()
+    assert not books[:9, K:].any()
+    low, high = trellis_books.by_coordinate(K)
+    assert torch.equal(low, books[:9, :K].mT)
+    assert torch.equal(high, books[9:].mT)
 
 
 def quantized(shape: tuple[int, int], rate: float = 2.0) -> PQTensor:
@@ -89,7 +95,7 @@ def test_bad_parts_are_refused() -> None:
     with pytest.raises(ArtifactError, match=r"rates .* add up"):
         changed(pq, rates=trellis.pack_rates(more))
     high = rates.clone()
-    high[0], high[1] = 9, rates[0] + rates[1] - 9
+    high[0], high[1] = 13, rates[0] + rates[1] - 13
     with pytest.raises(ArtifactError, match="rates go up to"):
         changed(pq, rates=trellis.pack_rates(high.clamp(min=0)))
     for places in ([5, 5, 9], [9, 5, 20], [-1, 5, 9], [5, 6, 130 * 70]):
@@ -100,7 +106,7 @@ def test_bad_parts_are_refused() -> None:
 
 
 def test_sizes_are_those_of_the_spec() -> None:
-    for rate in (0.5, 2.0, 2.125, 4.0):
+    for rate in (0.5, 2.0, 2.125, 4.0, 5.25):
         pq = quantized((256, 128), rate)
         assert pq.codes.numel() == 256 * round(rate * 128) // 8
         overhead = 64 * 2 + 32 + 256 * 2 + 8 * 6
@@ -115,7 +121,7 @@ def test_a_trellis_brings_what_it_needs_along_and_ends_with_it() -> None:
     ended = SPEC.replace(d=4, K=256)
     assert ended == QuantSpec.preset(2)
     assert "trellis_rate" not in ended.to_json()
-    for wrong in ({"trellis_rate": 4.5}, {"trellis_rate": -1.0}, {"permute": True}, {"stages": 2}):
+    for wrong in ({"trellis_rate": 6.5}, {"trellis_rate": -1.0}, {"permute": True}, {"stages": 2}):
         with pytest.raises(SpecError):
             SPEC.replace(**wrong)
 
