@@ -95,7 +95,14 @@ def test_tokens_and_logits_are_those_of_transformers(name):
 
 
 @pytest.mark.parametrize(
-    "spec", [{"trellis_rate": 2.0}, {"K": 256}, {"K": 256, "permute": True, "stages": 2}], ids=str
+    "spec",
+    [
+        {"trellis_rate": 2.0},
+        {"trellis_rate": 5.0},
+        {"K": 256},
+        {"K": 256, "permute": True, "stages": 2},
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("shape", ["gqa-tied", "odd"])
 def test_compressed_models_decode_as_by_transformers(make_folder, make_artifact, shape, spec):
