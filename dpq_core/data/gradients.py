@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dpq_core.data.task import Batch, CalibrationTask
 from dpq_core.device import quick_products
+from dpq_core.kernels.cpu import heap
 from dpq_core.run import Progress, silent
 
 
@@ -115,6 +116,8 @@ def collect_gradients(
                         if loss is None:
                             return {}
                         loss.backward()  # type: ignore[no-untyped-call]
+                        del loss
+                    heap.give_back()
                 progress("gradients", step + 1, len(batches))
     finally:
         for handle in handles:
