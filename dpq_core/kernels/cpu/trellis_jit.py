@@ -1,12 +1,9 @@
-"""Dense rows and products of a trellis code (docs/algorithms.md#trellis, LLVM IR, numba).
+"""Dense rows and products of a trellis code (docs/algorithms.md#trellis-products, LLVM IR, numba).
 
 The codes of eight rows of a group are ``rate`` bytes: with the bits before them they fit one
-register, from which the windows are shifted. A window is the place of a codeword. Four groups are
-taken together, so that their look-ups overlap.
-
-In a product the four are of one rate. One instruction reads a codeword, two float32 values, and
-copies it for all tokens; another multiplies it with both inputs of all tokens, one vector, and adds
-to the sums of the row. The values of a row are always added up in the same order.
+register, from which the windows are shifted; at high rates it holds four rows. Four groups are
+taken together, so that their look-ups overlap; in a product they are of one rate, and the values
+of a row are always added up in the same order.
 
 The IR has no instruction of a particular processor. It shares a file with the loops around it
 because numba's disk cache notices changes of the jitted function's file only.
@@ -83,12 +80,14 @@ class _Emitter:
         b.cbranch(b.icmp_signed("<", after, eights), loop, done)
         b.position_at_end(done)
 
-    def first_four(self, start: Any, eight: Any, rate: Any) -> Any:
-        """The 64 bits of a stream before the fifth row of an eight: no window needs more."""
+    def ending(self, start: Any, eight: Any, rate: Any, *, half: bool) -> Any:
+        """The 64 bits of a stream up to the end of an eight of rows, or of its first half."""
         b = self.b
-        half, odd = b.lshr(rate, _constant(1)), b.and_(rate, _constant(1))
-        passed = b.sub(b.mul(b.add(eight, _constant(1)), rate), half)
-        return b.lshr(self.codes(start, passed), b.shl(odd, _constant(2)))
+        passed = b.mul(b.add(eight, _constant(1)), rate)
+        if not half:
+            return self.codes(start, passed)
+        bits = self.codes(start, b.sub(passed, b.lshr(rate, _constant(1))))
+        return b.lshr(bits, b.shl(b.and_(rate, _constant(1)), _constant(2)))
 
     def last_window(self, rate: Any) -> Any:
         """The largest window of a rate: a mask for its bits."""
@@ -113,22 +112,17 @@ class _Emitter:
             sums: pointer to a vector per row.
             eights: number of eights of rows.
             lanes: width of a vector: two values for each token.
-            whole: whether the codes of eight rows and the bits before them fit 64 bits, as for
-                rates below 8; otherwise those of four rows are loaded at a time.
+            whole: whether eight rows fit 64 bits, as at rates below 8; else four are loaded.
         """
         b, kind = self.b, ir.VectorType(_F32, lanes)
         order = ir.Constant(ir.VectorType(_I32, lanes), [lane % 2 for lane in range(lanes)])
         vectors = [self.load(inputs, _constant(g), kind)[0] for g in range(GROUPS)]
-        mask = self.last_window(rate)
-        rows = 8 if whole else 4
+        mask, rows = self.last_window(rate), 8 if whole else 4
 
         def write(eight: Any) -> None:
             for part in range(8 // rows):
-                if part + 1 == 8 // rows:
-                    passed = b.mul(b.add(eight, _constant(1)), rate)
-                    bits = [self.codes(start, passed) for start in self.starts]
-                else:
-                    bits = [self.first_four(start, eight, rate) for start in self.starts]
+                half = part + 1 < 8 // rows
+                bits = [self.ending(start, eight, rate, half=half) for start in self.starts]
                 for row in reversed(range(part * rows, (part + 1) * rows)):
                     index = b.add(b.mul(eight, _constant(8)), _constant(row))
                     total, place = self.load(sums, index, kind)
@@ -144,8 +138,7 @@ class _Emitter:
 
     def load(self, pointer: Any, index: Any, kind: Any) -> tuple[Any, Any]:
         """The vector at an index of an array of vectors, and its place."""
-        lanes = _constant(kind.count)
-        place = self.b.gep(pointer, [self.b.mul(index, lanes)])
+        place = self.b.gep(pointer, [self.b.mul(index, _constant(kind.count))])
         place = self.b.bitcast(place, kind.as_pointer())
         return self.b.load(place, align=4), place
 
@@ -164,16 +157,11 @@ class _Emitter:
         books, out = (b.bitcast(pointer, kind.as_pointer()) for pointer in (books, out))
         group_books = [b.gep(books, [b.mul(rate, _constant(_STRIDE))]) for rate in rates]
         masks = [self.last_window(rate) for rate in rates]
+        streams = list(zip(self.starts, rates, strict=True))
 
         def write(eight: Any) -> None:
             for part in range(2):
-                bits = []
-                for start, rate in zip(self.starts, rates, strict=True):
-                    if part == 0:
-                        bits.append(self.first_four(start, eight, rate))
-                    else:
-                        passed = b.mul(b.add(eight, _constant(1)), rate)
-                        bits.append(self.codes(start, passed))
+                bits = [self.ending(start, eight, rate, half=part == 0) for start, rate in streams]
                 for row in reversed(range(part * 4, part * 4 + 4)):
                     index = b.add(b.mul(eight, _constant(8)), _constant(row))
                     place = b.gep(out, [b.mul(index, stride)])
@@ -230,10 +218,7 @@ _write_rows = cast(Any, intrinsic)(_write_tile)
 
 
 def sizes_of(tokens: int) -> tuple[Any, Any]:
-    """Tuples whose types tell the compiler the lanes, and whether eight rows are loaded at once.
-
-    The first is for rates below 8, the second for those above.
-    """
+    """Tuples whose types tell the compiler the lanes, and to load eight rows at once, or four."""
     lanes = (0,) * (2 * tokens)
     return (lanes, (0,)), (lanes, (0, 0))
 
