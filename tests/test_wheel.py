@@ -68,7 +68,8 @@ def test_nothing_else_is_in_the_wheel(wheel):
     tops = {name.partition("/")[0] for name in names(wheel)}
     metadata = {top for top in tops if top.endswith(".dist-info")}
     assert tops - metadata == set(package_folders())
-    assert [n for n in names(wheel) if "test_" in n or "conftest" in n] == []
+    files = [n for n in names(wheel) if not n.endswith(".j2")]  # templates of new adapters
+    assert [n for n in files if "test_" in n or "conftest" in n] == []
 
 
 def test_the_wheel_holds_a_builtin_model(wheel):

@@ -133,7 +133,7 @@ class CompareReport(Report):
         lines = [f"{name}: {metrics[name].protocol}" for name in self.shown if name in metrics]
         lines += list(dict.fromkeys(f"{s.name}: {s.protocol}" for r in self.rows if (s := r.speed)))
         if more := [name for name in metrics if name not in self.shown]:
-            lines.append(f"also measured, in --json and --csv: {', '.join(more)}")
+            lines.append(f"also measured, in JSON and CSV: {', '.join(more)}")
         for row in self.rows:
             lines += row.measured.evaluation.notes
         best = [row.measured.source for row in self.rows if not row.beaten_by]
