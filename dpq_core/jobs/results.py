@@ -6,6 +6,7 @@ how: the contents of the sources, the adapter with its options, the seed, the de
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -61,23 +62,34 @@ class Results:
         path = self.folder / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
         if not self.fresh and (kept := _read(path)) is not None:
             return kept, True
-        result = make()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        record = {"version": _VERSION, "key": key, "result": result}
-        partial.write_text(json.dumps(record, indent=1, default=str), encoding="utf-8")
-        partial.replace(path)
-        plain: dict[str, Any] = json.loads(json.dumps(result, default=str))
+        record = {"version": _VERSION, "key": key, "result": make()}
+        text = json.dumps(record, indent=1, default=str)
+        _write(path, text)
+        plain: dict[str, Any] = json.loads(text)["result"]
         return plain, False
+
+
+def _write(path: Path, text: str) -> None:
+    """Keep a record; where the disk refuses, it is computed again the next time."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 def _read(path: Path) -> dict[str, Any] | None:
     """The result of a record; None where there is no whole record of this version."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (OSError, ValueError):
         return None
-    result = record.get("result") if record.get("version") == _VERSION else None
+    if not isinstance(record, dict) or record.get("version") != _VERSION:
+        return None
+    result = record.get("result")
     return result if isinstance(result, dict) else None
 
 

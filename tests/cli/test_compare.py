@@ -159,3 +159,19 @@ def test_records_say_what_they_depend_on(models, tmp_path):
     keys = [json.loads(p.read_text())["key"] for p in (tmp_path / "kept").iterdir()]
     assert {key["what"] for key in keys} == {"evaluate", "memory"}
     assert all(key["adapter"] == "mlp" and key["seed"] == 0 for key in keys)
+
+
+def test_results_are_computed_where_records_cannot_be_written_or_read(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert Results(tmp_path / "file" / "folder").get({"a": 1}, lambda: {"b": 2}) == (
+        {"b": 2},
+        False,
+    )
+    results = Results(tmp_path / "kept")
+    assert results.get({"a": 1}, lambda: {"b": 2}) == ({"b": 2}, False)
+    assert results.get({"a": 1}, dict) == ({"b": 2}, True)
+    [record] = (tmp_path / "kept").iterdir()
+    for damage in (b"[1]", b"{", b"\xff\xfe", b'{"version": 2, "result": 3}'):
+        record.write_bytes(damage)
+        assert results.get({"a": 1}, lambda: {"b": 2}) == ({"b": 2}, False)
+    assert results.get({"a": 1}, dict) == ({"b": 2}, True)
