@@ -28,7 +28,8 @@ from dpq_gaussian.cameras.surrounding import near_plane, surrounding_cameras
 from dpq_gaussian.codec import Encoded, encode
 from dpq_gaussian.codec.decoding import UnwrittenScene
 from dpq_gaussian.codec.distortion import LONGEST, measure
-from dpq_gaussian.codec.encoding import bounding_cube, to_grid
+from dpq_gaussian.codec.outliers import robust_cube
+from dpq_gaussian.codec.positions import to_grid
 from dpq_gaussian.compress import PreparedScene, encode_prepared, prepare, to_packed
 from dpq_gaussian.options import CompressOptions
 from dpq_gaussian.policy import POWER, Policy
@@ -169,7 +170,8 @@ def sampled_rows(prepared: PreparedScene) -> npt.NDArray[np.int64]:
     if len(kept) <= SAMPLE:
         return kept
     positions = np.ascontiguousarray(prepared.scene.positions[kept])
-    order = morton_order(to_grid(positions, *bounding_cube(positions)))
+    corner, side, _ = robust_cube(positions, prepared.scene.log_scales)
+    order = morton_order(to_grid(positions, corner, side))
     starts = np.linspace(0, len(kept) - RUN, SAMPLE // RUN).astype(np.int64)
     picked = np.unique((starts[:, None] + np.arange(RUN)).reshape(-1))
     return np.sort(kept[order[picked]])

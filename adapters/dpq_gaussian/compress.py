@@ -19,7 +19,7 @@ from dpq_gaussian.cameras import Camera, read_cameras
 from dpq_gaussian.codec import Encoded, encode
 from dpq_gaussian.codec.distortion import measure
 from dpq_gaussian.codec.layout import CHUNK
-from dpq_gaussian.codec.parameters import parameters_to_json
+from dpq_gaussian.codec.parameters import Marks, parameters_to_json
 from dpq_gaussian.loading import load
 from dpq_gaussian.options import CompressOptions
 from dpq_gaussian.policy import Policy
@@ -38,7 +38,7 @@ class PreparedScene:
         kept: indices of the Gaussians to code, ascending; None for all.
         seen: importance ``[N]``.
         cameras: poses that the user gave.
-        antialiased: the scene was trained for anti-aliased rendering.
+        marks: what its file says of it.
         notes: for the user.
     """
 
@@ -47,8 +47,13 @@ class PreparedScene:
     kept: npt.NDArray[np.int64] | None
     seen: npt.NDArray[np.float32]
     cameras: Sequence[Camera]
-    antialiased: bool
+    marks: Marks
     notes: tuple[str, ...]
+
+    @property
+    def antialiased(self) -> bool:
+        """Whether the scene was trained for anti-aliased rendering."""
+        return self.marks.antialiased
 
     @property
     def count(self) -> int:
@@ -85,7 +90,7 @@ def prepare(source: str, options: CompressOptions, run: Run) -> PreparedScene:
     loaded = load(source)
     scene, notes = loaded.scene, list(loaded.notes)
     check_values(scene, source)
-    cameras = read_cameras(options.cameras) if options.cameras else ()
+    cameras = read_cameras(options.cameras, origin=loaded.origin) if options.cameras else ()
     kept = visible(scene)
     if kept is not None:
         notes.append(
@@ -102,7 +107,7 @@ def prepare(source: str, options: CompressOptions, run: Run) -> PreparedScene:
         kept=kept,
         seen=seen,
         cameras=cameras,
-        antialiased=loaded.antialiased,
+        marks=Marks(antialiased=loaded.antialiased, flat=loaded.flat, origin=loaded.origin),
         notes=tuple(notes),
     )
 
@@ -118,7 +123,7 @@ def encode_prepared(
         prepared.seen,
         policy,
         kept=prepared.kept,
-        antialiased=prepared.antialiased,
+        marks=prepared.marks,
         tick=tick,
     )
 
@@ -152,7 +157,7 @@ def to_packed(
     )
     return Packed(
         manifest=manifest,
-        whole={"models": encoded.models},
+        whole=encoded.whole,
         chunked=encoded.chunked,
         source_nbytes=scene.nbytes,
         notes=prepared.notes,
@@ -167,7 +172,10 @@ def _attributes(
     shapes |= {"opacity": (), "color": (3,)} | ({"harmonics": (m, 3)} if m else {})
     attributes = [Attribute(name="importance", shape=(), streams=("importance",))]
     for name, shape in shapes.items():
-        streams = ("positions", "paths") if name == "positions" else (name,)
+        streams: tuple[str, ...] = (name,)
+        if name == "positions":
+            outliers = ("outliers",) if len(encoded.outliers) else ()
+            streams = ("positions", "paths", *outliers)
         spec: dict[str, Any] = {
             "steps": [float(f"{step:.4g}") for step in policy.steps(name)],
         }

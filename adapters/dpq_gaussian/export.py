@@ -23,7 +23,7 @@ def export(source: str, to: str, options: ExportOptions, run: Run, out: Path) ->
         SourceError: the source is missing, damaged or has unusable values; ``out`` is a folder or
             in none.
     """
-    from dpq_gaussian.formats import write_scene
+    from dpq_gaussian.formats import Target, write_scene
     from dpq_gaussian.loading import load
     from dpq_gaussian.scene import check_values, repaired
 
@@ -33,6 +33,12 @@ def export(source: str, to: str, options: ExportOptions, run: Run, out: Path) ->
         scene, changes = repaired(scene, source)
         notes += changes
     check_values(scene, source)
-    axes, marked = options.output_axes, loaded.antialiased
-    written = write_scene(scene, out, to, axes=axes, antialiased=marked, overwrite=True)
+    target = Target(
+        axes=options.output_axes,
+        antialiased=loaded.antialiased,
+        flat=loaded.flat,
+        origin=loaded.origin,
+        spz_version=options.spz_version,
+    )
+    written = write_scene(scene, out, to, target=target, overwrite=True)
     return Export(files=(written.path,), notes=(*notes, *written.notes))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,7 +13,9 @@ from dpq_core.artifact import ArtifactFile
 from dpq_core.errors import SourceError
 from dpq_core.tensor.checkpoint import Checkpoint, TensorInfo
 from dpq_gaussian.formats import NATIVE, Loaded, convert, read_scene
-from dpq_gaussian.scene import Scene
+from dpq_gaussian.formats.coordinates import turned_origin
+from dpq_gaussian.formats.ply_variants import origin_of
+from dpq_gaussian.scene import Scene, bounded
 from dpq_gaussian.scene.sources import locate
 
 
@@ -30,16 +34,48 @@ def load_scene(source: str, *, axes: str | None = None) -> Scene:
 
 
 def load(source: str, *, axes: str | None = None) -> Loaded:
-    """Loads a scene together with what else its file says."""
+    """Loads a scene together with what else its file says.
+
+    Infinite opacities and flat scales have finite values then (``scene.bounded``), and positions
+    far from 0 are relative to ``Loaded.origin``.
+    """
     path = locate(source)
     if path.suffix == ArtifactFile.SUFFIX:
         from dpq_gaussian.codec import SceneFile
 
         file = SceneFile(path)
-        scene = convert(file.whole(), axes or NATIVE, NATIVE)
-        mip = file.parameters.antialiased
-        return Loaded(scene=scene, format="dpq", coordinates=axes or NATIVE, antialiased=mip)
-    return read_scene(path, axes=axes)
+        p, given = file.parameters, axes or NATIVE
+        return Loaded(
+            scene=convert(file.whole(), given, NATIVE),
+            format="dpq",
+            coordinates=given,
+            antialiased=p.antialiased,
+            flat=p.flat,
+            origin=turned_origin(p.origin, given, NATIVE),
+        )
+    return _usable(read_scene(path, axes=axes))
+
+
+def _usable(loaded: Loaded) -> Loaded:
+    """The same with finite values where they mean something, and with positions near 0."""
+    scene, changes = bounded(loaded.scene)
+    notes, origin = [*loaded.notes, *changes], loaded.origin
+    if not any(origin):
+        origin = origin_of(scene.positions, scene.log_scales)
+        if any(origin):
+            near = np.empty(scene.positions.shape, np.float32)
+            for axis in range(3):
+                near[:, axis] = scene.positions[:, axis].astype(np.float64) - origin[axis]
+            step = float(np.spacing(np.float32(np.abs(origin).max())))
+            scene = dataclasses.replace(scene, positions=near)
+            notes.append(
+                f"its float32 positions around {max(map(abs, origin)):,.0f} have steps of "
+                f"{step:.3g}: what is finer was lost before"
+            )
+    if any(origin):
+        shown = ", ".join(f"{value:,.0f}" for value in origin)
+        notes.append(f"positions are kept relative to the origin ({shown})")
+    return dataclasses.replace(loaded, scene=scene, origin=origin, notes=tuple(notes))
 
 
 class SceneCheckpoint(Checkpoint):

@@ -258,10 +258,14 @@ class ExportOptions:
     axes: str | None = _option(
         None, "axes of the source, where it is not as its format has it (spz: rub)"
     )
-    repair: bool = _option(False, "drop Gaussians with unusable values, bound infinite opacities")
+    repair: bool = _option(False, "drop Gaussians with unusable values (NaN, infinite positions)")
+    spz_version: int = _option(
+        3, "of a new .spz: 3, or 4 (zstd; smaller, and fewer viewers know it)"
+    )
 
     def __post_init__(self) -> None:
         """Check every field."""
+        _check_range("spz_version", self.spz_version, 3, 4)
         for axes in (self.output_axes, self.axes):
             if axes is not None:
                 from dpq_gaussian.formats.coordinates import parse_axes

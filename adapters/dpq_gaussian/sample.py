@@ -14,6 +14,7 @@ from dpq_core.errors import ANY, Hint, SourceError, SpecError
 from dpq_core.plugin.results import Sampling
 from dpq_core.run import Progress, Run
 from dpq_gaussian.cameras import Camera, read_cameras, select
+from dpq_gaussian.formats.loaded import Origin
 from dpq_gaussian.loading import load
 from dpq_gaussian.options import SIZE, SampleOptions, colour
 from dpq_gaussian.rendering import RenderOptions, Splats, drawing_device, render
@@ -47,6 +48,7 @@ class _Subject:
     scene: Scene
     splats: Splats
     options: RenderOptions
+    origin: Origin
 
     def draw(self, camera: Camera) -> Picture:
         with torch.no_grad():
@@ -69,7 +71,7 @@ def sample(source: str, options: SampleOptions, run: Run, out: Path | None) -> S
     if options.mp4:
         check_mp4()
     subject = _open(source, options, run)
-    twin = _open(options.baseline, options, run) if options.baseline else None
+    twin = _open(options.baseline, options, run, like=subject) if options.baseline else None
     if twin is not None and options.antialiased is None:
         # Only some formats can say which filter a scene was trained with; a .ply cannot.
         smooth = subject.options.antialiased or twin.options.antialiased
@@ -96,9 +98,11 @@ def sample(source: str, options: SampleOptions, run: Run, out: Path | None) -> S
     return Sampling(texts=tuple(texts), files=tuple(files))
 
 
-def _open(source: str, options: SampleOptions, run: Run) -> _Subject:
+def _open(source: str, options: SampleOptions, run: Run, like: _Subject | None = None) -> _Subject:
     device = drawing_device(run.device)
     loaded = load(source, axes=options.axes or None)
+    if like is not None:
+        loaded = loaded.relative_to(like.origin)
     check_values(loaded.scene, source)
     size = locate(source).stat().st_size
     smooth = loaded.antialiased if options.antialiased is None else options.antialiased
@@ -113,6 +117,7 @@ def _open(source: str, options: SampleOptions, run: Run) -> _Subject:
             sh_degree=options.sh_degree,
             weights=False,
         ),
+        origin=loaded.origin,
     )
 
 
@@ -120,9 +125,8 @@ def _views(subject: _Subject, options: SampleOptions) -> tuple[Camera, ...]:
     """The given cameras, in the size asked for."""
     if not options.cameras:
         return ()
-    cameras = [
-        _sized(camera, options) for camera in select(read_cameras(options.cameras), options.names)
-    ]
+    given = read_cameras(options.cameras, origin=subject.origin)
+    cameras = [_sized(camera, options) for camera in select(given, options.names)]
     blind = [camera.name for camera in cameras if not sees(subject.splats, camera)]
     if len(blind) == len(cameras):
         raise SourceError(

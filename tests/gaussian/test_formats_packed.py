@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 
 import numpy as np
@@ -17,8 +18,12 @@ from splat_files import (
 )
 
 from dpq_core.errors import SourceError
-from dpq_gaussian.formats import read_scene, write_scene
+from dpq_gaussian.formats import Target, read_scene, write_scene
 from dpq_gaussian.formats.loaded import Loaded
+
+needs_zstd = pytest.mark.skipif(
+    importlib.util.find_spec("zstandard") is None, reason="needs zstandard"
+)
 
 
 def angle(a, b) -> float:
@@ -43,6 +48,7 @@ def test_splat_keeps_what_it_can(tmp_path):
     assert written.nbytes == 32_000
     assert written.notes == (
         ".splat has no view-dependent colour: spherical harmonics of degree 3 dropped",
+        "clipped to what .splat can hold: color of 2 Gaussians",
     )
     found = read_scene(tmp_path / "a.splat").scene
     assert found.sh_degree == 0
@@ -119,14 +125,59 @@ def test_a_scene_of_the_format_survives_it_unchanged(tmp_path, to):
 def test_spz_of_a_wide_scene_has_fewer_fractional_bits(tmp_path):
     """24 bits with 12 after the point end at 2048; other writers overflow there."""
     scene = make_scene()
-    scene.positions[7, 1] = -100_000.0
-    written = write_scene(scene, tmp_path / "a.spz", "spz")
+    wide = changed(scene, positions=scene.positions * 20_000)
+    written = write_scene(wide, tmp_path / "a.spz", "spz")
+    assert np.abs(wide.positions).max() == pytest.approx(94_612, abs=1)
     assert "far positions: 6 fractional bits instead of 12" in written.notes
-    assert gap(scene, read_scene(tmp_path / "a.spz").scene, "positions") <= 0.5 / 64
-    scene.positions[7, 1] = 1e8
-    with pytest.raises(SourceError, match=r"1e\+08 does not fit in .spz"):
-        write_scene(scene, tmp_path / "b.spz", "spz")
+    assert gap(wide, read_scene(tmp_path / "a.spz").scene, "positions") <= 0.5 / 64
+    huge = changed(scene, positions=scene.positions * 1e8)
+    with pytest.raises(SourceError, match=r"a scene of size 4\.\d+e\+08 does not fit in .spz"):
+        write_scene(huge, tmp_path / "b.spz", "spz")
     assert [path.name for path in tmp_path.iterdir()] == ["a.spz"]
+
+
+def test_one_flyaway_does_not_coarsen_an_spz(tmp_path):
+    """It is moved to the border along its ray from the scene's middle, smaller in proportion."""
+    scene = make_scene()
+    scene.positions[7] = 4e6, -2e6, 0.0
+    written = write_scene(scene, tmp_path / "a.spz", "spz")
+    moved = [note for note in written.notes if note.startswith("moved")]
+    assert moved == [
+        "moved 1 Gaussians far outside of the scene to the border of what spz holds (+-2,048), "
+        "smaller in proportion"
+    ]
+    found = read_scene(tmp_path / "a.spz").scene
+    others = np.arange(50) != 7
+    assert gap(scene.take(others), found.take(others), "positions") <= 0.5 / 4096
+    assert found.positions[7] == pytest.approx([2048, -1024, 0], abs=2)
+    shrunk = scene.log_scales[7] + np.log(2048 / 4e6)
+    assert np.abs(found.log_scales[7] - np.maximum(shrunk, -10)).max() < 0.1
+
+
+def test_what_spz_clips_is_counted_by_name(tmp_path):
+    scene = make_scene()
+    scene.sh_dc[3, 1] = -20.0
+    scene.sh_rest[[4, 5], 2, 0] = 30.0
+    scene.log_scales[6] = 50.0
+    written = write_scene(scene, tmp_path / "a.spz", "spz")
+    assert written.notes[-1] == (
+        "clipped to what spz can hold: color of 1, scales of 1, harmonics of 2 Gaussians"
+    )
+    assert not any(
+        "clipped" in note for note in write_scene(make_scene(), tmp_path / "b.spz", "spz").notes
+    )
+
+
+@needs_zstd
+def test_spz_version_4_holds_what_version_3_does(tmp_path):
+    scene = make_scene(300)
+    write_scene(scene, tmp_path / "a.spz", "spz")
+    write_scene(scene, tmp_path / "b.spz", "spz", target=Target(spz_version=4, antialiased=True))
+    one, other = read_scene(tmp_path / "a.spz"), read_scene(tmp_path / "b.spz")
+    assert (tmp_path / "b.spz").read_bytes()[:8] == b"NGSP\x04\0\0\0"
+    assert other.antialiased
+    for name in one.scene.arrays():
+        assert gap(one.scene, other.scene, name) == 0, name
 
 
 def test_spz_flags(tmp_path):

@@ -11,10 +11,12 @@ import numpy.typing as npt
 
 from dpq_core.errors import ANY, Hint, SourceError
 from dpq_gaussian.codec.decoding import CodedScene, SceneFile, UnwrittenScene
-from dpq_gaussian.codec.encoding import encode_again, to_grid
+from dpq_gaussian.codec.encoding import encode_again
 from dpq_gaussian.codec.grids import SPINS, UNIT, Ints, depths, grid_spacing
 from dpq_gaussian.codec.layout import rotation_grids
+from dpq_gaussian.codec.outliers import Outliers
 from dpq_gaussian.codec.parameters import Parameters
+from dpq_gaussian.codec.positions import to_grid
 from dpq_gaussian.codec.rotations import sorted_axes, turns
 from dpq_gaussian.scene import Scene, visible
 from dpq_gaussian.scene.morton import morton_order
@@ -46,6 +48,7 @@ class StoredScene:
         original: the uncompressed scene in the order of the file.
         order: the Gaussians of the file in the uncompressed scene ``[n]``.
         grid: their positions on the octree's finest grid ``[n, 3]``.
+        outliers: Gaussians whose positions are stored exactly.
     """
 
     parameters: Parameters
@@ -56,6 +59,7 @@ class StoredScene:
     original: Scene
     order: npt.NDArray[np.int64]
     grid: npt.NDArray[np.uint32]
+    outliers: Outliers
 
     @property
     def classes(self) -> npt.NDArray[np.uint8]:
@@ -83,7 +87,9 @@ def read(file: SceneFile, original: Scene, baseline: str) -> StoredScene:
 def encoded_finer(stored: StoredScene, factor: float) -> StoredScene:
     """Codes the original again with steps divided by ``factor``, in the same order and classes."""
     p = stored.parameters.refined(factor)
-    encoded = encode_again(stored.original, stored.grid, stored.classes, p, stored.table)
+    encoded = encode_again(
+        stored.original, stored.grid, stored.classes, p, stored.table, stored.outliers
+    )
     fields = _joined(UnwrittenScene(encoded))
     return StoredScene(**fields, original=stored.original, order=stored.order, grid=stored.grid)
 
@@ -123,6 +129,7 @@ def _joined(coded: CodedScene) -> dict[str, Any]:
         "decoded": decoded,
         "symbols": symbols,
         "harmonics": harmonics,
+        "outliers": coded.outliers,
     }
 
 

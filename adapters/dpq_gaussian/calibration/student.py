@@ -142,7 +142,7 @@ class SceneStudent(nn.Module):
     def scene(self, rounded: RoundedState) -> Scene:
         """Decodes the rounded latents to the Gaussians that a reader of the file would get."""
         table = np.zeros((0, 0), np.float32) if self.harmonics is None else self.harmonics.table()
-        parts = []
+        parts: list[dict[str, npt.NDArray[np.float32]]] = []
         for symbols in rounded.chunks:
 
             def next_symbols(
@@ -152,7 +152,7 @@ class SceneStudent(nn.Module):
 
             size, bits = symbols.count, symbols.bits
             part = dequantize(size, next_symbols, bits, self._file, table, "calibration")
-            parts.append(part.arrays())
+            parts.append(self._stored.outliers.restore(part, len(parts) * CHUNK).arrays())
         return Scene(**{name: np.concatenate([p[name] for p in parts]) for name in parts[0]})
 
     def forward(self, rounded: RoundedState | None = None) -> Splats:
@@ -180,7 +180,8 @@ class SceneStudent(nn.Module):
         if self.harmonics is not None:
             table = self.harmonics.stored_table(rounded.levels["harmonics"])
         items = self._order, self._classes
-        return encode_symbols(items, self._file, table, rounded.chunks)
+        outliers = self._stored.outliers
+        return encode_symbols(items, self._file, table, rounded.chunks, outliers=outliers)
 
     def bits(self, rounded: RoundedState) -> Tensor:
         """Estimates the bits of the streams, differentiably with respect to the latents.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dpq_core.artifact.manifest import library_versions
+from dpq_core.artifact.single import INDEX
 from dpq_core.artifact.single_manifest import FileManifest
 from dpq_core.artifact.single_writer import Packed, size_of
 from dpq_core.data.task import Batch, CalibrationTask, EStep
@@ -27,7 +28,7 @@ from dpq_gaussian.codec import SceneFile
 from dpq_gaussian.codec.distortion import LONGEST, measure
 from dpq_gaussian.codec.encoding import Encoded
 from dpq_gaussian.codec.parameters import parameters_to_json
-from dpq_gaussian.loading import load_scene
+from dpq_gaussian.loading import load
 from dpq_gaussian.options import CalibrateOptions
 from dpq_gaussian.policy import POWER
 from dpq_gaussian.rendering import Splats, drawing_device, render
@@ -219,7 +220,9 @@ class SceneTask(CalibrationTask):
                 name: [bytes(file.part(name, chunk)) for chunk in chunks]
                 for name in file.manifest.chunked
             }
-            return self._whole(file.manifest, bytes(file.stream("models")), parts)
+            names = [name for name in file.manifest.streams if name not in (INDEX, *parts)]
+            whole = {name: bytes(file.stream(name)) for name in names}
+            return self._whole(file.manifest, whole, parts)
         encoded = self.student.encoded(self.fitted())
         return self._packed(encoded, measure(self._original, encoded))
 
@@ -236,7 +239,7 @@ class SceneTask(CalibrationTask):
             streams={},
             versions=library_versions(),
         )
-        return self._whole(manifest, encoded.models, encoded.chunked)
+        return self._whole(manifest, encoded.whole, encoded.chunked)
 
     def _spec(self, spec: Mapping[str, Any]) -> Mapping[str, Any]:
         """The manifest entry of an attribute with its steps divided by the finer factor."""
@@ -245,11 +248,14 @@ class SceneTask(CalibrationTask):
         return {**spec, "steps": [float(f"{step / self._finer:.4g}") for step in spec["steps"]]}
 
     def _whole(
-        self, manifest: FileManifest, models: bytes, chunked: Mapping[str, Sequence[bytes]]
+        self,
+        manifest: FileManifest,
+        whole: Mapping[str, bytes],
+        chunked: Mapping[str, Sequence[bytes]],
     ) -> Packed:
         return Packed(
             manifest=manifest,
-            whole={"models": models},
+            whole=whole,
             chunked=chunked,
             source_nbytes=self._original.nbytes,
         )
@@ -264,11 +270,12 @@ def calibration(source: str, baseline: str, options: CalibrateOptions, run: Run)
     """
     device = drawing_device(run.device)
     file = SceneFile(source)
-    original = load_scene(baseline)
+    loaded = load(baseline).relative_to(file.parameters.origin)
+    original = loaded.scene
     check_values(original, baseline)
     stored = latents.read(file, original, baseline)
     mip = file.parameters.antialiased
-    views = training_views(options, original, antialiased=mip, device=device)
+    views = training_views(options, original, antialiased=mip, device=device, origin=loaded.origin)
     return SceneTask(file, stored, original, views, options, run.seed)
 
 

@@ -14,6 +14,7 @@ from dpq_gaussian.cameras import Camera, held_out, read_cameras
 from dpq_gaussian.cameras.photographs import photograph, sized_like_photograph
 from dpq_gaussian.cameras.reading import HOLD
 from dpq_gaussian.cameras.surrounding import SIZE, near_plane, surrounding_cameras
+from dpq_gaussian.formats.loaded import NO_ORIGIN, Origin
 from dpq_gaussian.options import CalibrateOptions, colour
 from dpq_gaussian.rendering import RenderOptions, Splats, render
 from dpq_gaussian.scene import Scene
@@ -75,7 +76,12 @@ class TrainingViews:
 
 
 def training_views(
-    options: CalibrateOptions, scene: Scene, *, antialiased: bool, device: torch.device
+    options: CalibrateOptions,
+    scene: Scene,
+    *,
+    antialiased: bool,
+    device: torch.device,
+    origin: Origin = NO_ORIGIN,
 ) -> TrainingViews:
     """Chooses the views: the user's except the held-out ones, or cameras set up around the scene.
 
@@ -84,6 +90,7 @@ def training_views(
         scene: the original.
         antialiased: it was trained for anti-aliased rendering.
         device: that draws.
+        origin: the place in the world that its positions are relative to.
 
     Raises:
         SourceError: cameras or photographs are missing, too few, or do not fit each other.
@@ -93,7 +100,7 @@ def training_views(
     )
     original = Splats.of(scene, device)
     if options.cameras:
-        given = _given(options)
+        given = _given(options, origin)
         parts = held_out(given)
         photographed = given[0].image is not None and options.photographs
         cameras, validation = (*parts[0], *parts[1]), range(len(parts[0]), len(given))
@@ -113,12 +120,12 @@ def training_views(
     )
 
 
-def _given(options: CalibrateOptions) -> tuple[Camera, ...]:
+def _given(options: CalibrateOptions, origin: Origin) -> tuple[Camera, ...]:
     """The user's cameras without the held-out ones, sized like their photographs."""
     source = options.cameras
     if source.startswith(BUILTIN_SCHEME):
         raise SourceError(f"{source}: its cameras are all held out, to judge; give others")
-    everything = read_cameras(Path(source))
+    everything = read_cameras(Path(source), origin=origin)
     chosen = held_out(everything)[0]
     if len(chosen) < 2:
         raise SourceError(

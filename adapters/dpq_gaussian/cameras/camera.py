@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,6 +81,11 @@ class Camera:
         """Where the camera stands in the world, float64 ``[3]``."""
         centre: Vectors = -self.rotation.T @ self.translation
         return centre
+
+    def relative_to(self, origin: Sequence[float]) -> Camera:
+        """The same view of a scene whose positions are relative to a place in the world ``[3]``."""
+        moved = self.translation + self.rotation @ np.asarray(origin, np.float64)
+        return dataclasses.replace(self, translation=moved)
 
     def resized(self, width: int, height: int) -> Camera:
         """The same view in another number of pixels."""

@@ -22,10 +22,14 @@ _KINDS = "a COLMAP folder (sparse/0), cameras.json or transforms.json"
 HOLD = 8
 
 
-def read_cameras(source: str | Path) -> tuple[Camera, ...]:
+def read_cameras(
+    source: str | Path, *, origin: Sequence[float] = (0.0, 0.0, 0.0)
+) -> tuple[Camera, ...]:
     """Reads the cameras of a file or folder: COLMAP, ``cameras.json``, ``transforms.json``.
 
-    ``builtin:NAME`` stands for the folder of a scene that ships.
+    Args:
+        source: the file or folder; ``builtin:NAME`` stands for that of a scene that ships.
+        origin: the place in the world that the scene's positions are relative to.
 
     Raises:
         SourceError: there are none, they cannot be read, or two have the same name.
@@ -39,6 +43,8 @@ def read_cameras(source: str | Path) -> tuple[Camera, ...]:
         if camera.name in names:
             raise SourceError(f"{path}: two cameras are called {camera.name!r}")
         names.add(camera.name)
+    if any(origin):
+        cameras = [camera.relative_to(origin) for camera in cameras]
     return tuple(cameras)
 
 

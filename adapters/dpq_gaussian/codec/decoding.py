@@ -20,6 +20,7 @@ from dpq_gaussian.codec import models
 from dpq_gaussian.codec.dequantize import dequantize
 from dpq_gaussian.codec.encoding import Encoded
 from dpq_gaussian.codec.layout import CHUNK, Ints, streams_of
+from dpq_gaussian.codec.outliers import NO_OUTLIERS, Outliers, outliers_from_bytes
 from dpq_gaussian.codec.parameters import Parameters, parameters_from_json
 from dpq_gaussian.codec.quantize import Symbols
 from dpq_gaussian.scene import Scene
@@ -82,10 +83,12 @@ class CodedScene(ABC):
     Attributes:
         parameters: numbers of its codec.
         chunks: number of chunks.
+        outliers: Gaussians whose positions are stored exactly.
     """
 
     parameters: Parameters
     chunks: int
+    outliers: Outliers
     _decoder: ChunkDecoder
 
     @abstractmethod
@@ -120,6 +123,7 @@ class UnwrittenScene(CodedScene):
     def __init__(self, encoded: Encoded) -> None:
         """Prepare to decode it."""
         self.parameters, self._encoded = encoded.parameters, encoded
+        self.outliers = encoded.outliers
         self.chunks = -(-len(encoded.order) // CHUNK)
         self._decoder = ChunkDecoder(encoded.parameters, encoded.models, "encoded scene")
 
@@ -131,7 +135,10 @@ class UnwrittenScene(CodedScene):
         """The Gaussians of one chunk, and the symbols that they were restored from."""
         count = min(CHUNK, len(self) - index * CHUNK)
         parts = self._encoded.chunked
-        return self._decoder.decode(count, lambda stream: parts[stream][index], f"chunk {index}")
+        scene, symbols = self._decoder.decode(
+            count, lambda stream: parts[stream][index], f"chunk {index}"
+        )
+        return self.outliers.restore(scene, index * CHUNK), symbols
 
     def __iter__(self) -> Iterator[Scene]:
         """The chunks in order."""
@@ -160,6 +167,10 @@ class SceneFile(CodedScene):
             raise ArtifactError(f"{where}: its chunks or streams are not those of a splat scene")
         self._decoder = ChunkDecoder(self.parameters, self.file.stream("models"), where)
         self.chunks = manifest.chunks
+        self.outliers = NO_OUTLIERS
+        if self.parameters.outliers:
+            data, count = self.file.stream("outliers"), self.parameters.outliers
+            self.outliers = outliers_from_bytes(data, count, manifest.items, f"{where}: outliers")
 
     def __len__(self) -> int:
         """Number of Gaussians."""
@@ -173,7 +184,10 @@ class SceneFile(CodedScene):
         """
         count = self.file.manifest.chunk_size(index)
         where = f"{self.file.path}: chunk {index}"
-        return self._decoder.decode(count, lambda stream: self.file.part(stream, index), where)
+        scene, symbols = self._decoder.decode(
+            count, lambda stream: self.file.part(stream, index), where
+        )
+        return self.outliers.restore(scene, index * self.file.manifest.chunk_items), symbols
 
     def __iter__(self) -> Iterator[Scene]:
         """The chunks in order, decoded a few ahead by several threads."""

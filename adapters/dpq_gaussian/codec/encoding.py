@@ -20,7 +20,9 @@ from dpq_gaussian.codec import codebooks, harmonics, models
 from dpq_gaussian.codec.grids import UNIT, to_units
 from dpq_gaussian.codec.harmonics import BASIS_SCALE
 from dpq_gaussian.codec.layout import CHUNK, bins_of, group_count, scale_of, streams_of
-from dpq_gaussian.codec.parameters import Parameters
+from dpq_gaussian.codec.outliers import NO_OUTLIERS, Outliers, outliers_in_order, robust_cube
+from dpq_gaussian.codec.parameters import NO_MARKS, Marks, Parameters
+from dpq_gaussian.codec.positions import to_grid
 from dpq_gaussian.codec.quantize import Symbols, quantize
 from dpq_gaussian.policy import CENTRE, CLASSES, Policy
 from dpq_gaussian.scene import Scene
@@ -40,6 +42,7 @@ class Encoded:
         parameters: numbers for the manifest.
         models: the stream of that name.
         chunked: stream -> the bytes of each chunk.
+        outliers: Gaussians whose positions are stored exactly.
     """
 
     order: npt.NDArray[np.int64]
@@ -47,11 +50,19 @@ class Encoded:
     parameters: Parameters
     models: bytes
     chunked: dict[str, list[bytes]]
+    outliers: Outliers = NO_OUTLIERS
+
+    @property
+    def whole(self) -> dict[str, bytes]:
+        """The streams that are read in one piece."""
+        outliers = {"outliers": self.outliers.to_bytes()} if len(self.outliers) else {}
+        return {"models": self.models, **outliers}
 
     @property
     def nbytes(self) -> int:
         """Bytes of all streams."""
-        return len(self.models) + sum(len(p) for parts in self.chunked.values() for p in parts)
+        whole = sum(map(len, self.whole.values()))
+        return whole + sum(len(p) for parts in self.chunked.values() for p in parts)
 
 
 def encode(
@@ -60,7 +71,7 @@ def encode(
     policy: Policy,
     *,
     kept: npt.NDArray[np.int64] | None = None,
-    antialiased: bool = False,
+    marks: Marks = NO_MARKS,
     tick: Callable[[str, float], None] = lambda what, share: None,
 ) -> Encoded:
     """Codes a scene that has passed ``check_values``.
@@ -70,29 +81,31 @@ def encode(
         importance: amplitude with which each Gaussian is seen ``[N]``; its square one on average.
         policy: steps.
         kept: indices of the Gaussians to code, ascending; None codes all.
-        antialiased: the scene was trained for anti-aliased rendering.
+        marks: what the file says of the scene beside its Gaussians.
         tick: told what is done, and how much of it.
     """
     tick("order", 0.0)
     positions = np.ascontiguousarray(scene.positions if kept is None else scene.positions[kept])
-    corner, side = bounding_cube(positions)
+    corner, side, outside = robust_cube(positions, scene.log_scales)
     grid = to_grid(positions, corner, side)
     order = morton_order(grid)
     grid = grid[order]
+    outliers = outliers_in_order(positions, order, outside)
     order = order if kept is None else kept[order]
     with np.errstate(divide="ignore"):
         octave = np.floor(np.log2(importance[order].astype(np.float64)) + CENTRE)
     classes = np.clip(octave, 0, CLASSES - 1).astype(np.uint8)
     table: npt.NDArray[np.floating[Any]]
     parameters, table = _parameters(scene, order, classes, policy, (corner, side))
-    parameters = dataclasses.replace(parameters, antialiased=antialiased)
+    parameters = dataclasses.replace(
+        parameters, outliers=len(outliers), **dataclasses.asdict(marks)
+    )
     if parameters.coefficients and policy.harmonic_spec is not None:
         spec, table = codebooks.learn(scene, order, importance[order], policy.harmonic_spec)
         parameters = dataclasses.replace(parameters, harmonic_spec=spec)
     coded = _quantize(scene, order, grid, classes, (parameters, table), policy, tick)
-    return encode_symbols(
-        (order, classes), parameters, _stored(table, parameters, coded), coded, tick
-    )
+    stored = _stored(table, parameters, coded)
+    return encode_symbols((order, classes), parameters, stored, coded, outliers=outliers, tick=tick)
 
 
 def encode_again(
@@ -101,6 +114,7 @@ def encode_again(
     classes: npt.NDArray[np.uint8],
     parameters: Parameters,
     codewords: npt.NDArray[np.float32],
+    outliers: Outliers = NO_OUTLIERS,
 ) -> Encoded:
     """Codes a scene that is already in a file's order, with the classes of that file.
 
@@ -110,13 +124,14 @@ def encode_again(
         classes: classes of importance ``[n]``.
         parameters: steps.
         codewords: codebooks of the harmonics, where they are codes; axes are found anew.
+        outliers: Gaussians whose positions are stored exactly.
     """
     p, table = parameters, codewords.astype(np.float64)
     order = np.arange(len(scene))
     if p.harmonic_spec is None:
         table = _harmonic_axes(*_sampled(scene, order, classes))
     coded = _quantize(scene, order, grid, classes, (p, table), Policy())
-    return encode_symbols((order, classes), p, _stored(table, p, coded), coded)
+    return encode_symbols((order, classes), p, _stored(table, p, coded), coded, outliers=outliers)
 
 
 def encode_symbols(
@@ -124,6 +139,8 @@ def encode_symbols(
     parameters: Parameters,
     table: bytes,
     coded: list[Symbols],
+    *,
+    outliers: Outliers = NO_OUTLIERS,
     tick: Callable[[str, float], None] = lambda what, share: None,
 ) -> Encoded:
     """Learns the context models of quantized chunks and codes their symbols.
@@ -133,6 +150,7 @@ def encode_symbols(
         parameters: numbers of the file.
         table: axes or codebooks of the harmonics as the file holds them.
         coded: all chunks.
+        outliers: Gaussians whose positions are stored exactly.
         tick: told what is done, and how much of it.
     """
     tick("models", 0.5)
@@ -143,6 +161,7 @@ def encode_symbols(
         parameters=parameters,
         models=models.pack(learned, table),
         chunked=_chunked(coded, learned, parameters, tick),
+        outliers=outliers,
     )
 
 
@@ -213,25 +232,6 @@ def _fit(chunks: list[Symbols], name: str, parameters: Parameters) -> Model:
         bins=bins_of(parameters, name),
         scale=scale_of(parameters, name),
     )
-
-
-def bounding_cube(positions: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float64], float]:
-    """Lower corner and side, above 0, of the smallest cube around all positions."""
-    corner = positions.min(axis=0).astype(np.float64)
-    side = float((positions.max(axis=0) - corner).max())
-    return corner, max(side, float(np.abs(corner).max()) * 2.0**-23, 1e-30)
-
-
-def to_grid(
-    positions: npt.NDArray[np.float32], corner: npt.NDArray[np.float64], side: float
-) -> npt.NDArray[np.uint32]:
-    """Converts positions to coordinates uint32 ``[N, 3]`` on the octree's finest grid."""
-    grid = np.empty(positions.shape, np.uint32)
-    for first in range(0, len(grid), CHUNK):
-        part = positions[first : first + CHUNK].astype(np.float64)
-        scaled = (part - corner) * (2.0**32 / side)
-        grid[first : first + CHUNK] = np.clip(scaled, 0, 2.0**32 - 1)
-    return grid
 
 
 def _parameters(

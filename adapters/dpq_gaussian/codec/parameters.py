@@ -10,6 +10,7 @@ from typing import Any
 
 from dpq_core.artifact import strict_json
 from dpq_core.artifact.entries import spec_from_json
+from dpq_core.artifact.single_manifest import MAX_ITEMS
 from dpq_core.errors import ArtifactError, SpecError
 from dpq_core.spec import QuantSpec
 from dpq_gaussian.codec import codebooks
@@ -21,6 +22,9 @@ CODEC_VERSION = 1
 
 LARGEST_OFFSET = 64
 """Of the exponents of rotation grids; beyond ``grids.FINEST`` they change nothing."""
+
+OPTIONAL = ("harmonic_spec", "outliers", "origin", "flat")
+"""Keys that a manifest may lack."""
 
 _MAX_UNITS = 1 << 24
 
@@ -39,8 +43,21 @@ _NUMBERS: Mapping[str, tuple[int, float]] = {
     "cube": (4, 1e38),
     "color_basis": (12, 1e6),
     "harmonic_gains": (CLASSES, 1.0),
+    "origin": (3, 1e15),
 }
 """Lists of numbers: how many, and the largest magnitude."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Marks:
+    """What a file says of a scene beside its Gaussians; see ``Parameters``."""
+
+    antialiased: bool = False
+    flat: bool = False
+    origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+
+NO_MARKS = Marks()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +83,9 @@ class Parameters:
         harmonic_gains: share of a Gaussian in that running mean.
         harmonic_spec: spec of product quantization, which then replaces what is said of
             harmonics above.
+        outliers: number of Gaussians whose positions are in the stream ``outliers``.
+        origin: place of the scene's zero in the world, which positions are relative to.
+        flat: the scene is one of flat discs (2D Gaussian Splatting).
     """
 
     cube: tuple[float, ...]
@@ -85,6 +105,9 @@ class Parameters:
     harmonic_keep: float
     harmonic_gains: tuple[float, ...]
     harmonic_spec: QuantSpec | None = None
+    outliers: int = 0
+    origin: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    flat: bool = False
 
     def refined(self, factor: float) -> Parameters:
         """Parameters with steps divided by a factor; for rotations by a near power of sqrt(2)."""
@@ -109,11 +132,21 @@ class Parameters:
 
 
 def parameters_to_json(parameters: Parameters) -> dict[str, Any]:
-    """Converts the parameters to their form in the manifest."""
+    """Converts the parameters to their form in the manifest.
+
+    Optional ones are left out where they say nothing, so that every version reads such a file.
+    """
     values = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(parameters).items()}
-    del values["harmonic_spec"]
+    for name in OPTIONAL:
+        del values[name]
     if parameters.harmonic_spec is not None:
         values["harmonic_spec"] = parameters.harmonic_spec.to_json()
+    if parameters.outliers:
+        values["outliers"] = parameters.outliers
+    if any(parameters.origin):
+        values["origin"] = list(parameters.origin)
+    if parameters.flat:
+        values["flat"] = True
     return {"codec": CODEC_VERSION, **values}
 
 
@@ -129,7 +162,7 @@ def parameters_from_json(data: Mapping[str, Any], where: str) -> Parameters:
         raise ArtifactError(
             f"{where}: codec {version} is not known; this dpq reads {CODEC_VERSION}"
         )
-    optional = {"harmonic_spec"} - set(data)
+    optional = set(OPTIONAL) - set(data)
     names = {"codec", *Parameters.__dataclass_fields__} - optional
     values = dict(strict_json.exactly(dict(data), names, where))
     del values["codec"]
@@ -139,6 +172,8 @@ def parameters_from_json(data: Mapping[str, Any], where: str) -> Parameters:
             raise ArtifactError(f"{where}: {name} is not {CLASSES} integers in {low}..{high}")
         values[name] = tuple(items)
     for name, (count, limit) in _NUMBERS.items():
+        if name in optional:
+            continue
         items = strict_json.typed(values[name], list, f"{where}: {name}")
         good = all(type(v) in (int, float) and abs(v) <= limit for v in items)
         if len(items) != count or not good:
@@ -152,6 +187,10 @@ def parameters_from_json(data: Mapping[str, Any], where: str) -> Parameters:
     for name in ("harmonic_boost", "harmonic_keep"):
         if not abs(strict_json.typed(values[name], float, f"{where}: {name}")) <= 1:
             raise ArtifactError(f"{where}: {name} is not in -1..1")
+    if "flat" in values:
+        strict_json.typed(values["flat"], bool, f"{where}: flat")
+    if "outliers" in values:
+        strict_json.integer(values["outliers"], MAX_ITEMS, f"{where}: outliers")
     if "harmonic_spec" in values:
         here = f"{where}: harmonic_spec"
         values["harmonic_spec"] = _spec(values["harmonic_spec"], values["coefficients"], here)

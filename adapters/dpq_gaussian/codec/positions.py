@@ -18,6 +18,7 @@ import numpy.typing as npt
 from dpq_core.errors import ArtifactError
 
 MAX_DEPTH = 32
+_ROWS = 65_536
 _SPARE = 8  # bytes after the bits, so that five can be read anywhere
 
 _jit = numba.njit(cache=True, nogil=True)
@@ -157,3 +158,15 @@ def decode(
     out = np.empty((len(depth), 3), np.float32)
     _decode(depth, parting, padded, cube[0], cube[1], out)
     return out
+
+
+def to_grid(
+    positions: npt.NDArray[np.float32], corner: npt.NDArray[np.float64], side: float
+) -> npt.NDArray[np.uint32]:
+    """Converts positions to coordinates uint32 ``[N, 3]`` on the octree's finest grid."""
+    grid = np.empty(positions.shape, np.uint32)
+    for first in range(0, len(grid), _ROWS):
+        part = positions[first : first + _ROWS].astype(np.float64)
+        scaled = (part - corner) * (2.0**32 / side)
+        grid[first : first + _ROWS] = np.clip(scaled, 0, 2.0**32 - 1)
+    return grid

@@ -100,7 +100,7 @@ def evaluate(source: str, options: EvaluateOptions, run: Run) -> Evaluation:
     original = read_file(twin, run.progress) if twin else None
     subject = read_file(source, run.progress, axes=options.axes, like=original)
     reference = original or subject
-    views = find_views(twin or origin, options, reference.scene)
+    views = find_views(twin or origin, options, reference.scene, reference.origin)
     if original is None and not views.photographed:
         raise SpecError(
             "nothing to compare with",

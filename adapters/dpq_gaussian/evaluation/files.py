@@ -12,6 +12,7 @@ import numpy as np
 from dpq_core.run import Progress, Run, silent
 from dpq_gaussian.formats import WRITABLE, Loaded, write_scene
 from dpq_gaussian.formats.coordinates import turned_like
+from dpq_gaussian.formats.loaded import NO_ORIGIN, Origin
 from dpq_gaussian.loading import load
 from dpq_gaussian.scene import Scene, check_values
 from dpq_gaussian.scene.sources import locate
@@ -31,6 +32,7 @@ class EvaluatedFile:
         nbytes: on disk.
         seconds: from the file to the arrays.
         notes: one line each, for the user.
+        origin: the place in the world that its positions are relative to.
     """
 
     source: str
@@ -40,6 +42,7 @@ class EvaluatedFile:
     nbytes: int
     seconds: float
     notes: tuple[str, ...] = ()
+    origin: Origin = NO_ORIGIN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +78,8 @@ def read_file(
         loaded, again = _timed(source, axes)
         seconds = min(seconds, again)
     progress(f"reading {source}", 1, 1)
+    if like is not None:
+        loaded = loaded.relative_to(like.origin)
     scene, notes = loaded.scene, [f"{source}: {note}" for note in loaded.notes]
     check_values(scene, source)
     if like is not None and not axes and loaded.format not in ("dpq", "ply"):
@@ -89,6 +94,7 @@ def read_file(
         nbytes=locate(source).stat().st_size,
         seconds=seconds,
         notes=tuple(notes),
+        origin=loaded.origin,
     )
 
 

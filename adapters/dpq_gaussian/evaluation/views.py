@@ -11,6 +11,7 @@ from dpq_gaussian.cameras import Camera, held_out, read_cameras
 from dpq_gaussian.cameras.json_files import find_image
 from dpq_gaussian.cameras.photographs import sized_like_photograph
 from dpq_gaussian.cameras.reading import HOLD
+from dpq_gaussian.formats.loaded import Origin
 from dpq_gaussian.options import RIG_VIEWS, EvaluateOptions
 from dpq_gaussian.rendering.viewpoints import rig
 from dpq_gaussian.scene import Scene
@@ -46,23 +47,24 @@ class Views:
         return shown if low == high else f"{shown} to {high[0]}x{high[1]}"
 
 
-def find_views(origin: str, options: EvaluateOptions, scene: Scene) -> Views:
+def find_views(original: str, options: EvaluateOptions, scene: Scene, origin: Origin) -> Views:
     """Chooses the views: the user's cameras, those of a builtin scene, or the rig.
 
     Args:
-        origin: the uncompressed scene as the user named it; a builtin one has cameras of its own.
+        original: the uncompressed scene as the user named it; a builtin one has cameras of its own.
         options: which cameras, how many and how large.
         scene: what a rig is built around: the original where there is one.
+        origin: the place in the world that its positions are relative to.
 
     Raises:
         SourceError: cameras or photographs are missing, unreadable or do not fit each other.
     """
     if options.cameras:
-        return _given(Path(options.cameras), options)
-    if origin.startswith(BUILTIN_SCHEME):
-        shipped = _shipped(locate(origin).parent)
+        return _given(Path(options.cameras), options, origin)
+    if original.startswith(BUILTIN_SCHEME):
+        shipped = _shipped(locate(original).parent)
         if shipped:
-            return _fitted_views(shipped, f"held-out views of {origin}", origin, options)
+            return _fitted_views(shipped, f"held-out views of {original}", original, options)
     cameras = rig(scene, size=options.pixels, views=options.limit or RIG_VIEWS, up=options.up)
     return Views(
         cameras=cameras,
@@ -80,9 +82,9 @@ def _shipped(folder: Path) -> tuple[Camera, ...]:
     return tuple(replace(c, image=find_image(folder / _SHIPPED, c.name)) for c in cameras)
 
 
-def _given(source: Path, options: EvaluateOptions) -> Views:
+def _given(source: Path, options: EvaluateOptions, origin: Origin) -> Views:
     """The views of the user's camera files, held out ones unless all are asked for."""
-    everything = read_cameras(source)
+    everything = read_cameras(source, origin=origin)
     if options.all_cameras:
         return _fitted_views(everything, f"views of {source.name}", str(source), options)
     _, chosen = held_out(everything)

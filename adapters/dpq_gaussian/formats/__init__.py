@@ -6,7 +6,7 @@ from dpq_gaussian.formats.coordinates import NATIVE, SYSTEMS, convert, turned_li
 from dpq_gaussian.formats.loaded import Loaded
 from dpq_gaussian.formats.reading import read_scene
 from dpq_gaussian.formats.stream import SceneStream
-from dpq_gaussian.formats.writing import WRITABLE, Written, write_scene
+from dpq_gaussian.formats.writing import WRITABLE, Target, Written, write_scene
 from dpq_gaussian.scene import check_values
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "WRITABLE",
     "Loaded",
     "SceneStream",
+    "Target",
     "Written",
     "check_values",
     "convert",

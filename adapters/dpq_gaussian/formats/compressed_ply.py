@@ -42,7 +42,7 @@ def read(path: Path, header: Header) -> Loaded:
         SourceError: chunks or harmonics do not belong to the Gaussians, or it is truncated.
     """
     count, harmonics = _check(path, header)
-    elements = load(path)
+    elements = load(path, header)
     vertex, chunks = elements["vertex"], elements["chunk"]
     colours = "min_r" in (chunks.dtype.names or ())
     lows, highs = _bounds(chunks, "min", colours), _bounds(chunks, "max", colours)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from dpq_core.errors import SourceError, SpecError
+from dpq_gaussian.formats.loaded import Origin
 from dpq_gaussian.scene import Scene
 
 NATIVE = "rdf"
@@ -67,6 +68,15 @@ def convert(scene: Scene, source: str, target: str, *, in_place: bool = False) -
         out = arrays[name] if in_place else None
         arrays[name] = np.multiply(arrays[name], factor, out=out)
     return Scene(**arrays)
+
+
+def turned_origin(origin: Origin, source: str, target: str) -> Origin:
+    """Converts an origin to other axes."""
+    x, y, z = (
+        value if a == b else -value + 0.0
+        for value, a, b in zip(origin, parse_axes(source), parse_axes(target), strict=True)
+    )
+    return x, y, z
 
 
 def _sh_signs(x: float, y: float, z: float) -> list[float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,12 +15,20 @@ ASCII = "ascii"
 ENCODINGS = (ASCII, "binary_little_endian", "binary_big_endian")
 
 # Both spellings of the PLY description: the old C names and the sized ones.
-SIZES = {
-    **dict.fromkeys(("char", "int8", "uchar", "uint8"), 1),
-    **dict.fromkeys(("short", "int16", "ushort", "uint16"), 2),
-    **dict.fromkeys(("int", "int32", "uint", "uint32", "float", "float32"), 4),
-    **dict.fromkeys(("double", "float64"), 8),
+DTYPES = {
+    **dict.fromkeys(("char", "int8"), "i1"),
+    **dict.fromkeys(("uchar", "uint8"), "u1"),
+    **dict.fromkeys(("short", "int16"), "i2"),
+    **dict.fromkeys(("ushort", "uint16"), "u2"),
+    **dict.fromkeys(("int", "int32"), "i4"),
+    **dict.fromkeys(("uint", "uint32"), "u4"),
+    **dict.fromkeys(("float", "float32"), "f4"),
+    **dict.fromkeys(("double", "float64"), "f8"),
 }
+"""PLY type -> NumPy's name of it."""
+
+SIZES = {kind: int(name[1]) for kind, name in DTYPES.items()}
+"""PLY type -> bytes."""
 
 FLOATS = ("float", "float32", "double", "float64")
 
@@ -33,11 +41,13 @@ class Element:
         name: e.g. ``vertex``.
         count: rows that the header promises.
         properties: name -> PLY type, in order; the type of a list is ``list``.
+        lines: the header lines of its properties.
     """
 
     name: str
     count: int
     properties: dict[str, str]
+    lines: list[str] = field(default_factory=list)
 
     @property
     def has_list(self) -> bool:
@@ -107,7 +117,7 @@ def _lines(path: Path, file: BinaryIO) -> list[str]:
         line = file.readline(MAX_HEADER)
         if not line.endswith(b"\n"):
             break
-        text = line.decode("latin-1").rstrip("\r\n")
+        text = line.decode("utf-8", "replace").rstrip("\r\n")
         if text == "end_header":
             return lines[1:]
         lines.append(text)
@@ -127,6 +137,7 @@ def _add_property(element: Element, words: list[str]) -> None:
     if name in element.properties or not (is_list or (len(words) == 3 and kind in SIZES)):
         raise ValueError
     element.properties[name] = kind
+    element.lines.append(" ".join(words))
 
 
 def _check_size(path: Path, header: Header) -> None:

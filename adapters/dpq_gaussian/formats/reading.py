@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from dpq_core.errors import SourceError
@@ -34,7 +35,8 @@ def read_scene(path: str | Path, *, axes: str | None = None) -> Loaded:
     if loaded.format == "spz" or axes is None:
         return loaded
     scene = coordinates.convert(loaded.scene, axes, coordinates.NATIVE)
-    return Loaded(**{**vars(loaded), "scene": scene, "coordinates": axes})
+    origin = coordinates.turned_origin(loaded.origin, axes, coordinates.NATIVE)
+    return dataclasses.replace(loaded, scene=scene, coordinates=axes, origin=origin)
 
 
 def _read(path: Path, axes: str | None) -> Loaded:

@@ -8,6 +8,7 @@ from typing import BinaryIO
 import numpy as np
 
 from dpq_core.errors import SourceError
+from dpq_gaussian.formats.clipping import Clipped
 from dpq_gaussian.formats.levels import LOGIT_OF_LEVEL, SH_C0, opacities, to_level, unit
 from dpq_gaussian.formats.loaded import Loaded, check_claim
 from dpq_gaussian.formats.stream import SceneStream
@@ -20,6 +21,10 @@ RECORD = np.dtype(
 LARGEST = float(np.finfo(np.float32).max)
 SMALLEST = float(np.finfo(np.float32).tiny)
 """Bounds of a scale, which is stored as such and not as its logarithm."""
+
+SCALES_KEPT = (float(np.log(SMALLEST)), float(np.log(LARGEST)))
+COLOURS_KEPT = (-(0.5 + 1 / 510) / SH_C0, (0.5 + 1 / 510) / SH_C0)
+"""Values beyond these are clipped, and not only rounded."""
 
 
 def read(path: Path) -> Loaded:
@@ -48,8 +53,13 @@ def read(path: Path) -> Loaded:
     return Loaded(scene=scene, format="splat")
 
 
-def write(file: BinaryIO, stream: SceneStream) -> None:
-    """Write the Gaussians in their order; harmonics beyond colour are dropped."""
+def write(file: BinaryIO, stream: SceneStream) -> tuple[str, ...]:
+    """Writes the Gaussians in their order; harmonics beyond colour are dropped.
+
+    Returns:
+        Notes for the user: what was clipped.
+    """
+    clipped = Clipped(".splat")
     for scene in stream.chunks:
         rows = np.empty(len(scene), dtype=RECORD)
         rows["position"] = scene.positions
@@ -59,3 +69,6 @@ def write(file: BinaryIO, stream: SceneStream) -> None:
         rows["rgba"][:, 3] = to_level(opacities(scene.opacity_logits) * 255.0)
         rows["rotation"] = to_level(unit(scene.rotations) * 128.0 + 128.0)
         file.write(rows.tobytes())
+        clipped.count("color", scene.sh_dc, *COLOURS_KEPT)
+        clipped.count("scales", scene.log_scales, *SCALES_KEPT)
+    return clipped.notes()

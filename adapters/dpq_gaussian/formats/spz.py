@@ -6,7 +6,7 @@ import importlib
 import struct
 import zlib
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from dpq_core.errors import SourceError
 from dpq_gaussian.formats import spz_planes
@@ -33,6 +33,9 @@ AXES_EXTENSION = 0xADBE0003
 
 RATIO = 1032
 """Deflate cannot expand a byte to more; zstd can, but packed scenes come nowhere near."""
+
+ZSTD_LEVEL = 12
+"""Of the streams of version 4: twice as slow as gzip, and as small as zstd gets but for 2 %."""
 
 MAX_WINDOW = 8 << 20
 """Bytes of history that a zstd frame may ask a reader to keep (RFC 8878, section 3.1.1.1.2)."""
@@ -72,23 +75,47 @@ def read(path: Path, coordinates: str | None) -> Loaded:
     )
 
 
-def write(file: BinaryIO, stream: SceneStream, antialiased: bool) -> int:
-    """Write version 3, which more readers know than 4; the chunks must be in the file's axes.
+def write(
+    file: BinaryIO, stream: SceneStream, antialiased: bool, version: int = 3
+) -> tuple[str, ...]:
+    """Writes version 3, which more readers know, or 4; the chunks must be in the file's axes.
 
     Returns:
-        The number of fractional bits of the positions: 12 unless the scene is too large for it.
+        Notes for the user: what was clipped or moved.
 
     Raises:
-        SourceError: the scene is too large for 24-bit positions.
+        SourceError: the scene is too large for 24-bit positions, or zstandard is not installed.
     """
-    planes, layout = spz_planes.encode(stream)
+    planes, layout, notes = spz_planes.encode(stream, version)
     flags = ANTIALIASED if antialiased else 0
-    header = HEADER.pack(MAGIC, 3, layout.count, layout.degree, layout.fraction, flags, 0)
-    packer = zlib.compressobj(level=6, wbits=31)  # 31: a gzip wrapper, without a time stamp
-    for part in (header, *(plane.tobytes() for plane in planes)):
-        file.write(packer.compress(part))
-    file.write(packer.flush())
-    return layout.fraction
+    fields = (MAGIC, version, layout.count, layout.degree, layout.fraction, flags)
+    if version == 3:
+        packer = zlib.compressobj(level=6, wbits=31)  # 31: a gzip wrapper, without a time stamp
+        for part in (HEADER.pack(*fields, 0), *(plane.tobytes() for plane in planes)):
+            file.write(packer.compress(part))
+        file.write(packer.flush())
+        return notes
+    zstandard = _zstandard("write version 4 of .spz")
+    streams = [plane.tobytes() for plane in planes if plane.size]
+    packed = [zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(stream) for stream in streams]
+    file.write(HEADER_4.pack(*fields, len(streams), HEADER_4.size))
+    for data, content in zip(packed, streams, strict=True):
+        file.write(struct.pack("<QQ", len(data), len(content)))
+    for data in packed:
+        file.write(data)
+    return notes
+
+
+def _zstandard(purpose: str) -> Any:
+    """The module ``zstandard``.
+
+    Raises:
+        SourceError: it is not installed.
+    """
+    try:
+        return importlib.import_module("zstandard")
+    except ImportError:
+        raise SourceError(f"zstandard is needed to {purpose}: pip install zstandard") from None
 
 
 def _layout(path: Path, fields: tuple[int, ...], room: int) -> Layout:
@@ -151,12 +178,7 @@ def _read_zstd(path: Path, data: bytes) -> tuple[Layout, int, list[bytes], bytes
 
 def _unzstd(path: Path, data: bytes, size: int) -> bytes:
     """Exactly ``size`` bytes out of one zstd frame, whatever the frame claims."""
-    try:
-        zstandard = importlib.import_module("zstandard")
-    except ImportError:
-        raise SourceError(
-            f"{path}: .spz version 4 is packed with zstd: pip install zstandard"
-        ) from None
+    zstandard = _zstandard(f"read {path}, an .spz of version 4")
     with parsing(path, ".spz"):
         claimed = zstandard.get_frame_parameters(data).content_size  # allocated as it stands
         if claimed not in (size, zstandard.CONTENTSIZE_UNKNOWN):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dpq_core.errors import SourceError
+from dpq_gaussian.formats.clipping import Clipped
 from dpq_gaussian.formats.levels import (
     LOGIT_OF_LEVEL,
     Bytes,
@@ -18,6 +19,7 @@ from dpq_gaussian.formats.levels import (
 )
 from dpq_gaussian.formats.stream import SceneStream
 from dpq_gaussian.scene import SH_REST, FloatArray, Scene
+from dpq_gaussian.scene.extent import extent_of, pulled_in
 
 FRACTION = 12
 """Bits after the point of a position, as the reference implementation writes them."""
@@ -28,10 +30,18 @@ COLOUR = 0.15
 SH_STEPS = (8, 16)
 """Of the 256 levels over [-1, 1], every 8th is used at degree 1, every 16th above."""
 
+ROOM = 128
+"""Radii of a scene; positions farther away have no say in how fine all are."""
+
 _LEVELS = np.arange(256)
 SCALE_OF_LEVEL = (_LEVELS / 16.0 - 10.0).astype(np.float32)
 COLOUR_OF_LEVEL = ((_LEVELS / 255.0 - 0.5) / COLOUR).astype(np.float32)
 SH_OF_LEVEL = ((_LEVELS - 128) / 128.0).astype(np.float32)
+
+COLOURS_KEPT = (-(0.5 + 1 / 510) / COLOUR, (0.5 + 1 / 510) / COLOUR)
+SCALES_KEPT = (-10.0 - 1 / 32, 255 / 16.0 - 10.0 + 1 / 32)
+HARMONICS_KEPT = (-1.0 - 1 / 16, 1.0 + 1 / 16)
+"""Values beyond these are clipped, and not only rounded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,16 +85,17 @@ def decode(planes: Sequence[bytes], layout: Layout) -> Scene:
     )
 
 
-def encode(stream: SceneStream) -> tuple[list[Bytes], Layout]:
-    """Encodes Gaussians to the planes of version 3.
+def encode(stream: SceneStream, version: int) -> tuple[list[Bytes], Layout, tuple[str, ...]]:
+    """Encodes Gaussians to the planes of version 3 or 4, with notes for the user.
 
     Raises:
-        SourceError: a position does not fit in 24 bits with any number of fractional bits.
+        SourceError: the scene does not fit in 24 bits with any number of fractional bits.
     """
     n, m = stream.count, SH_REST[stream.sh_degree]
     places = np.empty((n, 3), dtype=np.float32)
     widths = (1, 3, 3, 4, 3 * m)
     planes: list[Bytes] = [np.empty((n, width), dtype=np.uint8) for width in widths]
+    clipped = Clipped("spz")
     at = 0
     for scene in stream.chunks:
         part = slice(at, at + len(scene))
@@ -94,18 +105,46 @@ def encode(stream: SceneStream) -> tuple[list[Bytes], Layout]:
         planes[2][part] = to_level((scene.log_scales + 10.0) * 16.0)
         planes[3][part] = _pack_smallest_three(unit(scene.rotations))
         planes[4][part] = _sh_levels(scene.sh_rest)
+        clipped.count("color", scene.sh_dc, *COLOURS_KEPT)
+        clipped.count("scales", scene.log_scales, *SCALES_KEPT)
+        clipped.count("harmonics", scene.sh_rest, *HARMONICS_KEPT)
         at += len(scene)
-    layout = Layout(version=3, count=n, degree=stream.sh_degree, fraction=_fraction(places))
-    return [_pack_positions(places, layout.fraction), *planes], layout
+    fraction, moved = _fit_positions(places, planes[2])
+    notes = clipped.notes()
+    if fraction < FRACTION:
+        notes += (f"far positions: {fraction} fractional bits instead of {FRACTION}",)
+    if moved:
+        limit = 2.0 ** (23 - fraction)
+        notes += (
+            f"moved {moved:,} Gaussians far outside of the scene to the border of what spz holds "
+            f"(+-{limit:,.0f}), smaller in proportion",
+        )
+    layout = Layout(version=version, count=n, degree=stream.sh_degree, fraction=fraction)
+    return [_pack_positions(places, fraction), *planes], layout, notes
 
 
-def _fraction(places: FloatArray) -> int:
-    """Fractional bits of positions: 12, or fewer where the farthest one needs the room."""
-    farthest = float(np.abs(places).max())
-    for bits in range(FRACTION, -1, -1):
-        if round(farthest * 2**bits) < 1 << 23:
-            return bits
-    raise SourceError(f"a position of {farthest:.3g} does not fit in .spz (at most 8,388,607)")
+def _fit_positions(places: FloatArray, scales: Bytes) -> tuple[int, int]:
+    """Fractional bits of positions, and the number of Gaussians moved to fit into these.
+
+    12 bits, or as many fewer as the scene needs; not for Gaussians more than ROOM of its radii
+    away, which are moved (in place, with the levels of their scales).
+    """
+    extent = extent_of(places, SCALE_OF_LEVEL[scales])
+    needed = float(np.abs(places[~extent.beyond(places, ROOM)]).max())
+    for fraction in range(FRACTION, -1, -1):
+        if round(needed * 2**fraction) < 1 << 23:
+            break
+    else:
+        raise SourceError(f"a scene of size {needed:.3g} does not fit in .spz (at most 8,388,607)")
+    limit = ((1 << 23) - 1) / 2.0**fraction
+    far = np.flatnonzero((np.abs(places) > limit).any(axis=1))
+    if len(far):
+        box = np.full(3, -limit), np.full(3, limit)
+        places[far], factors = pulled_in(places[far], extent.middle, *box)
+        np.clip(places, -limit, limit, out=places)
+        smaller = SCALE_OF_LEVEL[scales[far]] + np.log(factors)[:, None]
+        scales[far] = to_level((smaller + 10.0) * 16.0)
+    return fraction, len(far)
 
 
 def _pack_positions(places: FloatArray, fraction: int) -> Bytes:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dpq_core.errors import Hint, SourceError
-from dpq_gaussian.scene.gaussians import Scene
+from dpq_gaussian.scene.gaussians import FloatArray, Scene
 
 ROWS = 1 << 16
 """Gaussians that are looked at together, so that checking a mapped file takes little memory."""
@@ -18,6 +18,12 @@ SHORTEST = 1e-15
 
 MOST_OPAQUE = np.float32(np.log((1 - 1e-6) / 1e-6))
 """Logit of opacity 1 - 1e-6: converters write full opacity as an infinite logit."""
+
+FLATNESS = np.float32(np.log(1e-4))
+"""Log of the thickness of a flat Gaussian, relative to the shorter of its other axes."""
+
+_POINT = np.float32(-20.0)
+"""Log scale of a Gaussian without any size."""
 
 _INVISIBLE = 1 / 255
 """No renderer draws a Gaussian of lower opacity (Kerbl et al.; gsplat)."""
@@ -64,22 +70,37 @@ def bad_values(scene: Scene) -> dict[str, npt.NDArray[np.bool_]]:
     return faults
 
 
+def bounded(scene: Scene) -> tuple[Scene, tuple[str, ...]]:
+    """Gives infinite values that mean something a finite one, with a line for each kind.
+
+    Infinite opacity logits become +-13.8 (opacity 1 - 1e-6 or 1e-6), log scales of -inf, which
+    flat Gaussians have, those of an axis 10,000 times thinner than the others.
+    """
+    notes = []
+    endless = np.isinf(scene.opacity_logits)
+    if endless.any():
+        limited = np.clip(scene.opacity_logits, -MOST_OPAQUE, MOST_OPAQUE)
+        logits = np.where(endless, limited, scene.opacity_logits)
+        scene = Scene(**{**scene.arrays(), "opacity_logits": logits})
+        notes.append(f"bounded {int(endless.sum()):,} infinite opacities")
+    flat = np.isneginf(scene.log_scales).any(axis=1)
+    if flat.any():
+        log_scales = flat_log_scales(np.asarray(scene.log_scales))
+        scene = Scene(**{**scene.arrays(), "log_scales": log_scales})
+        notes.append(f"{int(flat.sum()):,} flat Gaussians (a log scale of -inf) made nearly flat")
+    return scene, tuple(notes)
+
+
 def repaired(scene: Scene, where: str) -> tuple[Scene, tuple[str, ...]]:
     """Repairs a scene so that ``check_values`` accepts it, with a line for each kind of change.
 
-    Infinite opacity logits become +-13.8 (opacity 1 - 1e-6 or 1e-6); a Gaussian with any other
-    unusable value is dropped.
+    After ``bounded``, a Gaussian with any other unusable value is dropped.
 
     Raises:
         SourceError: no Gaussian is left.
     """
-    endless = np.isinf(scene.opacity_logits)
-    notes = []
-    if endless.any():
-        bounded = np.clip(scene.opacity_logits, -MOST_OPAQUE, MOST_OPAQUE)
-        logits = np.where(endless, bounded, scene.opacity_logits)
-        scene = Scene(**{**scene.arrays(), "opacity_logits": logits})
-        notes.append(f"bounded {int(endless.sum()):,} infinite opacities")
+    scene, changes = bounded(scene)
+    notes = list(changes)
     bad = np.zeros(len(scene), dtype=bool)
     for start in range(0, len(scene), ROWS):
         part = slice(start, start + ROWS)
@@ -91,6 +112,16 @@ def repaired(scene: Scene, where: str) -> tuple[Scene, tuple[str, ...]]:
         notes.append(f"dropped {int(bad.sum()):,} of {len(scene):,} Gaussians: unusable values")
         scene = scene.take(~bad)
     return scene, tuple(notes)
+
+
+def flat_log_scales(log_scales: FloatArray) -> FloatArray:
+    """Makes axes of no thickness (-inf) in ``[n, 3]`` 10,000 times thinner than the others."""
+    flat = np.isneginf(log_scales)
+    if not flat.any():
+        return log_scales
+    shortest = np.where(flat, np.inf, log_scales).min(axis=1)
+    thin = np.where(np.isinf(shortest), _POINT, shortest + FLATNESS).astype(np.float32)
+    return np.where(flat, thin[:, None], log_scales)
 
 
 def visible(scene: Scene) -> Any:
