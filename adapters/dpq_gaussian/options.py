@@ -9,12 +9,11 @@ from typing import Any
 
 from dpq_core.errors import ANY, Hint, SpecError
 from dpq_core.spec import QuantSpec
+from dpq_gaussian.colours import BACKGROUNDS, colour
 from dpq_gaussian.policy import ATTRIBUTES, CODERS, PQ_SPEC, PRESETS, Policy, parse_factor
 
 EXPORTS = ("ply", "splat", "spz")
 """``Adapter.exports`` of the Gaussian adapter."""
-
-BACKGROUNDS = {"black": (0.0, 0.0, 0.0), "white": (1.0, 1.0, 1.0), "grey": (0.5, 0.5, 0.5)}
 
 NONE = "none"
 """What ``--baseline`` takes to be left out."""
@@ -283,22 +282,3 @@ def _check_range(name: str, value: float, least: float, largest: float, *, unit:
     """Refuse a value outside of its range; NaN is outside of every range."""
     if not least <= value <= largest:
         raise SpecError(f"must be {least} to {largest}{unit}", option=name, value=value)
-
-
-def colour(text: str) -> tuple[float, float, float]:
-    """Parses a colour name or ``#rrggbb`` to red, green and blue in [0, 1].
-
-    Raises:
-        SpecError: it is neither.
-    """
-    if text in BACKGROUNDS:
-        return BACKGROUNDS[text]
-    digits = text.removeprefix("#")
-    try:
-        if len(digits) != 6:
-            raise ValueError
-        red, green, blue = bytes.fromhex(digits)
-    except ValueError:
-        message = f"is no colour; use {', '.join(BACKGROUNDS)} or #rrggbb"
-        raise SpecError(message, option="background", value=text) from None
-    return red / 255, green / 255, blue / 255

@@ -14,9 +14,10 @@ from dpq_core.errors import ANY, Hint, SourceError, SpecError
 from dpq_core.plugin.results import Sampling
 from dpq_core.run import Progress, Run
 from dpq_gaussian.cameras import Camera, read_cameras, select
+from dpq_gaussian.colours import colour
 from dpq_gaussian.formats.loaded import Origin
 from dpq_gaussian.loading import load
-from dpq_gaussian.options import SIZE, SampleOptions, colour
+from dpq_gaussian.options import SIZE, SampleOptions
 from dpq_gaussian.rendering import RenderOptions, Splats, drawing_device, render
 from dpq_gaussian.rendering.pictures import (
     Picture,

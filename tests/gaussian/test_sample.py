@@ -14,8 +14,9 @@ from render_scenes import ahead, scene
 from dpq_core.errors import AdapterError, DPQError, SourceError, SpecError
 from dpq_core.plugin.options import describe, parse
 from dpq_core.run import Run
+from dpq_gaussian.colours import colour
 from dpq_gaussian.formats import write_scene
-from dpq_gaussian.options import SampleOptions, colour
+from dpq_gaussian.options import SampleOptions
 from dpq_gaussian.rendering import Splats, drawing_device, pictures, render
 from dpq_gaussian.sample import sample
 

@@ -14,8 +14,9 @@ from dpq_gaussian.cameras import Camera, held_out, read_cameras
 from dpq_gaussian.cameras.photographs import photograph, sized_like_photograph
 from dpq_gaussian.cameras.reading import HOLD
 from dpq_gaussian.cameras.surrounding import SIZE, near_plane, surrounding_cameras
+from dpq_gaussian.colours import colour
 from dpq_gaussian.formats.loaded import NO_ORIGIN, Origin
-from dpq_gaussian.options import CalibrateOptions, colour
+from dpq_gaussian.options import CalibrateOptions
 from dpq_gaussian.rendering import RenderOptions, Splats, render
 from dpq_gaussian.scene import Scene
 

@@ -22,13 +22,14 @@ from dpq_core.plugin.results import Evaluation, Metric
 from dpq_core.run import Run
 from dpq_gaussian.cameras import Camera
 from dpq_gaussian.cameras.photographs import photograph
+from dpq_gaussian.colours import colour
 from dpq_gaussian.evaluation.attributes import UNITS, attribute_errors
 from dpq_gaussian.evaluation.files import EvaluatedFile, encode_seconds, read_file
 from dpq_gaussian.evaluation.lpips import LPIPS, load_lpips
 from dpq_gaussian.evaluation.matching import overlap
 from dpq_gaussian.evaluation.metrics import score
 from dpq_gaussian.evaluation.views import Views, find_views
-from dpq_gaussian.options import NONE, EvaluateOptions, colour
+from dpq_gaussian.options import NONE, EvaluateOptions
 from dpq_gaussian.rendering import RenderOptions, Splats, drawing_device, render
 from dpq_gaussian.scene import Scene
 
