@@ -196,7 +196,7 @@ def test_coordinates(scene, tmp_path):
 
 def test_repair(tmp_path):
     logits = make_scene(100).opacity_logits
-    logits[3] = np.inf
+    logits[3], logits[4] = np.nan, np.inf  # an infinite opacity means something, NaN does not
     broken = changed(make_scene(100), opacity_logits=logits)
     write_ply(tmp_path / "a.ply", columns(broken))
     done = dpq("export", "-a", "splats", tmp_path / "a.ply", "-o", tmp_path / "b.ply")
@@ -208,7 +208,8 @@ def test_repair(tmp_path):
     done = dpq("export", "-a", "splats", tmp_path / "a.ply", *words)
     assert done.code == 0
     assert "bounded 1 infinite opacities" in done.err
-    assert len(read_scene(tmp_path / "b.ply").scene) == 100
+    assert "dropped 1 of 100 Gaussians: unusable values" in done.err
+    assert len(read_scene(tmp_path / "b.ply").scene) == 99
 
 
 def test_sources_that_are_not_there(tmp_path):
