@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from layer_problems import (
     damped,
@@ -35,13 +35,32 @@ pytestmark = pytest.mark.portable
 
 def true_error(objective: Objective, core_hat: Tensor, sizes: dict[str, Any]) -> float:
     """Of a layer made by ``layer(**sizes)``, in float64."""
+    return output_error(objective.core, core_hat, metric_of(sizes), objective.row_weight)
+
+
+def metric_of(sizes: dict[str, Any]) -> Tensor:
+    """Damped H of a layer made by ``layer(**sizes)``, float64."""
     H = second_moment(sizes["cols"], sizes.get("rank", 1000), sizes.get("seed", 0) + 2)
-    metric = damped(H, sizes.get("damping", 0.01))
-    return output_error(objective.core, core_hat, metric, objective.row_weight)
+    return damped(H, sizes.get("damping", 0.01))
+
+
+SINGULAR = {
+    "rows": 1,
+    "cols": 8,
+    "d": 1,
+    "sharing": 2,
+    "stages": 1,
+    "orientation": "input",
+    "damping": 0.0,
+    "weighted": False,
+}
+"""Sizes of layers whose H is singular, where rounding once looked like an error."""
 
 
 @pytest.mark.slow
 @settings(deadline=None, max_examples=80)
+@example({**SINGULAR, "K": 4, "rank": 2, "seed": 168}, "ldlq")
+@example({**SINGULAR, "K": 5, "rank": 1, "seed": 169}, "ldlq")
 @given(layers, st.sampled_from(ASSIGNMENTS))
 def test_the_error_never_rises_and_is_what_it_says(sizes: dict[str, Any], method: str) -> None:
     objective, books = layer(**sizes)
@@ -52,8 +71,13 @@ def test_the_error_never_rises_and_is_what_it_says(sizes: dict[str, Any], method
     torch.testing.assert_close(
         result.core_hat, decode(objective, result.codes, books), rtol=0, atol=1e-6
     )
-    # float32 sums of terms as large as the first error
-    slack = 1e-4 * max(result.errors[0], 1e-9)
+    # float32 sums of terms as large as the first error, or larger ones that cancel where H is
+    # singular: errors are fed back without bound then
+    wrong = (objective.core - result.core_hat).double().abs()
+    terms = output_error(
+        wrong, torch.zeros_like(wrong), metric_of(sizes).abs(), objective.row_weight
+    )
+    slack = 1e-4 * max(result.errors[0], 1e-9) + 1e-7 * terms
     truth = true_error(objective, result.core_hat, sizes)
     assert result.errors[-1] == pytest.approx(truth, rel=1e-3, abs=slack)
     assert objective.error(result.core_hat) == pytest.approx(truth, rel=1e-3, abs=slack)
