@@ -11,7 +11,13 @@ from dpq_core.jobs.report import Report, Table, facts
 from dpq_core.planning.forecast import Forecast, forecast
 from dpq_core.planning.overhead import overhead
 from dpq_core.planning.plan import make_plan
-from dpq_core.planning.planner import bytes_of_bits, candidate_specs, compressible, plan_for_budget
+from dpq_core.planning.planner import (
+    HIGH_BUDGET,
+    bytes_of_bits,
+    candidate_specs,
+    compressible,
+    plan_for_budget,
+)
 from dpq_core.run import Run
 from dpq_core.sizes import format_seconds, format_shape, format_size, parse_size
 from dpq_core.spec import Override, presets
@@ -167,7 +173,7 @@ def plan_model(
         checkpoint,
         adapter,
         budget - reserved,
-        candidate_specs(spec),
+        candidate_specs(spec, high=budget > bytes_of_bits(checkpoint, HIGH_BUDGET)),
         rules,
         sensitivity=_sensitivity(adapter, checkpoint, task, run),
         shard_bytes=shard_bytes,
